@@ -1,0 +1,272 @@
+"""The command line: serve, migrate, settings, health, token. `credit-service --help` tells more."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import secrets
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import grpc
+import structlog
+import uvloop
+from cyclopts import App, Parameter, validators
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pydantic import SecretStr
+
+from credit_service import config, migrations, processes, server
+from credit_service.access import Doorkeeper, IdentitiesError
+from credit_service.embedded import (
+    EmbeddedPostgresError,
+    default_data_directory,
+    embedded_postgres,
+)
+from credit_service.observability import configure_logs
+from credit_service.postgres import UNREACHABLE, Address
+from credit_service.rules import Terms
+from credit_service.tls import CertificateError, ServerCertificate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from credit_service.config import Settings
+
+app = App(
+    name="credit-service",
+    help="A credit service: sells, spends, refunds and reports credits over gRPC, on PostgreSQL.",
+    version_flags=[],
+)
+
+_log = structlog.get_logger()
+
+_MASKED = re.compile(r"(?<=:)[^:@/]*(?=@)|(?<=password=)[^&]*")
+
+_HEALTH_SECONDS = 3
+
+
+class _Refused(Exception):
+    """Ends the command with one line and exit code 2."""
+
+
+@app.command
+def serve(
+    *,
+    migrate: Annotated[bool, Parameter(negative="")] = False,
+    processes: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=64))] = 1,
+) -> None:
+    """Run the service until it is told to stop (SIGTERM or Ctrl-C); calls in flight are answered.
+
+    Settings are environment variables, listed by `credit-service settings`. Without
+    CREDIT_DATABASE_URL an embedded PostgreSQL runs beside the service and keeps its data.
+
+    Args:
+        migrate: First bring the database to the newest version.
+        processes: Processes that share the port, one per core is a good number.
+    """
+    settings = _settings()
+    _configure_logs(settings)
+    with _database(settings) as (owner_url, service_url):
+        if migrate:
+            asyncio.run(_migrate(owner_url, service_url))
+        if settings.identities is None:
+            _log.warning("no identities are set: every caller on this machine is operator `local`")
+        _run(settings, service_url, processes)
+
+
+@app.command
+def migrate() -> None:
+    """Bring the database to the newest version and give the service's role its rights.
+
+    Connects as the owner of the tables by CREDIT_MIGRATE_URL, or, where that is not set, by
+    CREDIT_DATABASE_URL. Safe to run twice, and twice at once.
+    """
+    settings = _settings()
+    with _database(settings) as (owner_url, service_url):
+        asyncio.run(_migrate(owner_url, service_url))
+
+
+@app.command
+def settings() -> None:
+    """Print every setting with its value and meaning; passwords are masked."""
+    current = _settings()
+    for name, field in config.Settings.model_fields.items():
+        value = getattr(current, name)
+        if isinstance(value, SecretStr):
+            value = _MASKED.sub("***", value.get_secret_value())
+        origin = "" if name in current.model_fields_set else "  (default)"
+        print(f"{config.variable(name)}={'' if value is None else value}{origin}")
+        print(f"    {field.description}")
+
+
+@app.command
+def health(target: str | None = None) -> None:
+    """Ask a running service whether it serves; exit code 0 if so, 1 if not.
+
+    Args:
+        target: host:port without TLS; by default CREDIT_HEALTH_LISTEN, or CREDIT_LISTEN.
+    """
+    settings = _settings()
+    if target is None:
+        target = settings.health_listen or settings.listen
+        if settings.health_listen is None and settings.tls_certificate is not None:
+            raise _Refused(
+                "set CREDIT_HEALTH_LISTEN: this asks without TLS, and CREDIT_LISTEN has it"
+            )
+    target = re.sub(r"^(0\.0\.0\.0|\[::\])(?=:)", "localhost", target)
+    with grpc.insecure_channel(target) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]
+                health_pb2.HealthCheckRequest(), timeout=_HEALTH_SECONDS
+            )
+        except grpc.RpcError as error:
+            print(f"{target}: {error.code().name}")
+            sys.exit(1)
+    state = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    print(f"{target}: {state}")
+    sys.exit(0 if state == "SERVING" else 1)
+
+
+@app.command
+def token(name: str, role: Literal["worker", "gateway", "bridge", "operator", "auditor"]) -> None:
+    """Make a bearer token for a caller, and the lines that make it known to the service.
+
+    Args:
+        name: The caller's name, as it will stand on its entries.
+        role: What it may call.
+    """
+    made = secrets.token_urlsafe(32)
+    print(f"# The token, for the caller; it is shown once and stored nowhere:\n# {made}\n")
+    print("[[identity]]")
+    print(f'name = "{name}"\nrole = "{role}"')
+    print(f'token_sha256 = "{hashlib.sha256(made.encode()).hexdigest()}"')
+
+
+def main() -> None:
+    """Runs the command line; a refusal is one line on standard error and exit code 2."""
+    try:
+        app()
+    except _REFUSALS as refusal:
+        print(f"credit-service: {refusal}", file=sys.stderr)
+        sys.exit(2)
+
+
+_REFUSALS = (
+    _Refused,
+    config.ConfigurationError,
+    migrations.MigrationError,
+    server.StartRefusedError,
+    EmbeddedPostgresError,
+    IdentitiesError,
+    CertificateError,
+)
+
+
+def _settings() -> Settings:
+    return config.read()
+
+
+def _configure_logs(settings: Settings) -> None:
+    as_json = not sys.stderr.isatty() if settings.logs_json is None else settings.logs_json
+    configure_logs(level=settings.log_level, as_json=as_json)
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Yields the owner's and the service's URL, of the embedded server where none is set."""
+    if settings.database_url is None:
+        with embedded_postgres(settings.data_dir or default_data_directory()) as cluster:
+            yield cluster.owner_url, cluster.service_url
+        return
+    service_url = settings.database_url.get_secret_value()
+    migrate_url = settings.migrate_url
+    yield (service_url if migrate_url is None else migrate_url.get_secret_value()), service_url
+
+
+async def _migrate(owner_url: str, service_url: str) -> None:
+    try:
+        connection = await Address(service_url).connect()
+        try:
+            service_role = await connection.fetchval("SELECT current_user")
+        finally:
+            await connection.close()
+        await migrations.migrate(owner_url, service_role, print)
+    except UNREACHABLE as error:
+        raise _Refused(
+            f"the database cannot be reached: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _server_settings(settings: Settings, service_url: str, process: int | None) -> server.Settings:
+    certificate = None
+    if settings.tls_certificate is not None and settings.tls_key is not None:
+        certificate = ServerCertificate(
+            settings.tls_certificate, settings.tls_key, settings.tls_client_ca
+        )
+    return server.Settings(
+        listen=settings.listen,
+        health_listen=settings.health_listen,
+        address=Address(service_url, settings.statement_cache),
+        terms=Terms(settings.price_list(), settings.min_balance),
+        adds_users=settings.adds_users,
+        doorkeeper=Doorkeeper(settings.identities),
+        certificate=certificate,
+        lanes=settings.lanes,
+        lane_queue=settings.lane_queue,
+        lane_batch=settings.lane_batch,
+        pool_size=settings.pool_size,
+        calls_in_flight=settings.calls_in_flight,
+        drain_seconds=settings.drain_seconds,
+        connection_age_seconds=settings.connection_age_seconds,
+        share_port=process is not None,
+        metrics_port=None
+        if settings.metrics_port is None
+        else settings.metrics_port + (process or 0),
+        metrics_host=settings.metrics_host,
+    )
+
+
+def _run(settings: Settings, service_url: str, count: int) -> None:
+    if count == 1:
+        made = _server_settings(settings, service_url, process=None)
+        uvloop.run(processes.run_one(made, lambda port: _announce(settings, port)))
+        return
+    # Made here once so that a mistake is told before any process starts.
+    _server_settings(settings, service_url, process=0)
+    processes.run_many(
+        count, settings.listen, _run_child, (settings, service_url), lambda: _announce(settings, 0)
+    )
+
+
+def _run_child(
+    process: int, report: processes.Report, settings: Settings, service_url: str
+) -> None:
+    """Runs one of several processes; called in a fresh interpreter."""
+    _configure_logs(settings)
+    structlog.contextvars.bind_contextvars(process=process)
+    try:
+        made = _server_settings(settings, service_url, process)
+        uvloop.run(processes.run_one(made, lambda _port: report()))
+    except _REFUSALS as refusal:
+        print(f"credit-service: {refusal}", file=sys.stderr)
+        sys.exit(processes.REFUSED)
+
+
+def _announce(settings: Settings, port: int) -> None:
+    host = settings.listen.rpartition(":")[0]
+    listen = f"{host}:{port}" if port else settings.listen
+    prices = ", ".join(
+        f"{name} {price.unit_cost} per {price.unit}"
+        for name, price in settings.price_list().prices.items()
+    )
+    print(
+        f"credit-service listens on {listen} ({'TLS' if settings.tls_certificate else 'plaintext'})"
+    )
+    print(f"prices in credits: {prices}")
+    if settings.tls_certificate is None and settings.identities is None:
+        print("try it:")
+        print(f"  grpcurl -plaintext {listen} credit_service.v1.CreditService/ListPrices")
+        print(f"  scripts/demo{'' if listen == '127.0.0.1:50051' else f' --target {listen}'}")
+    sys.stdout.flush()

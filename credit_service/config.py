@@ -1,0 +1,233 @@
+"""Every setting, with its unit, default and meaning. The environment is read only here."""
+
+from __future__ import annotations
+
+import os
+import re
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from credit_service.model import AMOUNT_MAX
+from credit_service.pricing import Price, PriceList
+
+PREFIX = "CREDIT_"
+
+
+class ConfigurationError(Exception):
+    """The settings cannot be used; the text names each one and what is wrong with it."""
+
+
+class OtherPrice(BaseModel):
+    """The price of an operation beyond the two that every installation has."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cost: int = Field(ge=1, le=AMOUNT_MAX)
+    unit: str = Field(min_length=1, max_length=32)
+
+
+_PORT_MAX = 65535
+
+
+def _host_and_port(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > _PORT_MAX:
+        raise ValueError("must be host:port, such as 127.0.0.1:50051 or [::]:50051")
+    return text
+
+
+_Cost = Annotated[int, Field(ge=1, le=AMOUNT_MAX)]
+_Seconds = Annotated[float, Field(gt=0)]
+_Port = Annotated[int, Field(ge=0, le=_PORT_MAX)]
+
+
+class Settings(BaseSettings):
+    """The settings of the service; each is an environment variable with the prefix CREDIT_."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    listen: Annotated[str, AfterValidator(_host_and_port)] = Field(
+        "127.0.0.1:50051", description="Address and port the service listens on."
+    )
+    health_listen: Annotated[str, AfterValidator(_host_and_port)] | None = Field(
+        None,
+        description="A second address that answers health checks only, without TLS, for probes."
+        " CREDIT_LISTEN answers them too.",
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="PostgreSQL, as the service's role: postgresql://role:password@host/database."
+        " Unset: the embedded server.",
+    )
+    migrate_url: SecretStr | None = Field(
+        None, description="PostgreSQL, as the owner of the tables. Unset: CREDIT_DATABASE_URL."
+    )
+    data_dir: Path | None = Field(
+        None, description="Where the embedded server keeps its data. Unset: the user's data folder."
+    )
+    users: Literal["existing", "managed"] | None = Field(
+        None,
+        description="existing: auth.users tells who is a user. managed: a purchase for an unknown"
+        " user adds the user. Unset: managed with the embedded server, else existing.",
+    )
+    cost_per_stem_separation: _Cost = Field(10, description="Credits for one stem separation.")
+    cost_per_render: _Cost = Field(5, description="Credits for one render.")
+    other_prices: dict[str, OtherPrice] = Field(
+        {},
+        description='Further operations as JSON: {"mastering": {"cost": 20, "unit": "track"}}.',
+    )
+    min_balance: int = Field(
+        0,
+        ge=-AMOUNT_MAX,
+        le=AMOUNT_MAX,
+        description="Credits that a spend must leave available; negative allows that much debt.",
+    )
+    identities: Path | None = Field(
+        None,
+        description="File of callers (TOML), read again when it changes. Unset: only on loopback,"
+        " where every caller is the operator `local`.",
+    )
+    tls_certificate: Path | None = Field(
+        None, description="The server's certificate chain (PEM), read again when it changes."
+    )
+    tls_key: Path | None = Field(None, description="The private key of the certificate (PEM).")
+    tls_client_ca: Path | None = Field(
+        None, description="Who signs callers' certificates (PEM); set, every caller needs one."
+    )
+    allow_plaintext: bool = Field(
+        default=False,
+        description="Listen beyond loopback without TLS; only behind a proxy that has it.",
+    )
+    lanes: int = Field(
+        4, ge=1, le=64, description="Writer lanes per process, each with a database connection."
+    )
+    lane_queue: int = Field(
+        1000, ge=1, description="Commands that may wait in a lane; more are refused at once."
+    )
+    lane_batch: int = Field(
+        500, ge=1, le=1000, description="Commands that one transaction takes at most."
+    )
+    pool_size: int = Field(4, ge=1, le=100, description="Database connections for reads.")
+    statement_cache: int = Field(
+        100,
+        ge=0,
+        description="Prepared statements per connection; 0 behind a transaction pooler.",
+    )
+    calls_in_flight: int = Field(
+        4000, ge=1, description="Calls answered at the same time; more are refused at once."
+    )
+    drain_seconds: _Seconds = Field(
+        20, description="How long running calls may take to end when the service stops."
+    )
+    connection_age_seconds: _Seconds = Field(
+        600, description="After how long a client is asked to connect anew, so that load spreads."
+    )
+    metrics_port: _Port | None = Field(
+        None,
+        description="Port for Prometheus; process N of several takes port + N. Unset: no metrics.",
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address of the metrics port.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged."
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="auto: console on a terminal, JSON elsewhere."
+    )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        for name in self.other_prices:
+            if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
+                raise ValueError(f"other_prices: {name!r} is no name for an operation")
+            if name in {"stem_separation", "render"}:
+                raise ValueError(f"other_prices: use {PREFIX}COST_PER_{name.upper()} for {name}")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        if not self.on_loopback:
+            if self.tls_certificate is None and not self.allow_plaintext:
+                raise ValueError(
+                    f"listen: {self.listen} is beyond loopback and there is no TLS; set"
+                    f" {PREFIX}TLS_CERTIFICATE and {PREFIX}TLS_KEY, or, behind a proxy that has"
+                    f" TLS, {PREFIX}ALLOW_PLAINTEXT=true"
+                )
+            if self.identities is None:
+                raise ValueError(
+                    f"listen: {self.listen} is beyond loopback and nobody is known; set"
+                    f" {PREFIX}IDENTITIES"
+                )
+        return self
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        host = self.listen.rpartition(":")[0].strip("[]")
+        try:
+            return ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
+
+    @property
+    def adds_users(self) -> bool:
+        """Whether a purchase for an unknown user adds the user."""
+        return (self.users or ("managed" if self.database_url is None else "existing")) == "managed"
+
+    @property
+    def logs_json(self) -> bool | None:
+        """True or False as set; None: as the terminal decides."""
+        return None if self.log_format == "auto" else self.log_format == "json"
+
+    def price_list(self) -> PriceList:
+        """Makes the price list."""
+        others = {name: Price(price.cost, price.unit) for name, price in self.other_prices.items()}
+        return PriceList(
+            {
+                "stem_separation": Price(self.cost_per_stem_separation, "separation"),
+                "render": Price(self.cost_per_render, "render"),
+                **others,
+            }
+        )
+
+
+def variable(name: str) -> str:
+    """Names the environment variable of a setting."""
+    return PREFIX + name.upper()
+
+
+def read() -> Settings:
+    """Reads the settings from the environment.
+
+    Raises:
+        ConfigurationError: a value cannot be used, or a variable with our prefix is unknown.
+    """
+    known = {variable(name) for name in Settings.model_fields}
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        raise ConfigurationError(
+            f"unknown setting {', '.join(unknown)}; `credit-service settings` lists the known ones"
+        )
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            place = ".".join(str(part) for part in problem["loc"])
+            text = problem["msg"].removeprefix("Value error, ")
+            problems.append(f"{variable(place)}: {text}" if place else text)
+        raise ConfigurationError("; ".join(problems)) from None
+    except ValueError as error:
+        # JSON that cannot be read is told by pydantic-settings itself.
+        raise ConfigurationError(str(error)) from None

@@ -1,0 +1,388 @@
+"""The writer lanes: group commit over row locks.
+
+A lane has a queue, one connection and at most one transaction in flight. While that runs, commands
+pile up, and the next batch is the whole pile, up to a bound. A call's handler owns no transaction:
+it waits on a future, and when it is cancelled it only stops listening.
+
+A batch is one READ COMMITTED transaction: lock the accounts in the order of their users, recall in
+a new statement what the commands refer to, decide in Python, write each row once, commit. Futures
+are resolved after the COMMIT and never before, the refusals too, for they may rest on an entry of
+the same batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import asyncpg
+import structlog
+
+from credit_service import metrics, rules, store
+from credit_service.errors import (
+    CreditError,
+    InternalError,
+    LedgerUnavailable,
+    Overloaded,
+    Refusal,
+)
+from credit_service.model import Account, Command, Outcome, Purchase, Refund, Spent
+from credit_service.postgres import UNREACHABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from credit_service.model import Entry
+    from credit_service.postgres import Address
+    from credit_service.rules import Terms
+
+_log = structlog.get_logger()
+
+# How often a batch is run again after a fault that another run can heal.
+_ATTEMPTS = 5
+
+# Another transaction was in the way and is gone by the next attempt: a serialization failure or
+# deadlock, a collision over a new account or payment, a guard that failed, a plan outdated by DDL.
+_COLLISIONS = (
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.UniqueViolationError,
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.OutdatedSchemaCacheError,
+    store.StaleAccountError,
+)
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A command in the queue, the future its caller awaits, and until when (loop time)."""
+
+    command: Command
+    answer: asyncio.Future[Outcome]
+    deadline: float
+
+
+class _CommitLostError(Exception):
+    """The COMMIT of these entries was sent and its answer never came."""
+
+    def __init__(self, entries: list[Entry]) -> None:
+        super().__init__(f"the answer to a COMMIT of {len(entries)} entries was lost")
+        self.entries = entries
+
+
+class Lane:
+    """One clerk: the queue, the connection and the task that writes."""
+
+    def __init__(
+        self,
+        name: str,
+        address: Address,
+        terms: Terms,
+        *,
+        adds_users: bool,
+        queue_limit: int,
+        batch_limit: int,
+    ) -> None:
+        self._address = address
+        self._terms = terms
+        self._adds_users = adds_users
+        self._queue_limit = queue_limit
+        self._batch_limit = batch_limit
+        self._queue: deque[_Waiting] = deque()
+        self._filled = asyncio.Event()
+        self._closing = False
+        self._connection: asyncpg.Connection | None = None
+        self._task = asyncio.create_task(self._run(), name=f"lane {name}")
+        self._queued = metrics.QUEUED.labels(name)
+        self._queued.set_function(lambda: len(self._queue))
+
+    def submit(self, command: Command, deadline: float) -> asyncio.Future[Outcome]:
+        """Puts a command into the queue.
+
+        Args:
+            command: what to do.
+            deadline: the loop time after which nobody waits; past it the command is not started.
+
+        Returns:
+            A future of the outcome; its exception is what `rules.decide` or the lane raised.
+
+        Raises:
+            Overloaded: the queue is full.
+            LedgerUnavailable: the lane is closing.
+        """
+        if self._closing:
+            raise LedgerUnavailable
+        if len(self._queue) >= self._queue_limit:
+            raise Overloaded
+        answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(command, answer, deadline))
+        self._filled.set()
+        return answer
+
+    async def close(self) -> None:
+        """Runs what is queued, takes nothing more, and closes the connection."""
+        self._closing = True
+        self._filled.set()
+        await self._task
+        if self._connection is not None:
+            self._connection.terminate()
+
+    async def _run(self) -> None:
+        while True:
+            await self._filled.wait()
+            if not self._queue:
+                if self._closing:
+                    return
+                self._filled.clear()
+                continue
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch_limit))]
+            started = time.perf_counter()
+            try:
+                await self._serve(batch)
+            except Exception:
+                # A lane that died would leave its users waiting for ever.
+                _log.exception("lane failed on a batch", commands=len(batch))
+                _fail(batch, InternalError)
+            metrics.BATCH_COMMANDS.observe(len(batch))
+            metrics.BATCH_SECONDS.observe(time.perf_counter() - started)
+
+    async def _serve(self, batch: list[_Waiting], lost: Sequence[Entry] = ()) -> None:
+        """Answers every call of the batch, running it again or in parts where that can help.
+
+        Args:
+            batch: the calls.
+            lost: the entries of an earlier run whose COMMIT was sent and never answered.
+        """
+        for attempt in range(_ATTEMPTS):
+            batch = _wanted(batch)
+            if not batch:
+                return
+            try:
+                answers = await self._transact(batch, lost)
+            except _CommitLostError as fault:
+                # Run again on a fresh connection: under the lock the keys tell whether it happened.
+                self._note(fault, batch)
+                lost = fault.entries
+            except _COLLISIONS as fault:
+                self._note(fault, batch)
+                await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
+            except asyncpg.LockNotAvailableError as fault:
+                self._note(fault, batch)
+                await self._serve_each_user(batch, lost)
+                return
+            except UNREACHABLE as fault:
+                self._note(fault, batch)
+                _fail(batch, LedgerUnavailable)
+                return
+            except Exception as fault:  # whatever a single command can bring about
+                self._note(fault, batch)
+                if len(batch) == 1:
+                    _log.exception("command failed", call=batch[0].command.call)
+                    _fail(batch, InternalError)
+                else:
+                    await self._serve_halves(batch, lost)
+                return
+            else:
+                for waiting, answer in zip(batch, answers, strict=True):
+                    _answer(waiting, answer)
+                return
+        if len(batch) == 1:
+            _fail(batch, LedgerUnavailable)
+        else:
+            await self._serve_halves(batch, lost)
+
+    async def _serve_each_user(self, batch: list[_Waiting], lost: Sequence[Entry]) -> None:
+        """Lets a user whose row somebody else keeps locked wait alone."""
+        users: dict[UUID, list[_Waiting]] = {}
+        for waiting in batch:
+            users.setdefault(waiting.command.user_id, []).append(waiting)
+        if len(users) == 1:
+            _fail(batch, LedgerUnavailable)
+            return
+        for part in users.values():
+            await self._serve(part, lost)
+
+    async def _serve_halves(self, batch: list[_Waiting], lost: Sequence[Entry]) -> None:
+        """Halves a batch, and its halves, until the command that spoils it stands alone."""
+        middle = len(batch) // 2
+        await self._serve(batch[:middle], lost)
+        await self._serve(batch[middle:], lost)
+
+    def _note(self, fault: BaseException, batch: list[_Waiting]) -> None:
+        metrics.BATCH_FAULTS.labels(type(fault).__name__).inc()
+        _log.warning("batch disturbed", fault=type(fault).__name__, commands=len(batch))
+
+    async def _transact(
+        self, batch: list[_Waiting], lost: Sequence[Entry]
+    ) -> list[Outcome | CreditError]:
+        """Runs the batch as one transaction; returns an answer per command, in order."""
+        connection = await self._connected()
+        try:
+            await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+            commands = [waiting.command for waiting in batch]
+            locked, desk = await self._recall(connection, commands)
+            answers = [_decide(desk, command, self._terms) for command in commands]
+            await self._write(connection, locked, desk)
+        except Exception:
+            await self._roll_back(connection)
+            raise
+        await self._commit(connection, desk.posted)
+        for entry in desk.posted:
+            metrics.CREDITS.labels(entry.type).inc(entry.amount)
+        unclaimed = list(lost)
+        return [_settled(answer, desk, unclaimed) for answer in answers]
+
+    async def _recall(
+        self, connection: asyncpg.Connection, commands: list[Command]
+    ) -> tuple[dict[UUID, Account], rules.Desk]:
+        user_ids = {command.user_id for command in commands}
+        locked = await store.lock_accounts(connection, user_ids)
+        now, entries = await store.recall_keys(
+            connection,
+            [command.user_id for command in commands],
+            [command.idempotency_key for command in commands],
+        )
+        desk = rules.Desk(now, dict(locked))
+        for entry in entries:
+            assert entry.idempotency_key is not None  # noqa: S101  # it was found by it
+            desk.by_key[entry.user_id, entry.idempotency_key] = entry
+        without_account = user_ids - locked.keys()
+        if without_account:
+            known = await store.find_users(connection, without_account)
+            if self._adds_users:
+                known |= {c.user_id for c in commands if isinstance(c, Purchase)} & without_account
+            desk.accounts.update((user_id, Account(user_id)) for user_id in known)
+        await _recall_spends(connection, desk, commands)
+        await _recall_purchases(connection, desk, commands)
+        return locked, desk
+
+    async def _write(
+        self, connection: asyncpg.Connection, locked: dict[UUID, Account], desk: rules.Desk
+    ) -> None:
+        if not desk.posted:
+            return
+        touched = {entry.user_id for entry in desk.posted}
+        opened = [desk.accounts[user_id] for user_id in touched - locked.keys()]
+        changed = [
+            (desk.accounts[user_id], locked[user_id].seq) for user_id in touched & locked.keys()
+        ]
+        if opened:
+            if self._adds_users:
+                await store.add_users(connection, [account.user_id for account in opened])
+            await store.insert_accounts(connection, opened)
+        if changed:
+            await store.update_accounts(connection, changed)
+        await store.insert_entries(connection, desk.posted)
+        if desk.refunded:
+            await store.upsert_refunds(connection, list(desk.refunded.values()))
+        if desk.bought:
+            await store.insert_purchases(
+                connection, [b.entry for b in desk.bought.values() if b.entry]
+            )
+
+    async def _connected(self) -> asyncpg.Connection:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await self._address.connect()
+        return self._connection
+
+    async def _roll_back(self, connection: asyncpg.Connection) -> None:
+        try:
+            if connection.is_in_transaction():
+                await connection.execute("ROLLBACK")
+        except Exception:  # a connection in doubt is given up, whatever the doubt
+            connection.terminate()
+        if connection.is_closed():
+            self._connection = None
+
+    async def _commit(self, connection: asyncpg.Connection, entries: list[Entry]) -> None:
+        try:
+            tag = await connection.execute("COMMIT")
+        except Exception as fault:
+            connection.terminate()
+            self._connection = None
+            raise _CommitLostError(entries) from fault
+        if tag != "COMMIT":
+            raise store.StaleAccountError(tag)
+
+
+async def _recall_spends(
+    connection: asyncpg.Connection, desk: rules.Desk, commands: list[Command]
+) -> None:
+    places = {
+        (command.user_id, command.spend_seq)
+        for command in commands
+        if isinstance(command, Refund) and command.spend_seq is not None
+    }
+    if not places:
+        return
+    refunded = await store.recall_refunds(connection, places)
+    for place, entry in (await store.recall_places(connection, places)).items():
+        desk.spends[place] = Spent(entry, refunded.get(place, 0))
+
+
+async def _recall_purchases(
+    connection: asyncpg.Connection, desk: rules.Desk, commands: list[Command]
+) -> None:
+    refs = {
+        command.payment.ref
+        for command in commands
+        if isinstance(command, Purchase) and command.payment is not None
+    }
+    purchases = await store.recall_purchases(connection, refs) if refs else {}
+    if not purchases:
+        return
+    places = {(bought.user_id, bought.seq) for bought in purchases.values()}
+    entries = await store.recall_places(connection, places)
+    for ref, bought in purchases.items():
+        entry = entries.get((bought.user_id, bought.seq))
+        # A user who was deleted and made anew has other entries in the same places.
+        if entry is not None and (entry.payment is None or entry.payment.ref != ref):
+            entry = None
+        desk.purchases[ref] = replace(bought, entry=entry)
+
+
+def _decide(desk: rules.Desk, command: Command, terms: Terms) -> Outcome | CreditError:
+    try:
+        return rules.decide(desk, command, terms)
+    except Refusal as refusal:
+        return refusal
+
+
+def _settled(
+    answer: Outcome | CreditError, desk: rules.Desk, lost: list[Entry]
+) -> Outcome | CreditError:
+    """Shows the account as the batch left it, and a resolved COMMIT as the first run it was."""
+    if isinstance(answer, CreditError):
+        return answer
+    replayed = answer.replayed
+    if replayed and answer.entry in lost:
+        lost.remove(answer.entry)
+        replayed = False
+    return replace(answer, account=desk.accounts[answer.entry.user_id], replayed=replayed)
+
+
+def _wanted(batch: list[_Waiting]) -> list[_Waiting]:
+    """Drops the commands whose callers are gone or whose time has passed."""
+    now = asyncio.get_running_loop().time()
+    late = [waiting for waiting in batch if waiting.deadline <= now]
+    _fail(late, LedgerUnavailable)
+    return [waiting for waiting in batch if not waiting.answer.done()]
+
+
+def _answer(waiting: _Waiting, answer: Outcome | CreditError) -> None:
+    if waiting.answer.done():
+        return
+    if isinstance(answer, CreditError):
+        waiting.answer.set_exception(answer)
+    else:
+        waiting.answer.set_result(answer)
+
+
+def _fail(batch: list[_Waiting], error: type[InternalError | LedgerUnavailable]) -> None:
+    for waiting in batch:
+        _answer(waiting, error())

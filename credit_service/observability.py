@@ -1,0 +1,130 @@
+"""One log line and one set of metrics per call, and how logs look.
+
+A line holds method, caller, user, key, outcome, reason and milliseconds. No token, no value of the
+metadata and no description ever stands in a log.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import orjson
+import structlog
+
+from credit_service import metrics
+from credit_service.errors import Refusal
+from credit_service.status import CODES
+
+if TYPE_CHECKING:
+    from credit_service.errors import CreditError
+
+_log = structlog.get_logger()
+
+# A field of a log line is cut here: a caller decides what stands in it.
+_FIELD_LENGTH_MAX = 128
+
+
+@dataclass(slots=True)
+class Call:
+    """What is told about a call when it ends."""
+
+    method: str
+    caller: str = ""
+    user: str = ""
+    key: str = ""
+    replayed: bool = False
+    started: float = field(default_factory=time.perf_counter)
+
+    def answered(self) -> None:
+        """Tells of an OK."""
+        self._tell("OK", "")
+        if self.replayed:
+            metrics.REPLAYS.labels(self.method).inc()
+
+    def failed(self, error: CreditError) -> None:
+        """Tells of any other answer."""
+        self._tell(CODES[type(error)].name, error.reason)
+        if isinstance(error, Refusal):
+            metrics.REFUSALS.labels(self.method, error.reason).inc()
+
+    def abandoned(self) -> None:
+        """Tells that the caller went away or its deadline passed."""
+        self._tell("CANCELLED", "")
+
+    def _tell(self, code: str, reason: str) -> None:
+        seconds = time.perf_counter() - self.started
+        metrics.CALLS.labels(self.method, code, reason).inc()
+        metrics.CALL_SECONDS.labels(self.method).observe(seconds)
+        facts: dict[str, object] = {"method": self.method, "outcome": code}
+        if self.caller:
+            facts["caller"] = self.caller
+        if self.user:
+            facts["user"] = self.user[:_FIELD_LENGTH_MAX]
+        if self.key:
+            facts["key"] = self.key[:_FIELD_LENGTH_MAX]
+        if reason:
+            facts["reason"] = reason
+        if self.replayed:
+            facts["replayed"] = True
+        facts["ms"] = round(seconds * 1000, 2)
+        _log.info("call", **facts)
+
+
+# The call that the running task answers.
+CALL: ContextVar[Call] = ContextVar("call")
+
+
+def configure_logs(*, level: str, as_json: bool) -> None:
+    """Sends logs to standard error: a JSON object a line, or text for people.
+
+    Args:
+        level: debug, info, warning or error.
+        as_json: JSON rather than text.
+    """
+    number = logging.getLevelNamesMapping()[level.upper()]
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    # Local variables would put tokens and metadata into a traceback.
+    no_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    rendering: list[structlog.typing.Processor]
+    factory: structlog.BytesLoggerFactory | structlog.PrintLoggerFactory
+    if as_json:
+        rendering = [
+            structlog.processors.ExceptionRenderer(no_locals),
+            structlog.processors.JSONRenderer(serializer=orjson.dumps),
+        ]
+        factory = structlog.BytesLoggerFactory(sys.stderr.buffer)
+    else:
+        plain = structlog.dev.plain_traceback
+        rendering = [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=plain, pad_event_to=5
+            )
+        ]
+        factory = structlog.PrintLoggerFactory(sys.stderr)
+    structlog.configure(
+        processors=[*shared, *rendering],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=factory,
+        cache_logger_on_first_use=True,
+    )
+    # The libraries' own records (asyncio, grpc) take the same way out.
+    handler = logging.StreamHandler(sys.stderr)
+    foreign: list[structlog.typing.Processor] = [
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+        *rendering,
+    ]
+    if as_json:
+        foreign[-1] = structlog.processors.JSONRenderer()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(processors=foreign, foreign_pre_chain=shared)
+    )
+    logging.basicConfig(level=max(number, logging.WARNING), handlers=[handler], force=True)

@@ -1,0 +1,425 @@
+"""The grpc.aio server put together: interceptor, services, health, reflection; start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import random
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from credit_service import access, metrics, migrations, status
+from credit_service.errors import CreditError, InternalError, InvalidRequest, Overloaded
+from credit_service.lanes import Lane
+from credit_service.ledger import Ledger
+from credit_service.observability import CALL, Call
+from credit_service.postgres import UNREACHABLE, missing_protection
+from credit_service.servicer import CreditServicer
+from credit_service.v1 import credit_service_pb2 as pb
+from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from credit_service.access import Doorkeeper
+    from credit_service.postgres import Address
+    from credit_service.rules import Terms
+    from credit_service.tls import ServerCertificate
+
+    Handler = grpc.RpcMethodHandler[Any, Any]
+
+_log = structlog.get_logger()
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CreditService"].full_name
+
+# A message above the first is refused by gRPC itself, one above the second by us, with a sentence.
+MESSAGE_BYTES_MAX = 1024 * 1024
+CALL_BYTES_MAX = 64 * 1024
+
+_PROBE_SECONDS = 1.0
+_CONNECT_BACKOFF_SECONDS_MAX = 5.0
+
+# What no waiting mends: a password, a role, a database, an address that cannot be read.
+_WRONG_ADDRESS = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.ClientConfigurationError,
+)
+
+
+class StartRefusedError(Exception):
+    """The service cannot start; the text names the cause and the remedy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the server is made of.
+
+    Attributes:
+        listen: host:port; port 0 takes any free one.
+        health_listen: host:port of a listener that answers health checks only; None: none.
+        address: the database, as the service's role.
+        terms: prices and floor.
+        adds_users: whether a purchase for an unknown user adds the user.
+        doorkeeper: who may call.
+        certificate: the server's certificate; None: no TLS.
+        lanes: writer lanes, each with a connection of its own.
+        lane_queue: commands that may wait in a lane.
+        lane_batch: commands that a transaction takes at most.
+        pool_size: connections for the reads.
+        calls_in_flight: calls answered at the same time; more are refused.
+        drain_seconds: how long running calls may take to end when the service stops.
+        connection_age_seconds: after how long a client is asked to connect anew.
+        share_port: lets several processes listen on the port.
+        metrics_port: where Prometheus reads; None: nowhere.
+        metrics_host: the address of that port.
+    """
+
+    listen: str
+    health_listen: str | None
+    address: Address
+    terms: Terms
+    adds_users: bool
+    doorkeeper: Doorkeeper
+    certificate: ServerCertificate | None
+    lanes: int
+    lane_queue: int
+    lane_batch: int
+    pool_size: int
+    calls_in_flight: int
+    drain_seconds: float
+    connection_age_seconds: float
+    share_port: bool
+    metrics_port: int | None
+    metrics_host: str
+
+
+async def serve(
+    settings: Settings, stop: asyncio.Event, started: Callable[[int], Awaitable[None]]
+) -> None:
+    """Runs the service until `stop` is set, then drains it.
+
+    Args:
+        settings: what the server is made of.
+        stop: set it to end.
+        started: awaited with the port once calls are answered.
+
+    Raises:
+        StartRefusedError: the database lacks migrations, or a port is taken.
+    """
+    async with AsyncExitStack() as stack:
+        if not await _database_ready(settings, stop):
+            return
+        pool = settings.address.pool(settings.pool_size)
+        await pool
+        stack.push_async_callback(_close_pool, pool)
+        lanes = [
+            Lane(
+                str(number),
+                settings.address,
+                settings.terms,
+                adds_users=settings.adds_users,
+                queue_limit=settings.lane_queue,
+                batch_limit=settings.lane_batch,
+            )
+            for number in range(settings.lanes)
+        ]
+        for lane in lanes:
+            stack.push_async_callback(lane.close)
+        ledger = Ledger(lanes, pool, settings.terms)
+        health = health_aio.HealthServicer()
+        server = _server(settings, ledger, health)
+        port = _bind(server, settings.listen, "CREDIT_LISTEN", settings.certificate)
+        _serve_metrics(settings)
+        await server.start()
+        stack.push_async_callback(server.stop, settings.drain_seconds)
+        if settings.health_listen is not None:
+            await stack.enter_async_context(
+                _health_listener(settings.health_listen, health, share_port=settings.share_port)
+            )
+        stack.push_async_callback(health.enter_graceful_shutdown)
+        probe = asyncio.create_task(_probe(ledger, health, settings.doorkeeper))
+        stack.push_async_callback(_cancel, probe)
+        await _tell(health, serving=True)
+        await started(port)
+        await stop.wait()
+        _log.info("stopping: calls in flight are answered, new ones refused")
+    _log.info("stopped")
+
+
+async def _database_ready(settings: Settings, stop: asyncio.Event) -> bool:
+    """Waits for the database and checks it; False when told to stop meanwhile."""
+    pause = 0.25
+    while not stop.is_set():
+        try:
+            connection = await settings.address.connect()
+        except _WRONG_ADDRESS as error:
+            raise StartRefusedError(
+                f"the database refuses the service: {error}; mend CREDIT_DATABASE_URL"
+            ) from error
+        except UNREACHABLE as error:
+            _log.warning(
+                "database not reachable, trying again",
+                problem=f"{type(error).__name__}: {error}",
+                seconds=round(pause, 2),
+            )
+            waiting = asyncio.create_task(stop.wait())
+            await asyncio.wait({waiting}, timeout=pause * random.uniform(0.8, 1.2))  # noqa: S311
+            waiting.cancel()
+            pause = min(pause * 2, _CONNECT_BACKOFF_SECONDS_MAX)
+            continue
+        try:
+            await _check_database(connection, settings)
+        finally:
+            await connection.close()
+        return True
+    return False
+
+
+async def _check_database(connection: Any, settings: Settings) -> None:
+    try:
+        missing = await migrations.pending(connection)
+    except migrations.MigrationError as error:
+        raise StartRefusedError(str(error)) from error
+    if missing:
+        raise StartRefusedError(
+            f"the database lacks the migrations {', '.join(missing)}; run `credit-service migrate`"
+            " or start with `credit-service serve --migrate`"
+        )
+    made_here = await connection.fetchval(
+        "SELECT obj_description('auth.users'::regclass) = 'made by credit_service'"
+    )
+    if settings.adds_users and not made_here:
+        raise StartRefusedError(
+            "CREDIT_USERS=managed needs a user table made by the migrations, and this auth.users"
+            " belongs to somebody else; set CREDIT_USERS=existing"
+        )
+    for sentence in await missing_protection(connection):
+        _log.warning("protection missing: " + sentence)
+
+
+def _server(
+    settings: Settings, ledger: Ledger, health: health_aio.HealthServicer
+) -> grpc.aio.Server:
+    server = grpc.aio.server(
+        interceptors=(_Gate(settings.doorkeeper, settings.calls_in_flight),),
+        options=(
+            ("grpc.so_reuseport", int(settings.share_port)),
+            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+            ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.max_connection_age_ms", int(settings.connection_age_seconds * 1000)),
+            ("grpc.max_connection_age_grace_ms", 30_000),
+        ),
+    )
+    pb_grpc.add_CreditServiceServicer_to_server(CreditServicer(ledger), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    reflection.enable_server_reflection(
+        (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name), server
+    )
+    return server
+
+
+def _bind(
+    server: grpc.aio.Server, listen: str, setting: str, certificate: ServerCertificate | None
+) -> int:
+    try:
+        if certificate is None:
+            return server.add_insecure_port(listen)
+        return server.add_secure_port(listen, certificate.credentials())
+    except RuntimeError as error:
+        raise StartRefusedError(
+            f"cannot listen on {listen}: the port is taken or the address is not of this machine;"
+            f" choose another with {setting} or end the program that has it"
+        ) from error
+
+
+@asynccontextmanager
+async def _health_listener(
+    listen: str, health: health_aio.HealthServicer, *, share_port: bool
+) -> AsyncIterator[None]:
+    server = grpc.aio.server(options=(("grpc.so_reuseport", int(share_port)),))
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    _bind(server, listen, "CREDIT_HEALTH_LISTEN", None)
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(None)
+
+
+def _serve_metrics(settings: Settings) -> None:
+    if settings.metrics_port is None:
+        return
+    try:
+        start_http_server(settings.metrics_port, addr=settings.metrics_host)
+    except OSError as error:
+        raise StartRefusedError(
+            f"cannot serve metrics on {settings.metrics_host}:{settings.metrics_port}:"
+            f" {error.strerror}; choose another with CREDIT_METRICS_PORT"
+        ) from error
+
+
+async def _probe(ledger: Ledger, health: health_aio.HealthServicer, doorkeeper: Doorkeeper) -> None:
+    """Keeps health and identities true to the world, once a second."""
+    serving = True
+    while True:
+        await asyncio.sleep(_PROBE_SECONDS)
+        doorkeeper.reload()
+        answers = await ledger.answers()
+        if answers != serving:
+            serving = answers
+            _log.warning("database answers again" if answers else "database does not answer")
+            await _tell(health, serving=answers)
+
+
+async def _tell(health: health_aio.HealthServicer, *, serving: bool) -> None:
+    state = health_pb2.HealthCheckResponse
+    for name in ("", SERVICE_NAME):
+        await health.set(name, state.SERVING if serving else state.NOT_SERVING)
+    metrics.SERVING.set(int(serving))
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def _close_pool(pool: Any) -> None:
+    pool.terminate()
+
+
+class _Gate(grpc.aio.ServerInterceptor):
+    """What every call passes: identity, right, bounds; and on its way back status, log, metrics."""
+
+    def __init__(self, doorkeeper: Doorkeeper, calls_in_flight: int) -> None:
+        self._doorkeeper = doorkeeper
+        self._calls_in_flight = calls_in_flight
+        self._in_flight = 0
+        self._handlers: dict[str, Handler] = {}
+
+    async def intercept_service(  # type: ignore[override]  # the stubs know no `None`
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        method: str = handler_call_details.method
+        handler = self._handlers.get(method)
+        if handler is None:
+            inner = await continuation(handler_call_details)
+            if inner is None or method in access.PUBLIC:
+                return inner
+            handler = self._handlers[method] = self._guarded(method, inner)
+        return handler
+
+    def _guarded(self, method: str, inner: Handler) -> Handler:
+        if inner.unary_unary is None:
+            return self._guarded_stream(method, inner)
+        behaviour: Any = inner.unary_unary
+        name = method.rpartition("/")[2]
+
+        async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            call = Call(name)
+            CALL.set(call)
+            if self._in_flight >= self._calls_in_flight:
+                await _refuse(call, Overloaded(), context)
+            self._in_flight += 1
+            try:
+                caller = self._admit(call, method, context)
+                if isinstance(request, InvalidRequest):
+                    raise request
+                access.CALLER.set(caller)
+                call.user = getattr(request, "user_id", "")
+                call.key = getattr(request, "idempotency_key", "")
+                response = await behaviour(request, context)
+            except CreditError as error:
+                await _refuse(call, error, context)
+            except asyncio.CancelledError:
+                call.abandoned()
+                raise
+            except Exception:
+                _log.exception("call failed", method=name)
+                await _refuse(call, InternalError(), context)
+            finally:
+                self._in_flight -= 1
+            call.answered()
+            return response
+
+        return grpc.unary_unary_rpc_method_handler(
+            answer,
+            request_deserializer=_tolerant(inner.request_deserializer, name),
+            response_serializer=inner.response_serializer,
+        )
+
+    def _guarded_stream(self, method: str, inner: Handler) -> Handler:
+        behaviour: Any = inner.stream_stream
+        name = method.rpartition("/")[2]
+
+        async def answer(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            call = Call(name)
+            try:
+                self._admit(call, method, context)
+            except CreditError as error:
+                await _refuse(call, error, context)
+            answers = behaviour(requests, context)
+            if inspect.isawaitable(answers):
+                await answers
+            else:
+                async for response in answers:
+                    await context.write(response)
+            call.answered()
+
+        return grpc.stream_stream_rpc_method_handler(
+            answer,
+            request_deserializer=inner.request_deserializer,
+            response_serializer=inner.response_serializer,
+        )
+
+    def _admit(
+        self, call: Call, method: str, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> access.Caller:
+        caller = self._doorkeeper.identify(
+            context.invocation_metadata() or (), context.auth_context
+        )
+        call.caller = caller.name
+        caller.require(method)
+        return caller
+
+
+async def _refuse(
+    call: Call, error: CreditError, context: grpc.aio.ServicerContext[Any, Any]
+) -> None:
+    call.failed(error)
+    answer = status.render(error)
+    await context.abort(answer.code, answer.message, answer.trailing_metadata)
+
+
+def _tolerant(deserialize: Any, name: str) -> Callable[[bytes], Any]:
+    """Makes a deserialiser that hands over what is wrong with the bytes instead of raising it.
+
+    gRPC would answer an exception here with a code of its own and no details.
+    """
+
+    def read(data: bytes) -> Any:
+        if len(data) > CALL_BYTES_MAX:
+            return InvalidRequest(
+                "request", f"has {len(data)} bytes; {CALL_BYTES_MAX} is the most for {name}."
+            )
+        try:
+            return deserialize(data)
+        except Exception:  # protobuf's own error, whatever its version calls it
+            return InvalidRequest("request", f"is not a {name} request.")
+
+    return read

@@ -1,0 +1,23 @@
+-- Counts a user's entries before a time, which is the place of the last of them. Times never fall
+-- along seq, so halving the range finds it in some twenty steps without an index of times.
+WITH RECURSIVE halving (low, high) AS (
+    SELECT
+        0::bigint AS low,
+        account.seq AS high
+    FROM user_credits AS account
+    WHERE account.user_id = $1::uuid
+    UNION ALL
+    SELECT
+        CASE WHEN middle.timestamp < $2::timestamptz THEN middle.seq ELSE halving.low END AS low,
+        CASE WHEN middle.timestamp < $2::timestamptz THEN halving.high ELSE middle.seq - 1 END
+            AS high
+    FROM halving
+    INNER JOIN credit_transactions AS middle
+        ON
+            middle.user_id = $1::uuid
+            AND middle.seq = (halving.low + halving.high + 1) / 2
+    WHERE halving.low < halving.high
+)
+
+SELECT low AS entries FROM halving
+WHERE low = high

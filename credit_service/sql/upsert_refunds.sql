@@ -1,0 +1,12 @@
+-- Writes how much was given back of each spend, once per spend and batch.
+INSERT INTO credit_refunds AS refund (user_id, spend_seq, spent, refunded)
+SELECT
+    given.user_id,
+    given.spend_seq,
+    given.spent,
+    given.refunded
+FROM
+    unnest(
+        $1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[]
+    ) AS given (user_id, spend_seq, spent, refunded)
+ON CONFLICT (user_id, spend_seq) DO UPDATE SET refunded = excluded.refunded

@@ -1,0 +1,115 @@
+"""Errors to gRPC statuses and back: one table, used by the server and by the client.
+
+The details are those of the standard error model (google.rpc, AIP-193): an `ErrorInfo` with the
+reason and every figure, a `BadRequest` for a bad field, a `RetryInfo` where repeating helps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from credit_service import errors
+
+DOMAIN = "credit_service"
+
+# The key under which gRPC libraries look for a google.rpc.Status.
+DETAILS_KEY = "grpc-status-details-bin"
+
+CODES: dict[type[errors.CreditError], grpc.StatusCode] = {
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.InsufficientCredits: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.PriceChanged: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.RefundExceedsSpend: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.BalanceLimitExceeded: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.UserNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.UserDeleted: grpc.StatusCode.NOT_FOUND,
+    errors.TransactionNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.IdempotencyKeyReused: grpc.StatusCode.ALREADY_EXISTS,
+    errors.PaymentReused: grpc.StatusCode.ALREADY_EXISTS,
+    errors.Overloaded: grpc.StatusCode.UNAVAILABLE,
+    errors.LedgerUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.InternalError: grpc.StatusCode.INTERNAL,
+}
+
+_BY_REASON = {error.reason: error for error in CODES}
+
+# How long a caller should wait before it repeats the call, in milliseconds.
+RETRY_DELAY_MS: dict[type[errors.CreditError], int] = {
+    errors.Overloaded: 200,
+    errors.LedgerUnavailable: 1000,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """An error as gRPC sends it: the code, the sentence, and the trailing metadata."""
+
+    code: grpc.StatusCode
+    message: str
+    trailing_metadata: tuple[tuple[str, bytes], ...]
+
+
+def render(error: errors.CreditError) -> Rendered:
+    """Turns an error into the code, sentence and details that a client receives."""
+    code = CODES[type(error)]
+    status = status_pb2.Status(code=code.value[0], message=str(error))
+    facts = {field.name: str(getattr(error, field.name)) for field in dataclasses.fields(error)}
+    _attach(
+        status,
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts),
+    )
+    if isinstance(error, errors.InvalidRequest):
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=error.problem, reason=error.reason
+        )
+        _attach(status, error_details_pb2.BadRequest(field_violations=[violation]))
+    delay_ms = RETRY_DELAY_MS.get(type(error))
+    if delay_ms is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(delay_ms)
+        _attach(status, error_details_pb2.RetryInfo(retry_delay=delay))
+    return Rendered(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
+
+
+def _attach(status: status_pb2.Status, detail: object) -> None:
+    packed = any_pb2.Any()
+    packed.Pack(detail)  # type: ignore[arg-type]  # every detail above is a message
+    status.details.append(packed)
+
+
+def parse(failure: grpc.aio.AioRpcError) -> errors.CreditError | None:
+    """Turns a failed call back into the error that the service raised.
+
+    Returns None where the failure carries no reason of this service: the transport failed, or
+    another server answered.
+    """
+    info = _error_info(failure)
+    if info is None:
+        return None
+    error = _BY_REASON.get(info.reason)
+    if error is None:
+        return None
+    facts: dict[str, object] = {}
+    for field in dataclasses.fields(error):
+        text = info.metadata.get(field.name, "")
+        # Annotations are strings here, as in every module of `from __future__ import annotations`.
+        facts[field.name] = int(text or 0) if field.type == "int" else text
+    return error(**facts)
+
+
+def _error_info(failure: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo | None:
+    sent = dict(failure.trailing_metadata() or ()).get(DETAILS_KEY)
+    if not isinstance(sent, bytes):
+        return None
+    for detail in status_pb2.Status.FromString(sent).details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info) and info.domain == DOMAIN:
+            return info
+    return None

@@ -1,0 +1,222 @@
+"""One function per SQL statement, values in, values out; the statements stand in sql/."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from credit_service.model import Account, Entry, Payment, Purchased
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    import asyncpg
+    from asyncpg.pool import PoolConnectionProxy
+
+    from credit_service.model import Spent
+
+    _Connection = asyncpg.Connection | PoolConnectionProxy
+
+SQL = {
+    file.name.removesuffix(".sql"): file.read_text()
+    for file in (resources.files("credit_service") / "sql").iterdir()
+    if file.name.endswith(".sql")
+}
+
+# The columns of an entry stand in one order everywhere: here, in the statements and in Entry.
+_ENTRY_COLUMNS = 25
+_METADATA = 18
+
+
+class StaleAccountError(Exception):
+    """A write met another number of rows than the lock promised; the batch must start over."""
+
+
+async def lock_accounts(connection: _Connection, user_ids: Collection[UUID]) -> dict[UUID, Account]:
+    """Locks the rows of those users who have an account, until the transaction ends."""
+    rows = await connection.fetch(SQL["lock_accounts"], user_ids)
+    return {row[0]: Account(*row) for row in rows}
+
+
+async def find_users(connection: _Connection, user_ids: Collection[UUID]) -> set[UUID]:
+    """Tells which of the users exist."""
+    return {row[0] for row in await connection.fetch(SQL["find_users"], user_ids)}
+
+
+async def add_users(connection: _Connection, user_ids: Collection[UUID]) -> None:
+    """Adds those of the users who do not exist yet."""
+    await connection.execute(SQL["add_users"], user_ids)
+
+
+async def recall_keys(
+    connection: _Connection, user_ids: Sequence[UUID], keys: Sequence[str]
+) -> tuple[datetime, list[Entry]]:
+    """Reads the database's time and the entries under the pairs of user and key."""
+    rows = await connection.fetch(SQL["recall_keys"], user_ids, keys)
+    return rows[0][0], [_entry(row[1:]) for row in rows if row[1] is not None]
+
+
+async def recall_places(
+    connection: _Connection, places: Collection[tuple[UUID, int]]
+) -> dict[tuple[UUID, int], Entry]:
+    """Reads the entries at the pairs of user and seq."""
+    user_ids, seqs = _columns(places, 2)
+    rows = await connection.fetch(SQL["recall_places"], user_ids, seqs)
+    return {(row[0], row[1]): _entry(row) for row in rows}
+
+
+async def recall_refunds(
+    connection: _Connection, places: Collection[tuple[UUID, int]]
+) -> dict[tuple[UUID, int], int]:
+    """Reads how many credits were given back of the spends at the pairs of user and seq."""
+    user_ids, seqs = _columns(places, 2)
+    rows = await connection.fetch(SQL["recall_refunds"], user_ids, seqs)
+    return {(row[0], row[1]): row[2] for row in rows}
+
+
+async def recall_purchases(
+    connection: _Connection, payment_refs: Collection[str]
+) -> dict[str, Purchased]:
+    """Reads what the payments bought; the entries are not filled in."""
+    rows = await connection.fetch(SQL["recall_purchases"], payment_refs)
+    return {row[0]: Purchased(row[1], row[2], row[3], entry=None) for row in rows}
+
+
+async def insert_entries(connection: _Connection, entries: Sequence[Entry]) -> None:
+    """Adds entries to the book.
+
+    Raises:
+        StaleAccountError: the database took another number of rows.
+    """
+    columns = _columns((_row(entry) for entry in entries), _ENTRY_COLUMNS)
+    _expect(await connection.execute(SQL["insert_entries"], *columns), len(entries))
+
+
+async def insert_accounts(connection: _Connection, accounts: Sequence[Account]) -> None:
+    """Opens accounts.
+
+    Raises:
+        asyncpg.UniqueViolationError: another transaction has opened one of them.
+    """
+    rows = ((a.user_id, a.balance, a.held, a.seq, a.last_updated) for a in accounts)
+    _expect(await connection.execute(SQL["insert_accounts"], *_columns(rows, 5)), len(accounts))
+
+
+async def update_accounts(connection: _Connection, changes: Sequence[tuple[Account, int]]) -> None:
+    """Writes accounts that were locked at the given seq.
+
+    Raises:
+        StaleAccountError: one of them is no longer at that seq.
+    """
+    rows = ((a.user_id, a.balance, a.held, a.seq, a.last_updated, old) for a, old in changes)
+    _expect(await connection.execute(SQL["update_accounts"], *_columns(rows, 6)), len(changes))
+
+
+async def insert_purchases(connection: _Connection, entries: Sequence[Entry]) -> None:
+    """Records the payments of purchase entries as credited.
+
+    Raises:
+        asyncpg.UniqueViolationError: another transaction has credited one of them.
+    """
+    rows = (
+        (p.ref, e.user_id, e.seq, e.amount, p.amount_minor, p.currency, e.timestamp)
+        for e in entries
+        if (p := e.payment) is not None
+    )
+    _expect(await connection.execute(SQL["insert_purchases"], *_columns(rows, 7)), len(entries))
+
+
+async def upsert_refunds(connection: _Connection, spends: Sequence[Spent]) -> None:
+    """Writes how many credits were given back of each spend."""
+    rows = ((s.entry.user_id, s.entry.seq, s.entry.amount, s.refunded) for s in spends)
+    _expect(await connection.execute(SQL["upsert_refunds"], *_columns(rows, 4)), len(spends))
+
+
+async def get_account(connection: _Connection, user_id: UUID) -> tuple[datetime, Account | None]:
+    """Reads the database's time and an account; None for a user without an account row."""
+    row = await connection.fetchrow(SQL["get_account"], user_id)
+    assert row is not None  # noqa: S101  # the time alone is a row
+    return row[0], None if row[1] is None else Account(*row[1:])
+
+
+async def count_entries_before(connection: _Connection, user_id: UUID, time: datetime) -> int:
+    """Counts a user's entries before a time, which is the seq of the last of them."""
+    return await connection.fetchval(SQL["count_entries_before"], user_id, time) or 0
+
+
+async def list_entries(
+    connection: _Connection,
+    user_id: UUID,
+    *,
+    newest: int,
+    older_than_all: int,
+    types: Sequence[str] | None = None,
+    reference: str | None = None,
+    related_seq: int | None = None,
+    limit: int,
+) -> list[Entry]:
+    """Lists entries, newest first, with `older_than_all` < seq <= `newest`."""
+    rows = await connection.fetch(
+        SQL["list_entries"],
+        user_id,
+        newest,
+        older_than_all,
+        types,
+        reference,
+        related_seq,
+        limit,
+    )
+    return [_entry(row) for row in rows]
+
+
+def _columns(rows: Iterable[tuple[object, ...]], width: int) -> list[Sequence[object]]:
+    """Turns rows into the columns that unnest takes."""
+    return list(zip(*rows, strict=True)) or [()] * width
+
+
+def _row(entry: Entry) -> tuple[object, ...]:
+    payment = entry.payment
+    return (
+        entry.user_id,
+        entry.seq,
+        entry.type,
+        entry.call,
+        entry.amount,
+        entry.requested_amount,
+        entry.balance_change,
+        entry.held_change,
+        entry.balance_after,
+        entry.held_after,
+        entry.floor,
+        entry.description,
+        entry.timestamp,
+        entry.operation,
+        entry.quantity,
+        entry.unit_cost,
+        entry.price_version,
+        entry.reference,
+        orjson.dumps(entry.metadata).decode() if entry.metadata else None,
+        entry.related_seq,
+        entry.idempotency_key,
+        entry.caller,
+        payment.ref if payment else None,
+        payment.amount_minor if payment else None,
+        payment.currency if payment else None,
+    )
+
+
+def _entry(row: Sequence[Any] | asyncpg.Record) -> Entry:
+    *head, payment_ref, amount_minor, currency = row
+    head[_METADATA] = orjson.loads(head[_METADATA]) if head[_METADATA] else {}
+    payment = Payment(payment_ref, amount_minor, currency) if payment_ref is not None else None
+    return Entry(*(*head, payment))
+
+
+def _expect(tag: str, rows: int) -> None:
+    """Holds a command tag such as "INSERT 0 3" or "UPDATE 3" to the number of rows."""
+    if int(tag.rpartition(" ")[2]) != rows:
+        raise StaleAccountError(tag)

@@ -1,0 +1,83 @@
+"""The server's certificate, read again when its files change, so that renewal needs no restart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+import structlog
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_log = structlog.get_logger()
+
+
+class CertificateError(Exception):
+    """A certificate file cannot be used; the text says which and why."""
+
+
+@dataclass(slots=True)
+class ServerCertificate:
+    """Where the certificate stands.
+
+    Attributes:
+        chain: the certificate, with its intermediates, in PEM.
+        key: its private key in PEM.
+        client_ca: who signs the certificates of callers; None: callers need none.
+    """
+
+    chain: Path
+    key: Path
+    client_ca: Path | None
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Reads the files now, and again at a handshake after they changed.
+
+        Raises:
+            CertificateError: a file cannot be read.
+        """
+        stamp = self._stamp()
+        configuration = self._read()
+
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal stamp
+            try:
+                newest = self._stamp()
+                if newest == stamp:
+                    return None
+                renewed = self._read()
+            except CertificateError as problem:
+                _log.error("certificate not renewed, the former one holds", problem=str(problem))
+                return None
+            stamp = newest
+            _log.info("certificate renewed")
+            return renewed
+
+        return grpc.dynamic_ssl_server_credentials(
+            configuration,
+            fetch,  # type: ignore[arg-type]  # None says: unchanged
+            require_client_authentication=self.client_ca is not None,
+        )
+
+    def _files(self) -> list[Path]:
+        return [file for file in (self.key, self.chain, self.client_ca) if file is not None]
+
+    def _stamp(self) -> list[tuple[int, int]]:
+        try:
+            return [(s.st_mtime_ns, s.st_ino) for s in (file.stat() for file in self._files())]
+        except OSError as error:
+            raise CertificateError(str(error)) from error
+
+    def _read(self) -> grpc.ServerCertificateConfiguration:
+        try:
+            key, chain, *client_ca = (file.read_bytes() for file in self._files())
+        except OSError as error:
+            raise CertificateError(str(error)) from error
+        for name, content in (("key", key), ("chain", chain)):
+            if b"-----BEGIN " not in content:
+                raise CertificateError(f"the {name} of the certificate is not in PEM form")
+        return grpc.ssl_server_certificate_configuration(
+            [(key, chain)], root_certificates=client_ca[0] if client_ca else None
+        )

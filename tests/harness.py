@@ -1,0 +1,304 @@
+"""What the tests stand on: databases, the service in this process or in one of its own, a proxy."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import asyncpg
+
+from credit_service import server
+from credit_service.access import Doorkeeper
+from credit_service.client import CreditClient
+from credit_service.postgres import Address
+from credit_service.pricing import Price, PriceList
+from credit_service.rules import Terms
+
+TERMS = Terms(
+    PriceList({"stem_separation": Price(10, "separation"), "render": Price(5, "render")}), 0
+)
+
+
+@dataclass(frozen=True)
+class Database:
+    """A migrated database of its own for one test."""
+
+    name: str
+    owner_url: str
+    service_url: str
+
+    async def connect(self) -> asyncpg.Connection:
+        """Connects as the owner."""
+        return await asyncpg.connect(self.owner_url)
+
+    async def execute(self, sql: str, *args: object) -> str:
+        connection = await self.connect()
+        try:
+            return await connection.execute(sql, *args)
+        finally:
+            await connection.close()
+
+    async def fetch(self, sql: str, *args: object) -> list[asyncpg.Record]:
+        connection = await self.connect()
+        try:
+            return await connection.fetch(sql, *args)
+        finally:
+            await connection.close()
+
+    async def user(self, credits_: int = 0) -> UUID:
+        """Adds a user, with an account where it gets credits by an entry written here."""
+        user_id = uuid4()
+        connection = await self.connect()
+        try:
+            await connection.execute("INSERT INTO auth.users (id) VALUES ($1)", user_id)
+            if credits_:
+                await _open(connection, user_id, credits_)
+        finally:
+            await connection.close()
+        return user_id
+
+    async def faults(self) -> list[str]:
+        """Everything in the book that does not add up; the last line of every race."""
+        rows = await self.fetch(_FAULTS)
+        return [f"{row[0]}: {row[1]}" for row in rows]
+
+
+async def _open(connection: asyncpg.Connection, user_id: UUID, credits_: int) -> None:
+    async with connection.transaction():
+        await connection.execute(
+            "INSERT INTO user_credits (user_id, balance, seq, last_updated)"
+            " VALUES ($1, $2, 1, now())",
+            user_id,
+            credits_,
+        )
+        await connection.execute(
+            "INSERT INTO credit_transactions (user_id, seq, type, call, amount, requested_amount,"
+            " balance_change, held_change, balance_after, held_after, description, timestamp,"
+            " reference, idempotency_key, caller)"
+            " VALUES ($1, 1, 'purchase', 'PurchaseCredits', $2, $2, $2, 0, $2, 0, '', now(), '',"
+            " 'opened by the test', 'test')",
+            user_id,
+            credits_,
+        )
+
+
+_FAULTS = """
+    WITH book AS (
+        SELECT *,
+            row_number() OVER account AS place,
+            sum(balance_change) OVER account AS running_balance,
+            sum(held_change) OVER account AS running_held,
+            lag(timestamp) OVER account AS earlier
+        FROM credit_transactions
+        WINDOW account AS (PARTITION BY user_id ORDER BY seq)
+    )
+    SELECT user_id, 'seq has a gap' FROM book WHERE place <> seq
+    UNION ALL
+    SELECT user_id, 'balance_after is not the sum' FROM book WHERE running_balance <> balance_after
+    UNION ALL
+    SELECT user_id, 'held_after is not the sum' FROM book WHERE running_held <> held_after
+    UNION ALL
+    SELECT user_id, 'time runs backwards' FROM book WHERE timestamp < earlier
+    UNION ALL
+    SELECT account.user_id, 'account and book differ' FROM user_credits AS account
+    LEFT JOIN LATERAL (
+        SELECT count(*) AS entries, coalesce(sum(balance_change), 0) AS balance,
+            coalesce(sum(held_change), 0) AS held
+        FROM credit_transactions AS entry WHERE entry.user_id = account.user_id
+    ) AS summed ON true
+    WHERE (account.seq, account.balance, account.held)
+        <> (summed.entries, summed.balance, summed.held)
+    UNION ALL
+    SELECT spend.user_id, 'refunds exceed the spend or their record'
+    FROM credit_transactions AS spend
+    INNER JOIN credit_transactions AS refund
+        ON spend.user_id = refund.user_id AND spend.seq = refund.related_seq
+    LEFT JOIN credit_refunds AS record
+        ON spend.user_id = record.user_id AND spend.seq = record.spend_seq
+    GROUP BY spend.user_id, spend.seq, spend.amount, record.refunded
+    HAVING sum(refund.amount) > spend.amount OR sum(refund.amount) IS DISTINCT FROM record.refunded
+    UNION ALL
+    SELECT entry.user_id, 'purchase and payment differ' FROM credit_transactions AS entry
+    LEFT JOIN credit_purchases AS bought USING (payment_ref)
+    WHERE entry.payment_ref IS NOT NULL
+        AND (entry.user_id, entry.seq, entry.amount)
+        IS DISTINCT FROM (bought.user_id, bought.seq, bought.amount)
+"""
+
+
+@dataclass
+class Service:
+    """A service that runs in this process, on a real socket."""
+
+    port: int
+    settings: server.Settings
+    stop: asyncio.Event
+    clients: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def client(self, **options: object) -> CreditClient:
+        """A client that is closed with the service."""
+        return await self.clients.enter_async_context(CreditClient(self.target, **options))
+
+
+def server_settings(service_url: str, **changes: object) -> server.Settings:
+    """Settings of a server on any free port, as an ordinary start has them."""
+    return replace(
+        server.Settings(
+            listen="127.0.0.1:0",
+            health_listen=None,
+            address=Address(service_url),
+            terms=TERMS,
+            adds_users=False,
+            doorkeeper=Doorkeeper(None),
+            certificate=None,
+            lanes=4,
+            lane_queue=1000,
+            lane_batch=500,
+            pool_size=4,
+            calls_in_flight=4000,
+            drain_seconds=10,
+            connection_age_seconds=600,
+            share_port=False,
+            metrics_port=None,
+            metrics_host="127.0.0.1",
+        ),
+        **changes,
+    )
+
+
+@asynccontextmanager
+async def running(settings: server.Settings) -> AsyncIterator[Service]:
+    """Runs the service in this process for the length of the block, and drains it."""
+    stop = asyncio.Event()
+    ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def started(port: int) -> None:
+        ready.set_result(port)
+
+    task = asyncio.create_task(server.serve(settings, stop, started))
+    await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+    if not ready.done():
+        task.result()
+        raise AssertionError("the service ended before it started")
+    service = Service(ready.result(), settings, stop)
+    try:
+        async with service.clients:
+            yield service
+    finally:
+        stop.set()
+        await task
+
+
+class Process:
+    """`credit-service serve` in a process of its own."""
+
+    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("CREDIT_")}
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "credit_service", *arguments],
+            env={**clean, "CREDIT_LISTEN": "127.0.0.1:0", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self._more = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            with self._more:
+                self.lines.append(line.rstrip("\n"))
+                self._more.notify_all()
+        with self._more:
+            self._more.notify_all()
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait_for(self, pattern: str, seconds: float = 30) -> re.Match[str]:
+        """Waits until a line of the output matches; fails with the output when none does."""
+        expression = re.compile(pattern)
+        deadline = time.monotonic() + seconds
+        with self._more:
+            while True:
+                for line in self.lines:
+                    if match := expression.search(line):
+                        return match
+                left = deadline - time.monotonic()
+                if left <= 0 or (self.popen.poll() is not None and not self._reader.is_alive()):
+                    raise AssertionError(f"no line matches {pattern!r} in:\n{self.output}")
+                self._more.wait(min(left, 0.2))
+
+    def wait_until_listening(self) -> int:
+        """Waits for the start and returns the port."""
+        return int(self.wait_for(r"listens on \S+:(\d+)").group(1))
+
+    def signal(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def wait(self, seconds: float = 30) -> int:
+        """Waits for the end and returns the exit code."""
+        code = self.popen.wait(seconds)
+        self._reader.join(5)
+        return code
+
+    def close(self) -> None:
+        """Ends it with all it started, whatever state it is in."""
+        if self.popen.poll() is None:
+            self.popen.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.popen.wait(15)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait()
+        self._reader.join(5)
+        if self.popen.stdout is not None:
+            self.popen.stdout.close()
+
+
+@contextmanager
+def process(*arguments: str, **environment: str) -> Iterator[Process]:
+    """Runs the command line, `serve` by default, with these environment variables."""
+    started = Process(arguments or ("serve",), environment)
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+async def eventually(
+    claim: Callable[[], object], seconds: float = 15, every: float = 0.05
+) -> object:
+    """Waits until a claim (plain or a coroutine function) holds; returns what it returned."""
+    deadline = time.monotonic() + seconds
+    while True:
+        result = claim()
+        if asyncio.iscoroutine(result):
+            result = await result
+        if result:
+            return result
+        if time.monotonic() > deadline:
+            raise AssertionError(f"never came true: {claim}")
+        await asyncio.sleep(every)
+
+
+ROOT = Path(__file__).resolve().parent.parent
