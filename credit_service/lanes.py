@@ -31,7 +31,7 @@ from credit_service.errors import (
     Refusal,
 )
 from credit_service.model import Account, Command, Outcome, Purchase, Refund, Spent
-from credit_service.postgres import UNREACHABLE
+from credit_service.postgres import unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -175,13 +175,11 @@ class Lane:
                 self._note(fault, batch)
                 await self._serve_each_user(batch, lost)
                 return
-            except UNREACHABLE as fault:
-                self._note(fault, batch)
-                _fail(batch, LedgerUnavailable)
-                return
             except Exception as fault:  # whatever a single command can bring about
                 self._note(fault, batch)
-                if len(batch) == 1:
+                if unreachable(fault):
+                    _fail(batch, LedgerUnavailable)
+                elif len(batch) == 1:
                     _log.exception("command failed", call=batch[0].command.call)
                     _fail(batch, InternalError)
                 else:
@@ -213,7 +211,7 @@ class Lane:
         await self._serve(batch[:middle], lost)
         await self._serve(batch[middle:], lost)
 
-    def _note(self, fault: BaseException, batch: list[_Waiting]) -> None:
+    def _note(self, fault: Exception, batch: list[_Waiting]) -> None:
         metrics.BATCH_FAULTS.labels(type(fault).__name__).inc()
         _log.warning("batch disturbed", fault=type(fault).__name__, commands=len(batch))
 
@@ -228,8 +226,8 @@ class Lane:
             locked, desk = await self._recall(connection, commands)
             answers = [_decide(desk, command, self._terms) for command in commands]
             await self._write(connection, locked, desk)
-        except Exception:
-            await self._roll_back(connection)
+        except Exception as fault:
+            await self._roll_back(connection, fault)
             raise
         await self._commit(connection, desk.posted)
         for entry in desk.posted:
@@ -290,11 +288,14 @@ class Lane:
             self._connection = await self._address.connect()
         return self._connection
 
-    async def _roll_back(self, connection: asyncpg.Connection) -> None:
+    async def _roll_back(self, connection: asyncpg.Connection, fault: Exception) -> None:
+        # On a silent or broken line a ROLLBACK would only wait for its own time limit.
+        if unreachable(fault) and not isinstance(fault, asyncpg.PostgresError):
+            connection.terminate()
         try:
             if connection.is_in_transaction():
                 await connection.execute("ROLLBACK")
-        except Exception:  # a connection in doubt is given up, whatever the doubt
+        except Exception:
             connection.terminate()
         if connection.is_closed():
             self._connection = None

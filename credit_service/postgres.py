@@ -27,8 +27,7 @@ COMMAND_TIMEOUT_SECONDS = 3
 CONNECT_TIMEOUT_SECONDS = 2
 ACQUIRE_TIMEOUT_SECONDS = 1
 
-# Without these answers the database is away, or the way to it: nothing can be said of the call.
-UNREACHABLE: tuple[type[BaseException], ...] = (
+UNREACHABLE: tuple[type[Exception], ...] = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
@@ -40,6 +39,16 @@ UNREACHABLE: tuple[type[BaseException], ...] = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
+
+
+def unreachable(fault: Exception) -> bool:
+    """Tells whether the database is away, or the way to it, so that nothing is known of a call.
+
+    The driver's own refusal of a value is an InterfaceError too, and is none of these.
+    """
+    return isinstance(fault, UNREACHABLE) and not (
+        isinstance(fault, ValueError) and not isinstance(fault, asyncpg.ClientConfigurationError)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ MESSAGE_BYTES_MAX = 1024 * 1024
 CALL_BYTES_MAX = 64 * 1024
 
 _PROBE_SECONDS = 1.0
+_LAST_REPLIES_SECONDS = 0.5
 _CONNECT_BACKOFF_SECONDS_MAX = 5.0
 
 # What no waiting mends: a password, a role, a database, an address that cannot be read.
@@ -137,11 +138,12 @@ async def serve(
             stack.push_async_callback(lane.close)
         ledger = Ledger(lanes, pool, settings.terms)
         health = health_aio.HealthServicer()
-        server = _server(settings, ledger, health)
+        gate = _Gate(settings.doorkeeper, settings.calls_in_flight)
+        server = _server(settings, ledger, health, gate)
         port = _bind(server, settings.listen, "CREDIT_LISTEN", settings.certificate)
         _serve_metrics(settings)
         await server.start()
-        stack.push_async_callback(server.stop, settings.drain_seconds)
+        stack.push_async_callback(_drain, server, gate, settings.drain_seconds)
         if settings.health_listen is not None:
             await stack.enter_async_context(
                 _health_listener(settings.health_listen, health, share_port=settings.share_port)
@@ -208,10 +210,10 @@ async def _check_database(connection: Any, settings: Settings) -> None:
 
 
 def _server(
-    settings: Settings, ledger: Ledger, health: health_aio.HealthServicer
+    settings: Settings, ledger: Ledger, health: health_aio.HealthServicer, gate: _Gate
 ) -> grpc.aio.Server:
     server = grpc.aio.server(
-        interceptors=(_Gate(settings.doorkeeper, settings.calls_in_flight),),
+        interceptors=(gate,),
         options=(
             ("grpc.so_reuseport", int(settings.share_port)),
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -272,13 +274,28 @@ def _serve_metrics(settings: Settings) -> None:
         ) from error
 
 
+async def _drain(server: grpc.aio.Server, gate: _Gate, seconds: float) -> None:
+    """Refuses new calls, lets those in flight end, and then cuts streams, which never would."""
+    stopping = asyncio.create_task(server.stop(seconds))
+    answered = asyncio.create_task(gate.idle.wait())
+    await asyncio.wait({stopping, answered}, return_when=asyncio.FIRST_COMPLETED)
+    answered.cancel()
+    await server.stop(_LAST_REPLIES_SECONDS)
+    await stopping
+
+
 async def _probe(ledger: Ledger, health: health_aio.HealthServicer, doorkeeper: Doorkeeper) -> None:
     """Keeps health and identities true to the world, once a second."""
     serving = True
     while True:
         await asyncio.sleep(_PROBE_SECONDS)
         doorkeeper.reload()
-        answers = await ledger.answers()
+        try:
+            answers = await ledger.answers()
+        except Exception:
+            # Whatever it is, it must not end the probe.
+            _log.exception("probe failed")
+            answers = False
         if answers != serving:
             serving = answers
             _log.warning("database answers again" if answers else "database does not answer")
@@ -308,6 +325,8 @@ class _Gate(grpc.aio.ServerInterceptor):
         self._doorkeeper = doorkeeper
         self._calls_in_flight = calls_in_flight
         self._in_flight = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
         self._handlers: dict[str, Handler] = {}
 
     async def intercept_service(  # type: ignore[override]  # the stubs know no `None`
@@ -336,6 +355,7 @@ class _Gate(grpc.aio.ServerInterceptor):
             if self._in_flight >= self._calls_in_flight:
                 await _refuse(call, Overloaded(), context)
             self._in_flight += 1
+            self.idle.clear()
             try:
                 caller = self._admit(call, method, context)
                 if isinstance(request, InvalidRequest):
@@ -354,6 +374,8 @@ class _Gate(grpc.aio.ServerInterceptor):
                 await _refuse(call, InternalError(), context)
             finally:
                 self._in_flight -= 1
+                if self._in_flight == 0:
+                    self.idle.set()
             call.answered()
             return response
 
