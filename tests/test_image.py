@@ -102,7 +102,12 @@ class Image:
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Image]:
-    place = Path(tempfile.mkdtemp(prefix="image-"))
+    with tempfile.TemporaryDirectory(prefix="image-") as place:
+        yield install(Path(place))
+
+
+def install(place: Path) -> Image:
+    """Takes the steps of the first stage in `place`, and then the sources away."""
     place.chmod(0o755)
     clone, source, home = place / "clone", place / "source", place / "home"
     sources = tracked_files()
@@ -138,8 +143,7 @@ def image() -> Iterator[Image]:
     assert built.returncode == 0, built.stdout
     assert not any(home.iterdir()), "the installation left a cache"
     shutil.rmtree(source)
-    yield Image(place / "image", home, sources, account)
-    shutil.rmtree(place)
+    return Image(place / "image", home, sources, account)
 
 
 def test_the_linter_has_nothing_to_say() -> None:
