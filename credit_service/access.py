@@ -27,6 +27,8 @@ ROLES = frozenset({"worker", "gateway", "bridge", "operator", "auditor"})
 
 _SERVICE = "/credit_service.v1.CreditService/"
 
+NAME = re.compile("[ -~]{1,64}")
+
 # Rights narrower than a call, as the servicer asks for them.
 HISTORY = "read the history"
 REFUND_WITHOUT_SPEND = "refund without naming a spend"
@@ -41,6 +43,17 @@ RIGHTS: Mapping[str, frozenset[str]] = {
     _SERVICE + "SpendCredits": frozenset({"worker", "operator"}),
     _SERVICE + "RefundCredits": frozenset({"worker", "operator"}),
     _SERVICE + "PurchaseCredits": frozenset({"bridge", "operator"}),
+    _SERVICE + "GetHold": ROLES,
+    _SERVICE + "ListHolds": frozenset({"gateway", "operator", "auditor"}),
+    _SERVICE + "HoldCredits": frozenset({"worker", "gateway", "operator"}),
+    _SERVICE + "ReleaseHold": frozenset({"worker", "gateway", "operator"}),
+    _SERVICE + "CaptureHold": frozenset({"worker", "operator"}),
+    _SERVICE + "ExtendHold": frozenset({"worker", "operator"}),
+    _SERVICE + "BatchSpendCredits": frozenset({"worker", "operator"}),
+    _SERVICE + "WatchUserCredit": frozenset({"gateway", "operator", "auditor"}),
+    _SERVICE + "GetUsageReport": frozenset({"operator", "auditor"}),
+    _SERVICE + "GrantCredits": frozenset({"operator"}),
+    _SERVICE + "SetAccountPolicy": frozenset({"operator"}),
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": frozenset({"operator"}),
     HISTORY: frozenset({"gateway", "operator", "auditor"}),
     REFUND_WITHOUT_SPEND: frozenset({"operator"}),
@@ -101,7 +114,7 @@ class Identities:
         """
         try:
             listed = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:
             raise IdentitiesError(f"is not TOML: {error}") from error
         entries = listed.pop("identity", [])
         if listed or not isinstance(entries, list) or not entries:
@@ -124,22 +137,24 @@ class Identities:
         return cls(by_token, by_certificate)
 
 
-def _caller(place: int, entry: Mapping[str, object]) -> Caller:
+def _caller(place: int, entry: object) -> Caller:
     where = f"identity {place}"
+    if not isinstance(entry, dict):
+        raise IdentitiesError(f"{where} is no table; write [[identity]] above its lines")
     unknown = entry.keys() - {"name", "role", "token_sha256", "certificate"}
     if unknown:
         raise IdentitiesError(f"{where} has an unknown key {min(unknown)}")
     if not all(isinstance(value, str) and value for value in entry.values()):
         raise IdentitiesError(f"{where} has a value that is not a text")
     name, role = str(entry.get("name", "")), str(entry.get("role", ""))
-    if not re.fullmatch(r"[ -~]{1,64}", name):
+    if not NAME.fullmatch(name):
         raise IdentitiesError(f"{where} needs a name of 1 to 64 printable ASCII characters")
     if role not in ROLES:
         raise IdentitiesError(f"{where} ({name}) needs a role: one of {', '.join(sorted(ROLES))}")
     if "token_sha256" not in entry and "certificate" not in entry:
         raise IdentitiesError(f"{where} ({name}) needs a token_sha256 or a certificate")
     if "token_sha256" in entry and not re.fullmatch("[0-9a-f]{64}", str(entry["token_sha256"])):
-        raise IdentitiesError(f"{where} ({name}): token_sha256 is not 64 hexadecimal digits")
+        raise IdentitiesError(f"{where} ({name}): token_sha256 is not 64 hex digits in lower case")
     return Caller(name, role)
 
 
@@ -155,6 +170,7 @@ class Doorkeeper:
         self._file = file
         self._identities: Identities | None = None
         self._stamp: tuple[int, int] | None = None
+        self._problem = ""
         if file is not None:
             self._identities, self._stamp = self._read(file)
 
@@ -178,8 +194,11 @@ class Doorkeeper:
                 return
             self._identities, self._stamp = self._read(self._file)
         except (OSError, IdentitiesError) as error:
-            _log.error("identities not read again, the former ones hold", problem=str(error))
+            if str(error) != self._problem:
+                self._problem = str(error)
+                _log.error("identities not read again, the former ones hold", problem=str(error))
         else:
+            self._problem = ""
             _log.info("identities read again", file=str(self._file))
 
     def identify(
@@ -218,11 +237,11 @@ class Doorkeeper:
 
     def _by_token(self, value: str | bytes) -> Caller:
         text = value.decode(errors="replace") if isinstance(value, bytes) else value
-        scheme, _, token = text.partition(" ")
+        scheme, _, token = text.strip().partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Unauthenticated("The authorization must be `Bearer <token>`.")
         assert self._identities is not None  # noqa: S101  # identify asked
-        caller = self._identities.by_token.get(hashlib.sha256(token.strip().encode()).hexdigest())
+        caller = self._identities.by_token.get(hashlib.sha256(token.lstrip().encode()).hexdigest())
         if caller is None:
             raise Unauthenticated("This token is not known here.")
         return caller

@@ -1,15 +1,18 @@
-"""The command line: serve, migrate, settings, health, token. `credit-service --help` tells more."""
+"""The command line: serve, migrate, settings, verify, health, token; `--help` tells more."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import re
 import secrets
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
+from uuid import UUID
 
+import asyncpg
 import grpc
 import structlog
 import uvloop
@@ -17,8 +20,10 @@ from cyclopts import App, Parameter, validators
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import SecretStr
 
-from credit_service import config, migrations, processes, server
+from credit_service import access, config, migrations, processes, server
+from credit_service import verify as book
 from credit_service.access import Doorkeeper, IdentitiesError
+from credit_service.desk import Terms
 from credit_service.embedded import (
     EmbeddedPostgresError,
     default_data_directory,
@@ -26,7 +31,6 @@ from credit_service.embedded import (
 )
 from credit_service.observability import configure_logs
 from credit_service.postgres import UNREACHABLE, Address
-from credit_service.rules import Terms
 from credit_service.tls import CertificateError, ServerCertificate
 
 if TYPE_CHECKING:
@@ -42,13 +46,19 @@ app = App(
 
 _log = structlog.get_logger()
 
-_MASKED = re.compile(r"(?<=:)[^:@/]*(?=@)|(?<=password=)[^&]*")
+# Up to the last @, for a password may hold one that nobody wrote as %40.
+_PASSWORDS = re.compile(r"(?<=://)(?P<role>[^:@]*:).*(?=@)|(?P<query>password=)[^&]*")
 
 _HEALTH_SECONDS = 3
+_MIGRATE_AGAIN_SECONDS = 2
 
 
 class _Refused(Exception):
     """Ends the command with one line and exit code 2."""
+
+
+class _DatabaseAway(_Refused):
+    """The database may be there a little later."""
 
 
 @app.command
@@ -70,7 +80,7 @@ def serve(
     _configure_logs(settings)
     with _database(settings) as (owner_url, service_url):
         if migrate:
-            asyncio.run(_migrate(owner_url, service_url))
+            asyncio.run(_migrate_patiently(owner_url, service_url))
         if settings.identities is None:
             _log.warning("no identities are set: every caller on this machine is operator `local`")
         _run(settings, service_url, processes)
@@ -90,15 +100,34 @@ def migrate() -> None:
 
 @app.command
 def settings() -> None:
-    """Print every setting with its value and meaning; passwords are masked."""
+    """Print every setting with its value, default and meaning; passwords are masked."""
     current = _settings()
     for name, field in config.Settings.model_fields.items():
-        value = getattr(current, name)
-        if isinstance(value, SecretStr):
-            value = _MASKED.sub("***", value.get_secret_value())
-        origin = "" if name in current.model_fields_set else "  (default)"
-        print(f"{config.variable(name)}={'' if value is None else value}{origin}")
+        default = "unset" if field.default is None else f"default {_shown(field.default)}"
+        if name in current.model_fields_set:
+            print(f"{config.variable(name)}={_shown(getattr(current, name))}  ({default})")
+        else:
+            print(f"{config.variable(name)}  ({default})")
         print(f"    {field.description}")
+
+
+@app.command
+def verify(user_id: UUID | None = None) -> None:
+    """Add the book up again and name every account that does not fit; exit code 1 if any.
+
+    Changes nothing, and runs beside the service. Connects by CREDIT_DATABASE_URL, or to the
+    embedded server while the service that owns it is stopped.
+
+    Args:
+        user_id: Only this account; by default all.
+    """
+    settings = _settings()
+    with _database(settings) as (_, service_url):
+        accounts, faulty = asyncio.run(_verify(service_url, user_id))
+    if user_id is not None and accounts == 0:
+        raise _Refused(f"there is no account of {user_id}; check the id")
+    print(f"{accounts} accounts verified, {faulty} with faults")
+    sys.exit(1 if faulty else 0)
 
 
 @app.command
@@ -133,21 +162,31 @@ def health(target: str | None = None) -> None:
 def token(name: str, role: Literal["worker", "gateway", "bridge", "operator", "auditor"]) -> None:
     """Make a bearer token for a caller, and the lines that make it known to the service.
 
+    The lines go to standard output, for the file of CREDIT_IDENTITIES. The token goes to standard
+    error, for the caller alone; it is shown once and stored nowhere.
+
     Args:
         name: The caller's name, as it will stand on its entries.
         role: What it may call.
     """
+    if not access.NAME.fullmatch(name):
+        raise _Refused("a caller's name has 1 to 64 printable ASCII characters")
     made = secrets.token_urlsafe(32)
-    print(f"# The token, for the caller; it is shown once and stored nowhere:\n# {made}\n")
-    print("[[identity]]")
-    print(f'name = "{name}"\nrole = "{role}"')
+    print(made, file=sys.stderr)
+    print("\n[[identity]]")
+    # JSON writes a text of printable ASCII as TOML does.
+    print(f'name = {json.dumps(name)}\nrole = "{role}"')
     print(f'token_sha256 = "{hashlib.sha256(made.encode()).hexdigest()}"')
 
 
-def main() -> None:
-    """Runs the command line; a refusal is one line on standard error and exit code 2."""
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line; a refusal is one line on standard error and exit code 2.
+
+    Args:
+        arguments: what stands behind the program's name; None: as the program was called.
+    """
     try:
-        app()
+        app(arguments)
     except _REFUSALS as refusal:
         print(f"credit-service: {refusal}", file=sys.stderr)
         sys.exit(2)
@@ -162,6 +201,19 @@ _REFUSALS = (
     IdentitiesError,
     CertificateError,
 )
+
+
+def _shown(value: object) -> str:
+    """Writes a setting as the environment takes it, without its password."""
+    if isinstance(value, SecretStr):
+        return _PASSWORDS.sub(r"\g<role>\g<query>***", value.get_secret_value())
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, dict):
+        return json.dumps({name: price.model_dump() for name, price in value.items()})
+    return str(value)
 
 
 def _settings() -> Settings:
@@ -186,17 +238,54 @@ def _database(settings: Settings) -> Iterator[tuple[str, str]]:
 
 
 async def _migrate(owner_url: str, service_url: str) -> None:
+    setting = "CREDIT_DATABASE_URL"
     try:
         connection = await Address(service_url).connect()
         try:
             service_role = await connection.fetchval("SELECT current_user")
         finally:
             await connection.close()
+        if owner_url != service_url:
+            setting = "CREDIT_MIGRATE_URL"
         await migrations.migrate(owner_url, service_role, print)
+    except UNREACHABLE as error:
+        refusal = _Refused if isinstance(error, server.WRONG_ADDRESS) else _DatabaseAway
+        raise refusal(
+            f"the database cannot be reached by {setting}: {type(error).__name__}: {error}"
+        ) from error
+    except asyncpg.PostgresError as error:
+        raise _Refused(f"the database refuses the role of {setting}: {error}") from error
+
+
+async def _verify(service_url: str, user_id: UUID | None) -> tuple[int, int]:
+    def progress(accounts: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{accounts} accounts", end="", file=sys.stderr, flush=True)
+
+    try:
+        connection = await Address(service_url).connect()
+        try:
+            return await book.verify(connection, user_id, print, progress)
+        finally:
+            await connection.close()
     except UNREACHABLE as error:
         raise _Refused(
             f"the database cannot be reached: {type(error).__name__}: {error}"
         ) from error
+    except asyncpg.PostgresError as error:
+        raise _Refused(
+            f"the database cannot be verified: {error}; run `credit-service migrate` first"
+        ) from error
+
+
+async def _migrate_patiently(owner_url: str, service_url: str) -> None:
+    """Waits for a database that is still starting, as the service itself does."""
+    while True:
+        try:
+            return await _migrate(owner_url, service_url)
+        except _DatabaseAway as refusal:
+            _log.warning("not migrated yet, trying again", problem=str(refusal))
+            await asyncio.sleep(_MIGRATE_AGAIN_SECONDS)
 
 
 def _server_settings(settings: Settings, service_url: str, process: int | None) -> server.Settings:
@@ -205,11 +294,16 @@ def _server_settings(settings: Settings, service_url: str, process: int | None) 
         certificate = ServerCertificate(
             settings.tls_certificate, settings.tls_key, settings.tls_client_ca
         )
+    metrics_port = settings.metrics_port
+    if metrics_port is not None:
+        metrics_port += process or 0
+        if metrics_port > config.PORT_MAX:
+            raise _Refused(f"CREDIT_METRICS_PORT: process {process} would take {metrics_port}")
     return server.Settings(
         listen=settings.listen,
         health_listen=settings.health_listen,
         address=Address(service_url, settings.statement_cache),
-        terms=Terms(settings.price_list(), settings.min_balance),
+        terms=Terms(settings.price_list(), settings.min_balance, settings.open_holds),
         adds_users=settings.adds_users,
         doorkeeper=Doorkeeper(settings.identities),
         certificate=certificate,
@@ -221,9 +315,7 @@ def _server_settings(settings: Settings, service_url: str, process: int | None) 
         drain_seconds=settings.drain_seconds,
         connection_age_seconds=settings.connection_age_seconds,
         share_port=process is not None,
-        metrics_port=None
-        if settings.metrics_port is None
-        else settings.metrics_port + (process or 0),
+        metrics_port=metrics_port,
         metrics_host=settings.metrics_host,
     )
 
@@ -234,9 +326,12 @@ def _run(settings: Settings, service_url: str, count: int) -> None:
         uvloop.run(processes.run_one(made, lambda port: _announce(settings, port)))
         return
     # Made here once so that a mistake is told before any process starts.
-    _server_settings(settings, service_url, process=0)
+    _server_settings(settings, service_url, process=count - 1)
+    shared = {"CREDIT_LISTEN": settings.listen}
+    if settings.health_listen is not None:
+        shared["CREDIT_HEALTH_LISTEN"] = settings.health_listen
     processes.run_many(
-        count, settings.listen, _run_child, (settings, service_url), lambda: _announce(settings, 0)
+        count, shared, _run_child, (settings, service_url), lambda: _announce(settings, 0)
     )
 
 

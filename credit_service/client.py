@@ -14,106 +14,27 @@ worker fails closed: without an answer it does no work.
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any, Self, TypeVar
-from uuid import UUID, uuid4
+from typing import TYPE_CHECKING
 
-import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
-
-from credit_service import status
-from credit_service.errors import (
-    CreditError,
-    InternalError,
-    LedgerUnavailable,
-    OutcomeUnknown,
-    Unavailable,
-)
+from credit_service.client_accounts import AccountCalls, item_error
+from credit_service.client_connection import ask, key, timestamp
+from credit_service.client_holds import HoldCalls
 from credit_service.v1 import credit_service_pb2 as pb
-from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
     from datetime import datetime
-    from types import TracebackType
+    from uuid import UUID
 
-_Response = TypeVar("_Response")
-
-DEADLINE_SECONDS = 5.0
-
-# UNAVAILABLE alone is repeated (AIP-194), with the very same request and so the same key.
-_SERVICE_CONFIG = json.dumps(
-    {
-        "methodConfig": [
-            {
-                "name": [{"service": "credit_service.v1.CreditService"}],
-                "retryPolicy": {
-                    "maxAttempts": 5,
-                    "initialBackoff": "0.1s",
-                    "maxBackoff": "1s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ]
-    }
-)
-
-_MESSAGE_BYTES_MAX = 1024 * 1024
+__all__ = ["CreditClient", "item_error"]
 
 
-class CreditClient:
+class CreditClient(HoldCalls, AccountCalls):
     """A connection to the credit service; one per process is enough, and it may be shared.
 
     Every method raises what the service refused as the classes of `credit_service.errors`. A read
     that gets no answer raises `LedgerUnavailable`, a write `OutcomeUnknown`.
     """
-
-    def __init__(
-        self,
-        target: str,
-        *,
-        token: str | None = None,
-        credentials: grpc.ChannelCredentials | None = None,
-        deadline_seconds: float = DEADLINE_SECONDS,
-    ) -> None:
-        """Prepares the connection; it is made with the first call.
-
-        Args:
-            target: host:port of the service.
-            token: the caller's bearer token, if it has one.
-            credentials: TLS, from `grpc.ssl_channel_credentials`; None: plaintext.
-            deadline_seconds: how long a call may take, its retries included.
-        """
-        options = (
-            ("grpc.service_config", _SERVICE_CONFIG),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
-        )
-        self._channel = (
-            grpc.aio.insecure_channel(target, options=options)
-            if credentials is None
-            else grpc.aio.secure_channel(target, credentials, options=options)
-        )
-        self._stub: pb_grpc.CreditServiceAsyncStub = pb_grpc.CreditServiceStub(self._channel)
-        self._metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
-        self._deadline_seconds = deadline_seconds
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Closes the connection; calls still running are cancelled."""
-        await self._channel.close()
 
     async def get_user_credit(
         self,
@@ -128,9 +49,9 @@ class CreditClient:
             UserNotFound: the user is not known.
         """
         request = pb.GetUserCreditRequest(
-            user_id=str(user_id), as_of=_timestamp(as_of), history_size=history_size
+            user_id=str(user_id), as_of=timestamp(as_of), history_size=history_size
         )
-        return (await self._read(self._stub.GetUserCredit, request)).credit
+        return (await self.read(self.stub.GetUserCredit, request)).credit
 
     async def purchase_credits(
         self,
@@ -166,13 +87,13 @@ class CreditClient:
             user_id=str(user_id),
             amount=amount,
             payment=payment,
-            idempotency_key=_key(idempotency_key),
+            idempotency_key=key(idempotency_key),
             description=description,
             reference=reference,
             metadata=metadata,
             validate_only=validate_only,
         )
-        return await self._write(self._stub.PurchaseCredits, request)
+        return await self.write(self.stub.PurchaseCredits, request)
 
     async def spend_credits(
         self,
@@ -209,23 +130,17 @@ class CreditClient:
             UserNotFound: the user is not known.
             OutcomeUnknown: no final answer came; do no work.
         """
-        if (operation is None) == (amount is None):
-            raise TypeError("name an operation or an amount, and not both")
         request = pb.SpendCreditsRequest(
             user_id=str(user_id),
             expected_cost=expected_cost,
-            idempotency_key=_key(idempotency_key),
+            idempotency_key=key(idempotency_key),
             description=description,
             reference=reference,
             metadata=metadata,
             validate_only=validate_only,
         )
-        if operation is not None:
-            request.charge.operation = operation
-            request.charge.quantity = quantity
-        if amount is not None:
-            request.amount = amount
-        return await self._write(self._stub.SpendCredits, request)
+        ask(request, operation, quantity, amount)
+        return await self.write(self.stub.SpendCredits, request)
 
     async def refund_credits(
         self,
@@ -261,13 +176,13 @@ class CreditClient:
             user_id=str(user_id),
             transaction_id=transaction_id or "",
             amount=amount,
-            idempotency_key=_key(idempotency_key),
+            idempotency_key=key(idempotency_key),
             description=description,
             reference=reference,
             metadata=metadata,
             validate_only=validate_only,
         )
-        return await self._write(self._stub.RefundCredits, request)
+        return await self.write(self.stub.RefundCredits, request)
 
     async def get_transaction_history(
         self,
@@ -289,13 +204,13 @@ class CreditClient:
             user_id=str(user_id),
             page_size=page_size,
             types=list(types),
-            start_time=_timestamp(start_time),
-            end_time=_timestamp(end_time),
+            start_time=timestamp(start_time),
+            end_time=timestamp(end_time),
             reference=reference,
             related_transaction_id=related_transaction_id,
         )
         while True:
-            page = await self._read(self._stub.GetTransactionHistory, request)
+            page = await self.read(self.stub.GetTransactionHistory, request)
             for transaction in page.transactions:
                 yield transaction
             if not page.next_page_token:
@@ -319,11 +234,11 @@ class CreditClient:
             request.transaction_id = transaction_id
         if idempotency_key is not None:
             request.idempotency_key = idempotency_key
-        return (await self._read(self._stub.GetTransaction, request)).transaction
+        return (await self.read(self.stub.GetTransaction, request)).transaction
 
     async def list_prices(self) -> pb.ListPricesResponse:
         """Reads the price list."""
-        return await self._read(self._stub.ListPrices, pb.ListPricesRequest())
+        return await self.read(self.stub.ListPrices, pb.ListPricesRequest())
 
     async def quote_cost(
         self, items: Mapping[str, int], *, user_id: UUID | str | None = None
@@ -338,62 +253,4 @@ class CreditClient:
             user_id="" if user_id is None else str(user_id),
             items=[pb.Charge(operation=name, quantity=units) for name, units in items.items()],
         )
-        return await self._read(self._stub.QuoteCost, request)
-
-    async def _read(
-        self, method: grpc.aio.UnaryUnaryMultiCallable[Any, _Response], request: Any
-    ) -> _Response:
-        try:
-            return await self._call(method, request)
-        except grpc.aio.AioRpcError as failure:
-            raise _error(failure) from failure
-
-    async def _write(
-        self, method: grpc.aio.UnaryUnaryMultiCallable[Any, _Response], request: Any
-    ) -> _Response:
-        try:
-            return await self._call(method, request)
-        except grpc.aio.AioRpcError as failure:
-            error = _error(failure)
-            if isinstance(error, (Unavailable, InternalError)):
-                raise OutcomeUnknown(request.idempotency_key) from failure
-            raise error from failure
-
-    async def _call(
-        self, method: grpc.aio.UnaryUnaryMultiCallable[Any, _Response], request: Any
-    ) -> _Response:
-        # Waiting for a connection, within the deadline, rides out a restart of the service.
-        return await method(
-            request,
-            timeout=self._deadline_seconds,
-            metadata=self._metadata,
-            wait_for_ready=True,
-        )
-
-
-def _timestamp(time: datetime | None) -> Timestamp | None:
-    if time is None:
-        return None
-    if time.tzinfo is None:
-        raise ValueError("a time needs its zone, such as datetime.now(UTC)")
-    stamp = Timestamp()
-    stamp.FromDatetime(time)
-    return stamp
-
-
-def _key(given: str | None) -> str:
-    return uuid4().hex if given is None else given
-
-
-_NO_FINAL_ANSWER = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,
-)
-
-
-def _error(failure: grpc.aio.AioRpcError) -> CreditError:
-    error = status.parse(failure)
-    if error is not None:
-        return error
-    return LedgerUnavailable() if failure.code() in _NO_FINAL_ANSWER else InternalError()
+        return await self.read(self.stub.QuoteCost, request)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -17,10 +19,13 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from credit_service.model import AMOUNT_MAX
 from credit_service.pricing import Price, PriceList
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 PREFIX = "CREDIT_"
 
@@ -38,19 +43,44 @@ class OtherPrice(BaseModel):
     unit: str = Field(min_length=1, max_length=32)
 
 
-_PORT_MAX = 65535
+PORT_MAX = 65535
+
+
+def _is_port(text: str) -> bool:
+    return re.fullmatch("[0-9]{1,5}", text) is not None and int(text) <= PORT_MAX
 
 
 def _host_and_port(text: str) -> str:
     host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or int(port) > _PORT_MAX:
+    if not re.fullmatch(r"[^\s:\[\]]+|\[[0-9a-fA-F:.]+\]", host) or not _is_port(port):
         raise ValueError("must be host:port, such as 127.0.0.1:50051 or [::]:50051")
     return text
 
 
+def _postgres_url(url: SecretStr) -> SecretStr:
+    try:
+        parts = urlsplit(url.get_secret_value())
+    except ValueError:
+        parts = urlsplit("")
+    hosts = parts.netloc.rpartition("@")[2]
+    usable = (
+        re.fullmatch(r"(\[[^\]]+\]|[^:\[\]]+)(:(?P<port>.*))?", host)
+        for host in (hosts.split(",") if hosts else ())
+    )
+    if parts.scheme not in {"postgresql", "postgres"} or not all(
+        match and _is_port(match["port"] or "5432") for match in usable
+    ):
+        raise ValueError(
+            "must be postgresql://role:password@host:port/database, where odd characters in the"
+            " password are written as %xx, such as %2F for /"
+        )
+    return url
+
+
+_PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
 _Cost = Annotated[int, Field(ge=1, le=AMOUNT_MAX)]
-_Seconds = Annotated[float, Field(gt=0)]
-_Port = Annotated[int, Field(ge=0, le=_PORT_MAX)]
+_Seconds = Annotated[float, Field(gt=0, le=24 * 60 * 60)]
+_Port = Annotated[int, Field(ge=1, le=PORT_MAX)]
 
 
 class Settings(BaseSettings):
@@ -66,12 +96,12 @@ class Settings(BaseSettings):
         description="A second address that answers health checks only, without TLS, for probes."
         " CREDIT_LISTEN answers them too.",
     )
-    database_url: SecretStr | None = Field(
+    database_url: _PostgresUrl | None = Field(
         None,
         description="PostgreSQL, as the service's role: postgresql://role:password@host/database."
         " Unset: the embedded server.",
     )
-    migrate_url: SecretStr | None = Field(
+    migrate_url: _PostgresUrl | None = Field(
         None, description="PostgreSQL, as the owner of the tables. Unset: CREDIT_DATABASE_URL."
     )
     data_dir: Path | None = Field(
@@ -94,6 +124,9 @@ class Settings(BaseSettings):
         le=AMOUNT_MAX,
         description="Credits that a spend must leave available; negative allows that much debt.",
     )
+    open_holds: int = Field(
+        100, ge=1, le=10_000, description="Holds that an account may have open at the same time."
+    )
     identities: Path | None = Field(
         None,
         description="File of callers (TOML), read again when it changes. Unset: only on loopback,"
@@ -114,7 +147,7 @@ class Settings(BaseSettings):
         4, ge=1, le=64, description="Writer lanes per process, each with a database connection."
     )
     lane_queue: int = Field(
-        1000, ge=1, description="Commands that may wait in a lane; more are refused at once."
+        4000, ge=1, description="Commands that may wait in a lane; more are refused at once."
     )
     lane_batch: int = Field(
         500, ge=1, le=1000, description="Commands that one transaction takes at most."
@@ -150,23 +183,30 @@ class Settings(BaseSettings):
     def _fit_together(self) -> Self:
         for name in self.other_prices:
             if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
-                raise ValueError(f"other_prices: {name!r} is no name for an operation")
+                raise ValueError(
+                    f"{PREFIX}OTHER_PRICES: {name!r} is no name for an operation; take lower-case"
+                    " letters, digits and _"
+                )
             if name in {"stem_separation", "render"}:
-                raise ValueError(f"other_prices: use {PREFIX}COST_PER_{name.upper()} for {name}")
+                raise ValueError(
+                    f"{PREFIX}OTHER_PRICES: set {PREFIX}COST_PER_{name.upper()} for {name}"
+                )
         if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key go together")
+            raise ValueError(f"{PREFIX}TLS_CERTIFICATE and {PREFIX}TLS_KEY go together; set both")
         if self.tls_client_ca is not None and self.tls_certificate is None:
-            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+            raise ValueError(
+                f"{PREFIX}TLS_CLIENT_CA needs {PREFIX}TLS_CERTIFICATE and {PREFIX}TLS_KEY"
+            )
         if not self.on_loopback:
             if self.tls_certificate is None and not self.allow_plaintext:
                 raise ValueError(
-                    f"listen: {self.listen} is beyond loopback and there is no TLS; set"
+                    f"{PREFIX}LISTEN: {self.listen} is beyond loopback and there is no TLS; set"
                     f" {PREFIX}TLS_CERTIFICATE and {PREFIX}TLS_KEY, or, behind a proxy that has"
                     f" TLS, {PREFIX}ALLOW_PLAINTEXT=true"
                 )
             if self.identities is None:
                 raise ValueError(
-                    f"listen: {self.listen} is beyond loopback and nobody is known; set"
+                    f"{PREFIX}LISTEN: {self.listen} is beyond loopback and nobody is known; set"
                     f" {PREFIX}IDENTITIES"
                 )
         return self
@@ -213,21 +253,37 @@ def read() -> Settings:
     Raises:
         ConfigurationError: a value cannot be used, or a variable with our prefix is unknown.
     """
-    known = {variable(name) for name in Settings.model_fields}
-    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
-    if unknown:
-        raise ConfigurationError(
-            f"unknown setting {', '.join(unknown)}; `credit-service settings` lists the known ones"
-        )
+    known = [variable(name) for name in Settings.model_fields]
+    ours = sorted(name for name in os.environ if name.upper().startswith(PREFIX))
+    problems = [_unknown(name) for name in ours if name not in known]
+    problems += [
+        f"{name}: is empty; give it a value or unset it"
+        for name in ours
+        if name in known and not os.environ[name].strip()
+    ]
+    if problems:
+        raise ConfigurationError("; ".join(problems))
     try:
         return Settings()
     except ValidationError as error:
-        problems = []
-        for problem in error.errors():
-            place = ".".join(str(part) for part in problem["loc"])
-            text = problem["msg"].removeprefix("Value error, ")
-            problems.append(f"{variable(place)}: {text}" if place else text)
-        raise ConfigurationError("; ".join(problems)) from None
-    except ValueError as error:
-        # JSON that cannot be read is told by pydantic-settings itself.
-        raise ConfigurationError(str(error)) from None
+        raise ConfigurationError("; ".join(map(_problem, error.errors()))) from None
+    except SettingsError:
+        # Raised by pydantic-settings for JSON that cannot be read, and only one setting is JSON.
+        raise ConfigurationError(
+            f"{PREFIX}OTHER_PRICES: must be JSON such as"
+            ' {"mastering": {"cost": 20, "unit": "track"}}'
+        ) from None
+
+
+def _unknown(name: str) -> str:
+    nearest = difflib.get_close_matches(name[len(PREFIX) :].lower(), Settings.model_fields, n=1)
+    guess = f", did you mean {variable(nearest[0])}?" if nearest else ";"
+    return f"unknown setting {name}{guess} `credit-service settings` lists the known ones"
+
+
+def _problem(problem: ErrorDetails) -> str:
+    text = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return text
+    setting, *inner = (str(part) for part in problem["loc"])
+    return ": ".join([variable(setting), *([".".join(inner)] if inner else []), text])

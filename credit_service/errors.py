@@ -6,7 +6,7 @@ errors across the wire in both directions, so a worker catches the same classes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 
@@ -20,6 +20,10 @@ class CreditError(Exception):
     def __str__(self) -> str:
         """Says in one sentence what happened and what to do, with the figures."""
         return self.text.format(**vars(self))
+
+    def __reduce__(self) -> tuple[type[CreditError], tuple[object, ...]]:
+        """Lets a pool of processes hand it over, which sends errors pickled."""
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
 
 class Refusal(CreditError):
@@ -59,6 +63,31 @@ class PriceChanged(Refusal):
     text = "The cost is now {cost} credits (price list {price_version}); confirm it and call again."
     cost: int
     price_version: str
+
+
+@dataclass(eq=False)
+class AccountFrozen(Refusal):
+    """The account is frozen: no spend and no hold. Ask an operator; do no work."""
+
+    reason = "ACCOUNT_FROZEN"
+    text = "The account is frozen; an operator must release it first."
+
+
+@dataclass(eq=False)
+class HoldNotActive(Refusal):
+    """The hold has ended, as `state` says. CAPTURED means that the work is paid."""
+
+    reason = "HOLD_NOT_ACTIVE"
+    text = "The hold is {state} and no longer active."
+    state: str
+
+
+@dataclass(eq=False)
+class HoldExpired(Refusal):
+    """The hold expired and its credits are gone. The work cannot be paid from it."""
+
+    reason = "HOLD_EXPIRED"
+    text = "The hold has expired and its credits are no longer available."
 
 
 @dataclass(eq=False)
@@ -111,6 +140,46 @@ class TransactionNotFound(NotFound):
     lookup: str
 
 
+@dataclass(eq=False)
+class HoldNotFound(NotFound):
+    """No such hold for this user."""
+
+    reason = "HOLD_NOT_FOUND"
+    text = "This user has no hold {hold_id}."
+    hold_id: str
+
+
+class LimitReached(Refusal):
+    """A limit of the account is reached; `retry_ms` tells when it may be worth another try."""
+
+    retry_ms: int
+
+
+@dataclass(eq=False)
+class SpendLimitExceeded(LimitReached):
+    """The account may spend no more in this window. Try again when the next one begins."""
+
+    reason = "SPEND_LIMIT_EXCEEDED"
+    text = (
+        "The account may spend {limit} credits per {window} and has spent {spent}; the next"
+        " {window} begins in {retry_ms} ms."
+    )
+    window: str
+    limit: int
+    spent: int
+    retry_ms: int
+
+
+@dataclass(eq=False)
+class TooManyHolds(LimitReached):
+    """The account has as many open holds as it may. Capture or release one, or wait."""
+
+    reason = "TOO_MANY_HOLDS"
+    text = "The account has {limit} open holds, which is the most; the next one may end by itself."
+    limit: int
+    retry_ms: int
+
+
 class Conflict(Refusal):
     """A name that may mean one thing only already means another."""
 
@@ -136,6 +205,14 @@ class PaymentReused(Conflict):
     text = "Payment {payment_ref} was already credited with another {field}."
     payment_ref: str
     field: str
+
+
+@dataclass(eq=False)
+class BatchAborted(Refusal):
+    """Another item of the atomic batch was refused, so this one was not done either."""
+
+    reason = "BATCH_ABORTED"
+    text = "Another item of this atomic batch was refused; nothing of the batch was done."
 
 
 class Unavailable(CreditError):
@@ -169,6 +246,19 @@ class OutcomeUnknown(CreditError):
     reason = "OUTCOME_UNKNOWN"
     text = "No final answer came; call again with the idempotency key {key} to learn the outcome."
     key: str
+
+
+@dataclass(eq=False)
+class AlreadyPaid(CreditError):
+    """The job was done and paid before: its hold is captured. Do not do it again.
+
+    Raised by the client. A job that is to run again after a refund takes a later attempt.
+    """
+
+    reason = "ALREADY_PAID"
+    text = "Job {job} was paid before, by hold {hold_id}; there is nothing left to do."
+    job: str
+    hold_id: str
 
 
 class AccessError(CreditError):

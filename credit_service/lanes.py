@@ -30,16 +30,17 @@ from credit_service.errors import (
     Overloaded,
     Refusal,
 )
-from credit_service.model import Account, Command, Outcome, Purchase, Refund, Spent
+from credit_service.model import SpendTogether
 from credit_service.postgres import unreachable
+from credit_service.recall import recall
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
-    from credit_service.model import Entry
+    from credit_service.desk import Desk, Terms
+    from credit_service.model import Account, Command, Entry, Outcome
     from credit_service.postgres import Address
-    from credit_service.rules import Terms
 
 _log = structlog.get_logger()
 
@@ -47,11 +48,13 @@ _log = structlog.get_logger()
 _ATTEMPTS = 5
 
 # Another transaction was in the way and is gone by the next attempt: a serialization failure or
-# deadlock, a collision over a new account or payment, a guard that failed, a plan outdated by DDL.
+# deadlock, a collision over a new account or payment, a user deleted meanwhile, a guard that
+# failed, a plan outdated by DDL.
 _COLLISIONS = (
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
     asyncpg.UniqueViolationError,
+    asyncpg.ForeignKeyViolationError,
     asyncpg.InvalidCachedStatementError,
     asyncpg.OutdatedSchemaCacheError,
     store.StaleAccountError,
@@ -140,7 +143,7 @@ class Lane:
                     return
                 self._filled.clear()
                 continue
-            batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch_limit))]
+            batch = self._take()
             started = time.perf_counter()
             try:
                 await self._serve(batch)
@@ -150,6 +153,18 @@ class Lane:
                 _fail(batch, InternalError)
             metrics.BATCH_COMMANDS.observe(len(batch))
             metrics.BATCH_SECONDS.observe(time.perf_counter() - started)
+
+    def _take(self) -> list[_Waiting]:
+        """Takes the pile, up to the bound; what spends several times counts as often."""
+        batch: list[_Waiting] = []
+        size = 0
+        while self._queue:
+            command = self._queue[0].command
+            size += len(command.spends) if isinstance(command, SpendTogether) else 1
+            if batch and size > self._batch_limit:
+                break
+            batch.append(self._queue.popleft())
+        return batch
 
     async def _serve(self, batch: list[_Waiting], lost: Sequence[Entry] = ()) -> None:
         """Answers every call of the batch, running it again or in parts where that can help.
@@ -167,7 +182,7 @@ class Lane:
             except _CommitLostError as fault:
                 # Run again on a fresh connection: under the lock the keys tell whether it happened.
                 self._note(fault, batch)
-                lost = fault.entries
+                lost = [*lost, *fault.entries]
             except _COLLISIONS as fault:
                 self._note(fault, batch)
                 await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
@@ -223,7 +238,7 @@ class Lane:
         try:
             await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
             commands = [waiting.command for waiting in batch]
-            locked, desk = await self._recall(connection, commands)
+            locked, desk = await recall(connection, commands, adds_users=self._adds_users)
             answers = [_decide(desk, command, self._terms) for command in commands]
             await self._write(connection, locked, desk)
         except Exception as fault:
@@ -232,42 +247,17 @@ class Lane:
         await self._commit(connection, desk.posted)
         for entry in desk.posted:
             metrics.CREDITS.labels(entry.type).inc(entry.amount)
-        unclaimed = list(lost)
+        # An expiry is nobody's doing: whoever is answered with one is told of an earlier end.
+        unclaimed = [entry for entry in lost if entry.idempotency_key is not None]
         return [_settled(answer, desk, unclaimed) for answer in answers]
 
-    async def _recall(
-        self, connection: asyncpg.Connection, commands: list[Command]
-    ) -> tuple[dict[UUID, Account], rules.Desk]:
-        user_ids = {command.user_id for command in commands}
-        locked = await store.lock_accounts(connection, user_ids)
-        now, entries = await store.recall_keys(
-            connection,
-            [command.user_id for command in commands],
-            [command.idempotency_key for command in commands],
-        )
-        desk = rules.Desk(now, dict(locked))
-        for entry in entries:
-            assert entry.idempotency_key is not None  # noqa: S101  # it was found by it
-            desk.by_key[entry.user_id, entry.idempotency_key] = entry
-        without_account = user_ids - locked.keys()
-        if without_account:
-            known = await store.find_users(connection, without_account)
-            if self._adds_users:
-                known |= {c.user_id for c in commands if isinstance(c, Purchase)} & without_account
-            desk.accounts.update((user_id, Account(user_id)) for user_id in known)
-        await _recall_spends(connection, desk, commands)
-        await _recall_purchases(connection, desk, commands)
-        return locked, desk
-
     async def _write(
-        self, connection: asyncpg.Connection, locked: dict[UUID, Account], desk: rules.Desk
+        self, connection: asyncpg.Connection, locked: dict[UUID, Account], desk: Desk
     ) -> None:
-        if not desk.posted:
-            return
-        touched = {entry.user_id for entry in desk.posted}
-        opened = [desk.accounts[user_id] for user_id in touched - locked.keys()]
+        opened = [desk.accounts[user_id] for user_id in desk.touched - locked.keys()]
         changed = [
-            (desk.accounts[user_id], locked[user_id].seq) for user_id in touched & locked.keys()
+            (desk.accounts[user_id], locked[user_id].seq)
+            for user_id in desk.touched & locked.keys()
         ]
         if opened:
             if self._adds_users:
@@ -275,13 +265,17 @@ class Lane:
             await store.insert_accounts(connection, opened)
         if changed:
             await store.update_accounts(connection, changed)
-        await store.insert_entries(connection, desk.posted)
+        if desk.posted:
+            await store.insert_entries(connection, desk.posted)
         if desk.refunded:
             await store.upsert_refunds(connection, list(desk.refunded.values()))
         if desk.bought:
-            await store.insert_purchases(
-                connection, [b.entry for b in desk.bought.values() if b.entry]
-            )
+            entries = [bought.entry for bought in desk.bought.values() if bought.entry]
+            await store.insert_purchases(connection, entries)
+        if desk.changed_holds:
+            await store.upsert_holds(connection, desk.changed_holds.values())
+        if desk.policy_changes:
+            await store.insert_policy_changes(connection, desk.policy_changes)
 
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
@@ -311,52 +305,14 @@ class Lane:
             raise store.StaleAccountError(tag)
 
 
-async def _recall_spends(
-    connection: asyncpg.Connection, desk: rules.Desk, commands: list[Command]
-) -> None:
-    places = {
-        (command.user_id, command.spend_seq)
-        for command in commands
-        if isinstance(command, Refund) and command.spend_seq is not None
-    }
-    if not places:
-        return
-    refunded = await store.recall_refunds(connection, places)
-    for place, entry in (await store.recall_places(connection, places)).items():
-        desk.spends[place] = Spent(entry, refunded.get(place, 0))
-
-
-async def _recall_purchases(
-    connection: asyncpg.Connection, desk: rules.Desk, commands: list[Command]
-) -> None:
-    refs = {
-        command.payment.ref
-        for command in commands
-        if isinstance(command, Purchase) and command.payment is not None
-    }
-    purchases = await store.recall_purchases(connection, refs) if refs else {}
-    if not purchases:
-        return
-    places = {(bought.user_id, bought.seq) for bought in purchases.values()}
-    entries = await store.recall_places(connection, places)
-    for ref, bought in purchases.items():
-        entry = entries.get((bought.user_id, bought.seq))
-        # A user who was deleted and made anew has other entries in the same places.
-        if entry is not None and (entry.payment is None or entry.payment.ref != ref):
-            entry = None
-        desk.purchases[ref] = replace(bought, entry=entry)
-
-
-def _decide(desk: rules.Desk, command: Command, terms: Terms) -> Outcome | CreditError:
+def _decide(desk: Desk, command: Command, terms: Terms) -> Outcome | CreditError:
     try:
         return rules.decide(desk, command, terms)
     except Refusal as refusal:
         return refusal
 
 
-def _settled(
-    answer: Outcome | CreditError, desk: rules.Desk, lost: list[Entry]
-) -> Outcome | CreditError:
+def _settled(answer: Outcome | CreditError, desk: Desk, lost: list[Entry]) -> Outcome | CreditError:
     """Shows the account as the batch left it, and a resolved COMMIT as the first run it was."""
     if isinstance(answer, CreditError):
         return answer
@@ -364,7 +320,14 @@ def _settled(
     if replayed and answer.entry in lost:
         lost.remove(answer.entry)
         replayed = False
-    return replace(answer, account=desk.accounts[answer.entry.user_id], replayed=replayed)
+    hold = answer.hold
+    return replace(
+        answer,
+        account=desk.accounts[answer.account.user_id],
+        replayed=replayed,
+        parts=tuple(_settled(part, desk, lost) for part in answer.parts),
+        hold=hold and desk.holds.get((hold.user_id, hold.seq), hold),
+    )
 
 
 def _wanted(batch: list[_Waiting]) -> list[_Waiting]:

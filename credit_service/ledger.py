@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from credit_service import metrics, store
-from credit_service.errors import InvalidRequest, LedgerUnavailable, UserNotFound
-from credit_service.model import Account
-from credit_service.postgres import ACQUIRE_TIMEOUT_SECONDS, UNREACHABLE
+from credit_service.errors import HoldNotFound, InvalidRequest, LedgerUnavailable, UserNotFound
+from credit_service.holds import at
+from credit_service.model import Account, transaction_id
+from credit_service.postgres import ACQUIRE_TIMEOUT_SECONDS, ALL_PLANS, UNREACHABLE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
     import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
+    from credit_service.desk import Terms
     from credit_service.lanes import Lane
-    from credit_service.model import Command, Entry, Outcome
-    from credit_service.rules import Terms
+    from credit_service.model import Command, Entry, Hold, Outcome, Usage
 
 # How many entries a filtered page of history looks at before it comes back short.
 SCAN_LIMIT = 10_000
+
+# How long a report may take.
+REPORT_SECONDS = 60
 
 _RESOLUTION = timedelta(microseconds=1)
 
@@ -53,27 +57,44 @@ class HistoryQuery:
 class Ledger:
     """Gives commands to the lanes and reads the book through a pool of its own."""
 
-    def __init__(self, lanes: Sequence[Lane], pool: asyncpg.Pool, terms: Terms) -> None:
+    def __init__(
+        self, lanes: Sequence[Lane], pool: asyncpg.Pool, report_pool: asyncpg.Pool, terms: Terms
+    ) -> None:
+        """Takes what it works with.
+
+        Args:
+            lanes: the writers.
+            pool: connections for the reads.
+            report_pool: connections for reports, which take long and so have their own.
+            terms: prices and floor.
+        """
         self._lanes = lanes
         self._pool = pool
+        self._report_pool = report_pool
+        # Reports wait for each other rather than take the database from the spends.
+        self._report_turn = asyncio.Semaphore(1)
         self.terms = terms
         for state, count in (("open", pool.get_size), ("idle", pool.get_idle_size)):
             metrics.POOL_CONNECTIONS.labels(state).set_function(count)
 
-    async def submit(self, command: Command, seconds: float) -> Outcome:
-        """Has a command decided and written; returns after its COMMIT.
+    def enqueue(self, command: Command, seconds: float) -> asyncio.Future[Outcome]:
+        """Gives a command to its lane, which decides and writes it.
 
         Args:
             command: what to do.
             seconds: how long the caller waits for its batch to begin.
 
+        Returns:
+            A future, done after the COMMIT. It raises a Refusal where the rules said no,
+            Unavailable where there is no final answer, and InternalError where the command failed
+            in a way that no caller can mend.
+
         Raises:
-            Refusal: the rules said no; nothing was written.
-            Unavailable: no final answer; the same key tells later.
-            InternalError: the command failed in a way that no caller can mend.
+            Overloaded: the lane is full.
+            LedgerUnavailable: the service is stopping.
         """
         deadline = asyncio.get_running_loop().time() + seconds
-        return await self._lane_of(command.user_id).submit(command, deadline)
+        return self._lane_of(command.user_id).submit(command, deadline)
 
     def _lane_of(self, user_id: UUID) -> Lane:
         """Chooses the lane of a user; the only place that may know about shards."""
@@ -105,9 +126,17 @@ class Ledger:
                 raise InvalidRequest("as_of", f"is still to come; it is {now.isoformat()} now.")
             seq = await store.count_entries_before(connection, user_id, time + _RESOLUTION)
             if seq == 0:
-                return Account(user_id)
+                return replace(account, balance=0, held=0, seq=0, last_updated=None)
             entry = (await store.recall_places(connection, [(user_id, seq)]))[user_id, seq]
-            return Account(user_id, entry.balance_after, entry.held_after, seq, entry.timestamp)
+            # Held by the entries, but over by the clock: recorded only when somebody looked.
+            over = await store.expired_unrecorded_at(connection, user_id, seq, time)
+            return replace(
+                account,
+                balance=entry.balance_after,
+                held=entry.held_after - over,
+                seq=seq,
+                last_updated=entry.timestamp,
+            )
 
     async def newest_entries(self, account: Account, size: int) -> list[Entry]:
         """Reads the newest entries that an account had when it was read, newest first."""
@@ -164,6 +193,97 @@ class Ledger:
             await _account(connection, user_id)
             _, entries = await store.recall_keys(connection, [user_id], [key])
             return entries[0] if entries else None
+
+    async def hold(self, user_id: UUID, seq: int) -> Hold:
+        """Reads a hold in its present state.
+
+        Raises:
+            HoldNotFound: the user has no hold in this place.
+            UserNotFound: the user is not in the user table.
+            LedgerUnavailable: the database is away.
+        """
+        async with self._reading() as connection:
+            await _account(connection, user_id)
+            now, found = await store.list_holds(
+                connection, user_id, newest=seq, state=None, limit=1
+            )
+        if not found or found[0].seq != seq:
+            raise HoldNotFound(transaction_id(user_id, seq))
+        return at(found[0], now)
+
+    async def holds(
+        self, user_id: UUID, *, state: str | None, newest: int | None, page_size: int
+    ) -> tuple[list[Hold], int | None]:
+        """Reads a page of holds, newest first.
+
+        Args:
+            user_id: whose.
+            state: only these; None: all.
+            newest: start at this seq and go down; None: at the newest.
+            page_size: how many at most.
+
+        Returns:
+            The holds, and the seq to go on from; None when there are no more.
+
+        Raises:
+            UserNotFound: the user is not in the user table.
+            LedgerUnavailable: the database is away.
+        """
+        async with self._reading() as connection:
+            account = await _account(connection, user_id)
+            start = account.seq if newest is None else newest
+            now, found = await store.list_holds(
+                connection, user_id, newest=start, state=state, limit=page_size + 1
+            )
+        onward = found[page_size].seq if len(found) > page_size else None
+        return [at(hold, now) for hold in found[:page_size]], onward
+
+    async def changes(self, seen: Mapping[UUID, Account | None]) -> list[Account]:
+        """Reads those accounts that differ from what was seen of them; None: never seen.
+
+        Raises:
+            LedgerUnavailable: the database is away.
+        """
+        asked = [
+            (user_id, -1, 0) if account is None else (user_id, account.seq, account.policy_changes)
+            for user_id, account in seen.items()
+        ]
+        async with self._reading() as connection:
+            return await store.changed_accounts(connection, asked)
+
+    async def usage(self, user_id: UUID | None, start: datetime, end: datetime) -> list[Usage]:
+        """Adds up the entries with start <= time < end, of one user or all.
+
+        Raises:
+            UserNotFound: the user is not in the user table.
+            LedgerUnavailable: the database is away, or the report takes longer than a minute.
+        """
+        try:
+            async with (
+                self._report_turn,
+                self._report_pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection,
+                connection.transaction(isolation="repeatable_read", readonly=True),
+            ):
+                await connection.execute(
+                    f"SET LOCAL statement_timeout = '{REPORT_SECONDS}s'; {ALL_PLANS}"
+                )
+                if user_id is None:
+                    return await store.report_usage(connection, start, end, seconds=REPORT_SECONDS)
+                await _account(connection, user_id)
+                return await store.report_usage_of_user(
+                    connection,
+                    user_id,
+                    after=await store.count_entries_before(connection, user_id, start),
+                    until=await store.count_entries_before(connection, user_id, end),
+                    seconds=REPORT_SECONDS,
+                )
+        except UNREACHABLE as error:
+            raise LedgerUnavailable from error
+
+    async def due_users(self, limit: int) -> list[UUID]:
+        """Finds users with holds whose time has passed and is not recorded yet."""
+        async with self._reading() as connection:
+            return await store.find_due_users(connection, limit)
 
     async def answers(self) -> bool:
         """Tells whether the database answers."""

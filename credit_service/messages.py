@@ -10,10 +10,10 @@ from credit_service.model import transaction_id
 from credit_service.v1 import credit_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from datetime import datetime
 
-    from credit_service.model import Account, Entry
+    from credit_service.desk import Terms
+    from credit_service.model import Account, Entry, Hold, Usage
 
 TYPES: dict[str, pb.TransactionType.ValueType] = {
     "purchase": pb.TRANSACTION_TYPE_PURCHASE,
@@ -21,7 +21,18 @@ TYPES: dict[str, pb.TransactionType.ValueType] = {
     "refund": pb.TRANSACTION_TYPE_REFUND,
     "grant": pb.TRANSACTION_TYPE_GRANT,
     "reversal": pb.TRANSACTION_TYPE_REVERSAL,
+    "hold": pb.TRANSACTION_TYPE_HOLD,
+    "capture": pb.TRANSACTION_TYPE_CAPTURE,
+    "release": pb.TRANSACTION_TYPE_RELEASE,
+    "expire": pb.TRANSACTION_TYPE_EXPIRE,
 }
+HOLD_STATES: dict[str, pb.HoldState.ValueType] = {
+    "held": pb.HOLD_STATE_HELD,
+    "captured": pb.HOLD_STATE_CAPTURED,
+    "released": pb.HOLD_STATE_RELEASED,
+    "expired": pb.HOLD_STATE_EXPIRED,
+}
+HOLD_STATE_NAMES = {value: name for name, value in HOLD_STATES.items()}
 TYPE_NAMES = {value: name for name, value in TYPES.items()}
 
 
@@ -32,17 +43,17 @@ def timestamp(time: datetime) -> Timestamp:
     return stamp
 
 
-def user_credit(account: Account, min_balance: int, newest: Iterable[Entry] = ()) -> pb.UserCredit:
-    """Renders an account with its floor and, where given, its newest entries."""
+def user_credit(account: Account, terms: Terms) -> pb.UserCredit:
+    """Renders an account with its floor."""
     return pb.UserCredit(
         user_id=str(account.user_id),
         balance=account.balance,
         held=account.held,
         available=account.available,
-        min_balance=min_balance,
+        min_balance=terms.floor(account),
         last_updated=timestamp(account.last_updated) if account.last_updated else None,
         seq=account.seq,
-        transaction_history=[transaction(entry) for entry in newest],
+        frozen=account.frozen,
     )
 
 
@@ -68,11 +79,61 @@ def transaction(entry: Entry, *, written: bool = True) -> pb.CreditTransaction:
         reference=entry.reference,
         metadata=entry.metadata,
         related_transaction_id="" if related is None else transaction_id(entry.user_id, related),
+        hold_id=""
+        if entry.hold_seq is None or not (written or entry.type != "hold")
+        else transaction_id(entry.user_id, entry.hold_seq),
         idempotency_key=entry.idempotency_key or "",
         caller=entry.caller,
         payment=None
         if payment is None
         else pb.Payment(
             ref=payment.ref, amount_minor=payment.amount_minor, currency=payment.currency
+        ),
+    )
+
+
+def hold(value: Hold, *, written: bool = True) -> pb.Hold:
+    """Renders a hold; one that was only validated has no id."""
+    settled = value.settled_seq
+    return pb.Hold(
+        id=transaction_id(value.user_id, value.seq) if written else "",
+        user_id=str(value.user_id),
+        state=HOLD_STATES[value.state],
+        amount=value.amount,
+        captured_amount=value.captured,
+        create_time=timestamp(value.created_at),
+        expire_time=timestamp(value.expires_at),
+        operation=value.operation or "",
+        quantity=value.quantity or 0,
+        unit_cost=value.unit_cost or 0,
+        price_version=value.price_version or "",
+        reference=value.reference,
+        settled_transaction_id="" if settled is None else transaction_id(value.user_id, settled),
+    )
+
+
+def usage(line: Usage) -> pb.UsageLine:
+    """Renders a line of a report."""
+    return pb.UsageLine(
+        day=line.day,
+        operation=line.operation,
+        spent=line.spent,
+        refunded=line.refunded,
+        held=line.held,
+        spend_count=line.spend_count,
+        refund_count=line.refund_count,
+        hold_count=line.hold_count,
+    )
+
+
+def policy(account: Account) -> pb.AccountPolicy:
+    """Renders what an account may do."""
+    return pb.AccountPolicy(
+        frozen=account.frozen,
+        min_balance=account.min_balance,
+        spend_limits=pb.SpendLimits(
+            per_minute=account.limit_per_minute or 0,
+            per_hour=account.limit_per_hour or 0,
+            per_day=account.limit_per_day or 0,
         ),
     )

@@ -15,7 +15,7 @@ CALL_SECONDS = Histogram(
     "credit_call_seconds", "Time to answer a call.", ("method",), buckets=_LATENCY_BUCKETS
 )
 REPLAYS = Counter("credit_replays", "Writes answered with an earlier entry.", ("method",))
-REFUSALS = Counter("credit_refusals", "Writes the rules refused, by reason.", ("method", "reason"))
+REFUSALS = Counter("credit_refusals", "Calls refused for good, by reason.", ("method", "reason"))
 CREDITS = Counter("credit_credits", "Credits moved by new entries, by type of entry.", ("type",))
 
 QUEUED = Gauge("credit_lane_queue_commands", "Commands waiting for a batch, by lane.", ("lane",))

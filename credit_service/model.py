@@ -11,7 +11,9 @@ from uuid import UUID
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
+    from datetime import datetime, timedelta
+
+    from credit_service.errors import CreditError
 
 AMOUNT_MAX = 10**12
 BALANCE_MAX = 10**15
@@ -37,13 +39,32 @@ def parse_transaction_id(text: str) -> tuple[UUID, int] | None:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What a user owns. `last_updated` is None for a user who has no account row yet."""
+    """What a user owns and may do. `last_updated` is None for a user without an account row.
+
+    Attributes:
+        next_hold_expiry: at or before the earliest expiry of the open holds; None without any.
+        min_balance: the account's own floor; None where it follows the configuration.
+        limit_per_minute: credits that may be spent in a minute of UTC; None: any number.
+        counted_at: a time in the windows that the counters below belong to.
+    """
 
     user_id: UUID
     balance: int = 0
     held: int = 0
     seq: int = 0
     last_updated: datetime | None = None
+    open_holds: int = 0
+    next_hold_expiry: datetime | None = None
+    frozen: bool = False
+    min_balance: int | None = None
+    limit_per_minute: int | None = None
+    limit_per_hour: int | None = None
+    limit_per_day: int | None = None
+    counted_at: datetime | None = None
+    spent_this_minute: int = 0
+    spent_this_hour: int = 0
+    spent_this_day: int = 0
+    policy_changes: int = 0
 
     @property
     def available(self) -> int:
@@ -87,6 +108,63 @@ class Entry:
     idempotency_key: str | None
     caller: str
     payment: Payment | None
+    hold_seq: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Credits set aside, in their present state: held, captured, released or expired.
+
+    Attributes:
+        seq: the place of the entry that made it.
+        captured: credits taken; above zero for an expired hold that was captured late.
+        settled_seq: the place of the entry that ended it.
+        captured_seq: the place of the entry that took credits.
+    """
+
+    user_id: UUID
+    seq: int
+    state: str
+    amount: int
+    captured: int
+    created_at: datetime
+    expires_at: datetime
+    operation: str | None
+    quantity: int | None
+    unit_cost: int | None
+    price_version: str | None
+    reference: str
+    settled_seq: int | None
+    captured_seq: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChange:
+    """What an account may do since a change, and who changed it."""
+
+    user_id: UUID
+    change: int
+    changed_at: datetime
+    caller: str
+    frozen: bool
+    min_balance: int | None
+    limit_per_minute: int | None
+    limit_per_hour: int | None
+    limit_per_day: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The sums of an operation on a day of UTC (YYYY-MM-DD), in credits and in entries."""
+
+    day: str
+    operation: str
+    spent: int
+    refunded: int
+    held: int
+    spend_count: int
+    refund_count: int
+    hold_count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,16 +173,22 @@ class Command:
 
     call: ClassVar[str]
     user_id: UUID
+    caller: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keyed(Command):
+    """A command that makes an entry and is known by its idempotency key."""
+
     idempotency_key: str
     description: str
     reference: str
     metadata: Mapping[str, str]
     validate_only: bool
-    caller: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Purchase(Command):
+class Purchase(Keyed):
     """Adds `amount` credits for a payment (None: an operator's purchase without one)."""
 
     call = "PurchaseCredits"
@@ -113,7 +197,7 @@ class Purchase(Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spend(Command):
+class Spend(Keyed):
     """Takes `amount` credits, or, where it is None, the price of `quantity` of `operation`."""
 
     call = "SpendCredits"
@@ -124,7 +208,7 @@ class Spend(Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refund(Command):
+class Refund(Keyed):
     """Gives back `amount` of the spend at `spend_seq`; amount None: all that is left of it.
 
     Without `spend_seq` it is an operator's refund of no spend in particular.
@@ -135,9 +219,86 @@ class Refund(Command):
     amount: int | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant(Keyed):
+    """Gives `amount` credits without a payment."""
+
+    call = "GrantCredits"
+    amount: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeHold(Keyed):
+    """Sets credits aside, named as in `Spend`, for `ttl`."""
+
+    call = "HoldCredits"
+    amount: int | None
+    operation: str | None
+    quantity: int | None
+    expected_cost: int | None
+    ttl: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capture(Keyed):
+    """Takes the credits of a hold.
+
+    `amount` credits (0 releases it), or `quantity` units at the hold's price, or, without either,
+    all of it.
+    """
+
+    call = "CaptureHold"
+    hold_seq: int
+    amount: int | None
+    quantity: int | None
+    allow_overage: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release(Keyed):
+    """Gives up a hold."""
+
+    call = "ReleaseHold"
+    hold_seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extend(Command):
+    """Lets a hold end no earlier than `ttl` from now."""
+
+    call = "ExtendHold"
+    hold_seq: int
+    ttl: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetPolicy(Command):
+    """Changes what an account may do; None leaves a part as it is. Limits: 0 means none."""
+
+    call = "SetAccountPolicy"
+    frozen: bool | None
+    min_balance: int | None
+    limits: tuple[int, int, int] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpendTogether(Command):
+    """Spends of one user, all or none."""
+
+    call = "BatchSpendCredits"
+    spends: tuple[Spend, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expire(Command):
+    """Records the holds of a user whose time has passed; the service's own command."""
+
+    call = "expiry"
+
+
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """A spend and how many of its credits have been given back."""
+    """A spend or capture and how many of its credits have been given back."""
 
     entry: Entry
     refunded: int
@@ -155,8 +316,24 @@ class Purchased:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The answer to a command: its entry, the account afterwards, and whether it was a repeat."""
+    """The answer to a command.
 
-    entry: Entry
+    Attributes:
+        entry: the entry it made or, replayed, found; None for a command that makes none.
+        account: the account afterwards.
+        replayed: whether an earlier call had made the entry.
+        hold: the hold it made or referred to, in its present state.
+        parts: the answers to the spends of a command that has several.
+    """
+
+    entry: Entry | None
     account: Account
     replayed: bool
+    hold: Hold | None = None
+    parts: tuple[Outcome | CreditError, ...] = ()
+
+    @property
+    def late(self) -> bool:
+        """Whether a hold was captured after it had expired."""
+        entry = self.entry
+        return entry is not None and entry.type == "capture" and entry.held_change == 0

@@ -1,7 +1,7 @@
 """One log line and one set of metrics per call, and how logs look.
 
 A line holds method, caller, user, key, outcome, reason and milliseconds. No token, no value of the
-metadata and no description ever stands in a log.
+metadata, no description and no payment ever stands in a log.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import asyncpg
 import orjson
 import structlog
 
@@ -21,6 +22,8 @@ from credit_service.errors import Refusal
 from credit_service.status import CODES
 
 if TYPE_CHECKING:
+    from structlog.typing import EventDict
+
     from credit_service.errors import CreditError
 
 _log = structlog.get_logger()
@@ -64,9 +67,9 @@ class Call:
         if self.caller:
             facts["caller"] = self.caller
         if self.user:
-            facts["user"] = self.user[:_FIELD_LENGTH_MAX]
+            facts["user"] = _plain(self.user)
         if self.key:
-            facts["key"] = self.key[:_FIELD_LENGTH_MAX]
+            facts["key"] = _plain(self.key)
         if reason:
             facts["reason"] = reason
         if self.replayed:
@@ -77,6 +80,25 @@ class Call:
 
 # The call that the running task answers.
 CALL: ContextVar[Call] = ContextVar("call")
+
+
+def _plain(text: str) -> str:
+    """Cuts what a caller wrote, and spells out what could draw on a terminal or forge a line."""
+    cut = text[:_FIELD_LENGTH_MAX]
+    return cut if cut.isprintable() else cut.encode("unicode_escape").decode()
+
+
+def _without_values(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Cuts errors of the database where they begin to quote a row or a value."""
+    info = event.get("exc_info")
+    error = sys.exc_info()[1] if info is True else info[1] if isinstance(info, tuple) else info
+    while error is not None:
+        if isinstance(error, asyncpg.PostgresError):
+            error.detail = None
+        if isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError)) and error.args:
+            error.args = (str(error.args[0]).partition(": ")[0],)
+        error = error.__cause__ or error.__context__
+    return event
 
 
 def configure_logs(*, level: str, as_json: bool) -> None:
@@ -91,6 +113,7 @@ def configure_logs(*, level: str, as_json: bool) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _without_values,
     ]
     # Local variables would put tokens and metadata into a traceback.
     no_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)

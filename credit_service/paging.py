@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from typing import TYPE_CHECKING
 
 from credit_service.errors import InvalidRequest
+from credit_service.v1 import credit_service_pb2 as pb
 
-if TYPE_CHECKING:
-    from credit_service.v1 import credit_service_pb2 as pb
+Listing = pb.GetTransactionHistoryRequest | pb.ListHoldsRequest
 
 _DIGEST_BYTES = 12
 _SEQ_BYTES = 8
 
 
-def token(request: pb.GetTransactionHistoryRequest, seq: int) -> str:
+def token(request: Listing, seq: int) -> str:
     """Makes the token that goes on at `seq` with the request's user and filters."""
     place = seq.to_bytes(_SEQ_BYTES)
     return base64.urlsafe_b64encode(place + _digest(request, place)).decode().rstrip("=")
 
 
-def seq_of(request: pb.GetTransactionHistoryRequest) -> int | None:
+def seq_of(request: Listing) -> int | None:
     """Reads the request's token; None where it has none.
 
     Raises:
@@ -46,20 +45,23 @@ def seq_of(request: pb.GetTransactionHistoryRequest) -> int | None:
     return int.from_bytes(place)
 
 
-def _digest(request: pb.GetTransactionHistoryRequest, place: bytes) -> bytes:
-    parts = (
+def _digest(request: Listing, place: bytes) -> bytes:
+    digest = hashlib.blake2b(place, digest_size=_DIGEST_BYTES)
+    for part in _bound(request):
+        digest.update(len(part.encode()).to_bytes(4) + part.encode())
+    return digest.digest()
+
+
+def _bound(request: Listing) -> tuple[str, ...]:
+    """What a token is bound to: the user and the filters, however they are written."""
+    if isinstance(request, pb.ListHoldsRequest):
+        return request.user_id.lower(), "holds", str(request.state)
+    start, end = request.start_time, request.end_time
+    return (
         request.user_id.lower(),
         ",".join(str(value) for value in sorted(set(request.types))),
-        f"{request.start_time.seconds}.{request.start_time.nanos}"
-        if request.HasField("start_time")
-        else "",
-        f"{request.end_time.seconds}.{request.end_time.nanos}"
-        if request.HasField("end_time")
-        else "",
+        f"{start.seconds}.{start.nanos}" if request.HasField("start_time") else "",
+        f"{end.seconds}.{end.nanos}" if request.HasField("end_time") else "",
         request.reference,
         request.related_transaction_id,
     )
-    digest = hashlib.blake2b(place, digest_size=_DIGEST_BYTES)
-    for part in parts:
-        digest.update(len(part.encode()).to_bytes(4) + part.encode())
-    return digest.digest()

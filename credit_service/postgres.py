@@ -23,6 +23,14 @@ ROLE_LIMITS_MS: Mapping[str, int] = {
     "client_connection_check_interval": 1_000,
 }
 
+# Ways to join and read that no statement of lanes and reads wants, off for the service's role. Each
+# finds its few rows by an index; but a plan is kept, and one that was made while the book was short
+# would read all of a longer one until autovacuum has looked at it again.
+ROLE_PLANS_OFF = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin")
+
+# What reports and verification, which read much, say before they begin.
+ALL_PLANS = "; ".join(f"SET LOCAL {name} = on" for name in ROLE_PLANS_OFF)
+
 COMMAND_TIMEOUT_SECONDS = 3
 CONNECT_TIMEOUT_SECONDS = 2
 ACQUIRE_TIMEOUT_SECONDS = 1
@@ -38,6 +46,7 @@ UNREACHABLE: tuple[type[Exception], ...] = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
+    asyncpg.ObjectNotInPrerequisiteStateError,  # the database takes no connections at the moment
 )
 
 
@@ -99,20 +108,29 @@ async def missing_protection(connection: asyncpg.Connection) -> list[str]:
     missing = []
     if await connection.fetchval(
         "SELECT has_any_column_privilege('credit_transactions', 'UPDATE')"
-        " OR has_table_privilege('credit_transactions', 'DELETE')"
+        " OR has_table_privilege('credit_transactions', 'DELETE, TRUNCATE')"
     ):
         missing.append(
             "the service's database role may change entries: give it a role of its own and migrate"
             " with CREDIT_MIGRATE_URL"
         )
-    unset = [
-        name
-        for name in ROLE_LIMITS_MS
-        if await connection.fetchval("SELECT current_setting($1)", name) == "0"
-    ]
-    if unset:
+    rows = await connection.fetch("SELECT name, setting::bigint FROM pg_settings WHERE unit = 'ms'")
+    in_force = {row[0]: row[1] for row in rows}
+    loose = [name for name, limit in ROLE_LIMITS_MS.items() if not 0 < in_force[name] <= limit]
+    if loose:
         missing.append(
-            f"the service's database role has no {', '.join(unset)}: `credit-service migrate` with"
-            " CREDIT_MIGRATE_URL sets them"
+            f"the service's database role has no or too long a {', '.join(loose)}:"
+            " `credit-service migrate` with CREDIT_MIGRATE_URL sets them"
+        )
+    slow = [
+        name
+        for name in ROLE_PLANS_OFF
+        if await connection.fetchval("SELECT current_setting($1)", name) == "on"
+    ]
+    if slow:
+        missing.append(
+            f"the service's database role has {', '.join(slow)} on, so that a plan from when the"
+            " book was short may slow down a long one: `credit-service migrate` with"
+            " CREDIT_MIGRATE_URL turns them off"
         )
     return missing

@@ -16,8 +16,9 @@ import structlog
 from credit_service.server import Settings, StartRefusedError, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from multiprocessing.process import BaseProcess
+    from multiprocessing.synchronize import Semaphore
 
     Report = Callable[[], None]
 
@@ -27,10 +28,14 @@ _log = structlog.get_logger()
 REFUSED = 2
 
 _RESTART_PAUSE_SECONDS = 1.0
+_POLL_SECONDS = 0.1
 
 
 async def run_one(settings: Settings, started: Callable[[int], None]) -> None:
     """Serves until SIGTERM or SIGINT; a second one ends the process without draining.
+
+    One of several processes obeys the process that started it, and stops when that is gone: a
+    Ctrl-C reaches them all, and must not count twice.
 
     Args:
         settings: what the server is made of.
@@ -48,8 +53,20 @@ async def run_one(settings: Settings, started: Callable[[int], None]) -> None:
         stop.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    loop.add_signal_handler(signal.SIGTERM, on_signal)
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        loop.add_signal_handler(signal.SIGINT, on_signal)
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sentinel = parent.sentinel
+
+        def on_orphaned() -> None:
+            loop.remove_reader(sentinel)
+            _log.error("the process that started this one is gone, stopping")
+            stop.set()
+
+        loop.add_reader(sentinel, on_orphaned)
 
     async def tell(port: int) -> None:
         started(port)
@@ -59,85 +76,95 @@ async def run_one(settings: Settings, started: Callable[[int], None]) -> None:
 
 def run_many(
     count: int,
-    listen: str,
+    listen: Mapping[str, str],
     target: Callable[..., None],
     args: tuple[object, ...],
     started: Callable[[], None],
 ) -> None:
-    """Runs `count` processes that share a port, replaces one that dies, and stops them all.
+    """Runs `count` processes that share their ports, replaces one that dies, and stops them all.
 
     They are spawned and not forked, for gRPC does not survive a fork; the kernel spreads
-    connections over them (SO_REUSEPORT).
+    connections over them (SO_REUSEPORT). Each drains when this process tells it to or is gone.
 
     Args:
         count: how many processes.
-        listen: host:port they will share.
+        listen: each host:port they will share, by the setting that names it.
         target: run in each with its number, a function to call once it serves, and `args`.
         args: further arguments of `target`.
         started: called once all of them serve.
 
     Raises:
-        StartRefusedError: the port is taken, or a process refused to start.
+        StartRefusedError: a port is taken, or a process refused to start.
     """
-    _require_free(listen)
+    for setting, address in listen.items():
+        _require_free(setting, address)
     context = multiprocessing.get_context("spawn")
     ready = context.Semaphore(0)
-    stopping = False
-
-    def start(number: int) -> BaseProcess:
-        process = context.Process(
-            target=target, args=(number, ready.release, *args), name=f"credit-service {number}"
-        )
-        process.start()
-        return process
-
-    children = {number: start(number) for number in range(count)}
+    children: dict[int, BaseProcess] = {}
+    told: dict[int, int] = {}
+    orders = 0
 
     def stop(_signal: int, _frame: object) -> None:
-        nonlocal stopping
-        stopping = True
-        for child in children.values():
-            if child.is_alive() and child.pid is not None:
-                os.kill(child.pid, signal.SIGTERM)
+        nonlocal orders
+        orders += 1
+
+    def start(number: int) -> None:
+        children[number] = context.Process(
+            target=_run_child, args=(target, number, ready, *args), name=f"credit-service {number}"
+        )
+        children[number].start()
+        told[number] = 0
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    for number in range(count):
+        start(number)
     waiting = count
     refused = False
     while children:
-        connection.wait([child.sentinel for child in children.values()], timeout=0.2)
+        connection.wait([child.sentinel for child in children.values()], timeout=_POLL_SECONDS)
         while waiting and ready.acquire(block=False):
             waiting -= 1
             if waiting == 0:
                 started()
         for number, child in list(children.items()):
+            # Sent here and not by the handler, so that each order reaches each process once.
+            for _ in range(told[number], orders):
+                child.terminate()
+                told[number] += 1
             if child.is_alive():
                 continue
             del children[number]
-            if child.exitcode == REFUSED and not stopping:
+            if child.exitcode == REFUSED and not orders:
                 refused = True
-                stop(signal.SIGTERM, None)
-            if not stopping:
+                orders = 1
+            if not orders:
                 _log.error("process died, starting another", process=number, exit=child.exitcode)
                 time.sleep(_RESTART_PAUSE_SECONDS)
-                children[number] = start(number)
+            if not orders:
+                start(number)
     if refused:
         raise StartRefusedError("a process refused to start, so all were stopped; see above")
 
 
-def _require_free(listen: str) -> None:
+def _run_child(target: Callable[..., None], number: int, ready: Semaphore, *args: object) -> None:
+    target(number, ready.release, *args)
+
+
+def _require_free(setting: str, address: str) -> None:
     """Refuses a port that somebody has, which sharing would otherwise do silently."""
-    host, _, port = listen.rpartition(":")
+    host, _, port = address.rpartition(":")
     if port == "0":
-        raise StartRefusedError("several processes need a port to share; CREDIT_LISTEN has port 0")
+        raise StartRefusedError(f"several processes need a port to share; {setting} has port 0")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
+        family, kind, protocol, _, place = socket.getaddrinfo(
             host.strip("[]"), int(port), type=socket.SOCK_STREAM
         )[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+            probe.bind(place)
     except OSError as error:
         raise StartRefusedError(
-            f"cannot listen on {listen}: {error.strerror}; choose another with CREDIT_LISTEN"
+            f"cannot listen on {address}: {error.strerror}; choose another with {setting} or end"
+            " the program that has it"
         ) from error

@@ -1,156 +1,101 @@
 """The rulebook: what each command does to an account. Pure functions; nothing here waits.
 
-The law: `held >= 0` always, and after any spend `balance - held >= min_balance`. The floor is a
-rule of the spend and is kept on its entry; an account itself may lie below it, in debt. Every verb
-is two numbers, a change of balance and a change of held:
+The law: `held >= 0` always, and after any spend or hold `balance - held >= min_balance`. The floor
+is a rule of the entry, which keeps it; an account itself may lie below it, in debt. Every verb is
+two numbers, a change of balance and a change of held:
 
-    purchase n   +n  0
-    spend n      -n  0
-    refund n     +n  0
+    purchase n, grant n                     +n  0
+    spend n                                 -n  0
+    refund n                                +n  0
+    hold n                                   0 +n
+    capture m of a hold of n                -m -n
+    release or expire a hold of n            0 -n
 
-A command is decided in this order, and the order is meaning: its idempotency key, the state of what
-it refers to, price and expected cost, the balance. So the repeat of a paid spend succeeds on an
-empty account. A refusal is raised and leaves no trace.
+A command is decided in this order, and the order is meaning: its idempotency key, the state of
+what it refers to, price and expected cost, limits, the balance. So the repeat of a paid spend
+succeeds on an empty account. A refusal is raised and leaves no trace.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+from credit_service import holds, spending
+from credit_service.desk import Desk, Terms
 from credit_service.errors import (
-    BalanceLimitExceeded,
+    BatchAborted,
+    CreditError,
     IdempotencyKeyReused,
-    InsufficientCredits,
     InvalidRequest,
     PaymentReused,
-    PriceChanged,
     RefundExceedsSpend,
+    Refusal,
     TransactionNotFound,
     UserDeleted,
-    UserNotFound,
 )
 from credit_service.model import (
-    BALANCE_MAX,
-    Account,
+    Capture,
     Command,
     Entry,
+    Expire,
+    Extend,
+    Grant,
+    Keyed,
+    MakeHold,
     Outcome,
     Payment,
+    PolicyChange,
     Purchase,
-    Purchased,
     Refund,
+    Release,
+    SetPolicy,
     Spend,
-    Spent,
+    SpendTogether,
     transaction_id,
 )
 
 if TYPE_CHECKING:
-    from datetime import datetime
-    from uuid import UUID
+    from collections.abc import Callable
 
-    from credit_service.pricing import PriceList
+__all__ = ["Desk", "Terms", "decide"]
 
-REFUNDABLE_TYPES = ("spend",)
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What the configuration decides: the price list and the floor of every account, in credits."""
-
-    prices: PriceList
-    min_balance: int
-
-    def shortfall(self, account: Account, cost: int) -> int:
-        """How many credits the account lacks to pay `cost` and keep the floor; 0 if none."""
-        return max(0, cost + self.min_balance - account.available)
-
-
-@dataclass(slots=True)
-class Desk:
-    """The part of the book that a batch has before it, as locked and recalled, and then as decided.
-
-    Attributes:
-        now: the time of the batch, by the database's clock.
-        accounts: the account of every known user of the batch; zero where there is no row yet.
-        by_key: entries under the batch's keys.
-        spends: entries that refunds refer to, by user and seq.
-        purchases: what the batch's payments bought before, by payment.
-        posted: the new entries, in order.
-        refunded: spends whose refunded sum changed.
-        bought: payments credited anew.
-    """
-
-    now: datetime
-    accounts: dict[UUID, Account]
-    by_key: dict[tuple[UUID, str], Entry] = field(default_factory=dict)
-    spends: dict[tuple[UUID, int], Spent] = field(default_factory=dict)
-    purchases: dict[str, Purchased] = field(default_factory=dict)
-    posted: list[Entry] = field(default_factory=list)
-    refunded: dict[tuple[UUID, int], Spent] = field(default_factory=dict)
-    bought: dict[str, Purchased] = field(default_factory=dict)
-
-    def post(self, entry: Entry) -> None:
-        """Takes an entry into the book as this batch sees it; later commands recall it."""
-        user_id = entry.user_id
-        self.accounts[user_id] = Account(
-            user_id, entry.balance_after, entry.held_after, entry.seq, entry.timestamp
-        )
-        self.posted.append(entry)
-        if entry.idempotency_key is not None:
-            self.by_key[user_id, entry.idempotency_key] = entry
-        if entry.type in REFUNDABLE_TYPES:
-            self.spends[user_id, entry.seq] = Spent(entry, refunded=0)
-        if entry.related_seq is not None:
-            settled = user_id, entry.related_seq
-            spent = self.spends[settled]
-            spent = replace(spent, refunded=spent.refunded + entry.amount)
-            self.spends[settled] = self.refunded[settled] = spent
-        if entry.payment is not None:
-            bought = Purchased(user_id, entry.seq, entry.amount, entry)
-            self.purchases[entry.payment.ref] = self.bought[entry.payment.ref] = bought
+REFUNDABLE_TYPES = ("spend", "capture")
 
 
 def decide(desk: Desk, command: Command, terms: Terms) -> Outcome:
     """Decides one command and, unless it only validates, posts its entry on the desk.
 
     Returns:
-        The entry, the account after it, and whether an earlier call had made the entry.
+        The entry, the account after it, the hold it concerns, and whether it was a repeat.
 
     Raises:
         Refusal: what the contract lists for the call; the desk is as it was.
     """
-    earlier = desk.by_key.get((command.user_id, command.idempotency_key))
-    if earlier is not None:
-        _require_same_request(command, earlier)
-        return Outcome(earlier, desk.accounts[command.user_id], replayed=True)
-    match command:
-        case Purchase():
-            outcome = _purchase(desk, command)
-        case Spend():
-            outcome = _spend(desk, command, terms)
-        case Refund():
-            outcome = _refund(desk, command)
-        case _:
-            raise TypeError(command)
-    if not outcome.replayed and not command.validate_only:
-        desk.post(outcome.entry)
-        return replace(outcome, account=desk.accounts[command.user_id])
-    return outcome
+    if isinstance(command, Keyed):
+        earlier = desk.by_key.get((command.user_id, command.idempotency_key))
+        if earlier is not None:
+            _require_same_request(command, earlier)
+            hold = (
+                None if earlier.hold_seq is None else desk.holds[earlier.user_id, earlier.hold_seq]
+            )
+            return Outcome(earlier, desk.accounts[command.user_id], replayed=True, hold=hold)
+    return _RULES[type(command)](desk, command, terms)
 
 
 # What makes two requests the same, in the order in which a difference is named.
-_COMPARED = ("call", "amount", "operation", "quantity", "transaction_id", "payment")
+_COMPARED = ("call", "amount", "operation", "quantity", "transaction_id", "hold_id", "payment")
 
 
-def _require_same_request(command: Command, earlier: Entry) -> None:
-    charged = earlier.quantity is not None
+def _require_same_request(command: Keyed, earlier: Entry) -> None:
+    charged = earlier.quantity is not None and earlier.call in {"SpendCredits", "HoldCredits"}
     recorded = (
         earlier.call,
         earlier.requested_amount,
         earlier.operation if charged else None,
         earlier.quantity,
         earlier.related_seq,
+        earlier.hold_seq if earlier.call in {"CaptureHold", "ReleaseHold"} else None,
         earlier.payment.ref if earlier.payment else None,
     )
     for name, asked, found in zip(_COMPARED, _request(command), recorded, strict=True):
@@ -158,19 +103,28 @@ def _require_same_request(command: Command, earlier: Entry) -> None:
             raise IdempotencyKeyReused(name, transaction_id(earlier.user_id, earlier.seq))
 
 
-def _request(command: Command) -> tuple[object, ...]:
+def _request(command: Keyed) -> tuple[object, ...]:
     match command:
         case Purchase(amount=amount, payment=payment):
-            return command.call, amount, None, None, None, payment.ref if payment else None
-        case Spend(amount=amount, operation=operation, quantity=quantity):
-            return command.call, amount, operation, quantity, None, None
+            return command.call, amount, None, None, None, None, payment.ref if payment else None
+        case Grant(amount=amount):
+            return command.call, amount, None, None, None, None, None
+        case (
+            Spend(amount=amount, operation=operation, quantity=quantity)
+            | MakeHold(amount=amount, operation=operation, quantity=quantity)
+        ):
+            return command.call, amount, operation, quantity, None, None, None
         case Refund(amount=amount, spend_seq=spend_seq):
-            return command.call, amount, None, None, spend_seq, None
+            return command.call, amount, None, None, spend_seq, None, None
+        case Capture(amount=amount, quantity=quantity, hold_seq=hold_seq):
+            return command.call, amount, None, quantity, None, hold_seq, None
+        case Release(hold_seq=hold_seq):
+            return command.call, None, None, None, None, hold_seq, None
         case _:
             raise TypeError(command)
 
 
-def _purchase(desk: Desk, command: Purchase) -> Outcome:
+def _purchase(desk: Desk, command: Purchase, _terms: Terms) -> Outcome:
     payment = command.payment
     earlier = desk.purchases.get(payment.ref) if payment is not None else None
     if payment is not None and earlier is not None:
@@ -181,52 +135,63 @@ def _purchase(desk: Desk, command: Purchase) -> Outcome:
         if earlier.amount != command.amount:
             raise PaymentReused(payment.ref, "amount")
         return Outcome(earlier.entry, desk.accounts[command.user_id], replayed=True)
-    account = _account(desk, command)
-    entry = _entry(
-        desk,
+    return _add(desk, command, kind="purchase", amount=command.amount, payment=payment)
+
+
+def _grant(desk: Desk, command: Grant, _terms: Terms) -> Outcome:
+    return _add(desk, command, kind="grant", amount=command.amount)
+
+
+def _add(
+    desk: Desk, command: Purchase | Grant, *, kind: str, amount: int, payment: Payment | None = None
+) -> Outcome:
+    desk.account(command.user_id)
+    entry = desk.entry(
         command,
-        kind="purchase",
-        amount=command.amount,
-        requested_amount=command.amount,
-        balance_change=command.amount,
+        kind=kind,
+        amount=amount,
+        requested_amount=amount,
+        balance_change=amount,
         payment=payment,
     )
-    return Outcome(entry, account, replayed=False)
+    return _posted(desk, command, entry)
 
 
 def _spend(desk: Desk, command: Spend, terms: Terms) -> Outcome:
-    account = _account(desk, command)
-    cost, unit_cost = command.amount, None
-    if cost is None:
-        assert command.operation is not None  # noqa: S101  # the shape was checked: one or the other
-        assert command.quantity is not None  # noqa: S101
-        line = terms.prices.price(command.operation, command.quantity, "charge")
-        cost, unit_cost = line.cost, line.unit_cost
-    if command.expected_cost is not None and command.expected_cost != cost:
-        raise PriceChanged(cost, terms.prices.version)
-    shortfall = terms.shortfall(account, cost)
-    if shortfall > 0:
-        raise InsufficientCredits(
-            required=cost, available=account.available, held=account.held, shortfall=shortfall
-        )
-    entry = _entry(
-        desk,
+    account = desk.account(command.user_id)
+    spending.require_not_frozen(account)
+    priced = spending.price(command, terms)
+    cost = priced["amount"]
+    spending.require_within_limits(account, cost, desk.now)
+    spending.require_affordable(account, cost, terms)
+    entry = desk.entry(
         command,
         kind="spend",
-        amount=cost,
-        requested_amount=command.amount,
         balance_change=-cost,
-        floor=terms.min_balance,
-        operation=command.operation,
-        quantity=command.quantity,
-        unit_cost=unit_cost,
-        price_version=terms.prices.version if unit_cost is not None else None,
+        requested_amount=command.amount,
+        floor=terms.floor(account),
+        **priced,
     )
-    return Outcome(entry, account, replayed=False)
+    return _posted(desk, command, entry, counted=cost)
 
 
-def _refund(desk: Desk, command: Refund) -> Outcome:
-    account = _account(desk, command)
+def _spend_together(desk: Desk, command: SpendTogether, terms: Terms) -> Outcome:
+    before = desk.account(command.user_id)
+    touched, posted = command.user_id in desk.touched, len(desk.posted)
+    parts: list[Outcome | CreditError] = []
+    for spend in command.spends:
+        try:
+            parts.append(decide(desk, spend, terms))
+        except Refusal as refusal:
+            desk.take_back(before, touched=touched, posted=posted)
+            parts = [BatchAborted() for _ in command.spends]
+            parts[command.spends.index(spend)] = refusal
+            break
+    return Outcome(None, desk.accounts[command.user_id], replayed=False, parts=tuple(parts))
+
+
+def _refund(desk: Desk, command: Refund, _terms: Terms) -> Outcome:
+    desk.account(command.user_id)
     operation = None
     amount = command.amount
     if command.spend_seq is not None:
@@ -235,7 +200,8 @@ def _refund(desk: Desk, command: Refund) -> Outcome:
             raise TransactionNotFound(transaction_id(command.user_id, command.spend_seq))
         if spent.entry.type not in REFUNDABLE_TYPES:
             raise InvalidRequest(
-                "transaction_id", f"names a {spent.entry.type}; only a spend can be refunded."
+                "transaction_id",
+                f"names a {spent.entry.type}; only a spend or a capture can be refunded.",
             )
         refundable = spent.entry.amount - spent.refunded
         if amount is None:
@@ -244,8 +210,7 @@ def _refund(desk: Desk, command: Refund) -> Outcome:
             raise RefundExceedsSpend(refundable)
         operation = spent.entry.operation
     assert amount is not None  # noqa: S101  # the shape was checked: a spend or an amount
-    entry = _entry(
-        desk,
+    entry = desk.entry(
         command,
         kind="refund",
         amount=amount,
@@ -254,61 +219,63 @@ def _refund(desk: Desk, command: Refund) -> Outcome:
         operation=operation,
         related_seq=command.spend_seq,
     )
-    return Outcome(entry, account, replayed=False)
+    return _posted(desk, command, entry)
 
 
-def _account(desk: Desk, command: Command) -> Account:
-    account = desk.accounts.get(command.user_id)
-    if account is None:
-        raise UserNotFound(str(command.user_id))
-    return account
-
-
-def _entry(
-    desk: Desk,
-    command: Command,
-    *,
-    kind: str,
-    amount: int,
-    requested_amount: int | None,
-    balance_change: int,
-    floor: int | None = None,
-    operation: str | None = None,
-    quantity: int | None = None,
-    unit_cost: int | None = None,
-    price_version: str | None = None,
-    related_seq: int | None = None,
-    payment: Payment | None = None,
-) -> Entry:
-    account = desk.accounts[command.user_id]
-    balance_after = account.balance + balance_change
-    if abs(balance_after) > BALANCE_MAX:
-        raise BalanceLimitExceeded(account.balance, BALANCE_MAX)
-    now = desk.now
-    if account.last_updated is not None and account.last_updated > now:
-        now = account.last_updated
-    return Entry(
-        user_id=command.user_id,
-        seq=account.seq + 1,
-        type=kind,
-        call=command.call,
-        amount=amount,
-        requested_amount=requested_amount,
-        balance_change=balance_change,
-        held_change=0,
-        balance_after=balance_after,
-        held_after=account.held,
-        floor=floor,
-        description=command.description,
-        timestamp=now,
-        operation=operation,
-        quantity=quantity,
-        unit_cost=unit_cost,
-        price_version=price_version,
-        reference=command.reference,
-        metadata=command.metadata,
-        related_seq=related_seq,
-        idempotency_key=command.idempotency_key,
-        caller=command.caller,
-        payment=payment,
+def _set_policy(desk: Desk, command: SetPolicy, _terms: Terms) -> Outcome:
+    account = desk.account(command.user_id)
+    time = desk.time_for(account)
+    minute, hour, day = (
+        (account.limit_per_minute, account.limit_per_hour, account.limit_per_day)
+        if command.limits is None
+        else tuple(limit or None for limit in command.limits)
     )
+    account = replace(
+        account,
+        last_updated=time,
+        frozen=account.frozen if command.frozen is None else command.frozen,
+        min_balance=account.min_balance if command.min_balance is None else command.min_balance,
+        limit_per_minute=minute,
+        limit_per_hour=hour,
+        limit_per_day=day,
+        policy_changes=account.policy_changes + 1,
+    )
+    change = PolicyChange(
+        command.user_id,
+        account.policy_changes,
+        time,
+        command.caller,
+        account.frozen,
+        account.min_balance,
+        minute,
+        hour,
+        day,
+    )
+    desk.put_policy(account, change)
+    return Outcome(None, account, replayed=False)
+
+
+def _posted(desk: Desk, command: Keyed, entry: Entry, *, counted: int = 0) -> Outcome:
+    if not command.validate_only:
+        desk.post(entry, counted=counted)
+    return Outcome(entry, desk.accounts[command.user_id], replayed=False)
+
+
+def _expire(desk: Desk, command: Expire, _terms: Terms) -> Outcome:
+    # What is due was ended before the batch decided anything.
+    return Outcome(None, desk.account(command.user_id), replayed=False)
+
+
+_RULES: dict[type[Command], Callable[[Desk, Any, Terms], Outcome]] = {
+    Purchase: _purchase,
+    Spend: _spend,
+    Refund: _refund,
+    Grant: _grant,
+    MakeHold: holds.make,
+    Capture: holds.capture,
+    Release: holds.release,
+    Extend: holds.extend,
+    SetPolicy: _set_policy,
+    SpendTogether: _spend_together,
+    Expire: _expire,
+}

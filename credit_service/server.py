@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import random
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -17,22 +16,22 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
-from credit_service import access, metrics, migrations, status
-from credit_service.errors import CreditError, InternalError, InvalidRequest, Overloaded
+from credit_service import access, expiry, metrics, migrations
+from credit_service.gate import ANSWER_BYTES_MAX, MESSAGE_BYTES_MAX, Gate
 from credit_service.lanes import Lane
 from credit_service.ledger import Ledger
-from credit_service.observability import CALL, Call
 from credit_service.postgres import UNREACHABLE, missing_protection
 from credit_service.servicer import CreditServicer
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
+from credit_service.watch import Watchers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from credit_service.access import Doorkeeper
+    from credit_service.desk import Terms
     from credit_service.postgres import Address
-    from credit_service.rules import Terms
     from credit_service.tls import ServerCertificate
 
     Handler = grpc.RpcMethodHandler[Any, Any]
@@ -41,19 +40,15 @@ _log = structlog.get_logger()
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CreditService"].full_name
 
-# A message above the first is refused by gRPC itself, one above the second by us, with a sentence.
-MESSAGE_BYTES_MAX = 1024 * 1024
-CALL_BYTES_MAX = 64 * 1024
-
 _PROBE_SECONDS = 1.0
 _LAST_REPLIES_SECONDS = 0.5
 _CONNECT_BACKOFF_SECONDS_MAX = 5.0
 
 # What no waiting mends: a password, a role, a database, an address that cannot be read.
-_WRONG_ADDRESS = (
+WRONG_ADDRESS = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
-    asyncpg.ClientConfigurationError,
+    ValueError,
 )
 
 
@@ -115,14 +110,19 @@ async def serve(
         started: awaited with the port once calls are answered.
 
     Raises:
-        StartRefusedError: the database lacks migrations, or a port is taken.
+        StartRefusedError: the database lacks migrations, a port is taken, or nobody has decided who
+            may make one of the calls.
     """
+    _require_rights()
     async with AsyncExitStack() as stack:
         if not await _database_ready(settings, stop):
             return
         pool = settings.address.pool(settings.pool_size)
         await pool
         stack.push_async_callback(_close_pool, pool)
+        report_pool = settings.address.pool(1)
+        await report_pool
+        stack.push_async_callback(_close_pool, report_pool)
         lanes = [
             Lane(
                 str(number),
@@ -136,10 +136,11 @@ async def serve(
         ]
         for lane in lanes:
             stack.push_async_callback(lane.close)
-        ledger = Ledger(lanes, pool, settings.terms)
+        ledger = Ledger(lanes, pool, report_pool, settings.terms)
+        watchers = Watchers(ledger)
         health = health_aio.HealthServicer()
-        gate = _Gate(settings.doorkeeper, settings.calls_in_flight)
-        server = _server(settings, ledger, health, gate)
+        gate = Gate(settings.doorkeeper, settings.calls_in_flight)
+        server = _server(settings, CreditServicer(ledger, watchers), health, gate)
         port = _bind(server, settings.listen, "CREDIT_LISTEN", settings.certificate)
         _serve_metrics(settings)
         await server.start()
@@ -149,13 +150,23 @@ async def serve(
                 _health_listener(settings.health_listen, health, share_port=settings.share_port)
             )
         stack.push_async_callback(health.enter_graceful_shutdown)
-        probe = asyncio.create_task(_probe(ledger, health, settings.doorkeeper))
-        stack.push_async_callback(_cancel, probe)
+        for task in (
+            _probe(ledger, health, settings.doorkeeper),
+            expiry.sweep(ledger),
+            watchers.poll(),
+        ):
+            stack.push_async_callback(_cancel, asyncio.create_task(task))
         await _tell(health, serving=True)
         await started(port)
         await stop.wait()
         _log.info("stopping: calls in flight are answered, new ones refused")
     _log.info("stopped")
+
+
+def _require_rights() -> None:
+    for method in pb.DESCRIPTOR.services_by_name["CreditService"].methods:
+        if f"/{SERVICE_NAME}/{method.name}" not in access.RIGHTS:
+            raise StartRefusedError(f"{method.name} has no row in the table of access.py; add it")
 
 
 async def _database_ready(settings: Settings, stop: asyncio.Event) -> bool:
@@ -164,9 +175,18 @@ async def _database_ready(settings: Settings, stop: asyncio.Event) -> bool:
     while not stop.is_set():
         try:
             connection = await settings.address.connect()
-        except _WRONG_ADDRESS as error:
+            try:
+                await _check_database(connection, settings)
+            finally:
+                await connection.close()
+        except WRONG_ADDRESS as error:
             raise StartRefusedError(
                 f"the database refuses the service: {error}; mend CREDIT_DATABASE_URL"
+            ) from error
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise StartRefusedError(
+                f"the service's database role lacks rights: {error}; run `credit-service migrate`,"
+                " with CREDIT_MIGRATE_URL as the owner of the tables"
             ) from error
         except UNREACHABLE as error:
             _log.warning(
@@ -178,12 +198,8 @@ async def _database_ready(settings: Settings, stop: asyncio.Event) -> bool:
             await asyncio.wait({waiting}, timeout=pause * random.uniform(0.8, 1.2))  # noqa: S311
             waiting.cancel()
             pause = min(pause * 2, _CONNECT_BACKOFF_SECONDS_MAX)
-            continue
-        try:
-            await _check_database(connection, settings)
-        finally:
-            await connection.close()
-        return True
+        else:
+            return True
     return False
 
 
@@ -198,7 +214,8 @@ async def _check_database(connection: Any, settings: Settings) -> None:
             " or start with `credit-service serve --migrate`"
         )
     made_here = await connection.fetchval(
-        "SELECT obj_description('auth.users'::regclass) = 'made by credit_service'"
+        "SELECT obj_description(oid, 'pg_class') = 'made by credit_service' FROM pg_class"
+        " WHERE relname = 'users' AND relnamespace = 'auth'::regnamespace"
     )
     if settings.adds_users and not made_here:
         raise StartRefusedError(
@@ -210,14 +227,17 @@ async def _check_database(connection: Any, settings: Settings) -> None:
 
 
 def _server(
-    settings: Settings, ledger: Ledger, health: health_aio.HealthServicer, gate: _Gate
+    settings: Settings,
+    servicer: CreditServicer,
+    health: health_aio.HealthServicer,
+    gate: Gate,
 ) -> grpc.aio.Server:
     server = grpc.aio.server(
         interceptors=(gate,),
         options=(
             ("grpc.so_reuseport", int(settings.share_port)),
             ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-            ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+            ("grpc.max_send_message_length", ANSWER_BYTES_MAX),
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
@@ -226,7 +246,7 @@ def _server(
             ("grpc.max_connection_age_grace_ms", 30_000),
         ),
     )
-    pb_grpc.add_CreditServiceServicer_to_server(CreditServicer(ledger), server)
+    pb_grpc.add_CreditServiceServicer_to_server(servicer, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection(
         (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name), server
@@ -274,7 +294,7 @@ def _serve_metrics(settings: Settings) -> None:
         ) from error
 
 
-async def _drain(server: grpc.aio.Server, gate: _Gate, seconds: float) -> None:
+async def _drain(server: grpc.aio.Server, gate: Gate, seconds: float) -> None:
     """Refuses new calls, lets those in flight end, and then cuts streams, which never would."""
     stopping = asyncio.create_task(server.stop(seconds))
     answered = asyncio.create_task(gate.idle.wait())
@@ -316,132 +336,3 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 
 async def _close_pool(pool: Any) -> None:
     pool.terminate()
-
-
-class _Gate(grpc.aio.ServerInterceptor):
-    """What every call passes: identity, right, bounds; and on its way back status, log, metrics."""
-
-    def __init__(self, doorkeeper: Doorkeeper, calls_in_flight: int) -> None:
-        self._doorkeeper = doorkeeper
-        self._calls_in_flight = calls_in_flight
-        self._in_flight = 0
-        self.idle = asyncio.Event()
-        self.idle.set()
-        self._handlers: dict[str, Handler] = {}
-
-    async def intercept_service(  # type: ignore[override]  # the stubs know no `None`
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler:
-        method: str = handler_call_details.method
-        handler = self._handlers.get(method)
-        if handler is None:
-            inner = await continuation(handler_call_details)
-            if inner is None or method in access.PUBLIC:
-                return inner
-            handler = self._handlers[method] = self._guarded(method, inner)
-        return handler
-
-    def _guarded(self, method: str, inner: Handler) -> Handler:
-        if inner.unary_unary is None:
-            return self._guarded_stream(method, inner)
-        behaviour: Any = inner.unary_unary
-        name = method.rpartition("/")[2]
-
-        async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            call = Call(name)
-            CALL.set(call)
-            if self._in_flight >= self._calls_in_flight:
-                await _refuse(call, Overloaded(), context)
-            self._in_flight += 1
-            self.idle.clear()
-            try:
-                caller = self._admit(call, method, context)
-                if isinstance(request, InvalidRequest):
-                    raise request
-                access.CALLER.set(caller)
-                call.user = getattr(request, "user_id", "")
-                call.key = getattr(request, "idempotency_key", "")
-                response = await behaviour(request, context)
-            except CreditError as error:
-                await _refuse(call, error, context)
-            except asyncio.CancelledError:
-                call.abandoned()
-                raise
-            except Exception:
-                _log.exception("call failed", method=name)
-                await _refuse(call, InternalError(), context)
-            finally:
-                self._in_flight -= 1
-                if self._in_flight == 0:
-                    self.idle.set()
-            call.answered()
-            return response
-
-        return grpc.unary_unary_rpc_method_handler(
-            answer,
-            request_deserializer=_tolerant(inner.request_deserializer, name),
-            response_serializer=inner.response_serializer,
-        )
-
-    def _guarded_stream(self, method: str, inner: Handler) -> Handler:
-        behaviour: Any = inner.stream_stream
-        name = method.rpartition("/")[2]
-
-        async def answer(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            call = Call(name)
-            try:
-                self._admit(call, method, context)
-            except CreditError as error:
-                await _refuse(call, error, context)
-            answers = behaviour(requests, context)
-            if inspect.isawaitable(answers):
-                await answers
-            else:
-                async for response in answers:
-                    await context.write(response)
-            call.answered()
-
-        return grpc.stream_stream_rpc_method_handler(
-            answer,
-            request_deserializer=inner.request_deserializer,
-            response_serializer=inner.response_serializer,
-        )
-
-    def _admit(
-        self, call: Call, method: str, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> access.Caller:
-        caller = self._doorkeeper.identify(
-            context.invocation_metadata() or (), context.auth_context
-        )
-        call.caller = caller.name
-        caller.require(method)
-        return caller
-
-
-async def _refuse(
-    call: Call, error: CreditError, context: grpc.aio.ServicerContext[Any, Any]
-) -> None:
-    call.failed(error)
-    answer = status.render(error)
-    await context.abort(answer.code, answer.message, answer.trailing_metadata)
-
-
-def _tolerant(deserialize: Any, name: str) -> Callable[[bytes], Any]:
-    """Makes a deserialiser that hands over what is wrong with the bytes instead of raising it.
-
-    gRPC would answer an exception here with a code of its own and no details.
-    """
-
-    def read(data: bytes) -> Any:
-        if len(data) > CALL_BYTES_MAX:
-            return InvalidRequest(
-                "request", f"has {len(data)} bytes; {CALL_BYTES_MAX} is the most for {name}."
-            )
-        try:
-            return deserialize(data)
-        except Exception:  # protobuf's own error, whatever its version calls it
-            return InvalidRequest("request", f"is not a {name} request.")
-
-    return read

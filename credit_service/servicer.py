@@ -2,48 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
-from credit_service import access, messages, observability, paging, validation
+from credit_service import access, forms, messages, paging, validation
+from credit_service.batch_calls import BatchCalls
 from credit_service.errors import InvalidRequest, TransactionNotFound
+from credit_service.hold_calls import HoldCalls
 from credit_service.ledger import HistoryQuery
-from credit_service.model import Purchase, Refund, Spend
+from credit_service.model import Grant, Purchase, Refund, SetPolicy, Spend
 from credit_service.v1 import credit_service_pb2 as pb
-from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
+from credit_service.watch import is_newer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
-    from uuid import UUID
+    from collections.abc import AsyncIterator, Iterable
 
-    import grpc
-
+    from credit_service.forms import Context
     from credit_service.ledger import Ledger
-    from credit_service.model import Command, Entry, Outcome
+    from credit_service.model import Entry
+    from credit_service.watch import Watchers
 
-    Context = grpc.aio.ServicerContext[Any, Any]
+# Leaves room in a message for what stands around the entries.
+PAGE_BYTES_MAX = 1024 * 1024 - 4096
 
-# How long a write waits for its batch when the caller set no deadline or a longer one.
-_WAIT_SECONDS_MAX = 10.0
+# What a message costs as a field of another, besides itself, at most.
+_FIELD_BYTES = 8
 
-
-class _Common(TypedDict):
-    """What every write takes."""
-
-    user_id: UUID
-    idempotency_key: str
-    description: str
-    reference: str
-    metadata: Mapping[str, str]
-    validate_only: bool
-    caller: str
+REPORT_PERIOD_MAX = timedelta(days=31)
 
 
-class CreditServicer(pb_grpc.CreditServiceServicer):
+class CreditServicer(HoldCalls, BatchCalls):
     """Answers the calls of the contract. Errors are raised; the server turns them into statuses."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, watchers: Watchers) -> None:
         self._ledger = ledger
+        self._watchers = watchers
         self._terms = ledger.terms
         self._prices = [
             pb.Price(operation=name, unit_cost=price.unit_cost, unit=price.unit)
@@ -64,9 +57,9 @@ class CreditServicer(pb_grpc.CreditServiceServicer):
         else:
             account = await self._ledger.account(user_id)
         newest = await self._ledger.newest_entries(account, size)
-        return pb.GetUserCreditResponse(
-            credit=messages.user_credit(account, self._terms.min_balance, newest)
-        )
+        credit = messages.user_credit(account, self._terms)
+        credit.transaction_history.extend(_fitting(newest))
+        return pb.GetUserCreditResponse(credit=credit)
 
     async def PurchaseCredits(
         self, request: pb.PurchaseCreditsRequest, context: Context
@@ -75,14 +68,14 @@ class CreditServicer(pb_grpc.CreditServiceServicer):
         if not request.HasField("payment"):
             access.CALLER.get().require(access.PURCHASE_WITHOUT_PAYMENT)
         command = Purchase(
-            **_common(request),
+            **forms.common(request),
             amount=validation.amount(request.amount),
             payment=validation.payment(request.payment) if request.HasField("payment") else None,
         )
-        outcome = await self._submit(command, context)
+        outcome = await forms.submit(self._ledger, command, context)
         return pb.PurchaseCreditsResponse(
-            transaction=_transaction(command, outcome),
-            credit=messages.user_credit(outcome.account, self._terms.min_balance),
+            transaction=forms.transaction(request, outcome),
+            credit=messages.user_credit(outcome.account, self._terms),
             replayed=outcome.replayed,
         )
 
@@ -90,28 +83,11 @@ class CreditServicer(pb_grpc.CreditServiceServicer):
         self, request: pb.SpendCreditsRequest, context: Context
     ) -> pb.SpendCreditsResponse:
         """Takes credits for work."""
-        common = _common(request)
-        amount = operation = quantity = None
-        match request.WhichOneof("price"):
-            case "charge":
-                operation, quantity = validation.charge(request.charge, "charge")
-            case "amount":
-                amount = validation.amount(request.amount)
-            case _:
-                raise InvalidRequest("price", "is missing: name a charge or an amount.")
-        command = Spend(
-            **common,
-            amount=amount,
-            operation=operation,
-            quantity=quantity,
-            expected_cost=validation.amount(request.expected_cost, "expected_cost")
-            if request.HasField("expected_cost")
-            else None,
-        )
-        outcome = await self._submit(command, context)
+        command = Spend(**forms.common(request), **forms.asked(request))
+        outcome = await forms.submit(self._ledger, command, context)
         return pb.SpendCreditsResponse(
-            transaction=_transaction(command, outcome),
-            credit=messages.user_credit(outcome.account, self._terms.min_balance),
+            transaction=forms.transaction(request, outcome),
+            credit=messages.user_credit(outcome.account, self._terms),
             replayed=outcome.replayed,
         )
 
@@ -119,21 +95,70 @@ class CreditServicer(pb_grpc.CreditServiceServicer):
         self, request: pb.RefundCreditsRequest, context: Context
     ) -> pb.RefundCreditsResponse:
         """Gives back a spend."""
-        common = _common(request)
+        common = forms.common(request)
         amount = validation.amount(request.amount) if request.HasField("amount") else None
         seq = None
         if request.transaction_id:
-            seq = _place(request.transaction_id, common["user_id"], "transaction_id")
+            seq = forms.place(request.transaction_id, common["user_id"], "transaction_id")
         else:
             access.CALLER.get().require(access.REFUND_WITHOUT_SPEND)
             if amount is None:
                 raise InvalidRequest("amount", "is missing: without a spend there is no `all`.")
         command = Refund(**common, spend_seq=seq, amount=amount)
-        outcome = await self._submit(command, context)
+        outcome = await forms.submit(self._ledger, command, context)
         return pb.RefundCreditsResponse(
-            transaction=_transaction(command, outcome),
-            credit=messages.user_credit(outcome.account, self._terms.min_balance),
+            transaction=forms.transaction(request, outcome),
+            credit=messages.user_credit(outcome.account, self._terms),
             replayed=outcome.replayed,
+        )
+
+    async def GrantCredits(
+        self, request: pb.GrantCreditsRequest, context: Context
+    ) -> pb.GrantCreditsResponse:
+        """Gives credits without a payment."""
+        command = Grant(
+            user_id=validation.user_id(request.user_id),
+            idempotency_key=validation.idempotency_key(request.idempotency_key),
+            description=validation.reason(request.reason),
+            reference=validation.reference(request.reference),
+            metadata=validation.metadata(request.metadata),
+            validate_only=request.validate_only,
+            caller=access.CALLER.get().name,
+            amount=validation.amount(request.amount),
+        )
+        outcome = await forms.submit(self._ledger, command, context)
+        return pb.GrantCreditsResponse(
+            transaction=forms.transaction(request, outcome),
+            credit=messages.user_credit(outcome.account, self._terms),
+            replayed=outcome.replayed,
+        )
+
+    async def SetAccountPolicy(
+        self, request: pb.SetAccountPolicyRequest, context: Context
+    ) -> pb.SetAccountPolicyResponse:
+        """Changes what an account may do."""
+        limits = request.spend_limits
+        command = SetPolicy(
+            user_id=validation.user_id(request.user_id),
+            caller=access.CALLER.get().name,
+            frozen=request.frozen if request.HasField("frozen") else None,
+            min_balance=validation.balance(request.min_balance, "min_balance")
+            if request.HasField("min_balance")
+            else None,
+            limits=(
+                validation.limit(limits.per_minute, "spend_limits.per_minute"),
+                validation.limit(limits.per_hour, "spend_limits.per_hour"),
+                validation.limit(limits.per_day, "spend_limits.per_day"),
+            )
+            if request.HasField("spend_limits")
+            else None,
+        )
+        if (command.frozen, command.min_balance, command.limits) == (None, None, None):
+            raise InvalidRequest("frozen", "is unset, and so is everything else to change.")
+        outcome = await forms.submit(self._ledger, command, context)
+        return pb.SetAccountPolicyResponse(
+            credit=messages.user_credit(outcome.account, self._terms),
+            policy=messages.policy(outcome.account),
         )
 
     async def GetTransactionHistory(
@@ -158,11 +183,16 @@ class CreditServicer(pb_grpc.CreditServiceServicer):
             if request.HasField("end_time")
             else None,
             reference=validation.reference(request.reference) or None,
-            related_seq=_place(related, user_id, "related_transaction_id") if related else None,
+            related_seq=forms.place(related, user_id, "related_transaction_id")
+            if related
+            else None,
         )
         entries, onward = await self._ledger.history(query)
+        transactions = _fitting(entries)
+        if len(transactions) < len(entries):
+            onward = transactions[-1].seq - 1
         return pb.GetTransactionHistoryResponse(
-            transactions=[messages.transaction(entry) for entry in entries],
+            transactions=transactions,
             next_page_token="" if onward is None else paging.token(request, onward),
         )
 
@@ -175,7 +205,7 @@ class CreditServicer(pb_grpc.CreditServiceServicer):
         match request.WhichOneof("lookup"):
             case "transaction_id":
                 lookup = request.transaction_id
-                seq = _place(lookup, user_id, "transaction_id")
+                seq = forms.place(lookup, user_id, "transaction_id")
                 entry = await self._ledger.entry_at(user_id, seq)
             case "idempotency_key":
                 lookup = validation.idempotency_key(request.idempotency_key)
@@ -228,36 +258,47 @@ class CreditServicer(pb_grpc.CreditServiceServicer):
             response.shortfall = shortfall
         return response
 
-    async def _submit(self, command: Command, context: Context) -> Outcome:
-        remaining = context.time_remaining()
-        seconds = _WAIT_SECONDS_MAX if remaining is None else min(remaining, _WAIT_SECONDS_MAX)
-        outcome = await self._ledger.submit(command, seconds)
-        if outcome.replayed:
-            observability.CALL.get().replayed = True
-        return outcome
+    async def WatchUserCredit(
+        self, request: pb.WatchUserCreditRequest, context: Context
+    ) -> AsyncIterator[pb.WatchUserCreditResponse]:
+        """Sends the account, and again whenever it changes."""
+        user_id = validation.user_id(request.user_id)
+        with self._watchers.watch(user_id) as watcher:
+            account = await self._ledger.account(user_id)
+            if not request.HasField("after_seq") or request.after_seq != account.seq:
+                yield pb.WatchUserCreditResponse(credit=messages.user_credit(account, self._terms))
+            told = account
+            while True:
+                account = await watcher.next()
+                if is_newer(account, told):
+                    told = account
+                    yield pb.WatchUserCreditResponse(
+                        credit=messages.user_credit(account, self._terms)
+                    )
+
+    async def GetUsageReport(
+        self, request: pb.GetUsageReportRequest, context: Context
+    ) -> pb.GetUsageReportResponse:
+        """Adds up what was spent, given back and held."""
+        start, end = validation.period(
+            request.start_time if request.HasField("start_time") else None,
+            request.end_time if request.HasField("end_time") else None,
+            REPORT_PERIOD_MAX,
+        )
+        user_id = validation.user_id(request.user_id) if request.user_id else None
+        return pb.GetUsageReportResponse(
+            lines=[messages.usage(line) for line in await self._ledger.usage(user_id, start, end)]
+        )
 
 
-def _common(
-    request: pb.PurchaseCreditsRequest | pb.SpendCreditsRequest | pb.RefundCreditsRequest,
-) -> _Common:
-    return {
-        "user_id": validation.user_id(request.user_id),
-        "idempotency_key": validation.idempotency_key(request.idempotency_key),
-        "description": validation.description(request.description),
-        "reference": validation.reference(request.reference),
-        "metadata": validation.metadata(request.metadata),
-        "validate_only": request.validate_only,
-        "caller": access.CALLER.get().name,
-    }
-
-
-def _place(text: str, user_id: UUID, field: str) -> int:
-    seq = validation.transaction_seq(text, user_id, field)
-    if seq is None:
-        raise TransactionNotFound(text)
-    return seq
-
-
-def _transaction(command: Command, outcome: Outcome) -> pb.CreditTransaction:
-    written = outcome.replayed or not command.validate_only
-    return messages.transaction(outcome.entry, written=written)
+def _fitting(entries: Iterable[Entry]) -> list[pb.CreditTransaction]:
+    """Renders as many entries as fit into an answer; long metadata can make that few."""
+    transactions: list[pb.CreditTransaction] = []
+    size = 0
+    for entry in entries:
+        transaction = messages.transaction(entry)
+        size += transaction.ByteSize() + _FIELD_BYTES
+        if size > PAGE_BYTES_MAX:
+            break
+        transactions.append(transaction)
+    return transactions

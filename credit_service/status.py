@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from credit_service import errors
@@ -23,14 +24,21 @@ DETAILS_KEY = "grpc-status-details-bin"
 CODES: dict[type[errors.CreditError], grpc.StatusCode] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     errors.InsufficientCredits: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.AccountFrozen: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.HoldNotActive: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.HoldExpired: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PriceChanged: grpc.StatusCode.FAILED_PRECONDITION,
     errors.RefundExceedsSpend: grpc.StatusCode.FAILED_PRECONDITION,
     errors.BalanceLimitExceeded: grpc.StatusCode.FAILED_PRECONDITION,
     errors.UserNotFound: grpc.StatusCode.NOT_FOUND,
     errors.UserDeleted: grpc.StatusCode.NOT_FOUND,
     errors.TransactionNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.HoldNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.SpendLimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.TooManyHolds: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.IdempotencyKeyReused: grpc.StatusCode.ALREADY_EXISTS,
     errors.PaymentReused: grpc.StatusCode.ALREADY_EXISTS,
+    errors.BatchAborted: grpc.StatusCode.ABORTED,
     errors.Overloaded: grpc.StatusCode.UNAVAILABLE,
     errors.LedgerUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
@@ -58,8 +66,14 @@ class Rendered:
 
 def render(error: errors.CreditError) -> Rendered:
     """Turns an error into the code, sentence and details that a client receives."""
-    code = CODES[type(error)]
-    status = status_pb2.Status(code=code.value[0], message=str(error))
+    status = to_status(error)
+    trailing = ((DETAILS_KEY, status.SerializeToString()),)
+    return Rendered(CODES[type(error)], status.message, trailing)
+
+
+def to_status(error: errors.CreditError) -> status_pb2.Status:
+    """Turns an error into a google.rpc.Status."""
+    status = status_pb2.Status(code=CODES[type(error)].value[0], message=str(error))
     facts = {field.name: str(getattr(error, field.name)) for field in dataclasses.fields(error)}
     _attach(
         status,
@@ -71,11 +85,13 @@ def render(error: errors.CreditError) -> Rendered:
         )
         _attach(status, error_details_pb2.BadRequest(field_violations=[violation]))
     delay_ms = RETRY_DELAY_MS.get(type(error))
+    if isinstance(error, errors.LimitReached):
+        delay_ms = error.retry_ms
     if delay_ms is not None:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(delay_ms)
         _attach(status, error_details_pb2.RetryInfo(retry_delay=delay))
-    return Rendered(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
+    return status
 
 
 def _attach(status: status_pb2.Status, detail: object) -> None:
@@ -90,11 +106,20 @@ def parse(failure: grpc.aio.AioRpcError) -> errors.CreditError | None:
     Returns None where the failure carries no reason of this service: the transport failed, or
     another server answered.
     """
-    info = _error_info(failure)
-    if info is None:
+    sent = dict(failure.trailing_metadata() or ()).get(DETAILS_KEY)
+    if not isinstance(sent, bytes):
         return None
-    error = _BY_REASON.get(info.reason)
-    if error is None:
+    try:
+        return from_status(status_pb2.Status.FromString(sent))
+    except DecodeError:
+        return None
+
+
+def from_status(status: status_pb2.Status) -> errors.CreditError | None:
+    """Turns a google.rpc.Status back into the error; None where it carries no reason of ours."""
+    info = _error_info(status)
+    error = _BY_REASON.get(info.reason) if info is not None else None
+    if info is None or error is None:
         return None
     facts: dict[str, object] = {}
     for field in dataclasses.fields(error):
@@ -104,11 +129,8 @@ def parse(failure: grpc.aio.AioRpcError) -> errors.CreditError | None:
     return error(**facts)
 
 
-def _error_info(failure: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo | None:
-    sent = dict(failure.trailing_metadata() or ()).get(DETAILS_KEY)
-    if not isinstance(sent, bytes):
-        return None
-    for detail in status_pb2.Status.FromString(sent).details:
+def _error_info(status: status_pb2.Status) -> error_details_pb2.ErrorInfo | None:
+    for detail in status.details:
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info) and info.domain == DOMAIN:
             return info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,22 +37,24 @@ class ServerCertificate:
         """Reads the files now, and again at a handshake after they changed.
 
         Raises:
-            CertificateError: a file cannot be read.
+            CertificateError: a file cannot be used.
         """
         stamp = self._stamp()
         configuration = self._read()
+        told = ""
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
-            nonlocal stamp
+            nonlocal stamp, told
             try:
                 newest = self._stamp()
                 if newest == stamp:
                     return None
                 renewed = self._read()
-            except CertificateError as problem:
-                _log.error("certificate not renewed, the former one holds", problem=str(problem))
+            except CertificateError as error:
+                if told != (told := str(error)):
+                    _log.error("certificate not renewed, the former one holds", problem=told)
                 return None
-            stamp = newest
+            stamp, told = newest, ""
             _log.info("certificate renewed")
             return renewed
 
@@ -75,9 +78,27 @@ class ServerCertificate:
             key, chain, *client_ca = (file.read_bytes() for file in self._files())
         except OSError as error:
             raise CertificateError(str(error)) from error
-        for name, content in (("key", key), ("chain", chain)):
-            if b"-----BEGIN " not in content:
-                raise CertificateError(f"the {name} of the certificate is not in PEM form")
+        self._require_usable()
         return grpc.ssl_server_certificate_configuration(
             [(key, chain)], root_certificates=client_ca[0] if client_ca else None
         )
+
+    def _require_usable(self) -> None:
+        """Refuses what gRPC would take without a word and then fail with at every handshake."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            # An empty passphrase, for otherwise OpenSSL asks for one at the terminal.
+            context.load_cert_chain(self.chain, self.key, password="")
+        except (OSError, ValueError) as error:
+            raise CertificateError(
+                f"{self.chain} and {self.key} must be a certificate in PEM form and its private"
+                f" key without a passphrase: {error}"
+            ) from error
+        if self.client_ca is None:
+            return
+        try:
+            context.load_verify_locations(self.client_ca)
+        except (OSError, ValueError) as error:
+            raise CertificateError(
+                f"{self.client_ca} must hold certificates in PEM form: {error}"
+            ) from error

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from credit_service.errors import InvalidRequest
-from credit_service.model import AMOUNT_MAX, Payment, parse_transaction_id
+from credit_service.model import AMOUNT_MAX, BALANCE_MAX, Payment, parse_transaction_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from google.protobuf.duration_pb2 import Duration
     from google.protobuf.timestamp_pb2 import Timestamp
 
     from credit_service.v1 import credit_service_pb2 as pb
@@ -30,6 +31,9 @@ METADATA_BYTES_MAX = 4096
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 1000
 QUOTE_ITEMS_MAX = 100
+TTL_DEFAULT = timedelta(minutes=15)
+TTL_MIN = timedelta(seconds=1)
+TTL_MAX = timedelta(hours=24)
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _PRINTABLE_ASCII = re.compile(r"[ -~]+")
@@ -99,6 +103,37 @@ def metadata(pairs: Mapping[str, str]) -> dict[str, str]:
     return dict(pairs)
 
 
+def reason(text: str) -> str:
+    """Checks why credits are given: as a description, but never empty."""
+    if not text:
+        raise InvalidRequest("reason", "is missing.")
+    return _text("reason", text, DESCRIPTION_LENGTH_MAX)
+
+
+def ttl(message: Duration | None) -> timedelta:
+    """Checks how long to hold: 1 second to 24 hours; unset means 15 minutes."""
+    if message is None:
+        return TTL_DEFAULT
+    seconds = message.seconds + message.nanos / 10**9
+    if not TTL_MIN.total_seconds() <= seconds <= TTL_MAX.total_seconds():
+        raise InvalidRequest("ttl", f"must be 1 second to 24 hours, not {seconds:g} seconds.")
+    return timedelta(seconds=message.seconds, microseconds=message.nanos // 1000)
+
+
+def balance(value: int, field: str) -> int:
+    """Checks a floor: -10^12 to 10^12 credits."""
+    if abs(value) > AMOUNT_MAX:
+        raise InvalidRequest(field, f"must be -{AMOUNT_MAX} to {AMOUNT_MAX}, not {value}.")
+    return value
+
+
+def limit(value: int, field: str) -> int:
+    """Checks a spend limit: 0, for none, to 10^15 credits."""
+    if not 0 <= value <= BALANCE_MAX:
+        raise InvalidRequest(field, f"must be 0, for no limit, to {BALANCE_MAX}, not {value}.")
+    return value
+
+
 def payment(message: pb.Payment) -> Payment:
     """Checks the payment behind a purchase."""
     if not message.ref:
@@ -150,6 +185,23 @@ def time(stamp: Timestamp, field: str, *, round_up: bool) -> datetime:
         return whole + timedelta(microseconds=1) if round_up and stamp.nanos % 1000 else whole
     except OverflowError:
         raise InvalidRequest(field, "is not a time between the years 1 and 9999.") from None
+
+
+def period(
+    start: Timestamp | None, end: Timestamp | None, longest: timedelta
+) -> tuple[datetime, datetime]:
+    """Checks a stretch of time: both ends set, the first before the second, and not too long."""
+    if start is None:
+        raise InvalidRequest("start_time", "is missing.")
+    if end is None:
+        raise InvalidRequest("end_time", "is missing.")
+    first = time(start, "start_time", round_up=True)
+    last = time(end, "end_time", round_up=True)
+    if not timedelta() < last - first <= longest:
+        raise InvalidRequest(
+            "end_time", f"must be after start_time, by {longest.days} days at most."
+        )
+    return first, last
 
 
 def _ascii(field: str, text: str, longest: int) -> str:

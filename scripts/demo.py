@@ -4,96 +4,141 @@ import argparse
 import asyncio
 import sys
 import uuid
+from pathlib import Path
+
+import grpc
 
 from credit_service.client import CreditClient
-from credit_service.errors import CreditError, InsufficientCredits
+from credit_service.errors import (
+    AccessError,
+    AlreadyPaid,
+    CreditError,
+    InsufficientCredits,
+    OutcomeUnknown,
+    Unavailable,
+    UserNotFound,
+)
 from credit_service.v1 import credit_service_pb2 as pb
 
+_EVERY_TYPE = [kind for kind in pb.TransactionType.values() if kind]
 
-async def story(client: CreditClient) -> None:
-    """Buys, quotes, spends, spends again, is refused, refunds, and reads the history."""
-    user_id = uuid.uuid4()
+
+async def story(client: CreditClient, user_id: uuid.UUID) -> None:
+    """Buys, quotes, works under a hold, is delivered again, is refused, refunds, looks back."""
     job = f"job-{uuid.uuid4().hex[:8]}"
-    print(f"The user {user_id} buys 25 credits.")
+    prices = await client.list_prices()
+    cost = {price.operation: price.unit_cost for price in prices.prices}
+
+    # Enough for the separation, and for three renders and no fourth.
+    amount = cost["stem_separation"] + 3 * cost["render"]
+    print(f"The user {user_id} buys {amount} credits.")
     payment = pb.Payment(ref=f"pi_{uuid.uuid4().hex}", amount_minor=499, currency="eur")
     bought = await client.purchase_credits(
-        user_id, 25, payment=payment, idempotency_key=f"purchase:{payment.ref}"
+        user_id, amount, payment=payment, idempotency_key=f"purchase:{payment.ref}"
     )
-    _balance(bought.credit)
+    _show_balance(bought.credit)
 
     quote = await client.quote_cost({"stem_separation": 1, "render": 1}, user_id=user_id)
     lines = ", ".join(f"{line.quantity} {line.operation}: {line.cost}" for line in quote.lines)
     print(f"\nWhat would the work cost? {lines}; together {quote.total}.")
-    print(f"   affordable: {'yes' if quote.affordable else 'no'}")
+    print(f"   affordable: {_yes_or_no(quote.affordable)}")
 
-    print("\nA worker spends before it separates the stems.")
-    key = f"spend:{job}:1"
-    spent = await client.spend_credits(
-        user_id,
-        operation="stem_separation",
-        expected_cost=quote.lines[0].cost,
-        idempotency_key=key,
-        reference=job,
-    )
-    _balance(spent.credit)
+    print("\nA worker holds the credits, separates the stems, and is paid.")
+    cost_shown = quote.lines[0].cost
+    async with client.hold(user_id, "stem_separation", job=job, expected_cost=cost_shown) as held:
+        _show_balance(await client.get_user_credit(user_id))
+        paid = await held.capture()
+    _show_balance(paid.credit)
 
-    print("\nThe job is delivered twice, so the worker sends the same spend again.")
-    again = await client.spend_credits(
-        user_id,
-        operation="stem_separation",
-        expected_cost=quote.lines[0].cost,
-        idempotency_key=key,
-        reference=job,
-    )
-    same = again.transaction.id == spent.transaction.id
-    print(
-        f"   replayed: {'yes' if again.replayed else 'no'}, same entry: {'yes' if same else 'no'}"
-    )
-    _balance(again.credit)
+    print("\nThe job is delivered twice, so a worker begins with it again.")
+    try:
+        async with client.hold(user_id, "stem_separation", job=job, expected_cost=cost_shown):
+            print("   it works again")
+    except AlreadyPaid as refusal:
+        print(f"   refused: {refusal}")
 
-    print("\nThe user asks for four renders.")
+    credit = await client.get_user_credit(user_id)
+    spendable = credit.available - credit.min_balance
+    renders = spendable // cost["render"] + 1
+    print(f"\nThe user asks for {renders} renders.")
     try:
         await client.spend_credits(
-            user_id, operation="render", quantity=4, idempotency_key=f"spend:{job}-render:1"
+            user_id,
+            operation="render",
+            quantity=renders,
+            idempotency_key=f"spend:{job}-render:1",
         )
     except InsufficientCredits as refusal:
         print(f"   refused: {refusal}")
 
-    print("\nThe separation fails, so the worker gives the credits back.")
+    print("\nThe stems are no good, so the credits are given back.")
     refunded = await client.refund_credits(
         user_id,
-        spent.transaction.id,
+        paid.transaction.id,
         idempotency_key=f"refund:{job}:1",
-        description="the separation failed",
+        description="the stems were no good",
     )
-    _balance(refunded.credit)
+    _show_balance(refunded.credit)
 
     print("\nThe history, newest first:")
-    async for entry in client.get_transaction_history(user_id):
+    async for entry in client.get_transaction_history(user_id, types=_EVERY_TYPE):
         kind = pb.TransactionType.Name(entry.type).removeprefix("TRANSACTION_TYPE_").lower()
+        what = f"{entry.operation or entry.payment.ref}  {entry.description}".rstrip()
         print(
             f"   {entry.seq}  {kind:<9} {entry.balance_change:+4}  -> {entry.balance_after:4}"
-            f"  {entry.operation or entry.payment.ref}  {entry.description}".rstrip()
+            f"  held {entry.held_after:2}  {what}"
         )
+        if entry.payment.ref == payment.ref:
+            break
 
 
-def _balance(credit: pb.UserCredit) -> None:
-    print(f"   balance: {credit.balance} credits")
+def _show_balance(credit: pb.UserCredit) -> None:
+    held = f", {credit.held} of them held" if credit.held else ""
+    print(f"   balance: {credit.balance} credits{held}")
+
+
+def _yes_or_no(answer: bool) -> str:
+    return "yes" if answer else "no"
+
+
+def _remedy(error: CreditError, target: str) -> str:
+    if isinstance(error, (OutcomeUnknown, Unavailable)):
+        return f"\nIs the service running on {target}? scripts/serve starts it."
+    if isinstance(error, UserNotFound):
+        return "\nThis service adds no users itself: name one that it knows with --user."
+    if isinstance(error, AccessError):
+        return "\nThis service wants to know its callers: give an operator's token with --token."
+    return ""
 
 
 async def _main() -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/demo", description="Plays a story against a running service and shows it."
     )
-    parser.add_argument("--target", default="127.0.0.1:50051", help="host:port of the service")
+    parser.add_argument(
+        "--target", default="127.0.0.1:50051", help="host:port of the service (%(default)s)"
+    )
     parser.add_argument("--token", help="bearer token of an operator, if the service wants one")
+    parser.add_argument(
+        "--ca",
+        type=Path,
+        metavar="FILE",
+        help="who signed the service's certificate, if it has TLS",
+    )
+    parser.add_argument(
+        "--user", type=uuid.UUID, default=uuid.uuid4(), help="who buys and spends (a new user)"
+    )
     arguments = parser.parse_args()
-    async with CreditClient(arguments.target, token=arguments.token) as client:
+    credentials = None
+    if arguments.ca is not None:
+        credentials = grpc.ssl_channel_credentials(arguments.ca.read_bytes())
+    async with CreditClient(
+        arguments.target, token=arguments.token, credentials=credentials
+    ) as client:
         try:
-            await story(client)
+            await story(client, arguments.user)
         except CreditError as error:
-            print(f"scripts/demo: {error}", file=sys.stderr)
-            print(f"Is the service running on {arguments.target}? scripts/serve starts it.")
+            print(f"scripts/demo: {error}{_remedy(error, arguments.target)}", file=sys.stderr)
             return 1
     return 0
 

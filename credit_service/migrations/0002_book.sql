@@ -6,22 +6,52 @@
 -- A timestamp without a zone is read as UTC.
 SET LOCAL TIME ZONE 'UTC';
 
-ALTER TABLE user_credits RENAME TO given_user_credits;
-ALTER TABLE credit_transactions RENAME TO given_credit_transactions;
-
 DO $$
 DECLARE
     unusable bigint;
+    homeless text;
 BEGIN
     SELECT count(*) INTO unusable
-    FROM given_credit_transactions
-    WHERE user_id IS NULL OR type IS NULL OR amount IS NULL;
+    FROM credit_transactions
+    WHERE
+        user_id IS NULL
+        OR amount IS NULL
+        OR type IS NULL
+        OR type NOT IN ('purchase', 'spend', 'refund');
     IF unusable > 0 THEN
-        RAISE EXCEPTION '% rows of credit_transactions have no user_id, type or amount', unusable
-        USING HINT = 'Complete or delete them, then migrate again; nothing was changed.';
+        RAISE EXCEPTION
+        '% rows of credit_transactions have no user_id, no amount or no type that is known',
+        unusable
+        USING HINT = 'Complete or delete them, then migrate again.';
+    END IF;
+
+    SELECT string_agg(attrelid::regclass || '.' || attname, ', ' ORDER BY attrelid, attnum)
+    INTO homeless
+    FROM pg_attribute
+    WHERE
+        attrelid IN ('user_credits'::regclass, 'credit_transactions'::regclass)
+        AND attnum > 0
+        AND NOT attisdropped
+        AND (attrelid, attname) NOT IN (
+            ('user_credits'::regclass, 'user_id'),
+            ('user_credits'::regclass, 'balance'),
+            ('user_credits'::regclass, 'last_updated'),
+            ('credit_transactions'::regclass, 'id'),
+            ('credit_transactions'::regclass, 'user_id'),
+            ('credit_transactions'::regclass, 'type'),
+            ('credit_transactions'::regclass, 'amount'),
+            ('credit_transactions'::regclass, 'description'),
+            ('credit_transactions'::regclass, 'timestamp')
+        );
+    IF homeless IS NOT NULL THEN
+        RAISE EXCEPTION 'the new tables have no place for %', homeless
+        USING HINT = 'Move these columns to a table of your own, then migrate again.';
     END IF;
 END
 $$;
+
+ALTER TABLE user_credits RENAME TO given_user_credits;
+ALTER TABLE credit_transactions RENAME TO given_credit_transactions;
 
 -- The account: a running total and the lock of everything that happens to a user. No further
 -- index, and room on the page, so that an update stays on its page (heap-only tuples).
@@ -107,9 +137,15 @@ CREATE TABLE credit_transactions (
         OR (idempotency_key IS NOT NULL AND length(idempotency_key) BETWEEN 1 AND 128)
     ),
     CONSTRAINT payment_is_complete CHECK (
-        payment_ref IS NULL OR (payment_amount_minor >= 0 AND payment_currency IS NOT NULL)
+        num_nulls(payment_ref, payment_amount_minor, payment_currency) IN (0, 3)
+        AND (payment_amount_minor IS NULL OR payment_amount_minor >= 0)
     )
 );
+
+-- Only refunds stand in it. Without it the deletion of a user would look through all entries of the
+-- user once for each of them.
+CREATE INDEX entries_by_what_they_settle ON credit_transactions (user_id, related_seq)
+WHERE related_seq IS NOT NULL;
 
 -- What was given back of a spend, written with its first refund.
 CREATE TABLE credit_refunds (
@@ -141,7 +177,7 @@ INSERT INTO user_credits (user_id, balance, last_updated)
 SELECT
     user_id,
     coalesce(max(balance), 0) AS balance,
-    greatest(max(last_updated), max(timestamp), timestamptz 'epoch') AS last_updated
+    least(greatest(max(last_updated), max(timestamp), timestamptz 'epoch'), now()) AS last_updated
 FROM (
     SELECT
         user_id,
@@ -163,10 +199,11 @@ WITH told AS (
     SELECT
         user_id,
         id AS given_id,
-        type,
         timestamp::timestamptz AS timestamp,
+        -- A spend may have been written with either sign; a purchase below zero took credits back.
+        CASE WHEN type <> 'spend' AND amount < 0 THEN 'reversal' ELSE type END AS type,
         abs(amount::bigint) AS amount,
-        CASE type WHEN 'spend' THEN -abs(amount::bigint) ELSE abs(amount::bigint) END AS change,
+        CASE type WHEN 'spend' THEN -abs(amount::bigint) ELSE amount::bigint END AS change,
         coalesce(description, '') AS description
     FROM given_credit_transactions
 ),
@@ -225,7 +262,8 @@ SELECT
     sum(change) OVER account AS balance_after,
     0 AS held_after,
     description,
-    timestamp,
+    -- A time to come, such as one written in another zone, would hold up those of the next entries.
+    least(timestamp, now()) AS timestamp,
     '' AS reference,
     CASE WHEN given_id IS NOT NULL THEN jsonb_build_object('given_id', given_id) END AS metadata,
     -- The old id stays findable, as the key of its entry.
@@ -245,13 +283,29 @@ FROM (
 ) AS counted
 WHERE user_credits.user_id = counted.user_id;
 
-DROP TABLE given_credit_transactions;
-DROP TABLE given_user_credits;
+DO $$
+DECLARE
+    dependents text;
+BEGIN
+    DROP TABLE given_credit_transactions, given_user_credits;
+EXCEPTION WHEN dependent_objects_still_exist THEN
+    GET STACKED DIAGNOSTICS dependents = PG_EXCEPTION_DETAIL;
+    RAISE EXCEPTION 'the given tables cannot be replaced: %', replace(dependents, 'given_', '')
+    USING HINT = 'Drop what depends on them, migrate again, and make it anew on the new tables.';
+END
+$$;
+
+-- Which of these are users. It runs with the rights of its owner, for the service's role has none
+-- in the schema auth: Supabase lets nobody give it any, and hides the users by row-level security.
+-- Not a view, through which whoever is given rights on it by mistake could delete users.
+CREATE FUNCTION credit_users(asked uuid[]) RETURNS SETOF uuid
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ''
+AS 'SELECT id FROM auth.users WHERE id = ANY(asked)';
 
 -- The deletion of a user in auth.users reaches accounts and entries through foreign keys, that is
 -- from within another trigger. Nothing else may change or remove them, the owner included.
 CREATE FUNCTION refuse_to_change_the_book() RETURNS trigger
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = '' AS $$
 BEGIN
     IF TG_OP = 'DELETE' AND pg_trigger_depth() > 1 THEN
         RETURN OLD;
@@ -275,6 +329,14 @@ FOR EACH ROW EXECUTE FUNCTION refuse_to_change_the_book();
 
 CREATE TRIGGER accounts_are_never_truncated
 BEFORE TRUNCATE ON user_credits
+FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
+
+CREATE TRIGGER refunds_go_with_their_spend
+BEFORE DELETE ON credit_refunds
+FOR EACH ROW EXECUTE FUNCTION refuse_to_change_the_book();
+
+CREATE TRIGGER refunds_are_never_truncated
+BEFORE TRUNCATE ON credit_refunds
 FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
 
 CREATE TRIGGER purchases_never_change

@@ -1,51 +1,89 @@
--- Who may touch the tables. Runs after every migration, with the service's role in the setting
--- credit_service.role (empty: the service connects as the owner, and only outsiders are shut out).
+-- Who may touch the tables. Runs with every migration, in its transaction, so that no table is open
+-- to outsiders for a moment, and once more at the end. The service's role stands in the setting
+-- credit_service.role; empty, the service connects as the owner and only outsiders are shut out.
+--
+-- Row-level security that is in place is left alone: setting it again would lock the tables.
 
 DO $$
 DECLARE
     service text := current_setting('credit_service.role');
-    outsider text;
+    -- The roles of Supabase's data API: a browser must not reach the book through it.
+    outsiders text[] := ARRAY(
+        SELECT rolname FROM pg_roles
+        WHERE rolname IN ('anon', 'authenticated', 'service_role') AND rolname <> service
+    );
+    home regnamespace;
     book text;
+    rights text;
+    outsider text;
 BEGIN
-    FOREACH book IN ARRAY ARRAY[
-        'user_credits', 'credit_transactions', 'credit_refunds', 'credit_purchases',
-        'credit_migrations'
-    ]
+    IF to_regclass('credit_purchases') IS NOT NULL THEN
+        REVOKE ALL ON FUNCTION credit_users FROM PUBLIC;
+        FOREACH outsider IN ARRAY outsiders LOOP
+            EXECUTE format('REVOKE ALL ON FUNCTION credit_users FROM %I', outsider);
+        END LOOP;
+    END IF;
+
+    FOR book, rights IN
+        SELECT wanted.book, wanted.rights
+        FROM (
+            VALUES
+            ('credit_migrations', 'SELECT'),
+            ('user_credits', 'SELECT, INSERT, UPDATE'),
+            ('credit_transactions', 'SELECT, INSERT'),
+            ('credit_refunds', 'SELECT, INSERT, UPDATE'),
+            ('credit_purchases', 'SELECT, INSERT'),
+            ('credit_holds', 'SELECT, INSERT, UPDATE'),
+            ('credit_policy_changes', 'SELECT, INSERT')
+        ) AS wanted (book, rights)
+        WHERE
+            to_regclass(wanted.book) IS NOT NULL
+            -- Before the second file the given tables may still be somebody else's.
+            AND (
+                wanted.book = 'credit_migrations' OR to_regclass('credit_purchases') IS NOT NULL
+            )
     LOOP
         EXECUTE format('REVOKE ALL ON %I FROM PUBLIC', book);
-        -- The roles of Supabase's data API: a browser must not reach the book through it.
-        FOR outsider IN
-            SELECT rolname FROM pg_roles
-            WHERE rolname IN ('anon', 'authenticated', 'service_role') AND rolname <> service
-        LOOP
+        FOREACH outsider IN ARRAY outsiders LOOP
             EXECUTE format('REVOKE ALL ON %I FROM %I', book, outsider);
-            EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', book);
         END LOOP;
+        IF outsiders <> '{}' AND EXISTS (
+            SELECT FROM pg_class
+            WHERE oid = book::regclass AND NOT relrowsecurity
+        ) THEN
+            EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', book);
+        END IF;
         CONTINUE WHEN service = '';
         EXECUTE format('REVOKE ALL ON %I FROM %I', book, service);
         IF EXISTS (
-            SELECT FROM pg_class WHERE oid = book::regclass AND relrowsecurity
+            SELECT FROM pg_class
+            WHERE oid = book::regclass AND relrowsecurity AND NOT EXISTS (
+                SELECT FROM pg_policy WHERE polrelid = pg_class.oid AND polname = service
+            )
         ) THEN
-            EXECUTE format('DROP POLICY IF EXISTS the_service_sees_all ON %I', book);
             EXECUTE format(
-                'CREATE POLICY the_service_sees_all ON %I TO %I USING (true) WITH CHECK (true)',
-                book, service
+                'CREATE POLICY %I ON %I TO %I USING (true) WITH CHECK (true)',
+                service, book, service
             );
         END IF;
+        EXECUTE format('GRANT %s ON %I TO %I', rights, book, service);
     END LOOP;
 
     IF service = '' THEN
         RETURN;
     END IF;
 
-    EXECUTE format('GRANT USAGE ON SCHEMA public, auth TO %I', service);
-    EXECUTE format('GRANT SELECT, INSERT, UPDATE ON user_credits TO %I', service);
-    EXECUTE format('GRANT SELECT, INSERT ON credit_transactions TO %I', service);
-    EXECUTE format('GRANT SELECT, INSERT, UPDATE ON credit_refunds TO %I', service);
-    EXECUTE format('GRANT SELECT, INSERT ON credit_purchases TO %I', service);
-    EXECUTE format('GRANT SELECT ON credit_migrations TO %I', service);
-    EXECUTE format('GRANT SELECT (id) ON auth.users TO %I', service);
+    SELECT relnamespace INTO home
+    FROM pg_class WHERE oid = 'credit_migrations'::regclass;
+    IF NOT has_schema_privilege(service, home::oid, 'USAGE') THEN
+        EXECUTE format('GRANT USAGE ON SCHEMA %s TO %I', home, service);
+    END IF;
+    IF to_regclass('credit_purchases') IS NULL THEN
+        RETURN;
+    END IF;
+    EXECUTE format('GRANT EXECUTE ON FUNCTION credit_users TO %I', service);
     IF obj_description('auth.users'::regclass) = 'made by credit_service' THEN
+        EXECUTE format('GRANT USAGE ON SCHEMA auth TO %I', service);
         EXECUTE format('GRANT INSERT (id) ON auth.users TO %I', service);
     END IF;
 END

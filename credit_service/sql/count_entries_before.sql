@@ -1,5 +1,7 @@
 -- Counts a user's entries before a time, which is the place of the last of them. Times never fall
--- along seq, so halving the range finds it in some twenty steps without an index of times.
+-- along seq, so halving the range finds it in some twenty steps without an index of times. The
+-- LIMIT makes each step a look-up; joined, a planner that knows of many users with few entries each
+-- reads all entries of the user in every step.
 WITH RECURSIVE halving (low, high) AS (
     SELECT
         0::bigint AS low,
@@ -12,10 +14,18 @@ WITH RECURSIVE halving (low, high) AS (
         CASE WHEN middle.timestamp < $2::timestamptz THEN halving.high ELSE middle.seq - 1 END
             AS high
     FROM halving
-    INNER JOIN credit_transactions AS middle
-        ON
-            middle.user_id = $1::uuid
-            AND middle.seq = (halving.low + halving.high + 1) / 2
+    CROSS JOIN
+        LATERAL (
+            SELECT
+                entry.seq,
+                entry.timestamp
+            FROM credit_transactions AS entry
+            WHERE
+                entry.user_id = $1::uuid
+                AND entry.seq = (halving.low + halving.high + 1) / 2
+            ORDER BY entry.seq
+            LIMIT 1
+        ) AS middle
     WHERE halving.low < halving.high
 )
 

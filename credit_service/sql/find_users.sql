@@ -1,3 +1,2 @@
 -- Tells which of these users exist.
-SELECT id FROM auth.users
-WHERE id = ANY($1::uuid[])
+SELECT known.id FROM credit_users($1::uuid[]) AS known (id)

@@ -1,14 +1,37 @@
 -- Opens accounts with their first entries. Two batches that open the same account at once collide
 -- here, and the later one starts over with the row to lock.
-INSERT INTO user_credits (user_id, balance, held, seq, last_updated)
+INSERT INTO user_credits (
+    user_id, balance, held, seq, last_updated, open_holds, next_hold_expiry, frozen,
+    min_balance, limit_per_minute, limit_per_hour, limit_per_day, counted_at,
+    spent_this_minute, spent_this_hour, spent_this_day, policy_changes
+)
 SELECT
     opened.user_id,
     opened.balance,
     opened.held,
     opened.seq,
-    opened.last_updated
+    opened.last_updated,
+    opened.open_holds,
+    opened.next_hold_expiry,
+    opened.frozen,
+    opened.min_balance,
+    opened.limit_per_minute,
+    opened.limit_per_hour,
+    opened.limit_per_day,
+    opened.counted_at,
+    opened.spent_this_minute,
+    opened.spent_this_hour,
+    opened.spent_this_day,
+    opened.policy_changes
 FROM
     unnest(
-        $1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::timestamptz[]
-    ) AS opened (user_id, balance, held, seq, last_updated)
+        $1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::bigint[],
+        $7::timestamptz[], $8::boolean[], $9::bigint[], $10::bigint[], $11::bigint[],
+        $12::bigint[], $13::timestamptz[], $14::bigint[], $15::bigint[], $16::bigint[],
+        $17::bigint[]
+    ) AS opened (
+        user_id, balance, held, seq, last_updated, open_holds, next_hold_expiry, frozen,
+        min_balance, limit_per_minute, limit_per_hour, limit_per_day, counted_at,
+        spent_this_minute, spent_this_hour, spent_this_day, policy_changes
+    )
 ORDER BY opened.user_id

@@ -25,7 +25,8 @@ SELECT
     caller,
     payment_ref,
     payment_amount_minor,
-    payment_currency
+    payment_currency,
+    hold_seq
 FROM credit_transactions
 WHERE
     user_id = $1::uuid

@@ -5,7 +5,19 @@ SELECT
     balance,
     held,
     seq,
-    last_updated
+    last_updated,
+    open_holds,
+    next_hold_expiry,
+    frozen,
+    min_balance,
+    limit_per_minute,
+    limit_per_hour,
+    limit_per_day,
+    counted_at,
+    spent_this_minute,
+    spent_this_hour,
+    spent_this_day,
+    policy_changes
 FROM user_credits
 WHERE user_id = ANY($1::uuid[])
 ORDER BY user_id

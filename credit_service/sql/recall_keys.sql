@@ -27,7 +27,8 @@ SELECT
     entry.caller,
     entry.payment_ref,
     entry.payment_amount_minor,
-    entry.payment_currency
+    entry.payment_currency,
+    entry.hold_seq
 FROM (SELECT clock_timestamp() AS now) AS clock
 LEFT JOIN (
     unnest($1::uuid[], $2::text[]) AS asked (user_id, idempotency_key)

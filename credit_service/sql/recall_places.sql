@@ -24,7 +24,8 @@ SELECT
     entry.caller,
     entry.payment_ref,
     entry.payment_amount_minor,
-    entry.payment_currency
+    entry.payment_currency,
+    entry.hold_seq
 FROM unnest($1::uuid[], $2::bigint[]) AS asked (user_id, seq)
 INNER JOIN credit_transactions AS entry
     ON

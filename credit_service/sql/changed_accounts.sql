@@ -1,0 +1,38 @@
+-- Reads those of the watched accounts that differ from what was seen last, and what is held by
+-- holds whose time has passed.
+SELECT
+    account.user_id,
+    account.balance,
+    account.held,
+    account.seq,
+    account.last_updated,
+    account.open_holds,
+    account.next_hold_expiry,
+    account.frozen,
+    account.min_balance,
+    account.limit_per_minute,
+    account.limit_per_hour,
+    account.limit_per_day,
+    account.counted_at,
+    account.spent_this_minute,
+    account.spent_this_hour,
+    account.spent_this_day,
+    account.policy_changes,
+    CASE
+        WHEN account.next_hold_expiry <= clock_timestamp()
+            THEN (
+                SELECT coalesce(sum(due.amount), 0)::bigint
+                FROM credit_holds AS due
+                WHERE
+                    due.user_id = account.user_id
+                    AND due.state = 'held'
+                    AND due.expires_at <= clock_timestamp()
+            )
+        ELSE 0
+    END AS due
+FROM
+    unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS seen (user_id, seq, policy_changes)
+INNER JOIN user_credits AS account ON seen.user_id = account.user_id
+WHERE
+    account.seq <> seen.seq
+    OR account.policy_changes <> seen.policy_changes

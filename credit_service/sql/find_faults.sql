@@ -1,0 +1,191 @@
+-- Names everything about these accounts that does not add up: an account and a sentence per fault.
+WITH book AS (
+    SELECT
+        user_id,
+        seq,
+        type,
+        amount,
+        timestamp,
+        balance_after,
+        held_after,
+        related_seq,
+        payment_ref,
+        row_number() OVER account AS place,
+        sum(balance_change) OVER account AS running_balance,
+        sum(held_change) OVER account AS running_held,
+        lag(timestamp) OVER account AS earlier
+    FROM credit_transactions
+    WHERE user_id = any($1::uuid[])
+    WINDOW account AS (PARTITION BY user_id ORDER BY seq)
+),
+
+summed AS (
+    SELECT DISTINCT ON (user_id)
+        user_id,
+        place AS entries,
+        running_balance AS balance,
+        running_held AS held
+    FROM book
+    ORDER BY user_id ASC, seq DESC
+),
+
+holding AS (
+    SELECT
+        user_id,
+        sum(amount) FILTER (WHERE state = 'held') AS held,
+        count(*) FILTER (WHERE state = 'held') AS open_holds,
+        min(expires_at) FILTER (WHERE state = 'held') AS next_expiry
+    FROM credit_holds
+    WHERE user_id = any($1::uuid[])
+    GROUP BY user_id
+),
+
+given_back AS (
+    SELECT
+        user_id,
+        related_seq,
+        sum(amount) AS refunded
+    FROM book
+    WHERE type = 'refund' AND related_seq IS NOT NULL
+    GROUP BY user_id, related_seq
+)
+
+SELECT
+    user_id,
+    'the entries have a gap or a double at seq ' || seq AS fault
+FROM book
+WHERE place <> seq
+UNION ALL
+SELECT
+    user_id,
+    'balance_after of seq ' || seq || ' is not the sum of the changes' AS fault
+FROM book
+WHERE running_balance <> balance_after
+UNION ALL
+SELECT
+    user_id,
+    'held_after of seq ' || seq || ' is not the sum of the changes' AS fault
+FROM book
+WHERE running_held <> held_after
+UNION ALL
+SELECT
+    user_id,
+    'the time of seq ' || seq || ' is before that of the entry before it' AS fault
+FROM book
+WHERE timestamp < earlier
+UNION ALL
+SELECT
+    account.user_id,
+    'the account says balance ' || account.balance || ', held ' || account.held || ', seq '
+    || account.seq || '; the entries say ' || coalesce(summed.balance, 0) || ', '
+    || coalesce(summed.held, 0) || ', ' || coalesce(summed.entries, 0) AS fault
+FROM user_credits AS account
+LEFT JOIN summed ON account.user_id = summed.user_id
+WHERE
+    account.user_id = any($1::uuid[])
+    AND (account.balance, account.held, account.seq)
+    <> (coalesce(summed.balance, 0), coalesce(summed.held, 0), coalesce(summed.entries, 0))
+UNION ALL
+SELECT
+    account.user_id,
+    'the account says held ' || account.held || ' by ' || account.open_holds
+    || ' open holds; the holds say ' || coalesce(holding.held, 0) || ' by '
+    || coalesce(holding.open_holds, 0) AS fault
+FROM user_credits AS account
+LEFT JOIN holding ON account.user_id = holding.user_id
+WHERE
+    account.user_id = any($1::uuid[])
+    AND (account.held, account.open_holds)
+    <> (coalesce(holding.held, 0), coalesce(holding.open_holds, 0))
+UNION ALL
+SELECT
+    account.user_id,
+    'an open hold ends before the account expects the next one to' AS fault
+FROM user_credits AS account
+INNER JOIN holding ON account.user_id = holding.user_id
+WHERE
+    holding.next_expiry < account.next_hold_expiry
+    OR (holding.next_expiry IS NOT NULL AND account.next_hold_expiry IS NULL)
+UNION ALL
+SELECT
+    hold.user_id,
+    'hold ' || hold.seq || ' is ' || hold.state || ', which its entries do not say' AS fault
+FROM credit_holds AS hold
+WHERE
+    hold.user_id = any($1::uuid[])
+    AND hold.state <> coalesce(
+        (
+            SELECT
+                CASE entry.type
+                    WHEN 'capture' THEN 'captured'
+                    WHEN 'release' THEN 'released'
+                    WHEN 'expire' THEN 'expired'
+                END
+            FROM credit_transactions AS entry
+            WHERE
+                entry.user_id = hold.user_id
+                AND entry.seq = hold.settled_seq
+                AND entry.hold_seq = hold.seq
+        ),
+        'held'
+    )
+UNION ALL
+SELECT
+    hold.user_id,
+    'hold ' || hold.seq || ' of ' || hold.amount || ', captured ' || hold.captured
+    || ', has other entries' AS fault
+FROM credit_holds AS hold
+LEFT JOIN book AS made ON hold.user_id = made.user_id AND hold.seq = made.seq
+LEFT JOIN book AS taken ON hold.user_id = taken.user_id AND hold.captured_seq = taken.seq
+WHERE
+    hold.user_id = any($1::uuid[])
+    AND (
+        (made.type, made.amount) IS DISTINCT FROM ('hold', hold.amount)
+        OR (
+            hold.captured_seq IS NOT NULL
+            AND (taken.type, taken.amount) IS DISTINCT FROM ('capture', hold.captured)
+        )
+    )
+UNION ALL
+SELECT
+    book.user_id,
+    'the hold of seq ' || book.seq || ' is missing' AS fault
+FROM book
+LEFT JOIN credit_holds AS hold ON book.user_id = hold.user_id AND book.seq = hold.seq
+WHERE book.type = 'hold' AND hold.seq IS NULL
+UNION ALL
+SELECT
+    record.user_id,
+    'seq ' || record.spend_seq || ' is recorded as refunded, and no refund names it' AS fault
+FROM credit_refunds AS record
+LEFT JOIN given_back
+    ON record.user_id = given_back.user_id AND record.spend_seq = given_back.related_seq
+WHERE record.user_id = any($1::uuid[]) AND given_back.related_seq IS NULL
+UNION ALL
+SELECT
+    given_back.user_id,
+    'the refunds of seq ' || given_back.related_seq || ' add up to ' || given_back.refunded
+    || ', its record says ' || coalesce(record.refunded, 0) || ' of '
+    || coalesce(spent.amount, 0) AS fault
+FROM given_back
+LEFT JOIN credit_refunds AS record
+    ON
+        given_back.user_id = record.user_id
+        AND given_back.related_seq = record.spend_seq
+LEFT JOIN book AS spent
+    ON
+        given_back.user_id = spent.user_id
+        AND given_back.related_seq = spent.seq
+WHERE
+    given_back.refunded IS DISTINCT FROM record.refunded
+    OR given_back.refunded > spent.amount
+UNION ALL
+SELECT
+    book.user_id,
+    'payment ' || book.payment_ref || ' of seq ' || book.seq || ' is recorded otherwise' AS fault
+FROM book
+LEFT JOIN credit_purchases AS bought ON book.payment_ref = bought.payment_ref
+WHERE
+    book.payment_ref IS NOT NULL
+    AND (book.user_id, book.seq, book.amount)
+    IS DISTINCT FROM (bought.user_id, bought.seq, bought.amount)

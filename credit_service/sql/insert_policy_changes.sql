@@ -1,0 +1,23 @@
+-- Records changes of what accounts may do.
+INSERT INTO credit_policy_changes (
+    user_id, change, changed_at, caller, frozen, min_balance, limit_per_minute, limit_per_hour,
+    limit_per_day
+)
+SELECT
+    made.user_id,
+    made.change,
+    made.changed_at,
+    made.caller,
+    made.frozen,
+    made.min_balance,
+    made.limit_per_minute,
+    made.limit_per_hour,
+    made.limit_per_day
+FROM
+    unnest(
+        $1::uuid[], $2::bigint[], $3::timestamptz[], $4::text[], $5::boolean[], $6::bigint[],
+        $7::bigint[], $8::bigint[], $9::bigint[]
+    ) AS made (
+        user_id, change, changed_at, caller, frozen, min_balance, limit_per_minute,
+        limit_per_hour, limit_per_day
+    )

@@ -1,0 +1,6 @@
+-- Lists accounts in the order of their users, after one of them.
+SELECT user_id
+FROM user_credits
+WHERE user_id > $1::uuid
+ORDER BY user_id
+LIMIT $2::bigint
