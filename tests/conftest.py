@@ -11,11 +11,12 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 import uvloop
+from fault_proxy import fault_proxy
 from harness import Database, running, server_settings
 
 from credit_service import migrations
 from credit_service.embedded import embedded_postgres
-from credit_service.postgres import ROLE_LIMITS_MS
+from credit_service.postgres import ROLE_LIMITS_MS, ROLE_PLANS_OFF
 
 _OWNER_URL = "TEST_CLUSTER_OWNER_URL"
 _SERVICE_URL = "TEST_CLUSTER_SERVICE_URL"
@@ -62,6 +63,8 @@ async def _make_template(owner_url):
     # A setting of a role in one database is not copied with the database.
     for name, limit_ms in ROLE_LIMITS_MS.items():
         await connection.execute(f"ALTER ROLE credit_service SET {name} = '{limit_ms}ms'")
+    for name in ROLE_PLANS_OFF:
+        await connection.execute(f"ALTER ROLE credit_service SET {name} = off")
     await connection.close()
     url = database_url(owner_url, _TEMPLATE)
     await migrations.migrate(url, "credit_service", lambda _line: None)
@@ -125,6 +128,13 @@ _numbers = iter(range(10**9))
 @pytest.fixture
 async def database(make_database):
     return await make_database()
+
+
+@pytest.fixture
+async def proxy(database):
+    """A way to the database that can be broken."""
+    async with fault_proxy(database.service_url) as running_proxy:
+        yield running_proxy
 
 
 @pytest.fixture

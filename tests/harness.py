@@ -5,6 +5,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,17 +17,25 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import asyncpg
+import grpc
+from google.rpc import error_details_pb2, status_pb2
 
 from credit_service import server
 from credit_service.access import Doorkeeper
 from credit_service.client import CreditClient
+from credit_service.desk import Terms
 from credit_service.postgres import Address
 from credit_service.pricing import Price, PriceList
-from credit_service.rules import Terms
+from credit_service.v1 import credit_service_pb2 as pb
 
 TERMS = Terms(
     PriceList({"stem_separation": Price(10, "separation"), "render": Price(5, "render")}), 0
 )
+
+
+def payment(ref: str = "pi_1", amount_minor: int = 999, currency: str = "eur") -> pb.Payment:
+    """Makes the payment behind a purchase."""
+    return pb.Payment(ref=ref, amount_minor=amount_minor, currency=currency)
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,26 @@ class Database:
         """Everything in the book that does not add up; the last line of every race."""
         rows = await self.fetch(_FAULTS)
         return [f"{row[0]}: {row[1]}" for row in rows]
+
+    async def book(self) -> list[str]:
+        """Every row of every table a call could change; equal books mean that nothing did."""
+        return [row[0] for row in await self.fetch(_BOOK)]
+
+    async def waits_for_a_lock(self) -> bool:
+        """Whether somebody waits for a lock that another transaction has."""
+        return bool(
+            await self.fetch(
+                "SELECT FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+        )
+
+    async def wait_longer_for_locks(self) -> None:
+        """Gives the service's next connections more time, so that a wait is there to be seen."""
+        for limit in ("lock_timeout", "statement_timeout"):
+            await self.execute(
+                f"ALTER ROLE credit_service IN DATABASE {self.name} SET {limit} = '20s'"
+            )
 
 
 async def _open(connection: asyncpg.Connection, user_id: UUID, credits_: int) -> None:
@@ -119,6 +148,15 @@ _FAULTS = """
     WHERE (account.seq, account.balance, account.held)
         <> (summed.entries, summed.balance, summed.held)
     UNION ALL
+    SELECT account.user_id, 'account and holds differ' FROM user_credits AS account
+    LEFT JOIN LATERAL (
+        SELECT count(*) AS open_holds, coalesce(sum(amount), 0) AS held, min(expires_at) AS next
+        FROM credit_holds AS hold
+        WHERE hold.user_id = account.user_id AND hold.state = 'held'
+    ) AS summed ON true
+    WHERE (account.open_holds, account.held) <> (summed.open_holds, summed.held)
+        OR coalesce(account.next_hold_expiry > summed.next, summed.next IS NOT NULL)
+    UNION ALL
     SELECT spend.user_id, 'refunds exceed the spend or their record'
     FROM credit_transactions AS spend
     INNER JOIN credit_transactions AS refund
@@ -133,6 +171,17 @@ _FAULTS = """
     WHERE entry.payment_ref IS NOT NULL
         AND (entry.user_id, entry.seq, entry.amount)
         IS DISTINCT FROM (bought.user_id, bought.seq, bought.amount)
+"""
+
+_BOOK = """
+    SELECT row::text FROM auth.users AS row
+    UNION ALL SELECT row::text FROM user_credits AS row
+    UNION ALL SELECT row::text FROM credit_transactions AS row
+    UNION ALL SELECT row::text FROM credit_refunds AS row
+    UNION ALL SELECT row::text FROM credit_purchases AS row
+    UNION ALL SELECT row::text FROM credit_holds AS row
+    UNION ALL SELECT row::text FROM credit_policy_changes AS row
+    ORDER BY 1
 """
 
 
@@ -285,6 +334,43 @@ def process(*arguments: str, **environment: str) -> Iterator[Process]:
         started.close()
 
 
+@dataclass(frozen=True)
+class Refused:
+    """A refusal as it came over the socket: the status and its standard details."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str = ""
+    domain: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
+    violations: dict[str, str] = field(default_factory=dict)
+    retry_seconds: float | None = None
+
+
+def refused(failure: BaseException) -> Refused:
+    """Reads a failed call, or the typed error that the client made of one."""
+    if not isinstance(failure, grpc.aio.AioRpcError):
+        assert isinstance(failure.__cause__, grpc.aio.AioRpcError), failure
+        failure = failure.__cause__
+    read = Refused(failure.code(), failure.details() or "")
+    sent = dict(failure.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
+    status = status_pb2.Status.FromString(sent)
+    if sent:
+        assert (status.code, status.message) == (read.code.value[0], read.message)
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        bad, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+        if detail.Unpack(info):
+            facts = dict(info.metadata)
+            read = replace(read, reason=info.reason, domain=info.domain, facts=facts)
+        elif detail.Unpack(bad):
+            found = {violation.field: violation.description for violation in bad.field_violations}
+            read = replace(read, violations=found)
+        elif detail.Unpack(retry):
+            read = replace(read, retry_seconds=retry.retry_delay.ToTimedelta().total_seconds())
+    return read
+
+
 async def eventually(
     claim: Callable[[], object], seconds: float = 15, every: float = 0.05
 ) -> object:
@@ -299,6 +385,28 @@ async def eventually(
         if time.monotonic() > deadline:
             raise AssertionError(f"never came true: {claim}")
         await asyncio.sleep(every)
+
+
+def free_port() -> int:
+    """A port nobody has at the moment, for what must be told its port before it starts."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def add_api_roles(owner_url: str) -> None:
+    """Adds the roles of Supabase's data API, as Supabase has them; they are of the whole cluster.
+
+    A test whose result depends on them calls it first, for any other test may add them meanwhile.
+    """
+    connection = await asyncpg.connect(owner_url)
+    try:
+        for role in ("anon", "authenticated", "service_role BYPASSRLS"):
+            # Two at once fail in either of two ways.
+            with contextlib.suppress(asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError):
+                await connection.execute(f"CREATE ROLE {role} NOINHERIT")
+    finally:
+        await connection.close()
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,0 +1,92 @@
+"""Commands as the window makes them, a lane to give them to, and what came of them."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+from harness import TERMS
+
+from credit_service.lanes import Lane
+from credit_service.model import Payment, Purchase, Refund, Spend
+from credit_service.postgres import Address
+
+
+@asynccontextmanager
+async def lane(url, **changes):
+    settings = {"adds_users": False, "queue_limit": 1000, "batch_limit": 500} | changes
+    made = Lane("test", Address(url), TERMS, **settings)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+def _common(user_id, key, changes):
+    return {
+        "user_id": user_id,
+        "idempotency_key": key or uuid4().hex,
+        "description": "",
+        "reference": "",
+        "metadata": {},
+        "validate_only": False,
+        "caller": "test",
+    } | changes
+
+
+def spend(user_id, amount=1, key=None, **changes):
+    price = {"operation": None, "quantity": None, "expected_cost": None}
+    return Spend(amount=amount, **price, **_common(user_id, key, changes))
+
+
+def purchase(user_id, amount=10, key=None, ref=None, **changes):
+    payment = None if ref is None else Payment(ref, 999, "eur")
+    return Purchase(amount=amount, payment=payment, **_common(user_id, key, changes))
+
+
+def refund(user_id, seq, amount=None, key=None, **changes):
+    return Refund(spend_seq=seq, amount=amount, **_common(user_id, key, changes))
+
+
+def submit(clerk, *commands, seconds=10.0):
+    """Puts them into the queue in one go, before the lane can take the first."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    return [clerk.submit(command, deadline) for command in commands]
+
+
+async def answers(futures):
+    """An outcome or what was raised, for each."""
+    async with asyncio.timeout(30):
+        return await asyncio.gather(*futures, return_exceptions=True)
+
+
+async def ask(clerk, *commands):
+    return await answers(submit(clerk, *commands))
+
+
+def kinds(given):
+    return [type(answer) for answer in given]
+
+
+async def written(database, *commands):
+    """How many entries stand under the keys of the commands."""
+    keys = [command.idempotency_key for command in commands]
+    rows = await database.fetch(
+        "SELECT FROM credit_transactions WHERE idempotency_key = ANY($1::text[])", keys
+    )
+    return len(rows)
+
+
+async def transactions(database):
+    """How many transactions wrote the entries that a lane made."""
+    rows = await database.fetch(
+        "SELECT DISTINCT xmin::text FROM credit_transactions WHERE caller = 'test'"
+        " AND idempotency_key <> 'opened by the test'"
+    )
+    return len(rows)
+
+
+async def someone_waits_for_a_lock(database):
+    return await database.fetch(
+        "SELECT FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )

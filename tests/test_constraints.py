@@ -1,0 +1,370 @@
+"""The rules a second time: rows written by hand as the owner, each against one constraint."""
+
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+USER, STRANGER = UUID(int=1), UUID(int=2)
+TIME = datetime(2024, 5, 1, tzinfo=UTC)
+
+ACCOUNT = {
+    "user_id": STRANGER,
+    "balance": 0,
+    "held": 0,
+    "seq": 0,
+    "last_updated": TIME,
+    "open_holds": 0,
+    "frozen": False,
+    "spent_this_minute": 0,
+    "spent_this_hour": 0,
+    "spent_this_day": 0,
+    "policy_changes": 0,
+}
+
+PURCHASE = {
+    "user_id": USER,
+    "seq": 3,
+    "type": "purchase",
+    "call": "PurchaseCredits",
+    "amount": 10,
+    "balance_change": 10,
+    "held_change": 0,
+    "balance_after": 80,
+    "held_after": 0,
+    "description": "",
+    "timestamp": TIME,
+    "reference": "",
+    "idempotency_key": "third",
+    "caller": "test",
+}
+PAYMENT = {"payment_ref": "pi_1", "payment_amount_minor": 0, "payment_currency": "eur"}
+SPEND = PURCHASE | {
+    "type": "spend",
+    "call": "SpendCredits",
+    "balance_change": -10,
+    "balance_after": 60,
+    "floor": 0,
+}
+CHARGE = SPEND | {"operation": "render", "quantity": 2, "unit_cost": 5, "price_version": "v1"}
+REFUND = PURCHASE | {"type": "refund", "call": "RefundCredits", "related_seq": 2}
+GRANT = PURCHASE | {"type": "grant"}
+REVERSAL = SPEND | {"type": "reversal", "floor": None}
+MAKE_HOLD = PURCHASE | {
+    "type": "hold",
+    "call": "HoldCredits",
+    "balance_change": 0,
+    "held_change": 10,
+    "balance_after": 70,
+    "held_after": 10,
+    "floor": 0,
+    "hold_seq": 3,
+}
+CAPTURE = MAKE_HOLD | {
+    "type": "capture",
+    "call": "CaptureHold",
+    "balance_change": -10,
+    "held_change": -10,
+    "balance_after": 60,
+    "held_after": 0,
+    "floor": None,
+}
+RELEASE = CAPTURE | {"type": "release", "balance_change": 0, "balance_after": 70}
+EXPIRE = RELEASE | {"type": "expire", "call": "expiry", "idempotency_key": None}
+ADOPTED = PURCHASE | {
+    "call": "adopted",
+    "amount": 0,
+    "balance_change": 0,
+    "balance_after": 70,
+    "idempotency_key": None,
+}
+
+REFUNDED = {"user_id": USER, "spend_seq": 2, "spent": 30, "refunded": 30}
+BOUGHT = {
+    "payment_ref": "pi_1",
+    "user_id": USER,
+    "seq": 1,
+    "amount": 100,
+    "amount_minor": 0,
+    "currency": "eur",
+    "purchased_at": TIME,
+}
+
+HOLD = {
+    "user_id": USER,
+    "seq": 3,
+    "state": "held",
+    "amount": 10,
+    "captured": 0,
+    "created_at": TIME,
+    "expires_at": TIME + timedelta(hours=72),
+    "reference": "",
+}
+CAPTURED = HOLD | {"state": "captured", "captured": 10, "settled_seq": 4, "captured_seq": 4}
+CHANGE = {"user_id": USER, "change": 2, "changed_at": TIME, "caller": "test", "frozen": True}
+
+MOST, TOO_MUCH = 10**12, 10**12 + 1
+FULL, OVERFULL = 10**15, 10**15 + 1
+
+ALLOWED = [
+    ("user_credits", ACCOUNT),
+    ("user_credits", ACCOUNT | {"balance": FULL, "held": 5, "open_holds": 1}),
+    ("user_credits", ACCOUNT | {"balance": -FULL}),
+    ("credit_transactions", PURCHASE),
+    ("credit_transactions", PURCHASE | PAYMENT),
+    ("credit_transactions", PURCHASE | {"amount": MOST, "balance_change": MOST}),
+    ("credit_transactions", PURCHASE | {"balance_after": -FULL, "idempotency_key": "k" * 128}),
+    ("credit_transactions", SPEND),
+    ("credit_transactions", SPEND | {"balance_after": -60, "floor": -60}),
+    ("credit_transactions", CHARGE),
+    ("credit_transactions", REFUND),
+    ("credit_transactions", REFUND | {"related_seq": None, "operation": "render"}),
+    ("credit_transactions", GRANT),
+    ("credit_transactions", REVERSAL | {"balance_after": -50}),
+    ("credit_transactions", MAKE_HOLD),
+    ("credit_transactions", CAPTURE),
+    ("credit_transactions", CAPTURE | {"amount": 5, "balance_change": -5}),
+    ("credit_transactions", CAPTURE | {"amount": 15, "balance_change": -15, "floor": 60}),
+    ("credit_transactions", CAPTURE | {"held_change": 0, "floor": 0}),
+    ("credit_transactions", RELEASE),
+    ("credit_transactions", EXPIRE),
+    ("credit_transactions", ADOPTED),
+    ("credit_transactions", ADOPTED | {"type": "spend", "balance_after": -50}),
+    ("credit_refunds", REFUNDED),
+    ("credit_refunds", REFUNDED | {"refunded": 1}),
+    ("credit_purchases", BOUGHT | {"payment_ref": "pi_2", "user_id": STRANGER}),
+    ("credit_holds", HOLD),
+    ("credit_holds", CAPTURED),
+    ("credit_holds", HOLD | {"state": "released", "settled_seq": 4}),
+    ("credit_holds", HOLD | {"state": "expired", "settled_seq": 4}),
+    ("credit_holds", CAPTURED | {"state": "expired", "captured_seq": 5}),
+    ("credit_policy_changes", CHANGE),
+]
+
+REFUSED = [
+    ("user_credits", "one_account_per_user", ACCOUNT | {"user_id": USER}),
+    ("user_credits", "account_belongs_to_a_user", ACCOUNT | {"user_id": UUID(int=3)}),
+    ("user_credits", "balance_in_range", ACCOUNT | {"balance": OVERFULL}),
+    ("user_credits", "balance_in_range", ACCOUNT | {"balance": -OVERFULL}),
+    ("user_credits", "held_not_negative", ACCOUNT | {"held": -1, "open_holds": 1}),
+    ("user_credits", "open_holds_not_negative", ACCOUNT | {"held": 5, "open_holds": -1}),
+    ("user_credits", "held_only_with_open_holds", ACCOUNT | {"held": 5}),
+    ("user_credits", "held_only_with_open_holds", ACCOUNT | {"open_holds": 1}),
+    ("user_credits", "floor_in_range", ACCOUNT | {"min_balance": TOO_MUCH}),
+    ("user_credits", "floor_in_range", ACCOUNT | {"min_balance": -TOO_MUCH}),
+    ("user_credits", "limits_are_positive", ACCOUNT | {"limit_per_minute": 0}),
+    ("user_credits", "limits_are_positive", ACCOUNT | {"limit_per_hour": -1}),
+    ("user_credits", "limits_are_positive", ACCOUNT | {"limit_per_day": 0}),
+    ("user_credits", "seq_not_negative", ACCOUNT | {"seq": -1}),
+    ("credit_transactions", "one_entry_per_place", PURCHASE | {"seq": 2}),
+    ("credit_transactions", "one_entry_per_key", PURCHASE | {"idempotency_key": "second"}),
+    ("credit_transactions", "entry_belongs_to_an_account", PURCHASE | {"user_id": STRANGER}),
+    ("credit_transactions", "entry_settles_an_entry", REFUND | {"related_seq": 4}),
+    ("credit_transactions", "seq_counts_from_one", PURCHASE | {"seq": 0}),
+    ("credit_transactions", "type_is_known", RELEASE | {"type": "bonus", "hold_seq": None}),
+    ("credit_transactions", "amount_in_range", PURCHASE | {"amount": 0, "balance_change": 0}),
+    ("credit_transactions", "amount_in_range", PURCHASE | {"amount": -1, "balance_change": -1}),
+    (
+        "credit_transactions",
+        "amount_in_range",
+        PURCHASE | {"amount": TOO_MUCH, "balance_change": TOO_MUCH},
+    ),
+    ("credit_transactions", "amount_in_range", ADOPTED | {"amount": -1, "balance_change": -1}),
+    ("credit_transactions", "changes_follow_type", PURCHASE | {"balance_change": -10}),
+    ("credit_transactions", "changes_follow_type", PURCHASE | {"balance_change": 11}),
+    ("credit_transactions", "changes_follow_type", PURCHASE | {"held_change": 1}),
+    ("credit_transactions", "changes_follow_type", SPEND | {"balance_change": 10}),
+    ("credit_transactions", "changes_follow_type", REFUND | {"balance_change": -10}),
+    ("credit_transactions", "changes_follow_type", GRANT | {"balance_change": -10}),
+    ("credit_transactions", "changes_follow_type", REVERSAL | {"balance_change": 10}),
+    ("credit_transactions", "changes_follow_type", MAKE_HOLD | {"held_change": -10}),
+    ("credit_transactions", "changes_follow_type", MAKE_HOLD | {"balance_change": -10}),
+    ("credit_transactions", "changes_follow_type", CAPTURE | {"balance_change": 10}),
+    ("credit_transactions", "changes_follow_type", CAPTURE | {"held_change": 10, "floor": 0}),
+    ("credit_transactions", "changes_follow_type", RELEASE | {"held_change": 10}),
+    ("credit_transactions", "changes_follow_type", RELEASE | {"balance_change": -10}),
+    ("credit_transactions", "changes_follow_type", EXPIRE | {"held_change": -9}),
+    ("credit_transactions", "balance_in_range", PURCHASE | {"balance_after": OVERFULL}),
+    ("credit_transactions", "balance_in_range", PURCHASE | {"balance_after": -OVERFULL}),
+    ("credit_transactions", "held_not_negative", PURCHASE | {"held_after": -1}),
+    ("credit_transactions", "spend_keeps_the_floor", SPEND | {"floor": 61}),
+    ("credit_transactions", "spend_keeps_the_floor", SPEND | {"held_after": 61}),
+    ("credit_transactions", "spend_keeps_the_floor", SPEND | {"floor": None}),
+    ("credit_transactions", "spend_keeps_the_floor", MAKE_HOLD | {"floor": 61}),
+    ("credit_transactions", "spend_keeps_the_floor", MAKE_HOLD | {"floor": None}),
+    ("credit_transactions", "capture_keeps_the_floor", CAPTURE | {"held_change": 0}),
+    ("credit_transactions", "capture_keeps_the_floor", CAPTURE | {"held_change": 0, "floor": 61}),
+    ("credit_transactions", "capture_keeps_the_floor", CAPTURE | {"held_change": -9}),
+    ("credit_transactions", "hold_is_named", CAPTURE | {"hold_seq": None}),
+    ("credit_transactions", "hold_is_named", PURCHASE | {"hold_seq": 1}),
+    ("credit_transactions", "cost_is_quantity_times_unit_cost", CHARGE | {"quantity": 3}),
+    ("credit_transactions", "cost_is_quantity_times_unit_cost", CHARGE | {"operation": None}),
+    ("credit_transactions", "cost_is_quantity_times_unit_cost", CHARGE | {"unit_cost": None}),
+    ("credit_transactions", "cost_is_quantity_times_unit_cost", CHARGE | {"price_version": None}),
+    (
+        "credit_transactions",
+        "cost_is_quantity_times_unit_cost",
+        CHARGE | {"quantity": -2, "unit_cost": -5},
+    ),
+    ("credit_transactions", "key_is_present", PURCHASE | {"idempotency_key": None}),
+    ("credit_transactions", "key_is_present", PURCHASE | {"idempotency_key": ""}),
+    ("credit_transactions", "key_is_present", PURCHASE | {"idempotency_key": "k" * 129}),
+    (
+        "credit_transactions",
+        "payment_is_complete",
+        PURCHASE | PAYMENT | {"payment_amount_minor": None},
+    ),
+    ("credit_transactions", "payment_is_complete", PURCHASE | PAYMENT | {"payment_currency": None}),
+    ("credit_transactions", "payment_is_complete", PURCHASE | PAYMENT | {"payment_ref": None}),
+    (
+        "credit_transactions",
+        "payment_is_complete",
+        PURCHASE | PAYMENT | {"payment_amount_minor": -1},
+    ),
+    ("credit_refunds", "one_sum_per_spend", REFUNDED | {"spend_seq": 1}),
+    ("credit_refunds", "refund_gives_back_an_entry", REFUNDED | {"spend_seq": 4}),
+    ("credit_refunds", "refund_gives_back_an_entry", REFUNDED | {"user_id": STRANGER}),
+    ("credit_refunds", "refunds_within_spend", REFUNDED | {"refunded": 31}),
+    ("credit_refunds", "refunds_within_spend", REFUNDED | {"refunded": 0}),
+    ("credit_purchases", "one_purchase_per_payment", BOUGHT | {"payment_ref": "pi_0", "seq": 3}),
+    ("credit_purchases", "amount_in_range", BOUGHT | {"amount": 0}),
+    ("credit_purchases", "amount_in_range", BOUGHT | {"amount": TOO_MUCH}),
+    ("credit_holds", "one_hold_per_entry", HOLD | {"seq": 1}),
+    ("credit_holds", "hold_belongs_to_an_account", HOLD | {"user_id": STRANGER}),
+    ("credit_holds", "state_is_known", HOLD | {"state": "lost", "settled_seq": 4}),
+    ("credit_holds", "amount_in_range", HOLD | {"amount": 0}),
+    ("credit_holds", "amount_in_range", HOLD | {"amount": TOO_MUCH}),
+    ("credit_holds", "settled_once", HOLD | {"settled_seq": 4}),
+    ("credit_holds", "settled_once", HOLD | {"state": "released"}),
+    ("credit_holds", "captured_when_said", CAPTURED | {"captured": 0}),
+    ("credit_holds", "captured_when_said", CAPTURED | {"captured_seq": None}),
+    ("credit_holds", "captured_when_said", CAPTURED | {"captured_seq": 5}),
+    ("credit_holds", "captured_when_said", CAPTURED | {"state": "released"}),
+    ("credit_holds", "captured_when_said", HOLD | {"captured": 1}),
+    ("credit_holds", "captured_when_said", CAPTURED | {"state": "expired", "captured": 0}),
+    ("credit_holds", "life_is_limited", HOLD | {"expires_at": TIME + timedelta(hours=73)}),
+    ("credit_policy_changes", "one_change_per_place", CHANGE | {"change": 1}),
+    ("credit_policy_changes", "change_belongs_to_an_account", CHANGE | {"user_id": STRANGER}),
+]
+
+
+def insertion(table, row):
+    places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
+    return f"INSERT INTO {table} ({', '.join(row)}) VALUES ({places})", *row.values()
+
+
+@pytest.fixture
+async def connection(database):
+    """The owner's, on a book with one account, two entries and a row in every other table."""
+    connection = await database.connect()
+    await connection.execute("INSERT INTO auth.users (id) VALUES ($1), ($2)", USER, STRANGER)
+    hundred = {"seq": 1, "idempotency_key": "first", "amount": 100, "balance_change": 100}
+    thirty = {"seq": 2, "idempotency_key": "second", "amount": 30, "balance_change": -30}
+    for table, row in (
+        ("user_credits", ACCOUNT | {"user_id": USER, "balance": 70, "seq": 2}),
+        ("credit_transactions", PURCHASE | hundred | {"balance_after": 100}),
+        ("credit_transactions", SPEND | thirty | {"balance_after": 70}),
+        ("credit_refunds", REFUNDED | {"spend_seq": 1}),
+        ("credit_purchases", BOUGHT | {"payment_ref": "pi_0"}),
+        ("credit_holds", HOLD | {"seq": 1}),
+        ("credit_policy_changes", CHANGE | {"change": 1}),
+    ):
+        await connection.execute(*insertion(table, row))
+    yield connection
+    await connection.close()
+
+
+@asynccontextmanager
+async def rolled_back(connection):
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        yield
+    finally:
+        await transaction.rollback()
+
+
+async def violated(connection, statement, *values):
+    """The table and the constraint that a statement meets; None where it is taken."""
+    async with rolled_back(connection):
+        try:
+            await connection.execute(statement, *values)
+        except asyncpg.IntegrityConstraintViolationError as violation:
+            return violation.table_name, violation.constraint_name
+    return None
+
+
+async def test_a_row_within_the_rules_is_taken(connection):
+    for table, row in ALLOWED:
+        assert await violated(connection, *insertion(table, row)) is None, row
+
+
+async def test_a_row_against_a_rule_meets_that_constraint_and_no_other(connection):
+    for table, constraint, row in REFUSED:
+        met = await violated(connection, *insertion(table, row))
+        assert met == (table, constraint), row
+        async with rolled_back(connection):
+            await connection.execute(f"ALTER TABLE {table} DROP CONSTRAINT {constraint} CASCADE")
+            assert await violated(connection, *insertion(table, row)) is None, row
+
+
+UPDATES = [
+    ("balance_in_range", "UPDATE user_credits SET balance = 1000000000000001"),
+    ("held_not_negative", "UPDATE user_credits SET held = -1, open_holds = 1"),
+    ("seq_not_negative", "UPDATE user_credits SET seq = -1"),
+    ("refunds_within_spend", "UPDATE credit_refunds SET refunded = refunded + 1"),
+    ("account_belongs_to_a_user", "UPDATE auth.users SET id = gen_random_uuid()"),
+]
+
+
+async def test_an_update_meets_the_constraints_too(connection):
+    for constraint, statement in UPDATES:
+        _, met = await violated(connection, statement)
+        assert met == constraint
+
+
+async def test_every_constraint_of_the_book_has_a_row_against_it(connection):
+    rows = await connection.fetch(
+        "SELECT conrelid::regclass::text, conname::text FROM pg_constraint"
+        " INNER JOIN pg_class ON pg_class.oid = conrelid"
+        " WHERE relnamespace = 'public'::regnamespace AND relname <> 'credit_migrations'"
+        " AND contype <> 'n'"
+    )
+    assert {tuple(row) for row in rows} == {(table, name) for table, name, _ in REFUSED}
+
+
+async def test_every_unique_index_is_a_constraint(connection):
+    rows = await connection.fetch(
+        "SELECT indexrelid::regclass::text FROM pg_index"
+        " INNER JOIN pg_class ON pg_class.oid = indrelid"
+        " WHERE relnamespace = 'public'::regnamespace AND indisunique"
+        " AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)"
+    )
+    assert rows == []
+
+
+NEEDED = [
+    (table, column)
+    for table, row in (
+        ("user_credits", ACCOUNT),
+        ("credit_transactions", {**PURCHASE, "idempotency_key": None}),
+        ("credit_refunds", REFUNDED),
+        ("credit_purchases", BOUGHT),
+        ("credit_holds", HOLD),
+        ("credit_policy_changes", CHANGE),
+    )
+    for column, value in row.items()
+    if value is not None
+]
+
+
+async def test_the_columns_that_every_row_needs_are_these(connection):
+    rows = await connection.fetch(
+        "SELECT attrelid::regclass::text, attname::text FROM pg_attribute"
+        " INNER JOIN pg_class ON pg_class.oid = attrelid"
+        " WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0"
+        " AND relname <> 'credit_migrations' AND attnotnull AND attgenerated = ''"
+    )
+    assert {tuple(row) for row in rows} == set(NEEDED)
