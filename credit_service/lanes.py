@@ -320,13 +320,11 @@ def _settled(answer: Outcome | CreditError, desk: Desk, lost: list[Entry]) -> Ou
     if replayed and answer.entry in lost:
         lost.remove(answer.entry)
         replayed = False
-    hold = answer.hold
     return replace(
         answer,
         account=desk.accounts[answer.account.user_id],
         replayed=replayed,
         parts=tuple(_settled(part, desk, lost) for part in answer.parts),
-        hold=hold and desk.holds.get((hold.user_id, hold.seq), hold),
     )
 
 

@@ -1,27 +1,18 @@
 """Who may make which call, and how a caller is known; every answer is taken over a socket."""
 
 import asyncio
-import hashlib
-import os
-from contextlib import asynccontextmanager
-from pathlib import Path
-from uuid import uuid4
 
 import grpc
 import pytest
-import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from harness import eventually, payment, refused, running, server_settings
+from callers import EVERY_ROLE, ROLES, bearer, opened, sha256
+from grpc_health.v1 import health_pb2
+from harness import payment, running, server_settings
 
 from credit_service import access
-from credit_service.access import Caller, Doorkeeper, Identities, IdentitiesError
+from credit_service.access import Caller
 from credit_service.errors import PermissionDenied
 from credit_service.server import StartRefusedError
 from credit_service.v1 import credit_service_pb2 as pb
-from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
-
-ROLES = ("worker", "gateway", "bridge", "operator", "auditor")
 
 # The table of the contract, written out a second time.
 MAY_CALL = {
@@ -45,73 +36,6 @@ MAY_CALL = {
     "SetAccountPolicy": ("operator",),
     "GetUsageReport": ("operator", "auditor"),
 }
-
-
-def sha256(token):
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
-def identity(name, role, token):
-    return f'[[identity]]\nname = "{name}"\nrole = "{role}"\ntoken_sha256 = "{sha256(token)}"\n'
-
-
-EVERY_ROLE = "\n".join(identity(f"the-{role}", role, f"token of {role}") for role in ROLES)
-
-
-def bearer(role):
-    return (("authorization", f"Bearer token of {role}"),)
-
-
-class Door:
-    """Makes calls of the contract with any metadata, and the calls of other services."""
-
-    def __init__(self, channel, file):
-        self.channel = channel
-        self.file = file
-        self.stub = pb_grpc.CreditServiceStub(channel)
-        self.health = health_pb2_grpc.HealthStub(channel)
-
-    async def call(self, name, request, metadata=()):
-        call = getattr(self.stub, name)(request, metadata=metadata, timeout=10)
-        if name != "WatchUserCredit":
-            return await call
-        try:
-            return await call.read()
-        finally:
-            call.cancel()
-
-    async def refusal(self, name, request, metadata=()):
-        with pytest.raises(grpc.aio.AioRpcError) as failure:
-            await self.call(name, request, metadata)
-        return refused(failure.value)
-
-    async def reflect(self, metadata):
-        """Asks for the names of the services."""
-        call = reflection_pb2_grpc.ServerReflectionStub(self.channel).ServerReflectionInfo(
-            iter([reflection_pb2.ServerReflectionRequest(list_services="")]), metadata=metadata
-        )
-        return [
-            service.name
-            async for answer in call
-            for service in answer.list_services_response.service
-        ]
-
-    async def reflection_refusal(self, metadata=()):
-        # Asks nothing: to send on a stream that is already refused can fail in the client itself.
-        call = reflection_pb2_grpc.ServerReflectionStub(self.channel).ServerReflectionInfo(
-            metadata=metadata, timeout=10
-        )
-        with pytest.raises(grpc.aio.AioRpcError) as failure:
-            await call.read()
-        return refused(failure.value)
-
-
-@asynccontextmanager
-async def opened(database, file, text):
-    file.write_text(text)
-    settings = server_settings(database.service_url, doorkeeper=Doorkeeper(file))
-    async with running(settings) as service, grpc.aio.insecure_channel(service.target) as channel:
-        yield Door(channel, file)
 
 
 @pytest.fixture
@@ -274,15 +198,6 @@ async def test_the_scheme_of_the_authorization_may_be_written_in_any_case(door):
         assert (await door.call("ListPrices", pb.ListPricesRequest(), metadata)).prices
 
 
-async def test_a_token_is_known_by_its_sha_256(database, tmp_path):
-    # The digest of "abc" in FIPS 180-4.
-    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    text = f'[[identity]]\nname = "a"\nrole = "worker"\ntoken_sha256 = "{digest}"\n'
-    async with opened(database, tmp_path / "identities.toml", text) as door:
-        metadata = (("authorization", "Bearer abc"),)
-        assert (await door.call("ListPrices", pb.ListPricesRequest(), metadata)).prices
-
-
 async def test_health_is_open_to_everybody(door):
     for metadata in ((), (("authorization", "Bearer unknown"),), bearer("worker")):
         answer = await door.health.Check(health_pb2.HealthCheckRequest(), metadata=metadata)
@@ -357,149 +272,6 @@ async def test_without_identities_every_caller_is_the_operator_local(service, da
     client = await service.client(token="whatever")
     bought = await client.purchase_credits(await database.user(), 5, payment=None)
     assert bought.transaction.caller == "local"
-
-
-async def test_callers_are_added_changed_and_revoked_without_a_restart(database, tmp_path):
-    request = pb.SpendCreditsRequest(
-        user_id=str(uuid4()), amount=1, idempotency_key="k", validate_only=True
-    )
-
-    async def code(token):
-        answer = await door.refusal(
-            "SpendCredits", request, (("authorization", f"Bearer {token}"),)
-        )
-        return answer.code
-
-    async def becomes(token, expected):
-        async def claim():
-            return await code(token) is expected
-
-        await eventually(claim)
-
-    may, may_not = grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED
-    unknown = grpc.StatusCode.UNAUTHENTICATED
-    first, second = identity("a", "worker", "ta"), identity("b", "worker", "tb")
-    async with opened(database, tmp_path / "identities.toml", first) as door:
-        assert (await code("ta"), await code("tb")) == (may, unknown)
-        door.file.write_text(first + second)
-        await becomes("tb", may)
-        assert await code("ta") is may
-        door.file.write_text(identity("a", "auditor", "ta") + second)
-        await becomes("ta", may_not)
-        # As editors and Kubernetes do it: another file, maybe as old, takes the place of this one.
-        replacement = tmp_path / "next.toml"
-        replacement.write_text(second)
-        then = door.file.stat().st_mtime_ns
-        os.utime(replacement, ns=(then, then))
-        replacement.replace(door.file)
-        await becomes("ta", unknown)
-        assert await code("tb") is may
-
-
-async def test_a_file_that_cannot_be_used_leaves_the_callers_as_they_were(database, tmp_path):
-    async def told(text):
-        await eventually(lambda: any(text in line.get("problem", "") for line in log))
-
-    async def known():
-        metadata = (("authorization", "Bearer ta"),)
-        return (await door.call("ListPrices", pb.ListPricesRequest(), metadata)).prices
-
-    first = identity("a", "worker", "ta")
-    with structlog.testing.capture_logs() as log:
-        async with opened(database, tmp_path / "identities.toml", first) as door:
-            door.file.write_text(identity("a", "king", "ta"))
-            await told("needs a role")
-            assert await known()
-            door.file.write_text("[[identity]\n")
-            await told("is not TOML")
-            assert await known()
-            door.file.write_text("identity = [1]\n")
-            await told("is no table")
-            assert await known()
-            door.file.unlink()
-            await told("No such file")
-            assert await known()
-            door.file.write_text(identity("b", "worker", "tb"))
-            await eventually(lambda: any(line["event"] == "identities read again" for line in log))
-            answer = await door.refusal(
-                "ListPrices", pb.ListPricesRequest(), (("authorization", "Bearer ta"),)
-            )
-            assert answer.code is grpc.StatusCode.UNAUTHENTICATED
-    problems = [line["problem"] for line in log if "problem" in line]
-    assert len(problems) == len(set(problems)) == 4
-    assert all(str(tmp_path / "identities.toml") in problem for problem in problems)
-
-
-def test_a_file_that_stays_unusable_is_told_once(tmp_path):
-    file = tmp_path / "identities.toml"
-    file.write_text(EVERY_ROLE)
-    doorkeeper = Doorkeeper(file)
-    with structlog.testing.capture_logs() as log:
-        for content in ("garbage", "garbage", EVERY_ROLE, EVERY_ROLE, "garbage"):
-            if file.read_text() != content:
-                file.write_text(content)
-            doorkeeper.reload()
-            doorkeeper.reload()
-    told = ["identities not read again, the former ones hold", "identities read again"]
-    assert [line["event"] for line in log] == [*told, told[0]]
-
-
-def table(**lines):
-    return "[[identity]]\n" + "".join(f"{key} = {value}\n" for key, value in lines.items())
-
-
-WHOLE = {"name": '"a"', "role": '"worker"', "token_sha256": f'"{"0" * 64}"'}
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("", "must hold [[identity]] tables"),
-        ("[[identity]", "is not TOML"),
-        ("n = " + "9" * 5000, "is not TOML"),
-        ("identity = []", "must hold [[identity]] tables"),
-        ('identity = "a"', "must hold [[identity]] tables"),
-        ("identity = [1]", "identity 1 is no table"),
-        ("[identity]\nname = 'a'", "must hold [[identity]] tables"),
-        ("other = 1\n" + table(**WHOLE), "and nothing else"),
-        (table(**WHOLE, colour='"red"'), "identity 1 has an unknown key colour"),
-        (table(**{**WHOLE, "name": "1"}), "identity 1 has a value that is not a text"),
-        (table(**{**WHOLE, "certificate": '""'}), "identity 1 has a value that is not a text"),
-        (table(role='"worker"', token_sha256='"x"'), "identity 1 needs a name"),
-        (table(**{**WHOLE, "name": '"a\\nb"'}), "identity 1 needs a name"),
-        (table(**{**WHOLE, "name": '"ä"'}), "identity 1 needs a name"),
-        (table(**{**WHOLE, "name": f'"{"a" * 65}"'}), "identity 1 needs a name"),
-        (table(name='"a"', token_sha256='"x"'), "identity 1 (a) needs a role"),
-        (table(**{**WHOLE, "role": '"king"'}), "identity 1 (a) needs a role"),
-        (table(name='"a"', role='"worker"'), "needs a token_sha256 or a certificate"),
-        (table(**{**WHOLE, "token_sha256": '"secret"'}), "is not 64 hex digits"),
-        (table(**{**WHOLE, "token_sha256": f'"{"A" * 64}"'}), "is not 64 hex digits"),
-        (table(**WHOLE) + table(**WHOLE), "names a twice"),
-        (table(**WHOLE) + table(**{**WHOLE, "name": '"b"'}), "the same token_sha256"),
-        (
-            table(name='"a"', role='"worker"', certificate='"x"')
-            + table(name='"b"', role='"worker"', certificate='"x"'),
-            "the same certificate",
-        ),
-    ],
-)
-def test_a_mistake_in_the_identities_is_named(text, problem):
-    with pytest.raises(IdentitiesError) as error:
-        Identities.parse(text)
-    assert problem in str(error.value)
-    assert "secret" not in str(error.value)
-
-
-def test_a_caller_may_have_a_token_and_a_certificate():
-    identities = Identities.parse(table(**WHOLE, certificate='"spiffe://here/a"'))
-    assert identities.by_token["0" * 64] == identities.by_certificate["spiffe://here/a"]
-
-
-@pytest.mark.parametrize("make", [lambda _: None, Path.mkdir, lambda f: f.write_bytes(b"\xff")])
-def test_a_file_that_cannot_be_read_is_named(make, tmp_path):
-    make(tmp_path / "identities.toml")
-    with pytest.raises(IdentitiesError, match=r"identities\.toml"):
-        Doorkeeper(tmp_path / "identities.toml")
 
 
 async def test_callers_of_different_roles_at_the_same_time_are_not_mixed_up(door, database):

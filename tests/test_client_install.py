@@ -44,7 +44,11 @@ def test_it_imports_nothing_but_grpc_and_protobuf():
     assert told.stdout.split() == [
         "credit_service",
         "credit_service.client",
+        "credit_service.client_accounts",
+        "credit_service.client_connection",
+        "credit_service.client_holds",
         "credit_service.errors",
+        "credit_service.held_work",
         "credit_service.status",
         "credit_service.v1",
         "credit_service.v1.credit_service_pb2",

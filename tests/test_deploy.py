@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import re
 import shutil
 import ssl
@@ -21,7 +22,7 @@ from harness import eventually, free_port, process
 from credit_service.client import CreditClient
 from credit_service.embedded import Cluster, embedded_postgres
 from credit_service.errors import AccountFrozen, UserDeleted, UserNotFound
-from credit_service.postgres_programs import account, find_programs
+from credit_service.postgres_programs import ROOTS_STAND_IN, account, find_programs
 from credit_service.v1 import credit_service_pb2 as pb
 
 # One worker runs all of these, and so makes the clusters once.
@@ -351,9 +352,10 @@ def pooling(site):
             configuration = configuration.replace(printed, real)
         (directory / "userlist.txt").write_text('"credit_service" "service-password"\n')
         (directory / "pgbouncer.ini").write_text(f"{configuration}unix_socket_dir =\n")
-        arguments = [program, "--quiet", directory / "pgbouncer.ini"]
-        quiet = subprocess.DEVNULL
-        with subprocess.Popen(arguments, stderr=quiet, cwd="/", **account()) as pooler:
+        # It changes its user by itself: with user= Popen forks, which gRPC does not survive.
+        run_as = ("-u", ROOTS_STAND_IN) if os.geteuid() == 0 else ()
+        arguments = [program, *run_as, "--quiet", directory / "pgbouncer.ini"]
+        with subprocess.Popen(arguments, stderr=subprocess.DEVNULL, cwd="/") as pooler:
             try:
                 yield
             finally:

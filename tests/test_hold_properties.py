@@ -181,7 +181,7 @@ def test_the_rules_of_holds_agree_with_the_model(credits_, batches):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@settings(deadline=None, database=None, max_examples=20_000)
+@settings(deadline=None, database=None, max_examples=4_000)
 @given(_OPENINGS, _BATCHES)
 def test_the_rules_of_holds_agree_with_the_model_over_many_sequences(credits_, batches):
     rules_agree_with_the_model(credits_, batches)

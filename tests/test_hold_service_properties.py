@@ -146,7 +146,7 @@ async def test_two_services_keep_holds_as_the_model_does(database, waves):
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-@settings(_RACES, max_examples=150)
+@settings(_RACES, max_examples=40)
 @given(waves=_WAVES)
 async def test_two_services_keep_holds_as_the_model_does_in_a_storm(database, waves):
     await services_agree_with_the_model(database, waves)

@@ -233,7 +233,7 @@ def test_the_rules_agree_with_the_model(openings, batches):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@settings(_UNHURRIED, max_examples=3000)
+@settings(_UNHURRIED, max_examples=1500)
 @given(_OPENINGS, BATCHES)
 def test_the_rules_agree_with_the_model_over_many_sequences(openings, batches):
     rules_agree_with_the_model(openings, batches)

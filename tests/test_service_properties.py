@@ -179,7 +179,7 @@ async def test_two_services_agree_with_the_model_whatever_interleaves(database, 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@settings(_RACES, max_examples=300)
+@settings(_RACES, max_examples=60)
 @given(waves=WAVES)
 async def test_two_services_agree_with_the_model_in_a_storm(database, waves):
     await service_agrees_with_the_model(database, waves)

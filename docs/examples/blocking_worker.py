@@ -16,17 +16,18 @@ from credit_service.errors import AlreadyPaid, CreditError
 
 def work(client: BlockingCreditClient, user_id: str, song: Path) -> bool:
     """Pays for a song and splits it, or does neither; the song's name is the job."""
+    # One write a line, for several threads print.
     try:
         with client.hold(user_id, "stem_separation", job=song.stem) as held:
             split(song, song.with_suffix(".mid.wav"), song.with_suffix(".side.wav"))
             paid = held.capture()
     except AlreadyPaid:
-        print(f"{song}: done before")
+        print(f"{song}: done before\n", end="")
     except CreditError as error:
         print(f"{song}: not done: {error}", file=sys.stderr)
         return False
     else:
-        print(f"{song}: paid {paid.transaction.amount}, {paid.credit.balance} left")
+        print(f"{song}: paid {paid.transaction.amount}, {paid.credit.balance} left\n", end="")
     return True
 
 
