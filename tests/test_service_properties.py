@@ -140,16 +140,14 @@ async def service_agrees_with_the_model(database, waves):
     async with running(settings_) as one, running(settings_) as other:
         clients = [await each.client(deadline_seconds=60) for each in (one, other)]
         for wave in waves:
-            times = [count for _, count in wave]
-            distinct = asked([step for step, _ in wave], earlier)
             requests = [
                 replace(
                     request,
                     user=users[request.user],
                     payment=request.payment and f"{request.payment} of {users[ALICE]}",
                 )
-                for request, count in zip(distinct, times[-len(distinct) :], strict=True)
-                for _ in range(count)
+                for step, count in wave
+                for request in asked([step], earlier) * count
             ]
             answers = await asyncio.gather(
                 *(ask(clients[place % 2], request) for place, request in enumerate(requests))
