@@ -8,6 +8,7 @@ COPY pyproject.toml README.md ./
 COPY scripts/install-image scripts/image-requirements.lock scripts/build-requirements.lock scripts/
 COPY protos protos
 COPY credit_service credit_service
+COPY stripe_bridge stripe_bridge
 RUN scripts/install-image /opt/credit-service
 
 FROM python:3.11-slim-bookworm

@@ -18,9 +18,8 @@ import structlog
 import uvloop
 from cyclopts import App, Parameter, validators
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from pydantic import SecretStr
 
-from credit_service import access, config, migrations, processes, server
+from credit_service import access, config, logs, migrations, processes, server
 from credit_service import verify as book
 from credit_service.access import Doorkeeper, IdentitiesError
 from credit_service.desk import Terms
@@ -29,7 +28,8 @@ from credit_service.embedded import (
     default_data_directory,
     embedded_postgres,
 )
-from credit_service.observability import configure_logs
+from credit_service.environment import PORT_MAX, ConfigurationError, described
+from credit_service.observability import without_values
 from credit_service.postgres import UNREACHABLE, Address
 from credit_service.tls import CertificateError, ServerCertificate
 
@@ -45,9 +45,6 @@ app = App(
 )
 
 _log = structlog.get_logger()
-
-# Up to the last @, for a password may hold one that nobody wrote as %40.
-_PASSWORDS = re.compile(r"(?<=://)(?P<role>[^:@]*:).*(?=@)|(?P<query>password=)[^&]*")
 
 _HEALTH_SECONDS = 3
 _MIGRATE_AGAIN_SECONDS = 2
@@ -101,14 +98,8 @@ def migrate() -> None:
 @app.command
 def settings() -> None:
     """Print every setting with its value, default and meaning; passwords are masked."""
-    current = _settings()
-    for name, field in config.Settings.model_fields.items():
-        default = "unset" if field.default is None else f"default {_shown(field.default)}"
-        if name in current.model_fields_set:
-            print(f"{config.variable(name)}={_shown(getattr(current, name))}  ({default})")
-        else:
-            print(f"{config.variable(name)}  ({default})")
-        print(f"    {field.description}")
+    for line in described(_settings()):
+        print(line)
 
 
 @app.command
@@ -194,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 _REFUSALS = (
     _Refused,
-    config.ConfigurationError,
+    ConfigurationError,
     migrations.MigrationError,
     server.StartRefusedError,
     EmbeddedPostgresError,
@@ -203,26 +194,12 @@ _REFUSALS = (
 )
 
 
-def _shown(value: object) -> str:
-    """Writes a setting as the environment takes it, without its password."""
-    if isinstance(value, SecretStr):
-        return _PASSWORDS.sub(r"\g<role>\g<query>***", value.get_secret_value())
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, dict):
-        return json.dumps({name: price.model_dump() for name, price in value.items()})
-    return str(value)
-
-
 def _settings() -> Settings:
     return config.read()
 
 
 def _configure_logs(settings: Settings) -> None:
-    as_json = not sys.stderr.isatty() if settings.logs_json is None else settings.logs_json
-    configure_logs(level=settings.log_level, as_json=as_json)
+    logs.configure(level=settings.log_level, as_json=settings.logs_json, cleaning=[without_values])
 
 
 @contextmanager
@@ -297,7 +274,7 @@ def _server_settings(settings: Settings, service_url: str, process: int | None) 
     metrics_port = settings.metrics_port
     if metrics_port is not None:
         metrics_port += process or 0
-        if metrics_port > config.PORT_MAX:
+        if metrics_port > PORT_MAX:
             raise _Refused(f"CREDIT_METRICS_PORT: process {process} would take {metrics_port}")
     return server.Settings(
         listen=settings.listen,

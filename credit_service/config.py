@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
-from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    model_validator,
-)
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import SettingsConfigDict
 
+from credit_service import environment
+from credit_service.environment import EnvironmentSettings, HostAndPort, Port, Seconds, is_port
 from credit_service.model import AMOUNT_MAX
 from credit_service.pricing import Price, PriceList
 
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
-
 PREFIX = "CREDIT_"
-
-
-class ConfigurationError(Exception):
-    """The settings cannot be used; the text names each one and what is wrong with it."""
 
 
 class OtherPrice(BaseModel):
@@ -41,20 +25,6 @@ class OtherPrice(BaseModel):
 
     cost: int = Field(ge=1, le=AMOUNT_MAX)
     unit: str = Field(min_length=1, max_length=32)
-
-
-PORT_MAX = 65535
-
-
-def _is_port(text: str) -> bool:
-    return re.fullmatch("[0-9]{1,5}", text) is not None and int(text) <= PORT_MAX
-
-
-def _host_and_port(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not re.fullmatch(r"[^\s:\[\]]+|\[[0-9a-fA-F:.]+\]", host) or not _is_port(port):
-        raise ValueError("must be host:port, such as 127.0.0.1:50051 or [::]:50051")
-    return text
 
 
 def _postgres_url(url: SecretStr) -> SecretStr:
@@ -68,7 +38,7 @@ def _postgres_url(url: SecretStr) -> SecretStr:
         for host in (hosts.split(",") if hosts else ())
     )
     if parts.scheme not in {"postgresql", "postgres"} or not all(
-        match and _is_port(match["port"] or "5432") for match in usable
+        match and is_port(match["port"] or "5432") for match in usable
     ):
         raise ValueError(
             "must be postgresql://role:password@host:port/database, where odd characters in the"
@@ -79,19 +49,19 @@ def _postgres_url(url: SecretStr) -> SecretStr:
 
 _PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
 _Cost = Annotated[int, Field(ge=1, le=AMOUNT_MAX)]
-_Seconds = Annotated[float, Field(gt=0, le=24 * 60 * 60)]
-_Port = Annotated[int, Field(ge=1, le=PORT_MAX)]
 
 
-class Settings(BaseSettings):
+class Settings(EnvironmentSettings):
     """The settings of the service; each is an environment variable with the prefix CREDIT_."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX)
 
-    listen: Annotated[str, AfterValidator(_host_and_port)] = Field(
+    program: ClassVar[str] = "credit-service"
+
+    listen: HostAndPort = Field(
         "127.0.0.1:50051", description="Address and port the service listens on."
     )
-    health_listen: Annotated[str, AfterValidator(_host_and_port)] | None = Field(
+    health_listen: HostAndPort | None = Field(
         None,
         description="A second address that answers health checks only, without TLS, for probes."
         " CREDIT_LISTEN answers them too.",
@@ -117,6 +87,7 @@ class Settings(BaseSettings):
     other_prices: dict[str, OtherPrice] = Field(
         {},
         description='Further operations as JSON: {"mastering": {"cost": 20, "unit": "track"}}.',
+        examples=['{"mastering": {"cost": 20, "unit": "track"}}'],
     )
     min_balance: int = Field(
         0,
@@ -161,13 +132,13 @@ class Settings(BaseSettings):
     calls_in_flight: int = Field(
         4000, ge=1, description="Calls answered at the same time; more are refused at once."
     )
-    drain_seconds: _Seconds = Field(
+    drain_seconds: Seconds = Field(
         20, description="How long running calls may take to end when the service stops."
     )
-    connection_age_seconds: _Seconds = Field(
+    connection_age_seconds: Seconds = Field(
         600, description="After how long a client is asked to connect anew, so that load spreads."
     )
-    metrics_port: _Port | None = Field(
+    metrics_port: Port | None = Field(
         None,
         description="Port for Prometheus; process N of several takes port + N. Unset: no metrics.",
     )
@@ -214,11 +185,7 @@ class Settings(BaseSettings):
     @property
     def on_loopback(self) -> bool:
         """Whether only this machine can connect."""
-        host = self.listen.rpartition(":")[0].strip("[]")
-        try:
-            return ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost"
+        return environment.is_loopback(self.listen)
 
     @property
     def adds_users(self) -> bool:
@@ -244,7 +211,7 @@ class Settings(BaseSettings):
 
 def variable(name: str) -> str:
     """Names the environment variable of a setting."""
-    return PREFIX + name.upper()
+    return environment.variable(Settings, name)
 
 
 def read() -> Settings:
@@ -253,37 +220,4 @@ def read() -> Settings:
     Raises:
         ConfigurationError: a value cannot be used, or a variable with our prefix is unknown.
     """
-    known = [variable(name) for name in Settings.model_fields]
-    ours = sorted(name for name in os.environ if name.upper().startswith(PREFIX))
-    problems = [_unknown(name) for name in ours if name not in known]
-    problems += [
-        f"{name}: is empty; give it a value or unset it"
-        for name in ours
-        if name in known and not os.environ[name].strip()
-    ]
-    if problems:
-        raise ConfigurationError("; ".join(problems))
-    try:
-        return Settings()
-    except ValidationError as error:
-        raise ConfigurationError("; ".join(map(_problem, error.errors()))) from None
-    except SettingsError:
-        # Raised by pydantic-settings for JSON that cannot be read, and only one setting is JSON.
-        raise ConfigurationError(
-            f"{PREFIX}OTHER_PRICES: must be JSON such as"
-            ' {"mastering": {"cost": 20, "unit": "track"}}'
-        ) from None
-
-
-def _unknown(name: str) -> str:
-    nearest = difflib.get_close_matches(name[len(PREFIX) :].lower(), Settings.model_fields, n=1)
-    guess = f", did you mean {variable(nearest[0])}?" if nearest else ";"
-    return f"unknown setting {name}{guess} `credit-service settings` lists the known ones"
-
-
-def _problem(problem: ErrorDetails) -> str:
-    text = problem["msg"].removeprefix("Value error, ")
-    if not problem["loc"]:
-        return text
-    setting, *inner = (str(part) for part in problem["loc"])
-    return ": ".join([variable(setting), *([".".join(inner)] if inner else []), text])
+    return environment.read(Settings)

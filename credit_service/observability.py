@@ -1,4 +1,4 @@
-"""One log line and one set of metrics per call, and how logs look.
+"""One log line and one set of metrics per call.
 
 A line holds method, caller, user, key, outcome, reason and milliseconds. No token, no value of the
 metadata, no description and no payment ever stands in a log.
@@ -6,7 +6,6 @@ metadata, no description and no payment ever stands in a log.
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from contextvars import ContextVar
@@ -14,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import asyncpg
-import orjson
 import structlog
 
 from credit_service import metrics
@@ -88,7 +86,7 @@ def _plain(text: str) -> str:
     return cut if cut.isprintable() else cut.encode("unicode_escape").decode()
 
 
-def _without_values(_logger: object, _method: str, event: EventDict) -> EventDict:
+def without_values(_logger: object, _method: str, event: EventDict) -> EventDict:
     """Cuts errors of the database where they begin to quote a row or a value."""
     info = event.get("exc_info")
     error = sys.exc_info()[1] if info is True else info[1] if isinstance(info, tuple) else info
@@ -99,55 +97,3 @@ def _without_values(_logger: object, _method: str, event: EventDict) -> EventDic
             error.args = (str(error.args[0]).partition(": ")[0],)
         error = error.__cause__ or error.__context__
     return event
-
-
-def configure_logs(*, level: str, as_json: bool) -> None:
-    """Sends logs to standard error: a JSON object a line, or text for people.
-
-    Args:
-        level: debug, info, warning or error.
-        as_json: JSON rather than text.
-    """
-    number = logging.getLevelNamesMapping()[level.upper()]
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _without_values,
-    ]
-    # Local variables would put tokens and metadata into a traceback.
-    no_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-    rendering: list[structlog.typing.Processor]
-    factory: structlog.BytesLoggerFactory | structlog.PrintLoggerFactory
-    if as_json:
-        rendering = [
-            structlog.processors.ExceptionRenderer(no_locals),
-            structlog.processors.JSONRenderer(serializer=orjson.dumps),
-        ]
-        factory = structlog.BytesLoggerFactory(sys.stderr.buffer)
-    else:
-        plain = structlog.dev.plain_traceback
-        rendering = [
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=plain, pad_event_to=5
-            )
-        ]
-        factory = structlog.PrintLoggerFactory(sys.stderr)
-    structlog.configure(
-        processors=[*shared, *rendering],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=factory,
-        cache_logger_on_first_use=True,
-    )
-    # The libraries' own records (asyncio, grpc) take the same way out.
-    handler = logging.StreamHandler(sys.stderr)
-    foreign: list[structlog.typing.Processor] = [
-        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-        *rendering,
-    ]
-    if as_json:
-        foreign[-1] = structlog.processors.JSONRenderer()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(processors=foreign, foreign_pre_chain=shared)
-    )
-    logging.basicConfig(level=max(number, logging.WARNING), handlers=[handler], force=True)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from credit_service import cli, config
-from credit_service.config import ConfigurationError
+from credit_service.environment import ConfigurationError
 from credit_service.pricing import Price
 
 TLS = {"CREDIT_TLS_CERTIFICATE": "/c.pem", "CREDIT_TLS_KEY": "/k.pem"}

@@ -309,6 +309,6 @@ def test_an_error_of_the_database_behind_another_error_quotes_nothing_either(how
     quoting.detail = "Failing row contains (word-of-a-description)."
     failure = ValueError("what was made of it")
     setattr(failure, f"__{how}__", quoting)
-    observability._without_values(None, "error", {"exc_info": failure})
+    observability.without_values(None, "error", {"exc_info": failure})
     assert "word-of" not in "".join(traceback.format_exception(failure))
     assert "not this row" in "".join(traceback.format_exception(failure))

@@ -1,0 +1,1 @@
+"""The Stripe bridge: turns Stripe's events into calls of the credit service."""
