@@ -43,6 +43,7 @@ RIGHTS: Mapping[str, frozenset[str]] = {
     _SERVICE + "SpendCredits": frozenset({"worker", "operator"}),
     _SERVICE + "RefundCredits": frozenset({"worker", "operator"}),
     _SERVICE + "PurchaseCredits": frozenset({"bridge", "operator"}),
+    _SERVICE + "ReversePurchase": frozenset({"bridge", "operator"}),
     _SERVICE + "GetHold": ROLES,
     _SERVICE + "ListHolds": frozenset({"gateway", "operator", "auditor"}),
     _SERVICE + "HoldCredits": frozenset({"worker", "gateway", "operator"}),

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-__all__ = ["CreditClient", "item_error"]
+__all__ = ["CreditClient", "Payment", "item_error"]
+
+Payment = pb.Payment
 
 
 class CreditClient(HoldCalls, AccountCalls):

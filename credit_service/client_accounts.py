@@ -74,6 +74,49 @@ class AccountCalls(Connection):
         )
         return await self.write(self.stub.GrantCredits, request)
 
+    async def reverse_purchase(
+        self,
+        payment_ref: str,
+        *,
+        reversal_ref: str,
+        revision: int,
+        reversed_minor: int,
+        paid_minor: int,
+        currency: str,
+        reason: str,
+        validate_only: bool = False,
+    ) -> pb.ReversePurchaseResponse:
+        """Takes back credits of a purchase, as one refund or dispute of its payment stands now.
+
+        Args:
+            payment_ref: the payment of the purchase.
+            reversal_ref: the refund or dispute.
+            revision: the higher one holds; 1 or more.
+            reversed_minor: money that went back by it, in minor units.
+            paid_minor: money that was paid, in minor units.
+            currency: of both, such as eur.
+            reason: for people.
+            validate_only: check everything, write nothing.
+
+        Raises:
+            PaymentNotFound: no purchase was made for the payment.
+            UserDeleted: its user was deleted; nothing is left to take.
+            ReversalReused: the revision was recorded with other figures.
+            PaymentMismatch: an earlier reversal said that another sum was paid.
+            LedgerUnavailable: no answer came; repeat it, which does no harm.
+        """
+        request = pb.ReversePurchaseRequest(
+            payment_ref=payment_ref,
+            reversal_ref=reversal_ref,
+            revision=revision,
+            reversed_minor=reversed_minor,
+            paid_minor=paid_minor,
+            currency=currency,
+            reason=reason,
+            validate_only=validate_only,
+        )
+        return await self.read(self.stub.ReversePurchase, request)
+
     async def set_account_policy(
         self,
         user_id: UUID | str,

@@ -17,6 +17,7 @@ from credit_service.model import (
     Payment,
     PolicyChange,
     Purchased,
+    Reversal,
     Spent,
 )
 
@@ -68,6 +69,9 @@ class Desk:
         bought: payments credited anew.
         changed_holds: holds that were made or changed.
         policy_changes: changes of what accounts may do.
+        reversals: all recorded reversals of the batch's payments, and all revisions of those that
+            the batch names.
+        new_reversals: reversals recorded anew.
     """
 
     now: datetime
@@ -83,6 +87,8 @@ class Desk:
     bought: dict[str, Purchased] = field(default_factory=dict)
     changed_holds: dict[tuple[UUID, int], Hold] = field(default_factory=dict)
     policy_changes: list[PolicyChange] = field(default_factory=list)
+    reversals: dict[tuple[str, int], Reversal] = field(default_factory=dict)
+    new_reversals: list[Reversal] = field(default_factory=list)
 
     def account(self, user_id: UUID) -> Account:
         """Finds an account.
@@ -201,7 +207,7 @@ class Desk:
         if entry.idempotency_key is not None:
             self.by_key[user_id, entry.idempotency_key] = entry
         self.spends[user_id, entry.seq] = Spent(entry, refunded=0)
-        if entry.related_seq is not None:
+        if entry.type == "refund" and entry.related_seq is not None:
             settled = user_id, entry.related_seq
             given_back = self.spends[settled]
             given_back = replace(given_back, refunded=given_back.refunded + entry.amount)
@@ -230,6 +236,11 @@ class Desk:
         """Takes a hold, made or changed, into the book as this batch sees it."""
         place = hold.user_id, hold.seq
         self.holds[place] = self.changed_holds[place] = hold
+
+    def put_reversal(self, reversal: Reversal) -> None:
+        """Takes a recorded reversal into the book as this batch sees it."""
+        self.reversals[reversal.reversal_ref, reversal.revision] = reversal
+        self.new_reversals.append(reversal)
 
     def put_policy(self, account: Account, change: PolicyChange) -> None:
         """Takes a changed policy into the book as this batch sees it."""

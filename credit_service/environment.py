@@ -126,7 +126,8 @@ def described(settings: EnvironmentSettings) -> Iterator[str]:
     """Describes every setting in lines for people: value, default and meaning; secrets masked."""
     kind = type(settings)
     for name, field in kind.model_fields.items():
-        default = "unset" if field.default is None else f"default {_shown(field.default)}"
+        unset = field.default is None or field.default == ()
+        default = "unset" if unset else f"default {_shown(field.default)}"
         if name in settings.model_fields_set:
             value = _shown(getattr(settings, name))
             yield f"{variable(kind, name)}={value}  ({default})"
@@ -145,12 +146,12 @@ def _shown(value: object) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
-    if isinstance(value, (dict, list, tuple)):
+    if isinstance(value, tuple):
+        return ",".join(map(_shown, value))
+    if isinstance(value, dict):
         return json.dumps(value, default=_plain)
     return str(value)
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, BaseModel):
-        return value.model_dump()
-    return "***" if isinstance(value, SecretStr) else str(value)
+    return value.model_dump() if isinstance(value, BaseModel) else str(value)

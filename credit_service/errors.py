@@ -132,6 +132,15 @@ class UserDeleted(NotFound):
 
 
 @dataclass(eq=False)
+class PaymentNotFound(NotFound):
+    """No purchase was made for the payment. Credit it first, or find the right reference."""
+
+    reason = "PAYMENT_NOT_FOUND"
+    text = "No purchase was made for payment {payment_ref}."
+    payment_ref: str
+
+
+@dataclass(eq=False)
 class TransactionNotFound(NotFound):
     """No such entry for this user. A write that left no entry did not happen."""
 
@@ -205,6 +214,29 @@ class PaymentReused(Conflict):
     text = "Payment {payment_ref} was already credited with another {field}."
     payment_ref: str
     field: str
+
+
+@dataclass(eq=False)
+class ReversalReused(Conflict):
+    """This revision of the reversal was recorded with another `field`. A person must look."""
+
+    reason = "REVERSAL_REUSED"
+    text = "Reversal {reversal_ref} was already recorded with another {field}."
+    reversal_ref: str
+    field: str
+
+
+@dataclass(eq=False)
+class PaymentMismatch(Refusal):
+    """An earlier reversal said that another sum was paid. A person must look."""
+
+    reason = "PAYMENT_MISMATCH"
+    text = (
+        "An earlier reversal of payment {payment_ref} says that {paid_minor} {currency} was paid."
+    )
+    payment_ref: str
+    paid_minor: int
+    currency: str
 
 
 @dataclass(eq=False)

@@ -248,7 +248,7 @@ class Lane:
         for entry in desk.posted:
             metrics.CREDITS.labels(entry.type).inc(entry.amount)
         # An expiry is nobody's doing: whoever is answered with one is told of an earlier end.
-        unclaimed = [entry for entry in lost if entry.idempotency_key is not None]
+        unclaimed = [entry for entry in lost if entry.type != "expire"]
         return [_settled(answer, desk, unclaimed) for answer in answers]
 
     async def _write(
@@ -274,6 +274,8 @@ class Lane:
             await store.insert_purchases(connection, entries)
         if desk.changed_holds:
             await store.upsert_holds(connection, desk.changed_holds.values())
+        if desk.new_reversals:
+            await store.insert_reversals(connection, desk.new_reversals)
         if desk.policy_changes:
             await store.insert_policy_changes(connection, desk.policy_changes)
 

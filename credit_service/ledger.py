@@ -9,7 +9,13 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from credit_service import metrics, store
-from credit_service.errors import HoldNotFound, InvalidRequest, LedgerUnavailable, UserNotFound
+from credit_service.errors import (
+    HoldNotFound,
+    InvalidRequest,
+    LedgerUnavailable,
+    PaymentNotFound,
+    UserNotFound,
+)
 from credit_service.holds import at
 from credit_service.model import Account, transaction_id
 from credit_service.postgres import ACQUIRE_TIMEOUT_SECONDS, ALL_PLANS, UNREACHABLE
@@ -99,6 +105,19 @@ class Ledger:
     def _lane_of(self, user_id: UUID) -> Lane:
         """Chooses the lane of a user; the only place that may know about shards."""
         return self._lanes[user_id.int % len(self._lanes)]
+
+    async def payer(self, payment_ref: str) -> UUID:
+        """Finds the user to whom a payment was credited.
+
+        Raises:
+            PaymentNotFound: it was credited to nobody.
+            LedgerUnavailable: the database is away.
+        """
+        async with self._reading() as connection:
+            user_id = await store.find_payer(connection, payment_ref)
+        if user_id is None:
+            raise PaymentNotFound(payment_ref)
+        return user_id
 
     async def account(self, user_id: UUID) -> Account:
         """Reads an account as it is now.

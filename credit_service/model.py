@@ -197,6 +197,21 @@ class Purchase(Keyed):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reverse(Command):
+    """Tells how one refund or dispute of a payment stands; money in minor units of `currency`."""
+
+    call = "ReversePurchase"
+    payment_ref: str
+    reversal_ref: str
+    revision: int
+    reversed_minor: int
+    paid_minor: int
+    currency: str
+    reason: str
+    validate_only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spend(Keyed):
     """Takes `amount` credits, or, where it is None, the price of `quantity` of `operation`."""
 
@@ -312,6 +327,29 @@ class Purchased:
     seq: int
     amount: int
     entry: Entry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reversal:
+    """A revision of a refund or dispute, as recorded.
+
+    Attributes:
+        seq: the place of the entry that it made; None when it moved no credits.
+        entry: that entry; None also where nobody asked for it.
+    """
+
+    reversal_ref: str
+    revision: int
+    payment_ref: str
+    user_id: UUID
+    seq: int | None
+    reversed_minor: int
+    paid_minor: int
+    currency: str
+    reason: str
+    recorded_at: datetime
+    caller: str
+    entry: Entry | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from credit_service.model import (
     Purchase,
     Refund,
     Release,
+    Reverse,
     SetPolicy,
     SpendTogether,
     Spent,
@@ -70,6 +71,7 @@ async def recall(
         desk.accounts.update((user_id, Account(user_id)) for user_id in known)
     await _recall_spends(connection, desk, commands)
     await _recall_purchases(connection, desk, commands)
+    await _recall_reversals(connection, desk, commands)
     await _recall_holds(connection, desk, commands)
     recalled = [*entries, *(spent.entry for spent in desk.spends.values())]
     recalled += [bought.entry for bought in desk.purchases.values() if bought.entry]
@@ -112,6 +114,7 @@ async def _recall_purchases(
         for command in commands
         if isinstance(command, Purchase) and command.payment is not None
     }
+    refs |= {command.payment_ref for command in commands if isinstance(command, Reverse)}
     purchases = await store.recall_purchases(connection, refs) if refs else {}
     if not purchases:
         return
@@ -123,6 +126,32 @@ async def _recall_purchases(
         if entry is not None and (entry.payment is None or entry.payment.ref != ref):
             entry = None
         desk.purchases[ref] = replace(bought, entry=entry)
+
+
+async def _recall_reversals(
+    connection: asyncpg.Connection, desk: Desk, commands: list[Command]
+) -> None:
+    asked = [command for command in commands if isinstance(command, Reverse)]
+    if not asked:
+        return
+    recorded = await store.recall_reversals(
+        connection,
+        {command.payment_ref for command in asked},
+        {command.reversal_ref for command in asked},
+    )
+    repeated = {(command.reversal_ref, command.revision) for command in asked} & recorded.keys()
+    places = {
+        (reversal.user_id, reversal.seq)
+        for reversal in (recorded[identity] for identity in repeated)
+        if reversal.seq is not None
+    }
+    entries = await store.recall_places(connection, places) if places else {}
+    for identity in repeated:
+        reversal = recorded[identity]
+        if reversal.seq is not None:
+            entry = entries.get((reversal.user_id, reversal.seq))
+            recorded[identity] = replace(reversal, entry=entry)
+    desk.reversals.update(recorded)
 
 
 async def _recall_holds(

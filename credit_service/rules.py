@@ -10,6 +10,7 @@ two numbers, a change of balance and a change of held:
     hold n                                   0 +n
     capture m of a hold of n                -m -n
     release or expire a hold of n            0 -n
+    reverse m (m < 0 gives back)            -m  0
 
 A command is decided in this order, and the order is meaning: its idempotency key, the state of
 what it refers to, price and expected cost, limits, the balance. So the repeat of a paid spend
@@ -21,7 +22,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from credit_service import holds, spending
+from credit_service import holds, reversals, spending
 from credit_service.desk import Desk, Terms
 from credit_service.errors import (
     BatchAborted,
@@ -49,6 +50,7 @@ from credit_service.model import (
     Purchase,
     Refund,
     Release,
+    Reverse,
     SetPolicy,
     Spend,
     SpendTogether,
@@ -271,6 +273,7 @@ _RULES: dict[type[Command], Callable[[Desk, Any, Terms], Outcome]] = {
     Spend: _spend,
     Refund: _refund,
     Grant: _grant,
+    Reverse: reversals.reverse,
     MakeHold: holds.make,
     Capture: holds.capture,
     Release: holds.release,

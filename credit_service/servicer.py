@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from credit_service import access, forms, messages, paging, validation
+from credit_service import access, forms, messages, observability, paging, validation
 from credit_service.batch_calls import BatchCalls
 from credit_service.errors import InvalidRequest, TransactionNotFound
 from credit_service.hold_calls import HoldCalls
 from credit_service.ledger import HistoryQuery
-from credit_service.model import Grant, Purchase, Refund, SetPolicy, Spend
+from credit_service.model import Grant, Purchase, Refund, Reverse, SetPolicy, Spend
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.watch import is_newer
 
@@ -129,6 +129,38 @@ class CreditServicer(HoldCalls, BatchCalls):
         outcome = await forms.submit(self._ledger, command, context)
         return pb.GrantCreditsResponse(
             transaction=forms.transaction(request, outcome),
+            credit=messages.user_credit(outcome.account, self._terms),
+            replayed=outcome.replayed,
+        )
+
+    async def ReversePurchase(
+        self, request: pb.ReversePurchaseRequest, context: Context
+    ) -> pb.ReversePurchaseResponse:
+        """Takes back credits whose money went back."""
+        payment_ref = validation.provider_ref(request.payment_ref, "payment_ref")
+        reversal_ref = validation.provider_ref(request.reversal_ref, "reversal_ref")
+        revision = validation.amount(request.revision, "revision")
+        reversed_minor = validation.money(request.reversed_minor, "reversed_minor")
+        paid_minor = validation.amount(request.paid_minor, "paid_minor")
+        currency = validation.currency(request.currency, "currency")
+        reason = validation.reason(request.reason)
+        user_id = await self._ledger.payer(payment_ref)
+        observability.CALL.get().user = str(user_id)
+        command = Reverse(
+            user_id=user_id,
+            caller=access.CALLER.get().name,
+            payment_ref=payment_ref,
+            reversal_ref=reversal_ref,
+            revision=revision,
+            reversed_minor=reversed_minor,
+            paid_minor=paid_minor,
+            currency=currency,
+            reason=reason,
+            validate_only=request.validate_only,
+        )
+        outcome = await forms.submit(self._ledger, command, context)
+        return pb.ReversePurchaseResponse(
+            transaction=forms.transaction(request, outcome) if outcome.entry else None,
             credit=messages.user_credit(outcome.account, self._terms),
             replayed=outcome.replayed,
         )

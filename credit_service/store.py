@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from credit_service.model import Account, Entry, Hold, Payment, PolicyChange, Purchased, Usage
+from credit_service.model import (
+    Account,
+    Entry,
+    Hold,
+    Payment,
+    PolicyChange,
+    Purchased,
+    Reversal,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -34,6 +43,7 @@ _ENTRY_COLUMNS = 26
 _ACCOUNT_COLUMNS = 17
 _HOLD_COLUMNS = 14
 _POLICY_COLUMNS = 9
+_REVERSAL_COLUMNS = 11
 _METADATA = 18
 
 
@@ -42,6 +52,10 @@ _FLAT = {
     kind: attrgetter(*(field.name for field in fields(kind)))
     for kind in (Account, Hold, PolicyChange)
 }
+
+
+# All but the entry, which is written by itself.
+_REVERSAL = attrgetter(*(field.name for field in fields(Reversal) if field.name != "entry"))
 
 
 class StaleAccountError(Exception):
@@ -159,6 +173,34 @@ async def insert_policy_changes(connection: _Connection, changes: Collection[Pol
     """Records changes of what accounts may do."""
     columns = _columns((_flat(change) for change in changes), _POLICY_COLUMNS)
     _expect(await connection.execute(SQL["insert_policy_changes"], *columns), len(changes))
+
+
+async def insert_reversals(connection: _Connection, reversals: Collection[Reversal]) -> None:
+    """Records reversals.
+
+    Raises:
+        asyncpg.UniqueViolationError: another transaction has recorded one of them.
+    """
+    rows = (_REVERSAL(reversal) for reversal in reversals)
+    columns = _columns(rows, _REVERSAL_COLUMNS)
+    _expect(await connection.execute(SQL["insert_reversals"], *columns), len(reversals))
+
+
+async def recall_reversals(
+    connection: _Connection, payment_refs: Collection[str], reversal_refs: Collection[str]
+) -> dict[tuple[str, int], Reversal]:
+    """Reads every revision of the reversals of these payments, and of these reversals.
+
+    The entries are not filled in.
+    """
+    rows = await connection.fetch(SQL["recall_reversals"], payment_refs, reversal_refs)
+    return {(row[0], row[1]): Reversal(*row) for row in rows}
+
+
+async def find_payer(connection: _Connection, payment_ref: str) -> UUID | None:
+    """Finds the user to whom a payment was credited."""
+    found = await recall_purchases(connection, [payment_ref])
+    return found[payment_ref].user_id if found else None
 
 
 async def recall_holds(

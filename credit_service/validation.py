@@ -63,6 +63,13 @@ def amount(value: int, field: str = "amount") -> int:
     return value
 
 
+def money(value: int, field: str) -> int:
+    """Checks money that may be none: 0 to 10^12 minor units."""
+    if not 0 <= value <= AMOUNT_MAX:
+        raise InvalidRequest(field, f"must be 0 to {AMOUNT_MAX}, not {value}.")
+    return value
+
+
 def idempotency_key(text: str) -> str:
     """Checks a key: 1 to 128 printable ASCII characters."""
     if not text:
@@ -136,16 +143,24 @@ def limit(value: int, field: str) -> int:
 
 def payment(message: pb.Payment) -> Payment:
     """Checks the payment behind a purchase."""
-    if not message.ref:
-        raise InvalidRequest("payment.ref", "is missing.")
-    ref = _ascii("payment.ref", message.ref, PAYMENT_REF_LENGTH_MAX)
+    ref = provider_ref(message.ref, "payment.ref")
     if message.amount_minor < 0:
         raise InvalidRequest("payment.amount_minor", "must not be negative.")
-    if not _CURRENCY.fullmatch(message.currency):
-        raise InvalidRequest(
-            "payment.currency", "must be a three-letter code in lower case such as eur."
-        )
-    return Payment(ref, message.amount_minor, message.currency)
+    return Payment(ref, message.amount_minor, currency(message.currency, "payment.currency"))
+
+
+def provider_ref(text: str, field: str) -> str:
+    """Checks the id of a payment, refund or dispute: 1 to 255 printable ASCII characters."""
+    if not text:
+        raise InvalidRequest(field, "is missing.")
+    return _ascii(field, text, PAYMENT_REF_LENGTH_MAX)
+
+
+def currency(text: str, field: str) -> str:
+    """Checks a currency: a three-letter ISO 4217 code in lower case."""
+    if not _CURRENCY.fullmatch(text):
+        raise InvalidRequest(field, "must be a three-letter code in lower case such as eur.")
+    return text
 
 
 def charge(message: pb.Charge, field: str) -> tuple[str, int]:

@@ -161,6 +161,7 @@ _FAULTS = """
     FROM credit_transactions AS spend
     INNER JOIN credit_transactions AS refund
         ON spend.user_id = refund.user_id AND spend.seq = refund.related_seq
+        AND refund.type = 'refund'
     LEFT JOIN credit_refunds AS record
         ON spend.user_id = record.user_id AND spend.seq = record.spend_seq
     GROUP BY spend.user_id, spend.seq, spend.amount, record.refunded
@@ -171,6 +172,22 @@ _FAULTS = """
     WHERE entry.payment_ref IS NOT NULL
         AND (entry.user_id, entry.seq, entry.amount)
         IS DISTINCT FROM (bought.user_id, bought.seq, bought.amount)
+    UNION ALL
+    SELECT bought.user_id, 'reversals took more or less than their share'
+    FROM credit_transactions AS bought
+    CROSS JOIN LATERAL (
+        SELECT coalesce(-sum(balance_change), 0) AS credits FROM credit_transactions AS entry
+        WHERE entry.user_id = bought.user_id AND entry.related_seq = bought.seq
+    ) AS taken
+    CROSS JOIN LATERAL (
+        SELECT sum(reversed_minor) AS money, max(paid_minor) AS paid FROM (
+            SELECT *, max(revision) OVER (PARTITION BY reversal_ref) AS last
+            FROM credit_reversals AS record WHERE record.payment_ref = bought.payment_ref
+        ) AS known WHERE revision = last
+    ) AS gone
+    WHERE bought.type = 'purchase' AND taken.credits <> coalesce(
+        trunc(bought.amount::numeric * least(gone.money, gone.paid) / gone.paid, 0), 0
+    )
 """
 
 _BOOK = """
@@ -181,6 +198,7 @@ _BOOK = """
     UNION ALL SELECT row::text FROM credit_purchases AS row
     UNION ALL SELECT row::text FROM credit_holds AS row
     UNION ALL SELECT row::text FROM credit_policy_changes AS row
+    UNION ALL SELECT row::text FROM credit_reversals AS row
     ORDER BY 1
 """
 

@@ -24,6 +24,7 @@ MAY_CALL = {
     "SpendCredits": ("worker", "operator"),
     "RefundCredits": ("worker", "operator"),
     "PurchaseCredits": ("bridge", "operator"),
+    "ReversePurchase": ("bridge", "operator"),
     "GetHold": ("worker", "gateway", "bridge", "operator", "auditor"),
     "ListHolds": ("gateway", "operator", "auditor"),
     "HoldCredits": ("worker", "gateway", "operator"),
@@ -60,6 +61,10 @@ async def every_call(door, user_id):
         )
         for key in ("hold:1:1", "hold:2:1")
     ]
+    bought = pb.PurchaseCreditsRequest(
+        user_id=str(user_id), amount=5, idempotency_key="bought", payment=payment("sold")
+    )
+    await door.call("PurchaseCredits", bought, bearer("operator"))
     user = {"user_id": str(user_id)}
     this = {**user, "hold_id": held.hold.id}
     write = {**user, "idempotency_key": "the key"}
@@ -73,6 +78,15 @@ async def every_call(door, user_id):
         "RefundCredits": pb.RefundCreditsRequest(**write, transaction_id=spend.transaction.id),
         "PurchaseCredits": pb.PurchaseCreditsRequest(
             **{**write, "idempotency_key": "3"}, amount=1, payment=payment()
+        ),
+        "ReversePurchase": pb.ReversePurchaseRequest(
+            payment_ref=bought.payment.ref,
+            reversal_ref="re_1",
+            revision=1,
+            reversed_minor=1,
+            paid_minor=1,
+            currency="eur",
+            reason="refund",
         ),
         "GetHold": pb.GetHoldRequest(**this),
         "ListHolds": pb.ListHoldsRequest(**user),

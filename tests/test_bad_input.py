@@ -234,6 +234,30 @@ MISTAKES: dict[str, list[Mistake]] = {
         *(({"reason": text}, "reason", "control characters") for text in CONTROLS),
         ({"reference": "r" * 256}, "reference", "255 is the most"),
     ],
+    "ReversePurchase": [
+        *(
+            ({field: text}, field, words)
+            for field in ("payment_ref", "reversal_ref")
+            for text, words in (
+                ("", "is missing"),
+                ("r" * 256, "has 256 characters; 255 is the most"),
+                ("re\x00", "only printable ASCII"),
+            )
+        ),
+        *(
+            ({field: amount}, field, "must be 1 to 1000000000000")
+            for field in ("revision", "paid_minor")
+            for amount in AMOUNTS
+        ),
+        *(({"reversed_minor": n}, "reversed_minor", "must be 0 to") for n in AMOUNTS[1:]),
+        *(
+            ({"currency": code}, "currency", "three-letter code")
+            for code in ("", "EUR", "eu", "euro", "e\u00fcr")
+        ),
+        ({"reason": ""}, "reason", "is missing"),
+        ({"reason": "r" * 501}, "reason", "has 501 characters; 500 is the most"),
+        *(({"reason": text}, "reason", "control characters") for text in CONTROLS),
+    ],
     "SetAccountPolicy": [
         *USER,
         ({"frozen": None}, "frozen", "everything else to change"),
@@ -284,6 +308,15 @@ def sound(user_id: UUID) -> dict[str, dict[str, object]]:
             "mode": pb.BATCH_MODE_ATOMIC,
         },
         "GrantCredits": write | {"amount": 5, "reason": "goodwill"},
+        "ReversePurchase": {
+            "payment_ref": f"sold:{user_id}",
+            "reversal_ref": "re_1",
+            "revision": 1,
+            "reversed_minor": 1,
+            "paid_minor": 5,
+            "currency": "eur",
+            "reason": "refund",
+        },
         "SetAccountPolicy": {"user_id": str(user_id), "frozen": True},
         "GetUsageReport": {
             "start_time": Timestamp(seconds=1),
@@ -374,7 +407,12 @@ async def test_an_empty_message_is_a_request_without_its_fields(wire, database):
             continue
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             await wire.send(method, b"")
-        first = {"GetUsageReport": "start_time", "QuoteCost": "items", "BatchSpendCredits": "items"}
+        first = {
+            "GetUsageReport": "start_time",
+            "QuoteCost": "items",
+            "BatchSpendCredits": "items",
+            "ReversePurchase": "payment_ref",
+        }
         field = first.get(method, "user_id")
         assert refused(failure.value).facts["field"] == field, method
 

@@ -113,6 +113,15 @@ def reads(client: CreditClient):
         "ExtendHold": lambda: client.extend_hold(USER, f"{USER}-2"),
         "GetHold": lambda: client.get_hold(USER, f"{USER}-2"),
         "ListHolds": lambda: anext(client.list_holds(USER), None),
+        "ReversePurchase": lambda: client.reverse_purchase(
+            "pi_1",
+            reversal_ref="re_1",
+            revision=1,
+            reversed_minor=1,
+            paid_minor=1,
+            currency="eur",
+            reason="refund",
+        ),
         "SetAccountPolicy": lambda: client.set_account_policy(USER, frozen=True),
         "BatchSpendCredits": lambda: client.batch_spend_credits(
             [pb.BatchSpendItem()], mode=pb.BATCH_MODE_ATOMIC

@@ -103,6 +103,18 @@ HOLD = {
     "reference": "",
 }
 CAPTURED = HOLD | {"state": "captured", "captured": 10, "settled_seq": 4, "captured_seq": 4}
+REVERSED = {
+    "reversal_ref": "re_2",
+    "revision": 1,
+    "payment_ref": "pi_0",
+    "user_id": USER,
+    "reversed_minor": 0,
+    "paid_minor": 1,
+    "currency": "eur",
+    "reason": "refund",
+    "recorded_at": TIME,
+    "caller": "test",
+}
 CHANGE = {"user_id": USER, "change": 2, "changed_at": TIME, "caller": "test", "frozen": True}
 
 MOST, TOO_MUCH = 10**12, 10**12 + 1
@@ -123,6 +135,8 @@ ALLOWED = [
     ("credit_transactions", REFUND | {"related_seq": None, "operation": "render"}),
     ("credit_transactions", GRANT),
     ("credit_transactions", REVERSAL | {"balance_after": -50}),
+    ("credit_transactions", REVERSAL | {"balance_change": 10}),
+    ("credit_transactions", REVERSAL | {"call": "ReversePurchase", "idempotency_key": None}),
     ("credit_transactions", MAKE_HOLD),
     ("credit_transactions", CAPTURE),
     ("credit_transactions", CAPTURE | {"amount": 5, "balance_change": -5}),
@@ -141,6 +155,10 @@ ALLOWED = [
     ("credit_holds", HOLD | {"state": "expired", "settled_seq": 4}),
     ("credit_holds", CAPTURED | {"state": "expired", "captured_seq": 5}),
     ("credit_policy_changes", CHANGE),
+    ("credit_reversals", REVERSED),
+    ("credit_reversals", REVERSED | {"user_id": STRANGER, "payment_ref": "pi_2", "seq": 9}),
+    ("credit_reversals", REVERSED | {"reversal_ref": "re_1", "revision": 2}),
+    ("credit_reversals", REVERSED | {"reversed_minor": MOST, "paid_minor": MOST}),
 ]
 
 REFUSED = [
@@ -178,7 +196,8 @@ REFUSED = [
     ("credit_transactions", "changes_follow_type", SPEND | {"balance_change": 10}),
     ("credit_transactions", "changes_follow_type", REFUND | {"balance_change": -10}),
     ("credit_transactions", "changes_follow_type", GRANT | {"balance_change": -10}),
-    ("credit_transactions", "changes_follow_type", REVERSAL | {"balance_change": 10}),
+    ("credit_transactions", "changes_follow_type", REVERSAL | {"balance_change": 9}),
+    ("credit_transactions", "changes_follow_type", REVERSAL | {"held_change": -10}),
     ("credit_transactions", "changes_follow_type", MAKE_HOLD | {"held_change": -10}),
     ("credit_transactions", "changes_follow_type", MAKE_HOLD | {"balance_change": -10}),
     ("credit_transactions", "changes_follow_type", CAPTURE | {"balance_change": 10}),
@@ -247,6 +266,17 @@ REFUSED = [
     ("credit_holds", "life_is_limited", HOLD | {"expires_at": TIME + timedelta(hours=73)}),
     ("credit_policy_changes", "one_change_per_place", CHANGE | {"change": 1}),
     ("credit_policy_changes", "change_belongs_to_an_account", CHANGE | {"user_id": STRANGER}),
+    ("credit_reversals", "one_record_per_revision", REVERSED | {"reversal_ref": "re_1"}),
+    ("credit_reversals", "revision_counts_from_one", REVERSED | {"revision": 0}),
+    *(
+        ("credit_reversals", "money_in_range", REVERSED | {name: value})
+        for name, value in (
+            ("paid_minor", 0),
+            ("paid_minor", TOO_MUCH),
+            ("reversed_minor", -1),
+            ("reversed_minor", TOO_MUCH),
+        )
+    ),
 ]
 
 
@@ -270,6 +300,7 @@ async def connection(database):
         ("credit_purchases", BOUGHT | {"payment_ref": "pi_0"}),
         ("credit_holds", HOLD | {"seq": 1}),
         ("credit_policy_changes", CHANGE | {"change": 1}),
+        ("credit_reversals", REVERSED | {"reversal_ref": "re_1"}),
     ):
         await connection.execute(*insertion(table, row))
     yield connection
@@ -354,6 +385,7 @@ NEEDED = [
         ("credit_purchases", BOUGHT),
         ("credit_holds", HOLD),
         ("credit_policy_changes", CHANGE),
+        ("credit_reversals", REVERSED),
     )
     for column, value in row.items()
     if value is not None

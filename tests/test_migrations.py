@@ -18,8 +18,8 @@ from credit_service import migrations
 from credit_service.migrations import Migration, MigrationError
 from credit_service.postgres import Address, missing_protection
 
-FIRST, BOOK, HOLDS = migrations.migrations()
-NEXT = Migration(4, "0004_next", "CREATE TABLE credit_next (id bigint)")
+FIRST, BOOK, *LATER = migrations.migrations()
+NEXT = Migration(99, "0099_next", "CREATE TABLE credit_next (id bigint)")
 
 # Runs the migrations in a process of its own, one file replaced by what stands on standard input.
 CHILD = """
@@ -121,7 +121,8 @@ async def test_an_empty_database_becomes_whole_and_the_service_may_use_it(make_d
         "applying 0001_given_schema",
         "applying 0002_book",
         "applying 0003_holds_and_policies",
-        "3 migrations applied, the database is at 0003_holds_and_policies",
+        "applying 0004_reversals",
+        "4 migrations applied, the database is at 0004_reversals",
         "credit_service may read and add entries, and change none",
     ]
     assert await pending(database) == []
@@ -139,7 +140,7 @@ async def test_a_second_run_changes_nothing(make_database):
     assert "ROW LEVEL SECURITY" in before
     assert "statement_timeout=2000ms" in before
     told = await migrate(database)
-    assert told[0] == "0 migrations applied, the database is at 0003_holds_and_policies"
+    assert told[0] == "0 migrations applied, the database is at 0004_reversals"
     assert await dump(database) == before
 
 
@@ -194,12 +195,13 @@ async def test_a_run_that_is_killed_leaves_whole_steps_and_the_next_completes(ma
     expected = {
         1: {"user_credits"},
         2: {"user_credits", "credit_transactions", "credit_migrations"},
-        4: await tables(whole),
+        NEXT.version: await tables(whole),
     }
     assert await tables(killed) == expected[file.version]
     if file.version > 1:
         applied = await killed.fetch("SELECT version FROM credit_migrations ORDER BY 1")
-        assert [row[0] for row in applied] == list(range(1, file.version))
+        before = [each.version for each in (FIRST, BOOK, *LATER) if each.version < file.version]
+        assert [row[0] for row in applied] == before
     await migrate(killed)
     assert await dump(killed) == await dump(whole)
     balances = await killed.fetch("SELECT balance, seq FROM user_credits")
@@ -225,7 +227,7 @@ async def test_a_run_that_is_killed_between_a_file_and_its_record_leaves_neither
     await reader.close()
     await migrate(database)
     assert await dump(database) == before
-    await migrate(database, [FIRST, BOOK, HOLDS, NEXT])
+    await migrate(database, [FIRST, BOOK, *LATER, NEXT])
     assert "credit_next" in await tables(database)
 
 
@@ -233,7 +235,7 @@ async def test_what_a_run_has_done_so_far_is_already_closed_and_granted(make_dat
     database = await make_database(empty=True)
     await add_api_roles(database.owner_url)
     await database.execute("ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO anon")
-    with migrating(database, 4, "0004_slow", ASLEEP):
+    with migrating(database, NEXT.version, "0099_slow", ASLEEP):
         await eventually(lambda: sleeping(database))
         for table in await tables(database):
             assert not (
@@ -259,18 +261,18 @@ async def test_a_file_that_fails_changes_nothing_and_says_why(make_database):
     before = await dump(database)
     failing = replace(NEXT, sql=f"{NEXT.sql}; INSERT INTO credit_next VALUES (1 / 0)")
     with pytest.raises(MigrationError) as refusal:
-        await migrate(database, [FIRST, BOOK, HOLDS, failing])
+        await migrate(database, [FIRST, BOOK, *LATER, failing])
     assert str(refusal.value) == (
-        "0004_next cannot be applied and has changed nothing: division by zero."
+        "0099_next cannot be applied and has changed nothing: division by zero."
     )
     assert await dump(database) == before
-    await migrate(database, [FIRST, BOOK, HOLDS, NEXT])
+    await migrate(database, [FIRST, BOOK, *LATER, NEXT])
     assert "credit_next" in await tables(database)
 
 
 async def test_a_database_newer_than_the_code_is_no_obstacle(make_database):
     database = await make_database()
-    await migrate(database, [FIRST, BOOK, HOLDS, NEXT])
+    await migrate(database, [FIRST, BOOK, *LATER, NEXT])
     assert await pending(database) == []
     await migrate(database)
     assert "credit_next" in await tables(database)
@@ -278,7 +280,7 @@ async def test_a_database_newer_than_the_code_is_no_obstacle(make_database):
 
 async def test_what_is_pending_is_named(make_database):
     database = await make_database(empty=True)
-    assert await pending(database) == [file.name for file in (FIRST, BOOK, HOLDS)]
+    assert await pending(database) == [file.name for file in (FIRST, BOOK, *LATER)]
 
 
 async def test_a_missing_role_is_named_before_anything_changes(make_database):
@@ -342,6 +344,6 @@ async def test_the_owners_own_time_limits_do_not_end_a_long_run(make_database):
     name = database.name
     await database.execute(f"ALTER DATABASE {name} SET statement_timeout = '50ms'")
     slow = replace(NEXT, sql="SELECT pg_sleep(0.3)")
-    await migrate(database, [FIRST, BOOK, HOLDS, slow])
+    await migrate(database, [FIRST, BOOK, *LATER, slow])
     with pytest.raises(asyncpg.QueryCanceledError):
         await database.execute(slow.sql)

@@ -13,7 +13,7 @@ from harness import Database, eventually, payment, running, server_settings
 from long_book import write_book
 
 from credit_service import store
-from credit_service.model import Account, Entry, Hold, Payment, PolicyChange
+from credit_service.model import Account, Entry, Hold, Payment, PolicyChange, Reversal
 
 ENTRIES = 100_000
 OTHERS = 5_000
@@ -27,6 +27,7 @@ TABLES = (
     "credit_purchases",
     "credit_holds",
     "credit_policy_changes",
+    "credit_reversals",
 )
 # These read what they add up, entries of a period or of the accounts that are verified, or, once
 # a second, all open holds.
@@ -48,6 +49,11 @@ CROWD = """
     holds AS (
         INSERT INTO credit_holds (user_id, seq, state, amount, created_at, expires_at, reference)
         SELECT user_id, seq, 'held', 1, now(), now() + interval '1 hour', '' FROM entries
+    ),
+    reversals AS (
+        INSERT INTO credit_reversals
+        SELECT 're_' || user_id, 1, 'pi_' || user_id, user_id, NULL, 0, 1, 'eur', 'test', now(), 't'
+        FROM entries
     )
     INSERT INTO credit_purchases
     SELECT 'pi_' || user_id, user_id, seq, 1, 1, 'eur', now() FROM entries
@@ -85,6 +91,7 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
     )
     hold = Hold(user_id, seq, "held", 5, 0, now, now, None, None, None, None, "", None, None)
     change = PolicyChange(user_id, 1, now, "test", True, None, None, None, None)
+    reversal = Reversal("re_new", 1, "pi_1", user_id, None, 1, 1, "eur", "refund", now, "test")
     three = [user_id] * 3
     return {
         "add_users": [[uuid4(), user_id]],
@@ -109,6 +116,8 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         "recall_places": [three, [1, seq // 2, seq]],
         "recall_refunds": [three, [1, 2, seq]],
         "recall_purchases": [["pi_1", "pi_2", "pi_3"]],
+        "recall_reversals": [["pi_1", "pi_2"], ["re_1"]],
+        "insert_reversals": columns(reversal),
         "insert_entries": store._columns([store._row(entry)], 26),
         "insert_purchases": [["pi_new"], [user_id], [seq + 1], [5], [1], ["eur"], [now]],
         "upsert_refunds": [[user_id, user_id], [2, 4], [1, 1], [1, 1]],
@@ -117,8 +126,9 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
     }
 
 
-def columns(value: Account | Hold | PolicyChange) -> list[object]:
-    return [[part] for part in store._flat(value)]
+def columns(value: Account | Hold | PolicyChange | Reversal) -> list[object]:
+    flat = store._REVERSAL(value) if isinstance(value, Reversal) else store._flat(value)
+    return [[part] for part in flat]
 
 
 def lookups(user_id: UUID, newcomer: UUID, seq: int) -> Iterator[tuple[str, list[object]]]:

@@ -35,6 +35,7 @@ BOOKS = (
     "credit_migrations",
     "credit_holds",
     "credit_policy_changes",
+    "credit_reversals",
 )
 
 SUPABASE = f"""

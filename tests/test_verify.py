@@ -28,9 +28,10 @@ async def run(url, *arguments):
 
 
 async def lively(database, client):
-    """An account that has met everything, seq 1 to 11."""
+    """An account that has met everything, seq 1 to 14."""
     user_id = await database.user()
-    await client.purchase_credits(user_id, 100, payment=payment(uuid4().hex))
+    bought = payment(uuid4().hex)
+    await client.purchase_credits(user_id, 100, payment=bought)
     spend = await client.spend_credits(user_id, amount=10)
     await client.refund_credits(user_id, transaction_id=spend.transaction.id, amount=3)
     await client.refund_credits(user_id, transaction_id=spend.transaction.id, amount=2)
@@ -41,6 +42,16 @@ async def lively(database, client):
     await client.release_hold(user_id, released.hold.id)
     await client.hold_credits(user_id, amount=6, ttl=timedelta(hours=1))
     await client.hold_credits(user_id, amount=7, ttl=timedelta(hours=2))
+    for ref, revision, reversed_minor in (("re", 1, 333), ("du", 1, 999), ("du", 2, 0)):
+        await client.reverse_purchase(
+            bought.ref,
+            reversal_ref=f"{ref}_{user_id}",
+            revision=revision,
+            reversed_minor=reversed_minor,
+            paid_minor=999,
+            currency="eur",
+            reason="the money went back",
+        )
     await client.set_account_policy(user_id, frozen=True)
     return user_id
 
@@ -125,6 +136,19 @@ DAMAGES = [
     (
         "UPDATE credit_transactions SET amount = 4 WHERE seq = 2",
         "the refunds of seq 2 add up to 5, its record says 5 of 4",
+    ),
+    ("DELETE FROM credit_reversals", "took 33 credits; its refunds and disputes say 0"),
+    (
+        "DELETE FROM credit_reversals WHERE revision = 2",
+        "the reversals of seq 1 took 33 credits; its refunds and disputes say 100",
+    ),
+    (
+        "UPDATE credit_reversals SET reversed_minor = 666 WHERE reversal_ref LIKE 're%'",
+        "the reversals of seq 1 took 33 credits; its refunds and disputes say 66",
+    ),
+    (
+        "UPDATE credit_transactions SET related_seq = NULL WHERE seq = 12",
+        "the reversals of seq 1 took 0 credits; its refunds and disputes say 33",
     ),
     ("DELETE FROM credit_purchases", "payment"),
     ("UPDATE credit_purchases SET amount = 99", "is recorded otherwise"),

@@ -4,7 +4,7 @@ from uuid import UUID
 
 import grpc
 from google.protobuf.message import Message
-from harness import Database
+from harness import Database, payment
 
 from credit_service.client import CreditClient
 from credit_service.v1 import credit_service_pb2 as pb
@@ -35,8 +35,11 @@ class Wire:
 
 
 async def user_with_a_spend(client: CreditClient, database: Database) -> UUID:
-    """A user with 90 credits, a spend of 10 in place 2 and a hold of 5 in place 3."""
+    """A user with 95 credits, a spend of 10 in place 2, a hold of 5 in 3, a purchase of 5 in 4."""
     user_id = await database.user(100)
     await client.spend_credits(user_id, amount=10, idempotency_key="spent")
     await client.hold_credits(user_id, amount=5, idempotency_key="held")
+    await client.purchase_credits(
+        user_id, 5, payment=payment(f"sold:{user_id}"), idempotency_key="sold"
+    )
     return user_id

@@ -34,7 +34,8 @@ BEGIN
             ('credit_refunds', 'SELECT, INSERT, UPDATE'),
             ('credit_purchases', 'SELECT, INSERT'),
             ('credit_holds', 'SELECT, INSERT, UPDATE'),
-            ('credit_policy_changes', 'SELECT, INSERT')
+            ('credit_policy_changes', 'SELECT, INSERT'),
+            ('credit_reversals', 'SELECT, INSERT')
         ) AS wanted (book, rights)
         WHERE
             to_regclass(wanted.book) IS NOT NULL

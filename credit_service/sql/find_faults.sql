@@ -5,6 +5,7 @@ WITH book AS (
         seq,
         type,
         amount,
+        balance_change,
         timestamp,
         balance_after,
         held_after,
@@ -48,6 +49,35 @@ given_back AS (
     FROM book
     WHERE type = 'refund' AND related_seq IS NOT NULL
     GROUP BY user_id, related_seq
+),
+
+taken_back AS (
+    SELECT
+        user_id,
+        related_seq,
+        -sum(balance_change) AS credits
+    FROM book
+    WHERE type = 'reversal' AND related_seq IS NOT NULL
+    GROUP BY user_id, related_seq
+),
+
+standing AS (
+    SELECT DISTINCT ON (payment_ref, reversal_ref)
+        payment_ref,
+        reversed_minor,
+        paid_minor
+    FROM credit_reversals
+    WHERE payment_ref IN (SELECT book.payment_ref FROM book)
+    ORDER BY payment_ref ASC, reversal_ref ASC, revision DESC
+),
+
+gone AS (
+    SELECT
+        payment_ref,
+        max(paid_minor) AS paid_minor,
+        least(sum(reversed_minor), max(paid_minor)) AS reversed_minor
+    FROM standing
+    GROUP BY payment_ref
 )
 
 SELECT
@@ -189,3 +219,19 @@ WHERE
     book.payment_ref IS NOT NULL
     AND (book.user_id, book.seq, book.amount)
     IS DISTINCT FROM (bought.user_id, bought.seq, bought.amount)
+UNION ALL
+SELECT
+    book.user_id,
+    'the reversals of seq ' || book.seq || ' took ' || coalesce(taken_back.credits, 0)
+    || ' credits; its refunds and disputes say '
+    || coalesce(div(book.amount * gone.reversed_minor, gone.paid_minor), 0) AS fault
+FROM book
+LEFT JOIN gone ON book.payment_ref = gone.payment_ref
+LEFT JOIN taken_back
+    ON
+        book.user_id = taken_back.user_id
+        AND book.seq = taken_back.related_seq
+WHERE
+    book.type = 'purchase'
+    AND coalesce(taken_back.credits, 0)
+    <> coalesce(div(book.amount * gone.reversed_minor, gone.paid_minor), 0)
