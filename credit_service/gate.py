@@ -103,7 +103,7 @@ class Gate(grpc.aio.ServerInterceptor):
         name = method.rpartition("/")[2]
 
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            call = Call(name)
+            call = Call(name, streams=True)
             try:
                 access.CALLER.set(self._admit(call, method, context))
                 if isinstance(request, InvalidRequest):

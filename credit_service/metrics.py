@@ -12,7 +12,10 @@ CALLS = Counter(
     ("method", "code", "reason"),
 )
 CALL_SECONDS = Histogram(
-    "credit_call_seconds", "Time to answer a call.", ("method",), buckets=_LATENCY_BUCKETS
+    "credit_call_seconds",
+    "Time to answer a call; streams are left out.",
+    ("method",),
+    buckets=_LATENCY_BUCKETS,
 )
 REPLAYS = Counter("credit_replays", "Writes answered with an earlier entry.", ("method",))
 REFUSALS = Counter("credit_refusals", "Calls refused for good, by reason.", ("method", "reason"))

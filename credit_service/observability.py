@@ -39,6 +39,7 @@ class Call:
     user: str = ""
     key: str = ""
     replayed: bool = False
+    streams: bool = False
     started: float = field(default_factory=time.perf_counter)
 
     def answered(self) -> None:
@@ -60,7 +61,8 @@ class Call:
     def _tell(self, code: str, reason: str) -> None:
         seconds = time.perf_counter() - self.started
         metrics.CALLS.labels(self.method, code, reason).inc()
-        metrics.CALL_SECONDS.labels(self.method).observe(seconds)
+        if not self.streams:
+            metrics.CALL_SECONDS.labels(self.method).observe(seconds)
         facts: dict[str, object] = {"method": self.method, "outcome": code}
         if self.caller:
             facts["caller"] = self.caller

@@ -297,7 +297,9 @@ class CreditServicer(HoldCalls, BatchCalls):
         user_id = validation.user_id(request.user_id)
         with self._watchers.watch(user_id) as watcher:
             account = await self._ledger.account(user_id)
-            if not request.HasField("after_seq") or request.after_seq != account.seq:
+            seen = request.HasField("after_seq") and request.after_seq == account.seq
+            # A change of policy has no seq, so what was seen of one cannot be known.
+            if not seen or account.policy_changes:
                 yield pb.WatchUserCreditResponse(credit=messages.user_credit(account, self._terms))
             told = account
             while True:

@@ -7,10 +7,12 @@ from uuid import UUID, uuid4
 
 import grpc
 import pytest
+from callers import EVERY_ROLE, bearer
+from commands import ask, lane, refund, spend
 from fault_proxy import COMMIT, Kind
 from harness import eventually, free_port, process, refused, running, server_settings
+from prometheus_client import REGISTRY
 from storm import connected
-from test_access import EVERY_ROLE, bearer
 
 from credit_service.access import Doorkeeper
 from credit_service.client import CreditClient, item_error
@@ -21,8 +23,10 @@ from credit_service.errors import (
     InvalidRequest,
     LedgerUnavailable,
     PriceChanged,
+    TransactionNotFound,
     UserNotFound,
 )
+from credit_service.model import SpendTogether
 from credit_service.v1 import credit_service_pb2 as pb
 
 ATOMIC, INDEPENDENT = pb.BATCH_MODE_ATOMIC, pb.BATCH_MODE_INDEPENDENT
@@ -57,11 +61,15 @@ async def refusal(client, items, mode=INDEPENDENT):
 @MODES
 async def test_results_come_in_the_order_of_the_items(database, client, mode):
     user_id = await database.user(100)
-    items = [item(user_id, n, f"spend:{n}:1", description=f"no. {n}") for n in (3, 1, 7, 2)]
+    items = [
+        item(user_id, n, f"spend:{n}:1", description=f"no. {n}", reference=f"job {n}")
+        for n in (3, 1, 7, 2)
+    ]
     results = await client.batch_spend_credits(items, mode=mode)
     assert errors(results) == [None] * 4
     assert [r.transaction.amount for r in results] == [3, 1, 7, 2]
     assert [r.transaction.description for r in results] == ["no. 3", "no. 1", "no. 7", "no. 2"]
+    assert [r.transaction.reference for r in results] == ["job 3", "job 1", "job 7", "job 2"]
     assert [r.transaction.idempotency_key for r in results] == [i.idempotency_key for i in items]
     assert [r.transaction.balance_after for r in results] == [97, 96, 89, 87]
     assert [r.transaction.seq for r in results] == [2, 3, 4, 5]
@@ -201,6 +209,21 @@ async def test_a_refused_atomic_batch_leaves_its_neighbours_in_the_lane_alone(da
     assert not await database.faults()
 
 
+async def test_a_refused_atomic_batch_is_not_there_for_those_behind_it(database):
+    """In one transaction: what was taken back is neither repeated nor refunded."""
+    user_id = await database.user(10)
+    spends = spend(user_id, 4, "a"), spend(user_id, 40, "b")
+    together = SpendTogether(user_id=user_id, caller="test", spends=spends)
+    async with lane(database.service_url) as clerk:
+        batch, nothing, alone = await ask(
+            clerk, together, refund(user_id, 2), spend(user_id, 4, "a")
+        )
+    assert [type(part) for part in batch.parts] == [BatchAborted, InsufficientCredits]
+    assert isinstance(nothing, TransactionNotFound)
+    assert (alone.replayed, alone.entry.seq, alone.account.balance) == (False, 2, 6)
+    assert not await database.faults()
+
+
 async def test_several_users_in_an_atomic_batch_are_refused(database, client):
     one, two = await database.user(10), await database.user(10)
     before = await database.book()
@@ -267,6 +290,17 @@ async def test_a_repeated_batch_replays(database, client, mode):
     assert single.replayed
     assert single.transaction == first[1].transaction
     assert await database.book() == before
+
+
+async def test_a_replayed_item_comes_without_its_metadata(database, client):
+    """A thousand of them would be four times what a message holds."""
+    user_id = await database.user(10)
+    paid = await client.spend_credits(
+        user_id, amount=1, idempotency_key="spend:1:1", metadata={"song": "x" * 4000}
+    )
+    (again,) = await client.batch_spend_credits([item(user_id, 1, "spend:1:1")], mode=INDEPENDENT)
+    assert again.replayed
+    assert (again.transaction.id, again.transaction.metadata) == (paid.transaction.id, {})
 
 
 async def test_items_that_replay_count_as_done_in_an_atomic_batch(database, client):
@@ -369,6 +403,27 @@ async def test_a_full_lane_refuses_the_items_it_cannot_take(database):
         assert reasons == [None] * 5 + ["OVERLOADED"] * 3
         again = await client.batch_spend_credits(items[3:], mode=INDEPENDENT)
         assert [result.replayed for result in again] == [True] * 2 + [False] * 3
+    assert not await database.faults()
+
+
+async def test_a_caller_who_goes_away_takes_along_what_has_not_begun(database, proxy):
+    user_id = await database.user(100)
+
+    def abandoned():
+        labels = {"method": "BatchSpendCredits", "code": "CANCELLED", "reason": ""}
+        return REGISTRY.get_sample_value("credit_calls_total", labels) or 0
+
+    async with running(server_settings(proxy.url, lanes=1, lane_batch=5)) as service:
+        client = await service.client()
+        held, before = proxy.on(COMMIT, Kind.HOLD), abandoned()
+        items = [item(user_id) for _ in range(20)]
+        call = asyncio.create_task(client.batch_spend_credits(items, mode=INDEPENDENT))
+        await held.met.wait()
+        call.cancel()
+        await eventually(lambda: abandoned() > before)
+        held.release()
+        await client.spend_credits(user_id, amount=1)
+        assert (await client.get_user_credit(user_id)).balance == 100 - 5 - 1
     assert not await database.faults()
 
 

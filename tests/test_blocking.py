@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 from harness import ROOT, eventually, process, running, server_settings
+from prometheus_client import REGISTRY
 
 from credit_service import held_work
 from credit_service.blocking import BlockingCreditClient
@@ -120,6 +121,11 @@ async def test_work_is_paid_when_it_succeeds_and_not_when_it_fails(database, blo
         with client.hold(user_id, amount=10, job="part") as held:
             paid = held.capture(4)
         assert (paid.transaction.amount, state(client, user_id)) == (4, (86, 0))
+        with client.hold(user_id, operation="render", quantity=2, job="units") as held:
+            client.grant_credits(user_id, 5, reason="for one more")
+            paid = held.capture(quantity=3, allow_overage=True)
+        assert (paid.transaction.amount, state(client, user_id)) == (15, (76, 0))
+        client.grant_credits(user_id, 10, reason="back to the beginning")
         with client.hold(user_id, amount=10, job="nothing") as held:
             held.capture(0)
         with pytest.raises(WorkFailedError), client.hold(user_id, amount=10, job="failed"):
@@ -271,9 +277,23 @@ async def test_closing_ends_the_thread_and_whoever_waits(database, service):
     assert not client._thread.is_alive()
 
 
-async def test_an_interrupted_call_is_given_up(database, service):
+@pytest.fixture
+async def waiting_service(database):
+    """A service whose calls wait for a lock as long as it takes."""
+    await database.wait_longer_for_locks()
+    async with running(server_settings(database.service_url)) as service:
+        yield service
+
+
+async def test_an_interrupted_call_is_given_up(database, waiting_service):
     """Ctrl-C or a task queue's time limit strikes while the hold is being made."""
     user_id = await database.user(10)
+
+    def unanswered():
+        labels = {"method": "HoldCredits", "code": "CANCELLED", "reason": ""}
+        return REGISTRY.get_sample_value("credit_calls_total", labels) or 0
+
+    before = unanswered()
     lock = await database.connect()
     await lock.execute("BEGIN")
     await lock.execute("SELECT FROM user_credits FOR UPDATE")
@@ -297,7 +317,7 @@ async def test_an_interrupted_call_is_given_up(database, service):
         sys.executable,
         "-c",
         interrupts,
-        service.target,
+        waiting_service.target,
         str(user_id),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -305,8 +325,9 @@ async def test_an_interrupted_call_is_given_up(database, service):
     )
     try:
         assert await program.stdout.readline() == b"struck\n"
+        await eventually(lambda: unanswered() > before)
         await lock.execute("ROLLBACK")
-        client = await service.client()
+        client = await waiting_service.client()
 
         # It may have been made all the same, but nobody keeps it alive.
         async def given_up():

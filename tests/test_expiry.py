@@ -169,6 +169,16 @@ async def test_a_database_that_goes_away_does_not_stop_the_sweeper(database, pro
         await all_are_recorded(database, 3)
 
 
+async def test_a_fault_that_nobody_foresees_does_not_stop_the_sweeper(database, proxy):
+    await database.execute("REVOKE SELECT ON credit_holds FROM credit_service")
+    async with service(database, proxy.url):
+        tried = proxy.on("AND expires_at <= clock_timestamp", Kind.HOLD, nth=10**9)
+        await eventually(lambda: tried.seen >= 1)
+        await database.execute("GRANT SELECT ON credit_holds TO credit_service")
+        await add_due(database, users=3)
+        await all_are_recorded(database, 3)
+
+
 async def test_a_lost_commit_of_expiries_is_no_second_expiry(database, proxy):
     async with service(database, proxy.url):
         lost = proxy.on(COMMIT, Kind.SWALLOW)

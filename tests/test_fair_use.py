@@ -7,10 +7,10 @@ from uuid import uuid4
 
 import grpc
 import pytest
+from callers import EVERY_ROLE, bearer
 from desks import ALICE, TERMS, spend
 from harness import eventually, process, refused, running, server_settings
 from storm import connected
-from test_access import EVERY_ROLE, bearer
 
 from credit_service.access import Doorkeeper
 from credit_service.client import CreditClient, item_error
@@ -148,6 +148,7 @@ async def test_spends_and_holds_count_against_a_limit_and_nothing_is_given_back(
     held = await client.hold_credits(user_id, amount=40)
     await client.refund_credits(user_id, transaction_id=spent.transaction.id)
     await client.release_hold(user_id, held.hold.id)
+    await client.set_account_policy(user_id, min_balance=0)
     with pytest.raises(SpendLimitExceeded) as refusal:
         await client.spend_credits(user_id, amount=31)
     assert (refusal.value.window, refusal.value.limit, refusal.value.spent) == ("day", 100, 70)
@@ -248,6 +249,13 @@ def test_a_window_of_another_day_at_the_same_minute_is_another_window():
     assert (account.spent_this_minute, account.spent_this_day) == (10, 10)
 
 
+def test_what_is_spent_in_the_first_instant_of_a_window_counts():
+    midnight = NOON.replace(hour=0, minute=0, second=0)
+    account = decided(decided(Account(ALICE, 100), 10, midnight), 1, midnight)
+    counters = account.spent_this_minute, account.spent_this_hour, account.spent_this_day
+    assert counters == (11, 11, 11)
+
+
 def test_a_clock_that_was_set_back_does_not_open_a_window():
     account = decided(LIMITED, 10, NOON)
     with pytest.raises(SpendLimitExceeded):
@@ -261,6 +269,12 @@ def test_counters_go_on_without_a_limit():
     with pytest.raises(SpendLimitExceeded) as refusal:
         decided(account, 11, NOON)
     assert refusal.value.spent == 30
+
+
+def test_a_floor_of_zero_is_a_floor_of_the_account():
+    desk = Desk(NOON, {ALICE: Account(ALICE, 10, min_balance=0)})
+    with pytest.raises(InsufficientCredits):
+        decide(desk, spend(11), replace(TERMS, min_balance=-5))
 
 
 async def test_what_is_unset_stays_and_zero_removes_a_limit(database, client):
@@ -350,6 +364,21 @@ async def test_bad_policies_are_refused(database, client):
         await client.set_account_policy(
             user_id, min_balance=floor, spend_limits=limits(limit, limit, limit)
         )
+
+
+async def test_the_counters_of_minute_hour_and_day_are_kept_apart_in_the_book(database, client):
+    user_id = await database.user(100)
+    # Of a time to come, so that no window ends before the spend.
+    await database.execute(
+        "UPDATE user_credits SET counted_at = clock_timestamp() + interval '2 days',"
+        " spent_this_minute = 1, spent_this_hour = 2, spent_this_day = 4"
+    )
+    await client.spend_credits(user_id, amount=10)
+    rows = await database.fetch(
+        "SELECT spent_this_minute, spent_this_hour, spent_this_day,"
+        " counted_at <= clock_timestamp() FROM user_credits"
+    )
+    assert tuple(rows[0]) == (11, 12, 14, True)
 
 
 async def test_limits_hold_across_two_processes(database):

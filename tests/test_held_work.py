@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pytest
 from harness import eventually, free_port, process, running, server_settings
+from prometheus_client import REGISTRY
 
 from credit_service import held_work
 from credit_service.client import CreditClient
@@ -80,7 +81,10 @@ async def test_work_that_fails_gives_the_credits_back(database, client):
         async with client.hold(user_id, amount=20, job="song-1") as work:
             raise WorkFailedError
     assert await account(client, user_id) == (25, 0)
-    assert (await client.get_hold(user_id, work.hold.id)).state == pb.HOLD_STATE_RELEASED
+    ended = await client.get_hold(user_id, work.hold.id)
+    assert ended.state == pb.HOLD_STATE_RELEASED
+    entry = await client.get_transaction(user_id, idempotency_key="release:song-1:1")
+    assert (entry.id, entry.reference) == (ended.settled_transaction_id, "song-1")
     assert not await database.faults()
 
 
@@ -90,6 +94,19 @@ async def test_work_that_fails_after_its_capture_stays_paid(database, client):
     async def work():
         async with client.hold(user_id, amount=20, job="song-1") as held:
             await held.capture()
+            raise WorkFailedError
+
+    with pytest.raises(WorkFailedError):
+        await work()
+    assert await account(client, user_id) == (5, 0)
+
+
+async def test_a_release_that_is_refused_does_not_hide_what_failed(database, client):
+    user_id = await database.user(25)
+
+    async def work():
+        async with client.hold(user_id, amount=20, job="song-1") as held:
+            await client.capture_hold(user_id, held.hold.id)
             raise WorkFailedError
 
     with pytest.raises(WorkFailedError):
@@ -172,6 +189,43 @@ async def test_a_job_delivered_again_while_it_is_held_goes_on_with_its_hold(data
     assert not await database.faults()
 
 
+class Overtaken(CreditClient):
+    """Meets a hold again, and before it can renew it, the hold ends."""
+
+    def __init__(self, target, end):
+        super().__init__(target)
+        self.end = end
+
+    async def extend_hold(self, user_id, hold_id, **options):
+        await self.end(self, user_id, hold_id)
+        return await super().extend_hold(user_id, hold_id, **options)
+
+
+async def released(client, user_id, hold_id):
+    await client.release_hold(user_id, hold_id)
+
+
+async def expired(client, user_id, hold_id):
+    async def over():
+        return (await client.get_hold(user_id, hold_id)).state == pb.HOLD_STATE_EXPIRED
+
+    await eventually(over)
+
+
+@pytest.mark.parametrize("end", [released, expired])
+async def test_a_hold_that_ends_as_it_is_met_again_is_followed_by_the_next(database, service, end):
+    user_id = await database.user(25)
+    async with Overtaken(service.target, end) as client:
+        await client.hold_credits(
+            user_id, amount=20, idempotency_key="hold:song-1:1", ttl=timedelta(seconds=1)
+        )
+        async with client.hold(user_id, amount=20, job="song-1") as work:
+            assert work.attempt == 2
+            assert (await client.get_hold(user_id, work.hold.id)).state == pb.HOLD_STATE_HELD
+        assert await account(client, user_id) == (5, 0)
+    assert not await database.faults()
+
+
 async def test_a_released_or_expired_attempt_is_followed_by_the_next(database, client):
     user_id = await database.user(25)
     with pytest.raises(WorkFailedError):
@@ -227,6 +281,64 @@ async def test_a_hold_is_extended_while_the_work_runs(database, client):
     assert not work.captured.late
     types = await database.fetch("SELECT type FROM credit_transactions ORDER BY seq")
     assert [row[0] for row in types] == ["purchase", "hold", "capture"]
+    assert not await database.faults()
+
+
+def given_up(method):
+    """How many calls of a method went without an answer, in this process."""
+    labels = {"method": method, "code": "CANCELLED", "reason": ""}
+    return REGISTRY.get_sample_value("credit_calls_total", labels) or 0
+
+
+@contextlib.asynccontextmanager
+async def stuck(database, method):
+    """Keeps the account locked until a call has gone without an answer."""
+    before = given_up(method)
+    lock = await database.connect()
+    try:
+        await lock.execute("BEGIN")
+        await lock.execute("SELECT FROM user_credits FOR UPDATE")
+        yield
+        await eventually(lambda: given_up(method) > before)
+    finally:
+        await lock.close()
+
+
+async def test_an_extension_that_fails_is_followed_by_the_next(database, monkeypatch):
+    monkeypatch.setattr(held_work, "_EXTENSIONS_PER_TTL", 40)
+    user_id = await database.user(25)
+    await database.wait_longer_for_locks()
+    async with running(server_settings(database.service_url)) as service:
+        client = await service.client(deadline_seconds=1)
+        ttl = timedelta(seconds=8)
+        async with client.hold(user_id, amount=20, job="song-1", ttl=ttl) as work:
+            async with stuck(database, "ExtendHold"):
+                pass
+            # Behind the extension that nobody waits for any more.
+            await client.spend_credits(user_id, amount=1)
+            before = await client.get_hold(user_id, work.hold.id)
+
+            async def extended():
+                hold = await client.get_hold(user_id, work.hold.id)
+                return hold.expire_time.ToMicroseconds() > before.expire_time.ToMicroseconds()
+
+            await eventually(extended)
+            now = (await database.fetch("SELECT clock_timestamp()"))[0][0]
+            assert before.expire_time.ToDatetime(UTC) <= now + ttl
+    assert not await database.faults()
+
+
+async def test_a_capture_is_repeated_while_no_answer_comes(database):
+    user_id = await database.user(25)
+    await database.wait_longer_for_locks()
+    async with running(server_settings(database.service_url)) as service:
+        client = await service.client(deadline_seconds=1)
+        work = client.hold(user_id, amount=20, job="song-1")
+        await work.__aenter__()
+        async with stuck(database, "CaptureHold"):
+            leaving = asyncio.create_task(work.__aexit__(None, None, None))
+        await leaving
+        assert await account(client, user_id) == (5, 0)
     assert not await database.faults()
 
 
@@ -377,6 +489,18 @@ async def test_a_capture_of_unknown_outcome_in_the_body_does_not_release(databas
         held = await other.get_hold(user_id, work.hold.id)
         assert held.state in (pb.HOLD_STATE_HELD, pb.HOLD_STATE_CAPTURED)
     await asks_again_and_pays(database, user_id, work, unknown.value.key)
+
+
+@pytest.mark.parametrize(
+    ("key", "state"),
+    [("capture:song-1:1", pb.HOLD_STATE_HELD), ("spend:song-1:1", pb.HOLD_STATE_RELEASED)],
+)
+async def test_only_its_own_capture_without_an_answer_keeps_the_hold(database, client, key, state):
+    user_id = await database.user(25)
+    with pytest.raises(OutcomeUnknown):
+        async with client.hold(user_id, amount=20, job="song-1") as work:
+            raise OutcomeUnknown(key)
+    assert (await client.get_hold(user_id, work.hold.id)).state == state
 
 
 async def asks_again_and_pays(database, user_id, work, key):

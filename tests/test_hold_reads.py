@@ -6,6 +6,7 @@ and everybody can read.
 
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import grpc
 import pytest
@@ -13,8 +14,10 @@ from commands import ask, lane, spend
 from harness import eventually, refused, running, server_settings
 from hold_desks import hold as hold_command
 
+from credit_service import store
 from credit_service.errors import (
     InsufficientCredits,
+    UserNotFound,
 )
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
@@ -65,6 +68,7 @@ def figures(credit):
 async def test_holds_are_listed_newest_first_a_page_at_a_time(client, stub, database):
     user_id = await database.user(100)
     made = [(await client.hold_credits(user_id, amount=n)).hold for n in range(1, 8)]
+    await client.hold_credits(await database.user(100), amount=9)
     await client.capture_hold(user_id, made[1].id)
     await client.release_hold(user_id, made[2].id)
     await client.release_hold(user_id, made[5].id)
@@ -120,6 +124,11 @@ async def test_a_bad_listing_is_refused(stub, database, field, value):
     assert list(refused(failure.value).violations) == [field]
 
 
+async def test_an_unknown_user_has_no_list_of_holds(client):
+    with pytest.raises(UserNotFound):
+        await anext(client.list_holds(uuid4()))
+
+
 async def test_readers_see_the_end_of_a_hold_that_nobody_has_recorded(client, database):
     user_id = await database.user(100)
     lasting = (await client.hold_credits(user_id, amount=30)).hold
@@ -128,12 +137,18 @@ async def test_readers_see_the_end_of_a_hold_that_nobody_has_recorded(client, da
         await eventually(lambda: shows(client, user_id, ending.id, EXPIRED))
         assert await recorded(database, user_id) == ["held", "held"]
         assert figures(await client.get_user_credit(user_id)) == (100, 30, 70)
+        connection = await database.connect()
+        (watched,) = await store.changed_accounts(connection, [(user_id, -1, 0)])
+        await connection.close()
+        assert (watched.balance, watched.held) == (100, 30)
         quote = await client.quote_cost({"render": 14}, user_id=user_id)
         assert (quote.available, quote.affordable, quote.shortfall) == (70, True, 0)
         listed = {state: [] for state in (HELD, EXPIRED, pb.HOLD_STATE_UNSPECIFIED)}
         for state, found in listed.items():
-            found += [hold.id async for hold in client.list_holds(user_id, state=state)]
-        assert list(listed.values()) == [[lasting.id], [ending.id], [ending.id, lasting.id]]
+            async for hold in client.list_holds(user_id, state=state):
+                found.append((hold.id, hold.state))
+        open_, over = (lasting.id, HELD), (ending.id, EXPIRED)
+        assert list(listed.values()) == [[open_], [over], [over, open_]]
         shown = await client.get_hold(user_id, ending.id)
         assert (shown.captured_amount, shown.settled_transaction_id) == (0, "")
     assert not await database.faults()

@@ -287,6 +287,12 @@ CAPTURING_LATE = [
         capture(),
         HoldExpired(),
     ),
+    row(
+        "within a limit that the hold itself has used up",
+        given(10, {"limit_per_day": 10}, hold(10), LATE),
+        capture(),
+        Posts("capture", (-10, 0), (0, 0), ("expired", 10), late=True),
+    ),
     row("from a frozen account", given(10, hold(10), FROZEN, LATE), capture(), AccountFrozen()),
     row(
         "captured late before",

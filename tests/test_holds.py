@@ -301,6 +301,7 @@ async def other_hold(client, database):
 @pytest.mark.parametrize("call", ["capture_hold", "release_hold", "extend_hold", "get_hold"])
 async def test_a_hold_must_be_one_of_the_user(client, database, other_hold, call):
     user_id = await database.user(100)
+    await client.hold_credits(user_id, amount=1)
     settle = getattr(client, call)
     for unknown in (other_hold, f"{user_id}-1", f"{user_id}-999", f"{user_id}-{10**15}"):
         with pytest.raises(HoldNotFound) as failure:

@@ -10,10 +10,10 @@ from uuid import uuid4
 import asyncpg
 import grpc
 import pytest
+from callers import EVERY_ROLE, bearer
 from fault_proxy import Kind
 from harness import running, server_settings
 from storm import connected
-from test_access import EVERY_ROLE, bearer
 
 from credit_service import store
 from credit_service.access import Doorkeeper
@@ -246,6 +246,23 @@ def _settle(lots, book, time, hold):
         book.entry(time, "capture", taken, operation, held=amount, related=seq)
     else:
         book.entry(time, "release", amount, operation, related=seq)
+
+
+async def test_days_are_of_utc_whatever_the_zone_of_the_database(database):
+    await database.execute(f"ALTER DATABASE {database.name} SET timezone = 'Pacific/Auckland'")
+    book = Book(uuid4())
+    book.entry(at(0), "grant", 1000)
+    book.entry(at(0, 23, 59), "spend", 1)
+    book.entry(at(1, 0), "spend", 2)
+    await book.write(database)
+    async with running(server_settings(database.service_url)) as service:
+        client = await service.client()
+        for user_id in (None, book.user_id):
+            report = await client.get_usage_report(at(0, 0), at(2, 0), user_id=user_id)
+            assert [(line.day, line.spent) for line in report] == [
+                ("2026-03-01", 1),
+                ("2026-03-02", 2),
+            ]
 
 
 async def test_the_start_belongs_to_the_report_and_the_end_does_not(database, client):

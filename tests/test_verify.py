@@ -99,6 +99,7 @@ DAMAGES = [
         "an open hold ends before",
     ),
     ("UPDATE user_credits SET next_hold_expiry = NULL", "an open hold ends before"),
+    ("DELETE FROM credit_transactions", "the entries say 0, 0, 0"),
     ("DELETE FROM credit_transactions WHERE seq = 5", "a gap or a double at seq 6"),
     ("DELETE FROM credit_transactions WHERE seq = 11", "the account says balance"),
     ("UPDATE credit_transactions SET seq = 99 WHERE seq = 5", "a gap or a double at seq 6"),
@@ -109,6 +110,13 @@ DAMAGES = [
     (
         "UPDATE credit_transactions SET held_after = 7 WHERE seq = 6",
         "held_after of seq 6 is not the sum",
+    ),
+    (
+        (
+            "UPDATE credit_transactions SET held_after = 14,"
+            " held_change = held_change + CASE seq WHEN 11 THEN 1 ELSE 0 END WHERE seq >= 11"
+        ),
+        "held 13, seq 14; the entries say 52, 14, 14",
     ),
     (
         "UPDATE credit_transactions SET balance_change = -11 WHERE seq = 2",
@@ -126,10 +134,30 @@ DAMAGES = [
         "UPDATE credit_holds SET state = 'held', settled_seq = NULL WHERE seq = 8",
         "the account says held",
     ),
+    (
+        (
+            "UPDATE credit_holds SET state = 'captured', captured = 15, settled_seq = 7,"
+            " captured_seq = 7 WHERE seq = 8"
+        ),
+        "hold 8 is captured, which its entries do not say",
+    ),
+    (
+        (
+            "UPDATE credit_holds SET state = 'expired', captured = 0, captured_seq = NULL"
+            " WHERE seq = 6"
+        ),
+        "the capture of seq 7 is not what hold 6 says",
+    ),
+    (
+        "UPDATE credit_holds SET captured = 15, captured_seq = 7 WHERE seq = 8",
+        "hold 8 of 4, captured 15, has other entries",
+    ),
     ("UPDATE credit_holds SET amount = 8 WHERE seq = 11", "hold 11 of 8"),
+    ("UPDATE credit_transactions SET type = 'grant' WHERE seq = 11", "hold 11 of 7"),
     ("UPDATE credit_holds SET captured = 16 WHERE seq = 6", "hold 6 of 20, captured 16"),
     ("DELETE FROM credit_holds WHERE seq = 8", "the hold of seq 8 is missing"),
     ("DELETE FROM credit_holds WHERE seq = 11", "the account says held"),
+    ("DELETE FROM credit_holds", "the holds say 0 by 0"),
     ("UPDATE credit_refunds SET refunded = 4", "the refunds of seq 2 add up to 5"),
     ("DELETE FROM credit_refunds", "the refunds of seq 2 add up to 5"),
     ("UPDATE credit_refunds SET spend_seq = 7", "seq 7 is recorded as refunded"),
@@ -150,12 +178,25 @@ DAMAGES = [
         "UPDATE credit_transactions SET related_seq = NULL WHERE seq = 12",
         "the reversals of seq 1 took 0 credits; its refunds and disputes say 33",
     ),
+    (
+        "UPDATE credit_transactions SET type = 'grant' WHERE seq = 2",
+        "the refunds of seq 2 add up to 5",
+    ),
     ("DELETE FROM credit_purchases", "payment"),
+    ("UPDATE credit_purchases SET user_id = gen_random_uuid()", "is recorded otherwise"),
     ("UPDATE credit_purchases SET amount = 99", "is recorded otherwise"),
     (
         (
             "UPDATE credit_transactions SET (payment_ref, payment_amount_minor, payment_currency) ="
             " (SELECT payment_ref, 1, 'eur' FROM credit_purchases) WHERE seq = 5"
+        ),
+        "of seq 5 is recorded otherwise",
+    ),
+    (
+        (
+            "UPDATE credit_transactions SET"
+            " (amount, payment_ref, payment_amount_minor, payment_currency) ="
+            " (SELECT amount, payment_ref, 1, 'eur' FROM credit_purchases) WHERE seq = 5"
         ),
         "of seq 5 is recorded otherwise",
     ),

@@ -8,10 +8,10 @@ from uuid import UUID, uuid4
 
 import grpc
 import pytest
+from callers import EVERY_ROLE, bearer
 from fault_proxy import Kind
 from harness import eventually, free_port, process, refused, running, server_settings
 from storm import connected
-from test_access import EVERY_ROLE, bearer
 
 from credit_service import store, watch
 from credit_service.access import Doorkeeper
@@ -83,6 +83,18 @@ async def test_an_account_that_is_opened_meanwhile_is_told(database, client):
         await listener.hears(lambda credit: (credit.balance, credit.seq) == (5, 1))
 
 
+async def test_a_user_who_was_deleted_and_made_anew_is_told_of(database, client):
+    """The new account counts its changes from one again, below what was told before."""
+    user_id = await database.user(100)
+    await client.spend_credits(user_id, amount=1)
+    async with listening(client, user_id) as listener:
+        await listener.hears(lambda credit: credit.seq == 2)
+        await database.execute("DELETE FROM auth.users WHERE id = $1", user_id)
+        await database.execute("INSERT INTO auth.users (id) VALUES ($1)", user_id)
+        await client.grant_credits(user_id, 5, reason="welcome")
+        await listener.hears(lambda credit: (credit.balance, credit.seq) == (5, 1))
+
+
 async def test_after_seq_takes_up_where_it_was_left(database, client):
     user_id = await database.user(100)
     for _ in range(3):
@@ -90,15 +102,24 @@ async def test_after_seq_takes_up_where_it_was_left(database, client):
     async with (
         listening(client, user_id, after_seq=4) as current,
         listening(client, user_id, after_seq=2) as behind,
+        listening(client, user_id, after_seq=9) as ahead,
         listening(client, user_id) as new,
     ):
         await behind.hears(lambda credit: credit.seq == 4)
+        await ahead.hears(lambda credit: credit.seq == 4)
         await new.hears(lambda credit: credit.seq == 4)
         assert current.told == []
         await client.spend_credits(user_id, amount=1)
-        for listener in (current, behind, new):
+        for listener in (current, behind, ahead, new):
             await listener.hears(lambda credit: credit.balance == 96)
     assert current.seqs == [5]
+
+
+async def test_a_policy_set_before_a_stream_is_taken_up_is_told(database, client):
+    user_id = await database.user(100)
+    await client.set_account_policy(user_id, frozen=True)
+    async with listening(client, user_id, after_seq=1) as listener:
+        await listener.hears(lambda credit: credit.frozen)
 
 
 async def test_changes_of_policy_and_the_end_of_holds_are_told(database, client):
@@ -233,11 +254,10 @@ def test_states_are_ordered_by_the_book():
     frozen = Account(
         user_id, balance=5, seq=1, last_updated=_time(2), frozen=True, policy_changes=1
     )
-    at_once = Account(
-        user_id, balance=4, seq=2, last_updated=_time(2), frozen=True, policy_changes=1
-    )
+    thawed = Account(user_id, balance=5, seq=1, last_updated=_time(2), policy_changes=2)
+    at_once = Account(user_id, balance=4, seq=2, last_updated=_time(2), policy_changes=2)
     made_anew = Account(user_id, balance=1, seq=1, last_updated=_time(3))
-    states = [nothing, bought, frozen, at_once, made_anew]
+    states = [nothing, bought, frozen, thawed, at_once, made_anew]
     for place, told in enumerate(states):
         assert not is_newer(told, told)
         for later in states[place + 1 :]:
@@ -282,6 +302,13 @@ async def test_a_drain_ends_the_streams_and_the_next_server_takes_them_up(databa
     settings = server_settings(database.service_url, listen=f"127.0.0.1:{port}", drain_seconds=600)
     async with CreditClient(f"127.0.0.1:{port}") as client:
         async with running(settings) as service:
+            patient = Listener(client.watch_user_credit(user_id, after_seq=1))
+
+            async def a_change_without_a_seq_is_told():
+                await client.set_account_policy(user_id, min_balance=1)
+                return patient.told
+
+            await eventually(a_change_without_a_seq_is_told)
             listeners = [Listener(client.watch_user_credit(user_id)) for _ in range(20)]
             await eventually(lambda: all(listener.told for listener in listeners))
             elsewhere = server_settings(database.service_url)
@@ -290,15 +317,42 @@ async def test_a_drain_ends_the_streams_and_the_next_server_takes_them_up(databa
         async with running(elsewhere) as other:
             await (await other.client()).set_account_policy(user_id, frozen=True)
         async with running(settings):
-            for listener in listeners:
+            for listener in (*listeners, patient):
                 await listener.hears(lambda credit: credit.frozen)
             await client.set_account_policy(user_id, frozen=False)
-            for listener in listeners:
+            for listener in (*listeners, patient):
                 await listener.hears(lambda credit: not credit.frozen)
-            for listener in listeners:
                 await listener.stop()
     for listener in listeners:
         assert [credit.frozen for credit in listener.told] == [False, True, False]
+
+
+async def test_a_poll_brings_only_what_changed(database, client, monkeypatch):
+    user_id = await database.user(100)
+    brought = []
+    changes = Ledger.changes
+
+    async def counted(ledger, seen):
+        accounts = await changes(ledger, seen)
+        brought.append(len(accounts))
+        return accounts
+
+    async def rests_after(count):
+        await eventually(lambda: sum(brought) >= count and brought[-3:] == [0, 0, 0])
+        assert sum(brought) == count
+
+    monkeypatch.setattr(Ledger, "changes", counted)
+    async with listening(client, user_id) as listener:
+        await rests_after(1)
+        await client.spend_credits(user_id, amount=1)
+        await rests_after(2)
+        async with listening(client, user_id) as newcomer:
+            await rests_after(3)
+            await client.spend_credits(user_id, amount=1)
+            await rests_after(4)
+            await newcomer.hears(lambda credit: credit.seq == 3)
+    assert listener.seqs == [1, 2, 3]
+    assert newcomer.seqs == [2, 3]
 
 
 async def test_nobody_who_watches_means_no_poll(database, proxy):
@@ -360,12 +414,16 @@ async def test_writers_pay_nothing_for_watchers(database, proxy):
             after = everything.seen - sum(read.seen for read in reads)
             return after - before
 
+        async def least_statements_of_a_spend():
+            # Whatever else the process asks meanwhile only adds to them.
+            return min([await statements_of_a_spend() for _ in range(5)])
+
         await client.spend_credits(user_id, amount=1)
-        unwatched = await statements_of_a_spend()
+        unwatched = await least_statements_of_a_spend()
         async with listening(client, user_id) as listener:
-            await listener.hears(lambda credit: credit.seq == 2 + 1)
-            watched = await statements_of_a_spend()
-            await listener.hears(lambda credit: credit.seq == 4)
+            await listener.hears(lambda credit: credit.seq == 7)
+            watched = await least_statements_of_a_spend()
+            await listener.hears(lambda credit: credit.seq == 12)
     assert unwatched == watched > 3
 
 
@@ -375,10 +433,26 @@ async def test_watchers_outlast_a_database_that_is_away(database, proxy):
         client = await service.client()
         async with listening(client, user_id) as listener:
             await listener.hears(lambda credit: credit.seq == 1)
+            cut = proxy.on(POLL, Kind.CUT_BEFORE)
+            await cut.met.wait()
             proxy.cut_all()
             proxy.black_hole()
             connection = await database.connect()
             await connection.close()
             proxy.heal()
             await client.spend_credits(user_id, amount=1, idempotency_key="spend:1:1")
+            await listener.hears(lambda credit: credit.balance == 99)
+
+
+async def test_watchers_outlast_a_fault_that_nobody_foresees(database, proxy):
+    user_id = await database.user(100)
+    async with running(server_settings(proxy.url)) as service:
+        client = await service.client()
+        async with listening(client, user_id) as listener:
+            await listener.hears(lambda credit: credit.seq == 1)
+            await database.execute("REVOKE SELECT ON credit_holds FROM credit_service")
+            polls = proxy.on(POLL, Kind.HOLD, nth=10**9)
+            await eventually(lambda: polls.seen >= 2)
+            await database.execute("GRANT SELECT ON credit_holds TO credit_service")
+            await client.spend_credits(user_id, amount=1)
             await listener.hears(lambda credit: credit.balance == 99)

@@ -10,6 +10,7 @@ WITH book AS (
         balance_after,
         held_after,
         related_seq,
+        hold_seq,
         payment_ref,
         row_number() OVER account AS place,
         sum(balance_change) OVER account AS running_balance,
@@ -173,7 +174,8 @@ WHERE
         (made.type, made.amount) IS DISTINCT FROM ('hold', hold.amount)
         OR (
             hold.captured_seq IS NOT NULL
-            AND (taken.type, taken.amount) IS DISTINCT FROM ('capture', hold.captured)
+            AND (taken.type, taken.amount, taken.hold_seq)
+            IS DISTINCT FROM ('capture', hold.captured, hold.seq)
         )
     )
 UNION ALL
@@ -183,6 +185,19 @@ SELECT
 FROM book
 LEFT JOIN credit_holds AS hold ON book.user_id = hold.user_id AND book.seq = hold.seq
 WHERE book.type = 'hold' AND hold.seq IS NULL
+UNION ALL
+SELECT
+    book.user_id,
+    'the ' || book.type || ' of seq ' || book.seq || ' is not what hold ' || book.hold_seq
+    || ' says became of it' AS fault
+FROM book
+LEFT JOIN credit_holds AS hold ON book.user_id = hold.user_id AND book.hold_seq = hold.seq
+WHERE
+    book.type IN ('capture', 'release', 'expire')
+    AND book.seq IS DISTINCT FROM CASE book.type
+        WHEN 'capture' THEN hold.captured_seq
+        ELSE hold.settled_seq
+    END
 UNION ALL
 SELECT
     record.user_id,
@@ -209,6 +224,7 @@ LEFT JOIN book AS spent
 WHERE
     given_back.refunded IS DISTINCT FROM record.refunded
     OR given_back.refunded > spent.amount
+    OR spent.type NOT IN ('spend', 'capture')
 UNION ALL
 SELECT
     book.user_id,
