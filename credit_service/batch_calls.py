@@ -76,12 +76,13 @@ class BatchCalls(pb_grpc.CreditServiceServicer):
         self, spends: Sequence[Spend | Refusal], context: Context
     ) -> Sequence[Outcome | CreditError]:
         whole = [spend for spend in spends if isinstance(spend, Spend)]
+        if len({spend.user_id for spend in whole}) > 1:
+            raise InvalidRequest("items", "are of several users; an atomic batch is of one.")
         if len(whole) < len(spends):
             return [s if isinstance(s, Refusal) else BatchAborted() for s in spends]
-        user_id = whole[0].user_id
-        if any(spend.user_id != user_id for spend in whole):
-            raise InvalidRequest("items", "are of several users; an atomic batch is of one.")
-        command = SpendTogether(user_id=user_id, caller=whole[0].caller, spends=tuple(whole))
+        command = SpendTogether(
+            user_id=whole[0].user_id, caller=whole[0].caller, spends=tuple(whole)
+        )
         try:
             outcome = await forms.submit(self._ledger, command, context)
         except UserNotFound as refusal:

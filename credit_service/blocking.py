@@ -1,7 +1,7 @@
 """CreditClient for blocking workers: threads, process pools, Celery and the like.
 
 One event loop in a thread of its own runs the asynchronous client, so there is one implementation
-of the rules. Make one after a fork, not before it: gRPC does not survive one.
+of the rules. Make the first one after a fork, not before it: gRPC does not survive one.
 
     with BlockingCreditClient("localhost:50051", token=token) as client:
         with client.hold(user_id, "stem_separation", job=job) as held:
@@ -11,9 +11,10 @@ of the rules. Make one after a fork, not before it: gRPC does not survive one.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from credit_service.client import CreditClient
 
@@ -32,7 +33,7 @@ class BlockingHold:
 
     Attributes:
         hold: the hold.
-        attempt: the attempt whose keys are used.
+        attempt: the attempt that made the hold.
     """
 
     def __init__(self, client: BlockingCreditClient, work: HeldWork) -> None:
@@ -40,6 +41,11 @@ class BlockingHold:
         self._work = work
         self.hold = work.hold
         self.attempt = work.attempt
+
+    @property
+    def captured(self) -> pb.CaptureHoldResponse | None:
+        """The answer to the capture, once made."""
+        return self._work.captured
 
     def capture(
         self,
@@ -60,17 +66,35 @@ class BlockingCreditClient:
     What yields there is an ordinary iterator here.
     """
 
+    # The process that made the first one. In one forked from it calls would hang, or crash.
+    _process: ClassVar[int | None] = None
+
     def __init__(self, target: str, **options: Any) -> None:
         """Takes what `CreditClient` takes."""
+        BlockingCreditClient._process = BlockingCreditClient._process or os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="credit client", daemon=True
         )
         self._thread.start()
-        self._client = self.run(_make(target, options))
+        try:
+            self._client = self.run(_make(target, options))
+        except BaseException:
+            self._end_thread()
+            raise
 
     def run(self, call: Coroutine[Any, Any, _Result]) -> _Result:
-        """Runs a coroutine of the asynchronous client and waits for its result."""
+        """Runs a coroutine of the asynchronous client and waits for its result.
+
+        Raises:
+            RuntimeError: this process was forked from one that had made a client.
+        """
+        if self._process != os.getpid():
+            call.close()
+            raise RuntimeError(
+                "this process was forked from one that had made a BlockingCreditClient;"
+                " make the first one after the fork"
+            )
         running = asyncio.run_coroutine_threadsafe(call, self._loop)
         try:
             return running.result()
@@ -80,8 +104,8 @@ class BlockingCreditClient:
             raise
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
-        if name.startswith("_") or not callable(method):
+        # The name first: a half-made one has no `_client`, and looking for it would not end.
+        if name.startswith("_") or not callable(method := getattr(self._client, name)):
             raise AttributeError(name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -118,6 +142,9 @@ class BlockingCreditClient:
     def close(self) -> None:
         """Closes the connection and ends the thread."""
         self.run(_end(self._client))
+        self._end_thread()
+
+    def _end_thread(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

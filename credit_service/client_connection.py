@@ -47,8 +47,6 @@ _SERVICE_CONFIG = json.dumps(
     }
 )
 
-_MESSAGE_BYTES_MAX = 2 * 1024 * 1024
-
 
 class Connection:
     """Makes calls: a read that gets no answer raises LedgerUnavailable, a write OutcomeUnknown."""
@@ -75,7 +73,6 @@ class Connection:
             ("grpc.max_reconnect_backoff_ms", 2_000),
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
         )
         self._channel = (
             grpc.aio.insecure_channel(target, options=options)

@@ -79,8 +79,9 @@ class Settings(EnvironmentSettings):
     )
     users: Literal["existing", "managed"] | None = Field(
         None,
-        description="existing: auth.users tells who is a user. managed: a purchase for an unknown"
-        " user adds the user. Unset: managed with the embedded server, else existing.",
+        description="existing: auth.users tells who is a user. managed: a purchase, grant or policy"
+        " for an unknown user adds the user. Unset: managed with the embedded server, else"
+        " existing.",
     )
     cost_per_stem_separation: _Cost = Field(10, description="Credits for one stem separation.")
     cost_per_render: _Cost = Field(5, description="Credits for one render.")
@@ -93,7 +94,8 @@ class Settings(EnvironmentSettings):
         0,
         ge=-AMOUNT_MAX,
         le=AMOUNT_MAX,
-        description="Credits that a spend must leave available; negative allows that much debt.",
+        description="Credits that a spend or hold must leave available; negative allows that"
+        " much debt.",
     )
     open_holds: int = Field(
         100, ge=1, le=10_000, description="Holds that an account may have open at the same time."
@@ -189,7 +191,7 @@ class Settings(EnvironmentSettings):
 
     @property
     def adds_users(self) -> bool:
-        """Whether a purchase for an unknown user adds the user."""
+        """Whether a purchase, grant or policy for an unknown user adds the user."""
         return (self.users or ("managed" if self.database_url is None else "existing")) == "managed"
 
     @property

@@ -10,6 +10,8 @@ from credit_service.errors import (
     CreditError,
     HoldExpired,
     HoldNotActive,
+    IdempotencyKeyReused,
+    InvalidRequest,
     OutcomeUnknown,
     Refusal,
 )
@@ -27,6 +29,10 @@ CAPTURE_SECONDS = 120.0
 
 _PAUSE_SECONDS = 0.5
 
+# What the contract allows. The key of the capture is longer than that of the hold, and a job must
+# not turn out to be too long for it when the work is done.
+_KEY_LENGTH_MAX = 128
+
 # A hold is extended three times in its ttl, so that two extensions may fail.
 _EXTENSIONS_PER_TTL = 3
 
@@ -37,13 +43,14 @@ class HeldWork:
     Entering raises what `hold_credits` raises, before any work is done, and `AlreadyPaid` where an
     earlier delivery of the job has paid. Leaving captures the whole hold, unless the body called
     `capture`; it raises `HoldExpired` where the hold was lost and the credits are gone,
-    `HoldNotActive` where somebody else released it, and `OutcomeUnknown` where the service stayed
-    away. A body that fails or is cancelled releases the
-    hold; where even that fails, the hold ends by itself.
+    `AlreadyPaid` where it was lost and another delivery has paid, `HoldNotActive` where somebody
+    else released it, and `OutcomeUnknown` where the service stayed away. A body that fails or is
+    cancelled releases the hold; where even that fails, or who waits to enter is cancelled, the
+    hold ends by itself.
 
     Attributes:
         hold: the hold, once entered.
-        attempt: the attempt whose keys are used.
+        attempt: the attempt that made the hold.
         captured: the answer to the capture, once made.
     """
 
@@ -71,11 +78,19 @@ class HeldWork:
         self._expected_cost = expected_cost
         self._job = job
         self.attempt = attempt
+        # One key for all attempts that follow by themselves: a delivery that was cut off while its
+        # hold expired, and the one that came after it, must not both pay.
+        self._capture_key = f"capture:{job}:{attempt}"
         self.captured: pb.CaptureHoldResponse | None = None
         self._heartbeat: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         while True:
+            longest = len(self._key("release"))
+            if longest > _KEY_LENGTH_MAX:
+                raise InvalidRequest(
+                    "job", f"makes keys of {longest} characters; {_KEY_LENGTH_MAX} is the most."
+                )
             answer = await self._client.hold_credits(
                 self._user_id,
                 operation=self._operation,
@@ -104,7 +119,7 @@ class HeldWork:
         trace: TracebackType | None,
     ) -> None:
         try:
-            if isinstance(error, OutcomeUnknown) and error.key == self._key("capture"):
+            if isinstance(error, OutcomeUnknown) and error.key == self._capture_key:
                 # The work is done: whoever asks again with the key may still pay for it.
                 return
             if kind is not None:
@@ -141,6 +156,7 @@ class HeldWork:
 
         Raises:
             HoldExpired: the hold was lost and the credits are gone.
+            AlreadyPaid: another delivery of the job has paid; this hold is released.
             InsufficientCredits: the account cannot pay the overage.
             OutcomeUnknown: the service stayed away; ask again with the key.
         """
@@ -154,9 +170,18 @@ class HeldWork:
                     amount=amount,
                     quantity=quantity,
                     allow_overage=allow_overage,
-                    idempotency_key=self._key("capture"),
+                    idempotency_key=self._capture_key,
                     reference=self._job,
                 )
+            except IdempotencyKeyReused as reused:
+                await self._release()
+                paid = await self._client.read(
+                    self._client.stub.GetTransaction,
+                    pb.GetTransactionRequest(
+                        user_id=str(self._user_id), transaction_id=reused.transaction_id
+                    ),
+                )
+                raise AlreadyPaid(self._job, paid.transaction.hold_id) from None
             except OutcomeUnknown:
                 if loop.time() > deadline:
                     raise

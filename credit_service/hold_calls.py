@@ -48,11 +48,10 @@ class HoldCalls(pb_grpc.CreditServiceServicer):
         amount = quantity = None
         match request.WhichOneof("part"):
             case "amount":
-                amount = validation.amount(request.amount) if request.amount else 0
-            case "quantity" if request.quantity == 0:
-                amount = 0
+                amount = validation.amount_or_none(request.amount)
             case "quantity":
-                quantity = validation.amount(request.quantity, "quantity")
+                quantity = validation.amount_or_none(request.quantity, "quantity") or None
+                amount = None if quantity else 0
         command = Capture(
             **common,
             hold_seq=forms.hold_place(request.hold_id, common["user_id"]),

@@ -140,7 +140,7 @@ class CreditServicer(HoldCalls, BatchCalls):
         payment_ref = validation.provider_ref(request.payment_ref, "payment_ref")
         reversal_ref = validation.provider_ref(request.reversal_ref, "reversal_ref")
         revision = validation.amount(request.revision, "revision")
-        reversed_minor = validation.money(request.reversed_minor, "reversed_minor")
+        reversed_minor = validation.amount_or_none(request.reversed_minor, "reversed_minor")
         paid_minor = validation.amount(request.paid_minor, "paid_minor")
         currency = validation.currency(request.currency, "currency")
         reason = validation.reason(request.reason)

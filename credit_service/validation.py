@@ -63,8 +63,8 @@ def amount(value: int, field: str = "amount") -> int:
     return value
 
 
-def money(value: int, field: str) -> int:
-    """Checks money that may be none: 0 to 10^12 minor units."""
+def amount_or_none(value: int, field: str = "amount") -> int:
+    """Checks a number of credits, of units, or of minor units of money: 0 to 10^12."""
     if not 0 <= value <= AMOUNT_MAX:
         raise InvalidRequest(field, f"must be 0 to {AMOUNT_MAX}, not {value}.")
     return value

@@ -197,8 +197,8 @@ MISTAKES: dict[str, list[Mistake]] = {
     ],
     "CaptureHold": [
         *WRITE,
-        *AMOUNT[1:],
-        *(({"amount": None, "quantity": n}, "quantity", "must be 1 to") for n in AMOUNTS[1:]),
+        *(({"amount": n}, "amount", "must be 0 to") for n in AMOUNTS[1:]),
+        *(({"amount": None, "quantity": n}, "quantity", "must be 0 to") for n in AMOUNTS[1:]),
         ({"amount": None, "quantity": 1}, "quantity", "needs a hold of an operation"),
         ({"amount": 6}, "amount", "set allow_overage to take more"),
         ({"hold_id": ""}, "hold_id", "is missing"),

@@ -228,6 +228,8 @@ async def test_several_users_in_an_atomic_batch_are_refused(database, client):
     one, two = await database.user(10), await database.user(10)
     before = await database.book()
     assert (await refusal(client, [item(one), item(two)], ATOMIC)).field == "items"
+    # A malformed item beside them does not make it a batch of one.
+    assert (await refusal(client, [item(one), item(two), item(one, 0)], ATOMIC)).field == "items"
     assert await database.book() == before
 
 
@@ -348,6 +350,22 @@ async def test_a_full_message_is_accepted_and_answered(database, service):
         assert {r.transaction.description for r in results} == {text}
         again = await client.batch_spend_credits(items, mode=INDEPENDENT)
     assert [r.transaction for r in again] == [r.transaction for r in results]
+
+
+async def test_a_thousand_of_the_longest_entries_are_replayed(database, client):
+    user_id = await database.user(1000)
+    clef = "\N{MUSICAL SYMBOL G CLEF}"
+    keys = [f"{n:0128}" for n in range(1000)]
+    for start in range(0, 1000, 250):
+        items = [
+            item(user_id, 1, key, description=clef * 500, reference=clef * 255)
+            for key in keys[start : start + 250]
+        ]
+        await client.batch_spend_credits(items, mode=INDEPENDENT)
+    again = await client.batch_spend_credits(
+        [item(user_id, 1, key) for key in keys], mode=INDEPENDENT
+    )
+    assert all(result.replayed for result in again)
 
 
 async def test_another_call_of_more_than_64_kib_stays_refused(database, service):

@@ -241,7 +241,7 @@ async def test_a_released_or_expired_attempt_is_followed_by_the_next(database, c
     await eventually(expired)
     async with client.hold(user_id, amount=20, job="song-1") as work:
         assert work.attempt == 3
-    assert work.captured.transaction.idempotency_key == "capture:song-1:3"
+    assert work.captured.transaction.idempotency_key == "capture:song-1:1"
     with pytest.raises(AlreadyPaid):
         async with client.hold(user_id, amount=20, job="song-1"):
             raise WorkFailedError
@@ -510,6 +510,45 @@ async def asks_again_and_pays(database, user_id, work, key):
         assert paid.transaction.amount == 20
         assert await account(client, user_id) == (5, 0)
     assert not await database.faults()
+
+
+async def test_a_delivery_that_comes_back_late_does_not_pay_beside_its_successor(database, client):
+    user_id = await database.user(100)
+    stalled = client.hold(user_id, amount=20, job="song-1", ttl=SHORT)
+    await stalled.__aenter__()
+    await lose(database, client, user_id, stalled)
+    async with client.hold(user_id, amount=20, job="song-1") as successor:
+        assert successor.attempt == 2
+    with pytest.raises(AlreadyPaid) as paid:
+        await stalled.__aexit__(None, None, None)
+    assert paid.value.hold_id == successor.hold.id
+    assert await account(client, user_id) == (80, 0)
+    assert not await database.faults()
+
+
+async def test_a_successor_of_a_delivery_that_paid_late_gives_its_hold_back(database, client):
+    user_id = await database.user(100)
+    stalled = client.hold(user_id, amount=20, job="song-1", ttl=SHORT)
+    await stalled.__aenter__()
+    await lose(database, client, user_id, stalled)
+    with pytest.raises(AlreadyPaid) as paid:
+        async with client.hold(user_id, amount=20, job="song-1"):
+            await stalled.__aexit__(None, None, None)
+    assert stalled.captured.late
+    assert paid.value.hold_id == stalled.hold.id
+    assert await account(client, user_id) == (80, 0)
+    assert not await database.faults()
+
+
+async def test_a_job_whose_keys_would_be_too_long_is_refused_before_any_work(database, client):
+    user_id = await database.user(100)
+    async with client.hold(user_id, amount=20, job="j" * 118):
+        pass
+    with pytest.raises(InvalidRequest) as refusal:
+        async with client.hold(user_id, amount=20, job="j" * 119):
+            raise WorkFailedError
+    assert refusal.value.field == "job"
+    assert await account(client, user_id) == (80, 0)
 
 
 async def test_two_deliveries_at_once_pay_once(database):

@@ -91,7 +91,7 @@ async def test_the_credits_of_a_killed_worker_come_back(database):
                 made.stdin.write(f"{user_id} job-1 whole\n".encode())
                 assert await made.stdout.readline() == b"working job-1\n"
                 assert await made.stdout.readline() == b"paid job-1\n"
-            entry = await client.get_transaction(user_id, idempotency_key="capture:job-1:2")
+            entry = await client.get_transaction(user_id, idempotency_key="capture:job-1:1")
             assert entry.amount == 7
     assert (await verified(database.service_url))[0] == 0
     assert not await database.faults()

@@ -6,6 +6,7 @@ python docs/examples/blocking_worker.py USER_ID song.wav another.wav
 import argparse
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 
 from mid_side import split
@@ -15,10 +16,12 @@ from credit_service.errors import AlreadyPaid, CreditError
 
 
 def work(client: BlockingCreditClient, user_id: str, song: Path) -> bool:
-    """Pays for a song and splits it, or does neither; the song's name is the job."""
+    """Pays for a song and splits it, or does neither; the song's place is the job."""
+    # Short, whatever the place: a key has 128 characters at most.
+    job = sha256(str(song.resolve()).encode()).hexdigest()
     # One write a line, for several threads print.
     try:
-        with client.hold(user_id, "stem_separation", job=song.stem) as held:
+        with client.hold(user_id, "stem_separation", job=job) as held:
             split(song, song.with_suffix(".mid.wav"), song.with_suffix(".side.wav"))
             paid = held.capture()
     except AlreadyPaid:
