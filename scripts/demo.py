@@ -6,6 +6,7 @@ import sys
 import uuid
 from pathlib import Path
 
+import demo_stripe
 import grpc
 
 from credit_service.client import CreditClient
@@ -128,6 +129,11 @@ async def _main() -> int:
     parser.add_argument(
         "--user", type=uuid.UUID, default=uuid.uuid4(), help="who buys and spends (a new user)"
     )
+    parser.add_argument(
+        "--stripe",
+        action="store_true",
+        help="buy through the Stripe bridge and a fake Stripe, with a refund and a dispute",
+    )
     arguments = parser.parse_args()
     credentials = None
     if arguments.ca is not None:
@@ -136,9 +142,16 @@ async def _main() -> int:
         arguments.target, token=arguments.token, credentials=credentials
     ) as client:
         try:
-            await story(client, arguments.user)
+            if arguments.stripe:
+                service = demo_stripe.Service(arguments.target, arguments.token, arguments.ca)
+                await demo_stripe.story(client, arguments.user, service)
+            else:
+                await story(client, arguments.user)
         except CreditError as error:
             print(f"scripts/demo: {error}{_remedy(error, arguments.target)}", file=sys.stderr)
+            return 1
+        except demo_stripe.StoryFailed as failure:
+            print(f"scripts/demo: {failure}", file=sys.stderr)
             return 1
     return 0
 

@@ -44,7 +44,7 @@ class Reversal:
         reversal_ref: `stripe:re_...` or `stripe:du_...`.
         revision: the higher one holds.
         reversed_minor: what went back, in minor units of the charge's currency.
-        paid_minor: what the charge took.
+        paid_minor: the amount of the charge, which all its refunds add up to.
         currency: of the charge, in lower case.
         reason: a few words for people.
     """
@@ -83,7 +83,7 @@ class Needs(Exception):
     """An object lacks what decides; it must be read from Stripe.
 
     Attributes:
-        what: session, line_items, charge, invoice_lines, dispute, payment_intent or customer.
+        what: session, line_items, invoice_lines (with their prices expanded), dispute or customer.
         id: of the object to read, or of the one whose list it is.
     """
 

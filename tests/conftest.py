@@ -95,6 +95,16 @@ def cluster_owner_url():
 @pytest.fixture
 def make_database():
     """Makes databases, each a copy of the migrated template or, so asked, empty."""
+    yield from _databases()
+
+
+@pytest.fixture(scope="module")
+def make_shared_database():
+    """Makes databases that all tests of a module share."""
+    yield from _databases()
+
+
+def _databases():
     made = []
 
     async def make(*, empty=False):

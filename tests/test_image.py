@@ -220,9 +220,10 @@ def test_it_holds_the_whole_package_and_the_generated_code(image: Image) -> None
     )
     assert package.is_relative_to(image.directory)
     for name in image.sources:
-        if name.startswith("credit_service/"):
+        if name.startswith(("credit_service/", "stripe_bridge/")):
             assert (package.parent / name).is_file(), name
     image.run("python", "-c", "import credit_service.v1.credit_service_pb2_grpc")
+    image.run("stripe-bridge", "--help")
 
 
 @pytest.mark.long

@@ -1,0 +1,271 @@
+"""The HTTP routes: Stripe's webhook, the sale of credit packs, and the probes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from typing import TYPE_CHECKING
+
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from credit_service.errors import CreditError
+from stripe_bridge import answers, metrics, webhook
+from stripe_bridge.answers import RETRY_AFTER, Answer, error_body
+from stripe_bridge.bodies import Bodies, TooLarge, TooMuch
+from stripe_bridge.settle import EVENT_NEVER_MADE, EVENT_TYPES, Settled
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from credit_service.client import CreditClient
+    from stripe_bridge.bodies import Limits
+    from stripe_bridge.catalog import Catalog
+    from stripe_bridge.orders import Checkouts
+    from stripe_bridge.settle import Settler
+    from stripe_bridge.webhook import Event, Secret
+
+_log = structlog.get_logger()
+
+_READY_SECONDS = 1.0
+_READY_KEPT_SECONDS = 1.0
+_PACKS_KEPT_SECONDS = 60
+
+_KINDS = {*EVENT_TYPES, EVENT_NEVER_MADE}
+
+
+class Webhooks:
+    """Answers `POST /stripe/webhooks`."""
+
+    def __init__(
+        self,
+        settler: Settler,
+        *,
+        secrets: Sequence[Secret],
+        accounts: Collection[str],
+        limits: Limits,
+    ) -> None:
+        """Takes events signed with one of `secrets`, of our account or one of `accounts`."""
+        self._settler = settler
+        self._secrets = secrets
+        self._accounts = accounts
+        self._limits = limits
+        self._bodies = Bodies(limits)
+        self._in_flight = 0
+        self._settling: set[asyncio.Task[Answer]] = set()
+
+    async def post(self, request: Request) -> Response:
+        """Answers one request: 2xx only when credits are written or there is nothing to do."""
+        started = time.monotonic()
+        if self._in_flight >= self._limits.requests_in_flight:
+            return _response(_told(Answer(503, "unavailable", "too_many_requests"), None, started))
+        self._in_flight += 1
+        metrics.IN_FLIGHT.inc()
+        try:
+            admitted = await self._admitted(request)
+            if isinstance(admitted, Answer):
+                return _response(_told(admitted, None, started))
+            # A task of its own: what is begun is finished, whether the sender waits or not.
+            settling = asyncio.create_task(self._settled(admitted, started))
+            self._settling.add(settling)
+            settling.add_done_callback(self._settling.discard)
+            return _response(await asyncio.shield(settling))
+        finally:
+            self._in_flight -= 1
+            metrics.IN_FLIGHT.dec()
+
+    async def drained(self) -> None:
+        """Waits until every event that was let in has been settled or given up."""
+        if self._settling:
+            await asyncio.wait(self._settling)
+
+    async def _admitted(self, request: Request) -> Event | Answer:
+        try:
+            body = await self._bodies.read(request, self._limits.body_bytes)
+        except TooLarge:
+            return Answer(413, "refused", "too_large")
+        except TooMuch:
+            return Answer(503, "unavailable", "too_many_bytes")
+        except TimeoutError:
+            return Answer(408, "refused", "too_slow")
+        except ClientDisconnect:
+            return Answer(400, "refused", "incomplete")
+        admitted = webhook.admit(
+            body,
+            request.headers.getlist("stripe-signature"),
+            secrets=self._secrets,
+            accounts=self._accounts,
+            now=time.time(),
+        )
+        if isinstance(admitted, webhook.Refusal):
+            return Answer(admitted.status, "refused", admitted.reason)
+        return admitted
+
+    async def _settled(self, event: Event, started: float) -> Answer:
+        try:
+            left = self._limits.budget_seconds - (time.monotonic() - started)
+            async with asyncio.timeout(left):
+                answer = answers.of_settled(await self._settle(event))
+        except Exception as error:
+            answer = answers.of_error(
+                error,
+                age_seconds=time.time() - event.created,
+                park_after_seconds=self._limits.park_after_seconds,
+            )
+            if answer.reason == "bug":
+                _tell_bug(error, event_id=event.id)
+        return _told(answer, event, started)
+
+    async def _settle(self, event: Event) -> Settled:
+        if event.nothing is not None:
+            return Settled("nothing", event.nothing.reason)
+        if event.obj is None:
+            return await self._settler.thin_event(
+                event.kind, event_id=event.id, object_id=event.object_id
+            )
+        return await self._settler.event(event.kind, event.obj)
+
+
+def _told(answer: Answer, event: Event | None, started: float) -> Answer:
+    """Tells the log and the metrics of an answer; returns it."""
+    seconds = time.monotonic() - started
+    kind = "" if event is None else event.kind if event.kind in _KINDS else "other"
+    metrics.EVENTS.labels(kind, str(answer.status), answer.outcome, answer.reason).inc()
+    metrics.EVENT_SECONDS.observe(seconds)
+    if answer.alerts:
+        metrics.ALERTS.labels(answer.reason).inc()
+    if answer.outcome == "parked":
+        metrics.PARKED.labels(answer.reason).inc()
+    facts: dict[str, object] = {"status": answer.status, "outcome": answer.outcome}
+    if event is not None:
+        facts |= {"event_id": event.id, "type": event.kind, "object": event.object_id}
+    facts["reason"] = answer.reason
+    if answer.problem:
+        facts["problem"] = answer.problem
+    facts["ms"] = round(seconds * 1000, 2)
+    level = logging.INFO
+    if answer.alerts or answer.outcome == "parked":
+        level = logging.ERROR
+    elif answer.outcome == "unavailable":
+        level = logging.WARNING
+    _log.log(level, "webhook", **facts)
+    return answer
+
+
+def _tell_bug(error: Exception, **facts: object) -> None:
+    # The places without their values and the error without its text: those might be personal.
+    frames = traceback.format_tb(error.__traceback__)
+    _log.error("bug", kind=type(error).__name__, frames=frames, **facts)
+
+
+def _response(answer: Answer) -> Response:
+    headers: dict[str, str] = {}
+    if answer.outcome == "unavailable":
+        headers |= RETRY_AFTER
+    if answer.reason == "too_slow":
+        # The rest of the body may never come.
+        headers["Connection"] = "close"
+    return JSONResponse(answer.body, answer.status, headers)
+
+
+class Probes:
+    """Answers the probes: whether the bridge runs, and whether it can do its work."""
+
+    def __init__(self, credit_service: CreditClient) -> None:
+        """Asks `credit_service` whether it is there, at most once a second."""
+        self._credit_service = credit_service
+        self._asking = asyncio.Lock()
+        self._problem = ""
+        self._asked = float("-inf")
+        self.stopping = False
+
+    async def health(self, _: Request) -> Response:
+        """Answers 200 as long as the bridge runs."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, _: Request) -> Response:
+        """Answers 200 while events can be settled; 503 while it stops or nobody takes credits."""
+        problem = await self._found()
+        if self.stopping:
+            problem = "stopping"
+        if problem:
+            return JSONResponse(error_body(problem, "Not ready."), 503)
+        return JSONResponse({"status": "ready"})
+
+    async def _found(self) -> str:
+        async with self._asking:
+            if time.monotonic() - self._asked >= _READY_KEPT_SECONDS:
+                self._problem = await self._ask()
+                self._asked = time.monotonic()
+                metrics.READY.set(0 if self._problem else 1)
+            return self._problem
+
+    async def _ask(self) -> str:
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                await self._credit_service.list_prices()
+        except TimeoutError:
+            return "credit_service_silent"
+        except CreditError as error:
+            return error.reason.lower()
+        return ""
+
+
+def make_app(
+    webhooks: Webhooks, checkouts: Checkouts | None, probes: Probes, catalog: Catalog
+) -> Starlette:
+    """Puts the routes together; without `checkouts` nothing is sold here."""
+    packs = [
+        {
+            "id": pack.id,
+            "name": pack.name,
+            "credits": pack.credits,
+            "amount_minor": pack.amount_minor,
+            "currency": pack.currency,
+        }
+        for pack in catalog.packs
+    ]
+
+    async def credit_packs(_: Request) -> Response:
+        headers = {
+            "Cache-Control": f"public, max-age={_PACKS_KEPT_SECONDS}",
+            # Any page may show them.
+            "Access-Control-Allow-Origin": "*",
+        }
+        return JSONResponse({"packs": packs}, headers=headers)
+
+    routes = [
+        Route("/stripe/webhooks", webhooks.post, methods=["POST"]),
+        Route("/credit-packs", credit_packs, methods=["GET"]),
+        Route("/healthz", probes.health, methods=["GET"]),
+        Route("/readyz", probes.ready, methods=["GET"]),
+    ]
+    if checkouts is not None:
+        routes.append(Route("/checkout-sessions", checkouts.post, methods=["POST"]))
+    app = Starlette(
+        routes=routes, exception_handlers={HTTPException: _no_such_route, Exception: _bug}
+    )
+    # Stripe takes a redirect for a failure.
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _no_such_route(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101  # Starlette chooses by this class
+    reason = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "refused")
+    return JSONResponse(error_body(reason, error.detail), error.status_code, error.headers)
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    metrics.ALERTS.labels("bug").inc()
+    _tell_bug(error, path=request.url.path)
+    return JSONResponse(error_body("failed", "The failure is logged."), 500)

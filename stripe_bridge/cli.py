@@ -1,0 +1,322 @@
+"""The command line: serve, settings, check-config, endpoint, reconcile, replay; see `--help`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import grpc
+import structlog
+from cyclopts import App, Parameter
+
+from credit_service import logs
+from credit_service.environment import ConfigurationError, described
+from credit_service.errors import CreditError
+from stripe_bridge import config, inspection, server
+from stripe_bridge.bodies import Limits
+from stripe_bridge.endpoint import EndpointExists, make_endpoint
+from stripe_bridge.model import Unresolved
+from stripe_bridge.reconcile import Summary
+from stripe_bridge.reconcile import reconcile as walk_everything
+from stripe_bridge.server import CreditService
+from stripe_bridge.settle import Settled, Settler
+from stripe_bridge.stripe_api import StripeAway, StripeReads, StripeRefuses, stripe_client
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from stripe_bridge.config import Settings
+
+app = App(
+    name="stripe-bridge",
+    help="A bridge from Stripe to the credit service: what is paid there is credited here, what is"
+    " paid back is taken back, and nothing is lost or doubled.",
+    version_flags=[],
+)
+
+_log = structlog.get_logger()
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+class _Refused(Exception):
+    """Ends the command with one line and exit code 2."""
+
+
+@app.command
+def serve() -> None:
+    """Run the bridge until it is told to stop (SIGTERM or Ctrl-C); events in hand are answered.
+
+    Settings are environment variables, listed by `stripe-bridge settings`.
+    """
+    settings = config.read()
+    logs.configure(level=settings.log_level, as_json=settings.logs_json)
+    asyncio.run(_serve(settings, _server_settings(settings)))
+
+
+@app.command
+def settings() -> None:
+    """Print every setting with its value, default and meaning; secrets are masked."""
+    for line in described(config.read()):
+        print(line)
+
+
+@app.command
+def check_config() -> None:
+    """Look whether the settings fit Stripe, this machine's clock and the credit service.
+
+    Compares the catalogue with Stripe's prices, tries the key's rights and the bridge's role, and
+    writes nothing. A line for each problem, and exit code 1 if there is any.
+    """
+    settings = config.read()
+    found = asyncio.run(_check(settings))
+    for line in found:
+        print(line)
+    if not found:
+        print("everything fits")
+    sys.exit(1 if found else 0)
+
+
+@app.command
+def endpoint(*, url: str, again: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """Make the webhook endpoint in Stripe, with the API version and the events of the bridge.
+
+    Needs, for this once, a STRIPE_BRIDGE_STRIPE_KEY that may write webhook endpoints. The line for
+    the bridge's settings, with the signing secret, goes to standard output; Stripe tells the secret
+    only now.
+
+    Args:
+        url: Where Stripe is to deliver: https://your-host/stripe/webhooks.
+        again: Make one more, though there is one with this URL.
+    """
+    settings = config.read()
+    if not re.fullmatch(r"https://[!-~]+|http://(localhost|127\.0\.0\.1)[:/][!-~]*", url):
+        raise _Refused("--url must be https://your-host/stripe/webhooks")
+    try:
+        secret, live = asyncio.run(_make_endpoint(settings, url, again=again))
+    except EndpointExists as exists:
+        raise _Refused(
+            f"{exists} has this URL already; its secret is in Stripe's Dashboard, and --again makes"
+            " one more, whose events come beside"
+        ) from None
+    print(f"{config.variable('webhook_secrets')}={'live' if live else 'test'}:{secret}")
+    print(
+        "the endpoint is made; put the line above into the bridge's settings, behind a comma where"
+        " there is a secret already",
+        file=sys.stderr,
+    )
+
+
+@app.command
+def reconcile(
+    *,
+    since: str = "35d",
+    disputes_since: str = "180d",
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Settle again all that Stripe has of a time, so that no lost event loses a payment.
+
+    Safe at any time, beside the running bridge, and twice. Exit code 1 if anything stays
+    unresolved; `repaired` counts what no event had brought.
+
+    Args:
+        since: How old sessions, invoices, payments and refunds may be, such as 35d or 12h.
+        disputes_since: The same for disputes, which live longer.
+        dry_run: Find out everything and write nothing.
+    """
+    periods = _period("--since", since), _period("--disputes-since", disputes_since)
+    settings = config.read()
+    logs.configure(level="warning", as_json=settings.logs_json)
+    found = asyncio.run(_reconcile(settings, *periods, dry_run=dry_run))
+    for kind, findings in (("conflict", found.conflicts), ("unresolved", found.unresolved)):
+        for finding in findings:
+            print(f"{kind}: {finding.id}: {finding.reason}: {finding.detail}")
+    print(
+        f"{found.seen} seen, {found.already_there} already there, {found.repaired}"
+        f" {'to repair' if dry_run else 'repaired'}, {found.nothing} nothing to do,"
+        f" {len(found.conflicts)} conflicts, {len(found.unresolved)} unresolved"
+    )
+    sys.exit(1 if found.unresolved else 0)
+
+
+@app.command
+def replay(id: str, /) -> None:  # noqa: A002  # Stripe's own word
+    """Settle one event or object as it now is, and say what came of it.
+
+    Args:
+        id: evt_..., cs_..., pi_..., in_..., ch_..., re_... or du_... .
+    """
+    settings = config.read()
+    logs.configure(level="warning", as_json=settings.logs_json)
+    settled = asyncio.run(_replay(settings, id))
+    print(" ".join([settled.outcome, settled.reason, *settled.refs]))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line.
+
+    A refusal is one line on standard error and exit code 2; what cannot be done, 1.
+
+    Args:
+        arguments: what stands behind the program's name; None: as the program was called.
+    """
+    try:
+        app(arguments)
+    except (_Refused, ConfigurationError, server.StartRefusedError) as refusal:
+        print(f"stripe-bridge: {refusal}", file=sys.stderr)
+        sys.exit(2)
+    except (StripeAway, StripeRefuses, Unresolved, CreditError) as failure:
+        print(f"stripe-bridge: {failure}", file=sys.stderr)
+        sys.exit(1)
+
+
+async def _serve(settings: Settings, made: server.Settings) -> None:
+    """Serves until SIGTERM or SIGINT; a second one ends the process at once."""
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            _log.error("told twice to stop, not draining")
+            os._exit(1)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+
+    async def started(port: int) -> None:
+        host = settings.listen.rpartition(":")[0]
+        print(f"stripe-bridge listens on {host}:{port}")
+        print(f"credits go to {settings.credit_target}", flush=True)
+
+    await server.serve(made, stop, started)
+
+
+def _server_settings(settings: Settings) -> server.Settings:
+    secrets = settings.secrets()
+    if not secrets:
+        raise _Refused(
+            f"set {config.variable('webhook_secrets')}: without a secret no event can be told from"
+            " a forged one; `stripe-bridge endpoint` makes an endpoint and its secret"
+        )
+    return server.Settings(
+        listen=settings.listen,
+        credit_service=_credit_service(settings),
+        stripe_key=_stripe_key(settings),
+        stripe_address=settings.stripe_address,
+        secrets=secrets,
+        accounts=frozenset(settings.connected_accounts),
+        policy=settings.policy(),
+        checkout_token_sha256=settings.checkout_token_sha256,
+        return_origins=frozenset(settings.return_origins),
+        limits=Limits(
+            body_bytes=settings.body_bytes,
+            requests_in_flight=settings.requests_in_flight,
+            park_after_seconds=settings.park_after_hours * 60 * 60,
+        ),
+        poll_seconds=settings.poll_seconds,
+        unready_seconds=settings.unready_seconds,
+        metrics_port=settings.metrics_port,
+        metrics_host=settings.metrics_host,
+    )
+
+
+def _stripe_key(settings: Settings) -> str:
+    if settings.stripe_key is None:
+        raise _Refused(
+            f"set {config.variable('stripe_key')}: refunds, disputes and prices are read from"
+            " Stripe; a restricted key that may only read is enough"
+        )
+    return settings.stripe_key.get_secret_value()
+
+
+def _credit_service(settings: Settings) -> CreditService:
+    token, files = settings.credit_token, {}
+    for name in ("credit_tls_ca", "credit_tls_certificate", "credit_tls_key"):
+        path = getattr(settings, name)
+        try:
+            files[name] = None if path is None else path.read_bytes()
+        except OSError as error:
+            raise _Refused(f"{config.variable(name)}: {path}: {error.strerror}") from error
+    credentials = None
+    if any(files.values()):
+        credentials = grpc.ssl_channel_credentials(
+            files["credit_tls_ca"], files["credit_tls_key"], files["credit_tls_certificate"]
+        )
+    return CreditService(
+        target=settings.credit_target,
+        token=None if token is None else token.get_secret_value(),
+        credentials=credentials,
+    )
+
+
+async def _check(settings: Settings) -> list[str]:
+    found = []
+    if not settings.webhook_secrets:
+        found.append(f"{config.variable('webhook_secrets')} is not set, so no event is taken")
+    async with (
+        stripe_client(_stripe_key(settings), address=settings.stripe_address) as client,
+        _credit_service(settings).client() as credit_service,
+    ):
+        looked = inspection.problems(client, credit_service, settings.policy())
+        return found + [line async for line in looked]
+
+
+async def _make_endpoint(settings: Settings, url: str, *, again: bool) -> tuple[str, bool]:
+    async with stripe_client(_stripe_key(settings), address=settings.stripe_address) as client:
+        return await make_endpoint(client, url, again=again)
+
+
+def _period(option: str, text: str) -> timedelta:
+    match = re.fullmatch("([0-9]{1,5})([mhdw])", text)
+    if match is None:
+        raise _Refused(f"{option} must be a time such as 35d, 12h or 90m")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+@asynccontextmanager
+async def _settler(
+    settings: Settings, *, validate_only: bool = False
+) -> AsyncIterator[tuple[StripeReads, Settler]]:
+    policy = settings.policy()
+    async with (
+        stripe_client(_stripe_key(settings), address=settings.stripe_address) as client,
+        _credit_service(settings).client() as credit_service,
+    ):
+        reads = StripeReads(client)
+        yield reads, Settler(reads, credit_service, policy, validate_only=validate_only)
+
+
+async def _reconcile(
+    settings: Settings, since: timedelta, disputes_since: timedelta, *, dry_run: bool
+) -> Summary:
+    def progress(name: str, summary: Summary) -> None:
+        if sys.stderr.isatty():
+            line = f"{summary.seen} seen, {summary.repaired} repaired; now {name}"
+            print(f"\r{line:<70}", end="", file=sys.stderr, flush=True)
+
+    now = datetime.now(UTC)
+    async with _settler(settings, validate_only=dry_run) as (reads, settler):
+        found = await walk_everything(
+            reads,
+            settler,
+            since=now - since,
+            disputes_since=now - disputes_since,
+            progress=progress,
+        )
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    return found
+
+
+async def _replay(settings: Settings, id: str) -> Settled:  # noqa: A002  # Stripe's own word
+    async with _settler(settings) as (reads, settler):
+        if not reads.knows(id):
+            raise _Refused(f"{id!a} is no id of an event, session, payment, refund or dispute")
+        return await settler.replay(id)

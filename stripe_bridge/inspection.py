@@ -1,0 +1,151 @@
+"""Looks whether the bridge's settings fit Stripe, the clock and the credit service."""
+
+from __future__ import annotations
+
+import time
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from credit_service.client import Payment
+from credit_service.errors import AccessError, CreditError, Refusal
+from stripe_bridge.checkout import find_price
+from stripe_bridge.model import Unresolved
+from stripe_bridge.stripe_api import StripeAway, StripeRefuses, stripe_errors
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    import stripe
+
+    from credit_service.client import CreditClient
+    from stripe_bridge.catalog import Catalog, Pack, Policy
+    from stripe_bridge.fields import Object
+
+# Stripe's signatures are good for 300 s, and a clock that is off drifts on.
+_CLOCK_SECONDS_MAX = 30
+
+_NOBODY = UUID(int=0)
+_NO_PAYMENT = "stripe:check-config"
+
+
+async def problems(
+    client: stripe.StripeClient, credit_service: CreditClient, policy: Policy
+) -> AsyncIterator[str]:
+    """Yields a line for each thing that does not fit; writes nothing anywhere.
+
+    Args:
+        client: as the bridge reads from Stripe.
+        credit_service: as the bridge writes credits.
+        policy: with the catalogue.
+    """
+    async for line in _of_key_and_clock(client):
+        yield line
+    for pack in policy.catalog.packs:
+        async for line in _of_pack(client, pack, policy):
+            yield line
+    async for line in _of_other_prices(client, policy.catalog):
+        yield line
+    async for line in _of_credit_service(credit_service):
+        yield line
+
+
+async def _of_key_and_clock(client: stripe.StripeClient) -> AsyncIterator[str]:
+    v1 = client.v1
+    reads: dict[str, Callable[[Any], Awaitable[Any]]] = {
+        "Checkout Sessions": v1.checkout.sessions.list_async,
+        "PaymentIntents": v1.payment_intents.list_async,
+        "Charges": v1.charges.list_async,
+        "Refunds": v1.refunds.list_async,
+        "Disputes": v1.disputes.list_async,
+        "Invoices": v1.invoices.list_async,
+        "Customers": v1.customers.list_async,
+        "Events": v1.events.list_async,
+    }
+    answered = None
+    for name, listed in reads.items():
+        try:
+            with stripe_errors(name):
+                answered = (await listed({"limit": 1})).last_response
+        except StripeAway as away:
+            yield str(away)
+            return
+        except StripeRefuses as refuses:
+            yield f"Stripe's key may not read {name}: {refuses}"
+    date = (answered.headers if answered else {}).get("date")
+    if date is not None:
+        offset = time.time() - parsedate_to_datetime(date).timestamp()
+        if abs(offset) > _CLOCK_SECONDS_MAX:
+            way = "ahead of" if offset > 0 else "behind"
+            yield (
+                f"this machine's clock is {abs(offset):.0f} s {way} Stripe's; set it by NTP, for"
+                " signatures are good for 300 s"
+            )
+
+
+async def _of_pack(client: stripe.StripeClient, pack: Pack, policy: Policy) -> AsyncIterator[str]:
+    where = f"pack {pack.id}"
+    if pack.credits > policy.max_credits_per_purchase:
+        yield f"{where} gives more credits than STRIPE_BRIDGE_MAX_CREDITS_PER_PURCHASE allows"
+    if policy.allowed_currencies and pack.currency not in policy.allowed_currencies:
+        yield f"{where} is sold in {pack.currency}, which STRIPE_BRIDGE_ALLOWED_CURRENCIES lacks"
+    try:
+        price = await find_price(client, pack)
+    except (StripeAway, StripeRefuses, Unresolved) as error:
+        yield f"{where}: {error}"
+        return
+    if price is None:
+        yield f"{where}: no active price has the lookup key {pack.lookup_key}"
+        return
+    for line in _differences(price, pack):
+        yield f"{where}: {line}"
+
+
+def _differences(price: Object, pack: Pack) -> list[str]:
+    told = f"price {price['id']}"
+    lines = []
+    if not price.get("active"):
+        lines.append(f"{told} is not active")
+    if price.get("type") != "one_time":
+        lines.append(f"{told} is recurring, and a pack is sold once")
+    asked = (price.get("unit_amount"), price.get("currency"))
+    if asked != (pack.amount_minor, pack.currency):
+        lines.append(
+            f"{told} is {asked[0]} {asked[1]}, and the catalogue shows"
+            f" {pack.amount_minor} {pack.currency}"
+        )
+    return lines
+
+
+async def _of_other_prices(client: stripe.StripeClient, catalog: Catalog) -> AsyncIterator[str]:
+    sold = {pack.price or pack.lookup_key for pack in catalog.packs}
+    try:
+        for price_id in catalog.by_price.keys() - sold:
+            with stripe_errors(price_id):
+                price = await client.v1.prices.retrieve_async(price_id)
+            if not price.active:
+                yield f"price {price_id} is not active"
+        for lookup_key in catalog.by_lookup_key.keys() - sold:
+            with stripe_errors(lookup_key):
+                found = await client.v1.prices.list_async(
+                    {"lookup_keys": [lookup_key], "active": True}
+                )
+            if not found.data:
+                yield f"no active price has the lookup key {lookup_key}"
+    except (StripeAway, StripeRefuses, Unresolved) as error:
+        yield str(error)
+
+
+async def _of_credit_service(credit_service: CreditClient) -> AsyncIterator[str]:
+    payment = Payment(ref=_NO_PAYMENT, amount_minor=0, currency="eur")
+    try:
+        await credit_service.purchase_credits(
+            _NOBODY, 1, payment=payment, idempotency_key=_NO_PAYMENT, validate_only=True
+        )
+    except AccessError as error:
+        yield f"the credit service does not let the bridge in: {error}"
+    except Refusal:
+        # That nobody is no user; the bridge was let in.
+        pass
+    except CreditError as error:
+        yield f"the credit service gives no answer: {error}"

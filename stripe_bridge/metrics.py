@@ -1,0 +1,45 @@
+"""What the bridge measures about itself, in Prometheus' form. Times are in seconds."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+EVENTS = Counter(
+    "stripe_bridge_events",
+    "Webhook requests answered, by type of event, HTTP status, outcome and reason.",
+    ("type", "status", "outcome", "reason"),
+)
+EVENT_SECONDS = Histogram(
+    "stripe_bridge_event_seconds",
+    "Time from the head of a webhook request to its answer.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 8, 10),
+)
+ALERTS = Counter(
+    "stripe_bridge_alerts",
+    "What no retry mends and a person must look at, by reason; it should stay at 0.",
+    ("reason",),
+)
+PARKED = Counter(
+    "stripe_bridge_parked",
+    "Events answered 200 though unresolved, for they were too old; reconcile finds them again.",
+    ("reason",),
+)
+IN_FLIGHT = Gauge("stripe_bridge_in_flight_events", "Webhook requests being answered.")
+CHECKOUTS = Counter(
+    "stripe_bridge_checkouts",
+    "Requests for Checkout Sessions answered, by HTTP status and reason.",
+    ("status", "reason"),
+)
+READY = Gauge("stripe_bridge_ready", "1 while the credit service answers the bridge, else 0.")
+POLLED = Counter(
+    "stripe_bridge_polled_events",
+    "Events that the poller settled, by outcome and reason; committed ones had never come.",
+    ("outcome", "reason"),
+)
+POLLS_FAILED = Counter(
+    "stripe_bridge_failed_polls", "Times that Stripe's newest events could not be looked through."
+)
+POLLED_UNTIL = Gauge(
+    "stripe_bridge_polled_until_seconds",
+    "Unix time up to which every event that Stripe has listed is settled.",
+)

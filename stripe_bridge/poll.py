@@ -1,0 +1,138 @@
+"""Looks through Stripe's newest events again and again, and settles those that never came.
+
+It closes the hours that Stripe may take to repeat a delivery. Several bridges may do it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from stripe_bridge import metrics
+from stripe_bridge.settle import EVENT_TYPES, Settled
+from stripe_bridge.stripe_api import StripeAway, StripeRefuses
+from stripe_bridge.walk import Finding, walk
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from stripe_bridge.fields import Object
+    from stripe_bridge.settle import Settler
+    from stripe_bridge.stripe_api import StripeReads
+
+_log = structlog.get_logger()
+
+LOOK_BACK_SECONDS = 24 * 60 * 60
+OVERLAP_SECONDS = 10 * 60
+GRACE_SECONDS = 30
+
+
+class Poller:
+    """Settles what Stripe has listed and the bridge may not have been told.
+
+    Events that it has settled itself are not settled again; that memory ends with the process.
+    """
+
+    def __init__(
+        self,
+        stripe: StripeReads,
+        settler: Settler,
+        *,
+        look_back_seconds: int = LOOK_BACK_SECONDS,
+        overlap_seconds: int = OVERLAP_SECONDS,
+        grace_seconds: int = GRACE_SECONDS,
+    ) -> None:
+        """Begins with no memory.
+
+        Args:
+            stripe: lists the events.
+            settler: settles them.
+            look_back_seconds: how old the events are that it begins with.
+            overlap_seconds: how much later an event may be listed than one that is newer.
+            grace_seconds: how long an event is left to its delivery.
+        """
+        self._stripe = stripe
+        self._settler = settler
+        self._since = int(time.time()) - look_back_seconds
+        self._overlap_seconds = overlap_seconds
+        self._grace_seconds = grace_seconds
+        self._settled: dict[str, int] = {}
+
+    async def run(self, poll_seconds: float) -> None:
+        """Polls until it is cancelled, whatever fails, with this pause after each time."""
+        while True:
+            try:
+                await self.poll()
+            except (StripeAway, StripeRefuses) as problem:
+                metrics.POLLS_FAILED.inc()
+                _log.warning("poll_failed", problem=str(problem))
+            except Exception:
+                # It runs unwatched for months; the next time may succeed.
+                metrics.POLLS_FAILED.inc()
+                _log.exception("poll_failed")
+            await asyncio.sleep(poll_seconds)
+
+    async def poll(self) -> bool:
+        """Settles the events since the last time.
+
+        Returns:
+            Whether all of them are done with; otherwise the next time tries the rest again.
+
+        Raises:
+            StripeAway, StripeRefuses: they cannot be listed.
+        """
+        now = int(time.time())
+        newest = self._since
+        left = 0
+        async for group in walk(self._events(now), self._settler.listed_event):
+            left_here = 0
+            for event, found in group:
+                if isinstance(found, Finding) and found.passing:
+                    left_here += 1
+                else:
+                    self._settled[event["id"]] = event["created"]
+                newest = max(newest, event["created"])
+                _tell(event, found)
+            left += left_here
+            if left_here == len(group):
+                # The credit service or Stripe is away, so the rest would only wait in vain.
+                break
+        if left:
+            return False
+        self._since = max(self._since, newest - self._overlap_seconds)
+        self._settled = {
+            event_id: created
+            for event_id, created in self._settled.items()
+            if created >= self._since
+        }
+        metrics.POLLED_UNTIL.set(now - self._grace_seconds)
+        return True
+
+    async def _events(self, now: int) -> AsyncIterator[Object]:
+        until = now - self._grace_seconds
+        async for event in self._stripe.events(
+            types=list(EVENT_TYPES), created={"gte": self._since, "lte": until}
+        ):
+            if event["id"] not in self._settled:
+                yield event
+
+
+def _tell(event: Object, found: Settled | Finding) -> None:
+    outcome = "unresolved" if isinstance(found, Finding) else found.outcome
+    metrics.POLLED.labels(outcome, found.reason).inc()
+    if outcome in ("replayed", "nothing"):
+        return
+    if outcome != "committed" and not (isinstance(found, Finding) and found.passing):
+        metrics.ALERTS.labels(found.reason).inc()
+    _log.warning(
+        "polled",
+        event_id=event["id"],
+        type=event.get("type"),
+        outcome=outcome,
+        reason=found.reason,
+        refs=found.refs if isinstance(found, Settled) else (),
+        problem=found.detail if isinstance(found, Finding) else "",
+    )

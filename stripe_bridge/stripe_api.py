@@ -1,0 +1,213 @@
+"""What the bridge reads from Stripe, as plain dicts, and the three ways in which that can fail."""
+
+from __future__ import annotations
+
+import re
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, Unpack
+
+import stripe
+
+from stripe_bridge.fields import Object, optional_id
+from stripe_bridge.model import Unresolved
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from stripe import params as asked
+    from stripe.params import checkout as asked_checkout
+
+# Pinned: another version of the SDK must not change the shape of what is read.
+STRIPE_VERSION = "2026-10-28.endive"
+
+CALL_SECONDS = 4.0
+
+_PAGE = 100  # objects, the most that Stripe gives at once
+_MISSING = {"resource_missing", "not_found"}
+_KEY = re.compile(r"\b[rs]k_\S+")
+
+
+class StripeAway(Exception):
+    """Stripe gave no usable answer. Time alone mends it: ask again later."""
+
+
+class StripeRefuses(Exception):
+    """Stripe refuses the key or the call itself. The configuration must be mended."""
+
+
+class StripeMissing(Unresolved):
+    """Stripe does not know the object: it was deleted, or is of another account or mode."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            "stripe_object_missing",
+            f"Stripe does not know {name}; is the key one of its account and mode?",
+        )
+
+
+@contextmanager
+def stripe_errors(name: str) -> Iterator[None]:
+    """Turns the errors of Stripe's SDK into those of this module; `name` says what was asked for.
+
+    The SDK's errors are not chained to them: theirs can hold the whole answer, in a log too.
+
+    Raises:
+        StripeAway: no connection, no answer in time, too many requests, or a fault at Stripe.
+        StripeRefuses: the key is wrong or lacks a right, or a parameter is refused.
+        StripeMissing: there is no such object.
+    """
+    try:
+        yield
+    except stripe.InvalidRequestError as error:
+        if error.code in _MISSING:
+            raise StripeMissing(name) from None
+        raise StripeRefuses(_told(name, error)) from None
+    except (stripe.AuthenticationError, stripe.PermissionError) as error:
+        raise StripeRefuses(_told(name, error)) from None
+    except stripe.StripeError as error:
+        status = error.http_status or type(error).__name__
+        raise StripeAway(f"{name}: no usable answer from Stripe ({status})") from None
+
+
+def _told(name: str, error: stripe.StripeError) -> str:
+    return (
+        f"{name}: Stripe answered {error.http_status}: {_KEY.sub('***', str(error.user_message))}"
+    )
+
+
+@asynccontextmanager
+async def stripe_client(
+    api_key: str,
+    *,
+    address: str | None = None,
+    seconds: float = CALL_SECONDS,
+    retries: int = 1,
+) -> AsyncIterator[stripe.StripeClient]:
+    """Opens a client of Stripe's API, and closes its connections in the end.
+
+    Args:
+        api_key: `sk_...` or, better, `rk_...` with no more rights than are needed.
+        address: where the API is, such as `http://127.0.0.1:12111`; None: at Stripe.
+        seconds: how long a try may wait for the connection and for each part of the answer.
+        retries: further tries after no answer, 409 or 5xx, with the same idempotency key.
+    """
+    http = stripe.HTTPXClient(timeout=seconds)
+    try:
+        yield stripe.StripeClient(
+            api_key,
+            http_client=http,
+            stripe_version=STRIPE_VERSION,
+            max_network_retries=retries,
+            base_addresses={"api": address} if address else None,
+        )
+    finally:
+        await http.close_async()  # type: ignore[no-untyped-call]
+
+
+class StripeReads:
+    """Reads and lists Stripe's objects.
+
+    Everything raises StripeAway and StripeRefuses; a read of one object also StripeMissing. Lists
+    come newest first, and are read page by page while they are walked.
+    """
+
+    def __init__(self, client: stripe.StripeClient) -> None:
+        """Reads through `client`, whose key decides account and mode."""
+        self._v1 = client.v1
+        self._v2 = client.v2
+        self._one: dict[str, Callable[[str], Awaitable[stripe.StripeObject]]] = {
+            "cs": self._v1.checkout.sessions.retrieve_async,
+            "pi": self._v1.payment_intents.retrieve_async,
+            "ch": self._v1.charges.retrieve_async,
+            "py": self._v1.charges.retrieve_async,
+            "re": self._v1.refunds.retrieve_async,
+            "pyr": self._v1.refunds.retrieve_async,
+            "du": self._v1.disputes.retrieve_async,
+            "dp": self._v1.disputes.retrieve_async,
+            "in": self._v1.invoices.retrieve_async,
+            "cus": self._v1.customers.retrieve_async,
+            "evt": self._v1.events.retrieve_async,
+        }
+
+    def knows(self, id: str) -> bool:  # noqa: A002  # Stripe's own word
+        """Tells whether an id is of a kind that `read` reads."""
+        return id.partition("_")[0] in self._one
+
+    async def read(self, id: str) -> Object:  # noqa: A002  # Stripe's own word
+        """Reads the object of an id, whose prefix tells its kind.
+
+        Raises:
+            StripeMissing: there is none, or its kind is not one of those that `knows` tells.
+        """
+        if not self.knows(id):
+            raise StripeMissing(id)
+        with stripe_errors(id):
+            return (await self._one[id.partition("_")[0]](id)).to_dict()
+
+    async def thin_event(self, id: str) -> Object:  # noqa: A002  # Stripe's own word
+        """Reads a thin event with its data."""
+        with stripe_errors(id):
+            return (await self._v2.core.events.retrieve_async(id)).to_dict()
+
+    async def line_items(self, session_id: str) -> list[Object]:
+        """Reads what a Checkout Session sold, all of it."""
+        listed = self._v1.checkout.sessions.line_items.list_async
+        items = self._list(f"line items of {session_id}", listed, session_id)
+        return [item async for item in items]
+
+    async def invoice_lines(self, invoice_id: str) -> list[Object]:
+        """Reads the lines of an invoice, all of them, each with its whole price."""
+        listed = self._v1.invoices.line_items.list_async
+        expand = ["data.pricing.price_details.price"]
+        lines = self._list(f"lines of {invoice_id}", listed, invoice_id, expand=expand)
+        return [line async for line in lines]
+
+    async def invoice_paid_by(self, intent_id: str) -> str | None:
+        """Finds the invoice that a payment intent paid; None: it paid none."""
+        listed = self._v1.invoice_payments.list_async
+        payment = {"type": "payment_intent", "payment_intent": intent_id}
+        payments = self._list(f"invoice of {intent_id}", listed, payment=payment)
+        async for each in payments:
+            if invoice_id := optional_id(each.get("invoice")):
+                return invoice_id
+        return None
+
+    def sessions(
+        self, **filters: Unpack[asked_checkout.SessionListParams]
+    ) -> AsyncIterator[Object]:
+        """Lists Checkout Sessions."""
+        return self._list("sessions", self._v1.checkout.sessions.list_async, **filters)
+
+    def payment_intents(
+        self, **filters: Unpack[asked.PaymentIntentListParams]
+    ) -> AsyncIterator[Object]:
+        """Lists payment intents, of every status."""
+        return self._list("payment intents", self._v1.payment_intents.list_async, **filters)
+
+    def invoices(self, **filters: Unpack[asked.InvoiceListParams]) -> AsyncIterator[Object]:
+        """Lists invoices."""
+        return self._list("invoices", self._v1.invoices.list_async, **filters)
+
+    def refunds(self, **filters: Unpack[asked.RefundListParams]) -> AsyncIterator[Object]:
+        """Lists refunds."""
+        return self._list("refunds", self._v1.refunds.list_async, **filters)
+
+    def disputes(self, **filters: Unpack[asked.DisputeListParams]) -> AsyncIterator[Object]:
+        """Lists disputes."""
+        return self._list("disputes", self._v1.disputes.list_async, **filters)
+
+    def events(self, **filters: Unpack[asked.EventListParams]) -> AsyncIterator[Object]:
+        """Lists events; Stripe keeps them for 30 days."""
+        return self._list("events", self._v1.events.list_async, **filters)
+
+    async def _list(
+        self,
+        name: str,
+        listed: Callable[..., Awaitable[stripe.ListObject[Any]]],
+        *of: str,
+        **filters: Any,
+    ) -> AsyncIterator[Object]:
+        with stripe_errors(name):
+            page = await listed(*of, {**filters, "limit": _PAGE})
+            async for item in page.auto_paging_iter():
+                yield item.to_dict()

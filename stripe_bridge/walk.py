@@ -1,0 +1,106 @@
+"""Settles many of Stripe's objects, a few at once, so that none of them stops the others."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from credit_service.errors import CreditError
+from stripe_bridge.model import Unresolved
+from stripe_bridge.stripe_api import StripeAway, StripeRefuses
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from stripe_bridge.fields import Object
+    from stripe_bridge.settle import Settled
+
+_log = structlog.get_logger()
+
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What could not be settled.
+
+    Attributes:
+        id: of Stripe's object, or the name of a list that could not be read to its end.
+        reason: a snake_case word.
+        detail: a sentence for the operator.
+        passing: another try may succeed, without anybody doing anything.
+    """
+
+    id: str
+    reason: str
+    detail: str
+    passing: bool
+
+
+async def walk(
+    listed: AsyncIterator[Object],
+    settle: Callable[[Object], Awaitable[Settled]],
+    *,
+    retry_seconds: Sequence[float] = (),
+) -> AsyncIterator[list[tuple[Object, Settled | Finding]]]:
+    """Settles the objects of a list, and yields them in small groups with what came of each.
+
+    Args:
+        listed: the objects.
+        settle: settles one of them.
+        retry_seconds: the pause before each further try, for a failure that may pass.
+
+    Raises:
+        StripeAway, StripeRefuses: the list cannot be read.
+    """
+    group: list[Object] = []
+    async for obj in listed:
+        group.append(obj)
+        if len(group) == _AT_ONCE:
+            yield await _settle(group, settle, retry_seconds)
+            group = []
+    if group:
+        yield await _settle(group, settle, retry_seconds)
+
+
+async def _settle(
+    group: list[Object],
+    settle: Callable[[Object], Awaitable[Settled]],
+    retry_seconds: Sequence[float],
+) -> list[tuple[Object, Settled | Finding]]:
+    found = await asyncio.gather(*(_patiently(obj, settle, retry_seconds) for obj in group))
+    return list(zip(group, found, strict=True))
+
+
+async def _patiently(
+    obj: Object, settle: Callable[[Object], Awaitable[Settled]], retry_seconds: Sequence[float]
+) -> Settled | Finding:
+    found = await _once(obj, settle)
+    for pause in retry_seconds:
+        if not isinstance(found, Finding) or not found.passing:
+            break
+        await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # spreads load, hides nothing
+        found = await _once(obj, settle)
+    return found
+
+
+async def _once(obj: Object, settle: Callable[[Object], Awaitable[Settled]]) -> Settled | Finding:
+    name = str(obj.get("id"))
+    try:
+        return await settle(obj)
+    except Unresolved as unresolved:
+        return Finding(name, unresolved.reason, unresolved.detail, passing=False)
+    except StripeAway as away:
+        return Finding(name, "stripe_away", str(away), passing=True)
+    except StripeRefuses as refuses:
+        return Finding(name, "stripe_refuses", str(refuses), passing=True)
+    except CreditError as error:
+        return Finding(name, error.reason.lower(), str(error), passing=True)
+    except Exception:
+        # A fault of ours with one object must not hide the payments behind it.
+        _log.exception("settling_failed", object=name)
+        return Finding(name, "failed", "An unexpected failure, which is logged.", passing=False)
