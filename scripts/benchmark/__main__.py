@@ -1,0 +1,5 @@
+"""Calls the command line."""
+
+from benchmark.cli import main
+
+main()

@@ -1,0 +1,158 @@
+"""Fills the database as its owner: users with accounts and entries that add up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from benchmark.numbering import USER_ID_SQL
+from credit_service import migrations
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+BALANCE = 1_000_000_000
+
+_USER = USER_ID_SQL.format("n")
+
+# Users $1 to $1 + $2 - 1 of $3 entries each: a grant, then spends of 1, a microsecond apart.
+_USERS = f"""
+    INSERT INTO auth.users (id)
+    SELECT {_USER} FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
+"""
+_ACCOUNTS = f"""
+    INSERT INTO user_credits (user_id, balance, seq, last_updated)
+    SELECT {_USER}, {BALANCE} - $3::bigint + 1, $3::bigint, now()
+    FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
+"""
+_ENTRIES = f"""
+    INSERT INTO credit_transactions (
+        user_id, seq, type, call, amount, requested_amount, balance_change, held_change,
+        balance_after, held_after, floor, description, timestamp, reference, idempotency_key, caller
+    )
+    SELECT
+        {_USER}, place, kind, call, amount, amount, CASE kind WHEN 'spend' THEN -1 ELSE amount END,
+        0, {BALANCE} - place + 1, 0, CASE kind WHEN 'spend' THEN 0 END, '',
+        now() - interval '1 microsecond' * ($3::bigint - place), '', 'filled:' || place, 'benchmark'
+    FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
+    CROSS JOIN LATERAL (
+        SELECT
+            place,
+            CASE place WHEN 1 THEN 'grant' ELSE 'spend' END AS kind,
+            CASE place WHEN 1 THEN 'GrantCredits' ELSE 'SpendCredits' END AS call,
+            CASE place WHEN 1 THEN {BALANCE} ELSE 1 END AS amount
+        FROM generate_series(1, $3::bigint) AS place
+    ) AS entry
+"""
+
+# A hold for each of these users, whose time has passed an hour ago. The accounts have one entry.
+_HOLD_ENTRIES = f"""
+    INSERT INTO credit_transactions (
+        user_id, seq, type, call, amount, requested_amount, balance_change, held_change,
+        balance_after, held_after, floor, description, timestamp, reference, idempotency_key,
+        caller, hold_seq
+    )
+    SELECT {_USER}, 2, 'hold', 'HoldCredits', 1, 1, 0, 1, {BALANCE}, 1, 0, '', now(), '',
+        'filled:2', 'benchmark', 2
+    FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
+"""
+_HOLDS = f"""
+    INSERT INTO credit_holds (user_id, seq, state, amount, created_at, expires_at, reference)
+    SELECT {_USER}, 2, 'held', 1, now() - interval '2 hours', now() - interval '1 hour', ''
+    FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
+"""
+_HOLDING_ACCOUNTS = f"""
+    UPDATE user_credits
+    SET held = 1, open_holds = 1, seq = 2, next_hold_expiry = now() - interval '1 hour'
+    WHERE user_id IN (
+        SELECT {_USER} FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
+    )
+"""
+
+_EXPIRIES = f"""
+    SELECT timestamp FROM credit_transactions
+    WHERE type = 'expire' AND seq = 3 AND user_id IN (
+        SELECT {_USER} FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
+    )
+    ORDER BY timestamp
+"""
+
+# Commits are durable only if all of these are on.
+DURABILITY = ("fsync", "synchronous_commit", "full_page_writes")
+
+
+def database_url(url: str, name: str) -> str:
+    """Returns the URL of another database of the same server."""
+    return urlsplit(url)._replace(path=f"/{name}").geturl()
+
+
+async def create_database(owner_url: str, name: str) -> None:
+    """Makes an empty database."""
+    connection = await asyncpg.connect(owner_url)
+    try:
+        await connection.execute(f"CREATE DATABASE {name}")
+    finally:
+        await connection.close()
+
+
+async def migrate(owner_url: str) -> None:
+    """Brings a database to the newest version, for the role of the embedded server's service."""
+    await migrations.migrate(owner_url, "credit_service", lambda _line: None)
+
+
+async def settings(owner_url: str) -> dict[str, str]:
+    """Reads the server's version and what decides whether a commit is durable."""
+    connection = await asyncpg.connect(owner_url)
+    try:
+        return {
+            name: await connection.fetchval("SELECT current_setting($1)", name)
+            for name in ("server_version", *DURABILITY, "shared_buffers", "max_wal_size")
+        }
+    finally:
+        await connection.close()
+
+
+async def fill(owner_url: str, first_user: int, users: int, entries: int = 1) -> None:
+    """Writes users of so many entries each."""
+    connection = await asyncpg.connect(owner_url)
+    try:
+        async with connection.transaction():
+            # Foreign keys would be checked row by row, from a queue that is kept in memory.
+            await connection.execute("SET LOCAL session_replication_role = replica")
+            await connection.execute(_USERS, first_user, users)
+            await connection.execute(_ACCOUNTS, first_user, users, entries)
+            await connection.execute(_ENTRIES, first_user, users, entries)
+    finally:
+        await connection.close()
+
+
+async def settle(owner_url: str) -> None:
+    """Does at once what the server would otherwise do during the measurements that follow."""
+    connection = await asyncpg.connect(owner_url)
+    try:
+        await connection.execute("VACUUM ANALYZE")
+        await connection.execute("CHECKPOINT")
+    finally:
+        await connection.close()
+
+
+async def expire_holds(owner_url: str, first_user: int, users: int) -> None:
+    """Gives each of these users, of one entry each, a hold whose time has passed."""
+    connection = await asyncpg.connect(owner_url)
+    try:
+        async with connection.transaction():
+            for statement in (_HOLD_ENTRIES, _HOLDS, _HOLDING_ACCOUNTS):
+                await connection.execute(statement, first_user, users)
+    finally:
+        await connection.close()
+
+
+async def expiries(owner_url: str, first_user: int, users: int) -> list[datetime]:
+    """Reads when the holds of these users were recorded as expired, as far as they were."""
+    connection = await asyncpg.connect(owner_url)
+    try:
+        return [row[0] for row in await connection.fetch(_EXPIRIES, first_user, users)]
+    finally:
+        await connection.close()

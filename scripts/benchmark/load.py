@@ -1,0 +1,129 @@
+"""The load generator, in a process of its own: a plan on each line of its input, then what it saw.
+
+It ends with its input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import grpc
+import uvloop
+
+from benchmark import watching
+from benchmark.calls import CALLS, ItemRefusedError, Users
+from benchmark.plan import Plan, Told
+
+if TYPE_CHECKING:
+    from benchmark.calls import Call
+
+_MESSAGE_BYTES_MAX = 2 * 1024 * 1024
+
+
+class Generator:
+    """Carries out plans one after another, over connections that it keeps."""
+
+    def __init__(self) -> None:
+        self._channels: dict[tuple[str, int], list[grpc.aio.Channel]] = {}
+        self._users: dict[tuple[int, int], Users] = {}
+
+    async def carry_out(self, plan: Plan) -> Told:
+        """Carries out a plan to the answer of its last call."""
+        told = Told()
+        channels = await self._connected(plan)
+        if plan.call == "watch":
+            carried_out = watching.watch(channels[0], plan, told)
+        else:
+            chosen = (plan.first_user, plan.users)
+            if chosen not in self._users:
+                self._users[chosen] = Users(*chosen)
+            calls = [CALLS[plan.call](channel, self._users[chosen]) for channel in channels]
+            loop = _closed_loop if plan.rate is None else _open_loop
+            carried_out = loop(plan, calls, told)
+        await asyncio.sleep(plan.start_at - time.monotonic())
+        cpu, started = time.process_time(), time.monotonic()
+        await carried_out
+        told.cpu_seconds = time.process_time() - cpu
+        told.seconds = time.monotonic() - started
+        return told
+
+    async def _connected(self, plan: Plan) -> list[grpc.aio.Channel]:
+        place = (plan.target, plan.connections)
+        if place not in self._channels:
+            self._channels[place] = [
+                grpc.aio.insecure_channel(
+                    plan.target,
+                    options=(
+                        # A connection of its own, for several server processes to share.
+                        ("grpc.use_local_subchannel_pool", 1),
+                        ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
+                    ),
+                )
+                for _ in range(plan.connections)
+            ]
+        for channel in self._channels[place]:
+            await channel.channel_ready()
+        return self._channels[place]
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        for channels in self._channels.values():
+            for channel in channels:
+                await channel.close()
+
+
+async def _one(call: Call, due: float, end: float, told: Told) -> None:
+    told.begun += 1
+    try:
+        await call()
+    except grpc.aio.AioRpcError as error:
+        name = error.code().name
+        told.failed[name] = told.failed.get(name, 0) + 1
+        return
+    except ItemRefusedError:
+        told.failed["an item"] = told.failed.get("an item", 0) + 1
+        return
+    now = time.monotonic()
+    told.answered += now <= end
+    told.waited_us.append(round((now - due) * 1_000_000))
+
+
+async def _closed_loop(plan: Plan, calls: list[Call], told: Told) -> None:
+    end = plan.start_at + plan.seconds
+
+    async def caller(call: Call) -> None:
+        while (now := time.monotonic()) < end:
+            await _one(call, now, end, told)
+
+    await asyncio.gather(*(caller(calls[number % len(calls)]) for number in range(plan.in_flight)))
+
+
+async def _open_loop(plan: Plan, calls: list[Call], told: Told) -> None:
+    assert plan.rate is not None  # noqa: S101  # the caller chose by it
+    end = plan.start_at + plan.seconds
+    due = plan.start_at
+    async with asyncio.TaskGroup() as running:
+        while (due := due + random.expovariate(plan.rate)) < end:
+            if (pause := due - time.monotonic()) > 0:
+                await asyncio.sleep(pause)
+            running.create_task(_one(random.choice(calls), due, end, told))  # noqa: S311
+
+
+def main() -> None:
+    """Carries out the plans of the input."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        generator = Generator()
+        for line in sys.stdin:
+            told = runner.run(generator.carry_out(Plan(**json.loads(line))))
+            print(json.dumps(asdict(told)), flush=True)
+        runner.run(generator.close())
+
+
+if __name__ == "__main__":
+    main()

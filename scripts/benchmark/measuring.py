@@ -1,0 +1,178 @@
+"""Measures several loads side by side: they take turns, and each turn is compared with its like."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from benchmark import machine
+from benchmark.plan import Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from benchmark.children import Server
+    from benchmark.clients import Clients
+
+# From here on a client process is held to have nothing to spare.
+GENERATOR_FULL = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What one turn of a load gave.
+
+    Attributes:
+        rate: units of work a second, such as spends.
+        server_us: processor time of the server per unit, in microseconds.
+        database_us: processor time of PostgreSQL, all its processes, per unit, in microseconds.
+        server: processors that the server used, 1 being one of them wholly.
+        database: processors that PostgreSQL used.
+        generator: the part of a processor that the busiest client process used.
+        waited_us: microseconds from when a call was due to its answer.
+        failed: calls that were not answered with OK, by status code.
+    """
+
+    rate: float
+    server_us: float
+    database_us: float
+    server: float
+    database: float
+    generator: float
+    waited_us: list[int] = field(default_factory=list)
+    failed: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """A load on a server, to be taken in turns with others.
+
+    Attributes:
+        server: what is called.
+        call: a name of `calls.CALLS`.
+        first_user: number of the first user.
+        users: how many.
+        in_flight: calls that wait at the same time, over all client processes.
+        units: of work in a call.
+        rate: calls a second, over all client processes; None: as many as are answered.
+        connections: of each client process.
+        processes: client processes that share it; None: all.
+    """
+
+    server: Server
+    call: str
+    first_user: int
+    users: int
+    in_flight: int
+    units: int = 1
+    rate: float | None = None
+    connections: int = 1
+    processes: int | None = None
+
+    def run(self, clients: Clients, database_pid: int, seconds: float) -> Sample:
+        """Puts the load on the server for so many seconds."""
+        plan = Plan(
+            target=self.server.target,
+            call=self.call,
+            first_user=self.first_user,
+            users=self.users,
+            in_flight=self.in_flight,
+            seconds=seconds,
+            start_at=0,
+            rate=self.rate,
+            connections=self.connections,
+        )
+        pids = (self.server.pid, database_pid)
+        before = [machine.cpu_seconds(pid) for pid in pids]
+        tellings = clients.carry_out(plan, self.processes)
+        server, database = (
+            machine.cpu_seconds(pid) - earlier for pid, earlier in zip(pids, before, strict=True)
+        )
+        failed: Counter[str] = Counter()
+        for told in tellings:
+            failed.update(told.failed)
+        took = max(told.seconds for told in tellings)
+        units = self.units * max(1, sum(told.begun for told in tellings))
+        return Sample(
+            rate=self.units * sum(told.answered for told in tellings) / seconds,
+            server_us=server * 1e6 / units,
+            database_us=database * 1e6 / units,
+            server=server / took,
+            database=database / took,
+            generator=max(told.cpu_seconds / told.seconds for told in tellings),
+            waited_us=[us for told in tellings for us in told.waited_us],
+            failed=dict(failed),
+        )
+
+
+def in_turns(
+    runs: Mapping[str, Callable[[float], Sample]],
+    turns: int,
+    seconds: float,
+    say: Callable[[str], None],
+) -> dict[str, list[Sample]]:
+    """Runs every load once to warm up, and then all of them in turns, there and back again.
+
+    Args:
+        runs: by name, what runs a load for so many seconds.
+        turns: how often each.
+        seconds: how long each time.
+        say: told the progress.
+
+    Returns:
+        The samples of each, in the order of the turns.
+    """
+    samples: dict[str, list[Sample]] = {name: [] for name in runs}
+    names = list(runs)
+    for name in names:
+        say(f"warming up: {name}")
+        runs[name](min(seconds, 0.4))
+    for turn in range(turns):
+        for name in names:
+            started = time.monotonic()
+            sample = runs[name](seconds)
+            samples[name].append(sample)
+            took = time.monotonic() - started
+            say(f"turn {turn + 1} of {turns}: {name}: {sample.rate:,.0f}/s ({took:.1f} s)")
+        names.reverse()
+    return samples
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How two loads compare: the middle, least and greatest of their turns."""
+
+    middle: float
+    least: float
+    greatest: float
+
+
+def ratio(above: list[Sample], below: list[Sample]) -> Ratio:
+    """Divides the rates turn by turn, so that what slows a whole turn down falls out."""
+    each = [one.rate / (other.rate or 1) for one, other in zip(above, below, strict=True)]
+    return Ratio(statistics.median(each), min(each), max(each))
+
+
+def middle_rate(samples: list[Sample]) -> float:
+    """Returns the median of the rates."""
+    return statistics.median(sample.rate for sample in samples)
+
+
+def failures(samples: Mapping[str, list[Sample]]) -> dict[str, int]:
+    """Adds up the calls that failed, by load and status code."""
+    found: Counter[str] = Counter()
+    for name, each in samples.items():
+        for sample in each:
+            for code, count in sample.failed.items():
+                found[f"{name}: {code}"] += count
+    return dict(found)
+
+
+def quantile_ms(waited_us: list[int], part: float) -> float:
+    """Returns a quantile of times, in milliseconds, by the nearest rank."""
+    ordered = sorted(waited_us)
+    return ordered[math.ceil(part * len(ordered)) - 1] / 1000 if ordered else 0.0

@@ -1,0 +1,145 @@
+"""What the service is measured against, in a process of its own: the same kind of server, bare.
+
+`Empty` answers at once. `Spend` is what users would write themselves: a transaction per call that
+locks the account, updates it and inserts the entry. No access, no log, no metrics, no idempotency.
+It ends with its input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import grpc
+import uvloop
+
+from benchmark.calls import RIVAL
+from credit_service.gate import ANSWER_BYTES_MAX, MESSAGE_BYTES_MAX
+from credit_service.messages import timestamp
+from credit_service.v1 import credit_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+_CONNECTIONS = 16
+_FLOOR = 0
+
+# Its transactions queue for a hot row, for longer than the service's role may.
+_PATIENCE = {"lock_timeout": "0", "statement_timeout": "0"}
+
+# As the service has them.
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", ANSWER_BYTES_MAX),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.max_connection_age_ms", 600_000),
+    ("grpc.max_connection_age_grace_ms", 30_000),
+)
+
+_LOCK = "SELECT balance, held, seq FROM user_credits WHERE user_id = $1::uuid FOR UPDATE"
+_UPDATE = (
+    "UPDATE user_credits SET balance = balance - $2, seq = seq + 1,"
+    " last_updated = greatest(clock_timestamp(), last_updated)"
+    " WHERE user_id = $1::uuid RETURNING last_updated"
+)
+_INSERT = (
+    "INSERT INTO credit_transactions (user_id, seq, type, call, amount, requested_amount,"
+    " balance_change, held_change, balance_after, held_after, floor, description, timestamp,"
+    " reference, idempotency_key, caller)"
+    " VALUES ($1::uuid, $2, 'spend', 'Rival', $3, $3, -$3::bigint, 0, $4, $5, $6, '', $7, '', $8,"
+    " 'rival')"
+)
+
+
+class Rival:
+    """The two calls."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def empty(
+        self, _request: pb.SpendCreditsRequest, _context: Context
+    ) -> pb.SpendCreditsResponse:
+        """Answers at once."""
+        return pb.SpendCreditsResponse()
+
+    async def spend(
+        self, request: pb.SpendCreditsRequest, context: Context
+    ) -> pb.SpendCreditsResponse:
+        """Takes credits in a transaction of its own."""
+        user, amount = request.user_id, request.amount
+        async with self._pool.acquire() as connection, connection.transaction():
+            account = await connection.fetchrow(_LOCK, user)
+            if account is None:
+                await context.abort(grpc.StatusCode.NOT_FOUND)
+            balance, held, seq = account["balance"] - amount, account["held"], account["seq"] + 1
+            if balance - held < _FLOOR:
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION)
+            time: datetime = await connection.fetchval(_UPDATE, user, amount)
+            entry = (user, seq, amount, balance, held, _FLOOR, time, request.idempotency_key)
+            await connection.execute(_INSERT, *entry)
+        return pb.SpendCreditsResponse(
+            transaction=pb.CreditTransaction(
+                id=f"{user}-{seq}",
+                user_id=user,
+                seq=seq,
+                type=pb.TRANSACTION_TYPE_SPEND,
+                amount=amount,
+                balance_change=-amount,
+                balance_after=balance,
+                held_after=held,
+                timestamp=timestamp(time),
+                idempotency_key=request.idempotency_key,
+                caller="rival",
+            ),
+            credit=pb.UserCredit(
+                user_id=user,
+                balance=balance,
+                held=held,
+                available=balance - held,
+                min_balance=_FLOOR,
+                last_updated=timestamp(time),
+                seq=seq,
+            ),
+        )
+
+
+async def _serve(database_url: str) -> None:
+    pool = await asyncpg.create_pool(
+        database_url,
+        min_size=_CONNECTIONS,
+        max_size=_CONNECTIONS,
+        server_settings=_PATIENCE,
+    )
+    rival = Rival(pool)
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(
+            behaviour,
+            request_deserializer=pb.SpendCreditsRequest.FromString,
+            response_serializer=pb.SpendCreditsResponse.SerializeToString,
+        )
+        for name, behaviour in (("Empty", rival.empty), ("Spend", rival.spend))
+    }
+    server = grpc.aio.server(options=_OPTIONS)
+    service = grpc.method_handlers_generic_handler(RIVAL.strip("/"), handlers)
+    server.add_generic_rpc_handlers((service,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(f"rival listens on 127.0.0.1:{port}", flush=True)
+    over = asyncio.Event()
+    asyncio.get_running_loop().add_reader(sys.stdin, over.set)
+    await over.wait()
+    await server.stop(1)
+    await pool.close()
+
+
+if __name__ == "__main__":
+    uvloop.run(_serve(sys.argv[1]))

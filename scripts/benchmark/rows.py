@@ -1,0 +1,41 @@
+"""The rows of the table, by the names that `--only` takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchmark import deployment, expiring, growth, latency, throughput
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from benchmark.lines import Line
+    from benchmark.stand import Stand
+
+# Measured one after the other, when those of `throughput` are done.
+_APART: Mapping[str, Callable[[Stand], list[Line]]] = {
+    "latency": latency.half_load,
+    "books": growth.long_books,
+    "memory": deployment.memory,
+    "processes": deployment.processes,
+    "pgbouncer": deployment.pooler,
+    "expiry": expiring.sweeper,
+    "watchers": latency.watchers,
+}
+
+NAMES = (*throughput.ROWS, *_APART)
+
+
+def measure(stand: Stand, names: Iterable[str]) -> list[Line]:
+    """Measures rows in the order of the table.
+
+    Args:
+        stand: what they stand on.
+        names: of `NAMES`.
+    """
+    chosen = set(names)
+    lines = throughput.measure(stand, [name for name in throughput.ROWS if name in chosen])
+    for name, row in _APART.items():
+        if name in chosen:
+            lines += row(stand)
+    return lines
