@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import traceback
 from typing import TYPE_CHECKING
 
 import structlog
@@ -16,13 +15,13 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from credit_service.errors import CreditError
-from stripe_bridge import answers, metrics, webhook
+from stripe_bridge import answers, bugs, metrics, webhook
 from stripe_bridge.answers import RETRY_AFTER, Answer, error_body
 from stripe_bridge.bodies import Bodies, TooLarge, TooMuch
 from stripe_bridge.settle import EVENT_NEVER_MADE, EVENT_TYPES, Settled
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from starlette.requests import Request
     from starlette.responses import Response
@@ -51,13 +50,11 @@ class Webhooks:
         settler: Settler,
         *,
         secrets: Sequence[Secret],
-        accounts: Collection[str],
         limits: Limits,
     ) -> None:
-        """Takes events signed with one of `secrets`, of our account or one of `accounts`."""
+        """Takes events signed with one of `secrets`."""
         self._settler = settler
         self._secrets = secrets
-        self._accounts = accounts
         self._limits = limits
         self._bodies = Bodies(limits)
         self._in_flight = 0
@@ -103,7 +100,6 @@ class Webhooks:
             body,
             request.headers.getlist("stripe-signature"),
             secrets=self._secrets,
-            accounts=self._accounts,
             now=time.time(),
         )
         if isinstance(admitted, webhook.Refusal):
@@ -122,7 +118,7 @@ class Webhooks:
                 park_after_seconds=self._limits.park_after_seconds,
             )
             if answer.reason == "bug":
-                _tell_bug(error, event_id=event.id)
+                bugs.tell("bug", error, event_id=event.id)
         return _told(answer, event, started)
 
     async def _settle(self, event: Event) -> Settled:
@@ -159,12 +155,6 @@ def _told(answer: Answer, event: Event | None, started: float) -> Answer:
         level = logging.WARNING
     _log.log(level, "webhook", **facts)
     return answer
-
-
-def _tell_bug(error: Exception, **facts: object) -> None:
-    # The places without their values and the error without its text: those might be personal.
-    frames = traceback.format_tb(error.__traceback__)
-    _log.error("bug", kind=type(error).__name__, frames=frames, **facts)
 
 
 def _response(answer: Answer) -> Response:
@@ -267,5 +257,5 @@ async def _no_such_route(_: Request, error: Exception) -> Response:
 
 async def _bug(request: Request, error: Exception) -> Response:
     metrics.ALERTS.labels("bug").inc()
-    _tell_bug(error, path=request.url.path)
+    bugs.tell("bug", error, path=request.url.path)
     return JSONResponse(error_body("failed", "The failure is logged."), 500)

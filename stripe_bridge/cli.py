@@ -211,7 +211,6 @@ def _server_settings(settings: Settings) -> server.Settings:
         stripe_key=_stripe_key(settings),
         stripe_address=settings.stripe_address,
         secrets=secrets,
-        accounts=frozenset(settings.connected_accounts),
         policy=settings.policy(),
         checkout_token_sha256=settings.checkout_token_sha256,
         return_origins=frozenset(settings.return_origins),

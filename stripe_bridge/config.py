@@ -47,12 +47,6 @@ def _token_sha256(text: str) -> str:
     return text
 
 
-def _account(text: str) -> str:
-    if not re.fullmatch("acct_[A-Za-z0-9_]+", text):
-        raise ValueError("must be ids of accounts: acct_..., several with commas between")
-    return text
-
-
 def _currency(text: str) -> str:
     if not re.fullmatch("[a-z]{3}", text):
         raise ValueError("must be currencies such as eur, several with commas between")
@@ -133,11 +127,6 @@ class Settings(EnvironmentSettings):
         (),
         description="Signing secrets of the webhook endpoint, each behind its mode:"
         " live:whsec_... or test:whsec_...; several with commas between while one is replaced.",
-    )
-    connected_accounts: _Listed[Annotated[str, AfterValidator(_account)]] = Field(
-        (),
-        description="Connected accounts whose events count, with commas between; their owners"
-        " decide who gets credits.",
     )
     catalog: Path | None = Field(
         None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from stripe_bridge import metrics
+from stripe_bridge import bugs, metrics
 from stripe_bridge.settle import EVENT_TYPES, Settled
 from stripe_bridge.stripe_api import StripeAway, StripeRefuses
 from stripe_bridge.walk import Finding, walk
@@ -69,10 +69,10 @@ class Poller:
             except (StripeAway, StripeRefuses) as problem:
                 metrics.POLLS_FAILED.inc()
                 _log.warning("poll_failed", problem=str(problem))
-            except Exception:
+            except Exception as error:
                 # It runs unwatched for months; the next time may succeed.
                 metrics.POLLS_FAILED.inc()
-                _log.exception("poll_failed")
+                bugs.tell("poll_failed", error)
             await asyncio.sleep(poll_seconds)
 
     async def poll(self) -> bool:

@@ -73,7 +73,6 @@ class Settings:
         stripe_key: of Stripe's API.
         stripe_address: of Stripe's API; None: Stripe's own.
         secrets: that events are signed with.
-        accounts: connected accounts whose events count.
         policy: what is granted, and the packs on sale.
         checkout_token_sha256: of the token with which packs are sold; None: none are.
         return_origins: to which a checkout may lead back; empty: any with TLS.
@@ -89,7 +88,6 @@ class Settings:
     stripe_key: str
     stripe_address: str | None
     secrets: Sequence[Secret]
-    accounts: frozenset[str]
     policy: Policy
     checkout_token_sha256: str | None
     return_origins: frozenset[str]
@@ -122,9 +120,7 @@ async def serve(
         credit_service = await stack.enter_async_context(settings.credit_service.client())
         reads = StripeReads(client)
         settler = Settler(reads, credit_service, settings.policy)
-        webhooks = Webhooks(
-            settler, secrets=settings.secrets, accounts=settings.accounts, limits=settings.limits
-        )
+        webhooks = Webhooks(settler, secrets=settings.secrets, limits=settings.limits)
         stack.push_async_callback(webhooks.drained)
         checkouts = None
         if settings.checkout_token_sha256 is not None:

@@ -7,9 +7,8 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import structlog
-
 from credit_service.errors import CreditError
+from stripe_bridge import bugs
 from stripe_bridge.model import Unresolved
 from stripe_bridge.stripe_api import StripeAway, StripeRefuses
 
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
     from stripe_bridge.fields import Object
     from stripe_bridge.settle import Settled
-
-_log = structlog.get_logger()
 
 _AT_ONCE = 8
 
@@ -100,7 +97,7 @@ async def _once(obj: Object, settle: Callable[[Object], Awaitable[Settled]]) -> 
         return Finding(name, "stripe_refuses", str(refuses), passing=True)
     except CreditError as error:
         return Finding(name, error.reason.lower(), str(error), passing=True)
-    except Exception:
+    except Exception as error:
         # A fault of ours with one object must not hide the payments behind it.
-        _log.exception("settling_failed", object=name)
+        bugs.tell("settling_failed", error, object=name)
         return Finding(name, "failed", "An unexpected failure, which is logged.", passing=False)

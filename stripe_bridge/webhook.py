@@ -18,7 +18,7 @@ from stripe import WebhookSignature
 from stripe_bridge.model import Nothing
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
 TOLERANCE_SECONDS = 300
 
@@ -77,7 +77,6 @@ def admit(
     signatures: Sequence[str],
     *,
     secrets: Sequence[Secret],
-    accounts: Collection[str],
     now: float,
 ) -> Event | Refusal:
     """Decides about one request; whatever came, it answers and never raises.
@@ -86,7 +85,6 @@ def admit(
         body: the exact bytes that came.
         signatures: every `Stripe-Signature` header of the request.
         secrets: those that may have signed it; several while one is being replaced.
-        accounts: connected accounts whose events count, such as `acct_...`.
         now: seconds since 1970.
     """
     if len(signatures) != 1:
@@ -104,7 +102,7 @@ def admit(
         event = json.loads(body.decode(), parse_constant=_no_json)
     except (ValueError, RecursionError):
         return Refusal(400, "not_json")
-    return _read(event, secret, accounts) or Refusal(400, "not_an_event")
+    return _read(event, secret) or Refusal(400, "not_an_event")
 
 
 def _signed_by(body: bytes, header: str, secrets: Sequence[Secret]) -> Secret | None:
@@ -132,7 +130,7 @@ def _no_json(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _read(event: Any, secret: Secret, accounts: Collection[str]) -> Event | None:
+def _read(event: Any, secret: Secret) -> Event | None:
     if not isinstance(event, dict) or _name(event.get("object")) not in _KINDS_OF_EVENT:
         return None
     thin = event["object"] == _THIN
@@ -151,17 +149,16 @@ def _read(event: Any, secret: Secret, accounts: Collection[str]) -> Event | None
         livemode=event.get("livemode") is True,
         object_id=_name(about.get("id")) if about else "",
         obj=None if thin else about,
-        nothing=_not_for_us(event, secret, accounts),
+        nothing=_not_for_us(event, secret),
     )
 
 
-def _not_for_us(event: dict[str, Any], secret: Secret, accounts: Collection[str]) -> Nothing | None:
+def _not_for_us(event: dict[str, Any], secret: Secret) -> Nothing | None:
     # A live endpoint of Stripe Connect receives test events too ("Connect webhooks").
     if (event.get("livemode") is True) != secret.live:
         return Nothing("other_mode")
     # The owner of a connected account can write any metadata, and his events are signed by Stripe.
-    about = (event.get("account"), event.get("context"))
-    if any(account is not None and _name(account) not in accounts for account in about):
+    if event.get("account") is not None or event.get("context") is not None:
         return Nothing("connected_account")
     return None
 

@@ -15,7 +15,7 @@ import grpc
 import httpx
 import pytest
 from bridges import Bridge, bridge_settings, running_bridge
-from harness import Database, Service, running, server_settings
+from harness import Database, Service, eventually, running, server_settings
 from prometheus_client import REGISTRY
 from stripe_fakes import KEY, SECRET, FakeStripe, fake_stripe
 
@@ -83,6 +83,20 @@ class Stage:
         answers = await self.tell(*await self.events(paid))
         assert answers == [(200, "purchase")]
         return paid
+
+    async def asked_again(self) -> None:
+        """Waits until the service has given up to wait for a lock, and is asked to once more."""
+        begun = set()
+
+        async def is_asked_again() -> bool:
+            rows = await self.database.fetch(
+                "SELECT query_start FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+            begun.update(row[0] for row in rows)
+            return len(begun) > 1
+
+        await eventually(is_asked_again, every=0.01)
 
     async def delivering(self, **pace: object) -> None:
         """From now on Stripe delivers its events."""

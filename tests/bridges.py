@@ -74,7 +74,6 @@ def bridge_settings(credit_target: str, **changes: object) -> server.Settings:
             stripe_key=KEY,
             stripe_address="http://127.0.0.1:9",
             secrets=(Secret(SECRET, live=False),),
-            accounts=frozenset(),
             policy=Policy(catalog=Catalog.parse(PACKS)),
             checkout_token_sha256=None,
             return_origins=frozenset(),

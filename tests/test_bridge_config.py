@@ -50,7 +50,6 @@ def test_without_any_variable_it_is_for_this_machine_and_trusts_nobody(read):
     settings = read()
     assert settings.listen == "127.0.0.1:8081"
     assert settings.secrets() == ()
-    assert settings.connected_accounts == ()
     assert settings.checkout_token_sha256 is None
     policy = settings.policy()
     assert policy.catalog == Catalog()
@@ -66,7 +65,6 @@ def test_without_any_variable_it_is_for_this_machine_and_trusts_nobody(read):
         ("STRIPE_KEY", "rk_live_a", "rk_live_a"),
         ("STRIPE_ADDRESS", "http://127.0.0.1:12111", "http://127.0.0.1:12111"),
         ("STRIPE_ADDRESS", "https://proxy.example.com", "https://proxy.example.com"),
-        ("CONNECTED_ACCOUNTS", "acct_1, acct_2", ("acct_1", "acct_2")),
         ("ALLOWED_CURRENCIES", "eur,jpy\n", ("eur", "jpy")),
         ("INVOICE_BILLING_REASONS", "subscription_cycle", ("subscription_cycle",)),
         ("RETURN_ORIGINS", "https://a.example.com,http://localhost:3000",
@@ -128,8 +126,6 @@ BAD = [
             *("https://user:hunter2@a", "http://127.0.0.1.example.com:1", "http://0.0.0.0:1"),
         )
     ),
-    ("CONNECTED_ACCOUNTS", "1, 2", "must be ids of accounts"),
-    ("CONNECTED_ACCOUNTS", "acct_1,", "must be ids of accounts"),
     ("ALLOWED_CURRENCIES", "EUR", "must be currencies such as eur"),
     ("ALLOWED_CURRENCIES", "euro", "must be currencies such as eur"),
     ("INVOICE_BILLING_REASONS", "manual", "a checkout payment with an invoice would be credited"),

@@ -99,7 +99,6 @@ def test_28_the_300th_second_is_the_last_good_one_in_both_directions(seconds, go
             body,
             [signature(body, at=at)],
             secrets=[Secret(SECRET, live=False)],
-            accounts=(),
             now=now,
         )
         assert isinstance(found, webhook.Event) == good

@@ -120,12 +120,12 @@ async def test_10_a_sender_who_hangs_up_while_the_call_runs_gets_its_effect_once
         await holder.execute("SELECT FROM user_credits WHERE user_id = $1 FOR UPDATE", user)
         await stage.delivering(retry_seconds=600, retry_cap_seconds=600)
         paid = await stage.fake.purchase(user)
-        await eventually(stage.database.waits_for_a_lock)
 
         async def has_hung_up():
             return await stage.statuses(paid) == [None]
 
         await eventually(has_hung_up)
+        await stage.asked_again()
     await holder.close()
 
     async def is_there():

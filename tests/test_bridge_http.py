@@ -491,7 +491,6 @@ async def test_a_server_that_cancels_its_handler_leaves_nothing_half_done(
         webhooks = Webhooks(
             Settler(StripeReads(nobody), client, settings.policy),
             secrets=settings.secrets,
-            accounts=(),
             limits=Limits(),
         )
         app = make_app(webhooks, None, Probes(client), settings.policy.catalog)

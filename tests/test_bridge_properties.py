@@ -173,7 +173,11 @@ _STEPS = (
     Refund(50, "succeeded", "failed"),
     Dispute(15, ("withdraw", "lose a part")),
 )
-_OF_EVERY_KIND = [(n % 3, Life(how, 1000, 900, _STEPS)) for n, how in enumerate(EVERY)]
+_OF_EVERY_KIND = [
+    (place % 3, Life(how, 1000, 900, steps))
+    for place, how in enumerate(EVERY)
+    for steps in ((), _STEPS)
+]
 
 
 async def balances_equal_the_model(postmen, drawn):
@@ -208,7 +212,7 @@ _RACES = settings(
 )
 
 
-@settings(_RACES, derandomize=True, max_examples=5)
+@settings(_RACES, derandomize=True, max_examples=4)
 @example(drawn=Example(_OF_EVERY_KIND, "2026-10-28.endive", "loss", 1))
 @example(drawn=Example(_OF_EVERY_KIND, "2022-08-01", "none", 2))
 @given(drawn=_EXAMPLES)

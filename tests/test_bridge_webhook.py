@@ -41,8 +41,8 @@ def signature(body, secret=NEW, at=NOW):
     return WebhookSignature.generate_signature_header(body, secret, at)
 
 
-def admitted(body, *headers, secrets=SECRETS, accounts=(), now=NOW):
-    return admit(body, headers, secrets=secrets, accounts=frozenset(accounts), now=now)
+def admitted(body, *headers, secrets=SECRETS, now=NOW):
+    return admit(body, headers, secrets=secrets, now=now)
 
 
 def signed(event, secret=NEW, at=NOW, **options):
@@ -238,17 +238,8 @@ def test_an_event_counts_only_in_the_mode_of_its_secret(event, livemode):
 @pytest.mark.parametrize("event", [SNAPSHOT, THIN])
 @pytest.mark.parametrize("field", ["account", "context"])
 @pytest.mark.parametrize("value", [ACCOUNT, "acct_other", "", 1, [], {}, False, f"{ACCOUNT}/x"])
-def test_an_event_of_a_connected_account_counts_only_if_it_is_listed(event, field, value):
-    connected = Nothing("connected_account")
-    assert signed(event | {field: value}).nothing == connected
-    listed = signed(event | {field: value}, accounts=[ACCOUNT]).nothing
-    assert listed == (None if value == ACCOUNT else connected)
-
-
-def test_the_account_and_its_context_must_both_be_listed():
-    event = SNAPSHOT | {"account": ACCOUNT, "context": "acct_other"}
-    assert signed(event, accounts=[ACCOUNT]).nothing == Nothing("connected_account")
-    assert signed(event, accounts=[ACCOUNT, "acct_other"]).nothing is None
+def test_an_event_of_a_connected_account_is_not_for_us(event, field, value):
+    assert signed(event | {field: value}).nothing == Nothing("connected_account")
 
 
 def test_a_secret_stands_in_no_text_of_its_own():
@@ -276,7 +267,7 @@ def test_whatever_stands_behind_a_time_is_refused(body, garbage):
 
 @given(st.sampled_from([SNAPSHOT, THIN]), st.dictionaries(FIELDS, JSON), st.sets(FIELDS))
 def test_whatever_is_signed_is_an_event_or_refused(event, changes, missing):
-    answer = signed(without(event | changes, *missing), accounts=[ACCOUNT])
+    answer = signed(without(event | changes, *missing))
     assert isinstance(answer, Event) or answer.status == 400
 
 
