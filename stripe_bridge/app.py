@@ -63,14 +63,16 @@ class Webhooks:
     async def post(self, request: Request) -> Response:
         """Answers one request: 2xx only when credits are written or there is nothing to do."""
         started = time.monotonic()
+        admitted = await self._admitted(request)
+        if isinstance(admitted, Answer):
+            return _response(_told(admitted, None, started))
+        # Counted only now, so that strangers with slow bodies take no place from Stripe.
         if self._in_flight >= self._limits.requests_in_flight:
-            return _response(_told(Answer(503, "unavailable", "too_many_requests"), None, started))
+            full = Answer(503, "unavailable", "too_many_requests")
+            return _response(_told(full, admitted, started))
         self._in_flight += 1
         metrics.IN_FLIGHT.inc()
         try:
-            admitted = await self._admitted(request)
-            if isinstance(admitted, Answer):
-                return _response(_told(admitted, None, started))
             # A task of its own: what is begun is finished, whether the sender waits or not.
             settling = asyncio.create_task(self._settled(admitted, started))
             self._settling.add(settling)

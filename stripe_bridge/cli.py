@@ -42,6 +42,8 @@ app = App(
 
 _log = structlog.get_logger()
 
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -96,7 +98,9 @@ def endpoint(*, url: str, again: Annotated[bool, Parameter(negative="")] = False
         again: Make one more, though there is one with this URL.
     """
     settings = config.read()
-    if not re.fullmatch(r"https://[!-~]+|http://(localhost|127\.0\.0\.1)[:/][!-~]*", url):
+    if not re.fullmatch(
+        r"(https://[!-.0-~]+|http://(localhost|127\.0\.0\.1)(:[0-9]+)?)/[!-~]+", url
+    ):
         raise _Refused("--url must be https://your-host/stripe/webhooks")
     try:
         secret, live = asyncio.run(_make_endpoint(settings, url, again=again))
@@ -147,7 +151,7 @@ def reconcile(
 
 @app.command
 def replay(id: str, /) -> None:  # noqa: A002  # Stripe's own word
-    """Settle one event or object as it now is, and say what came of it.
+    """Settle one event or object as it now is, and say what came of it; exit code 1 on a conflict.
 
     Args:
         id: evt_..., cs_..., pi_..., in_..., ch_..., re_... or du_... .
@@ -156,6 +160,7 @@ def replay(id: str, /) -> None:  # noqa: A002  # Stripe's own word
     logs.configure(level="warning", as_json=settings.logs_json)
     settled = asyncio.run(_replay(settings, id))
     print(" ".join([settled.outcome, settled.reason, *settled.refs]))
+    sys.exit(1 if settled.outcome == "conflict" else 0)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -305,8 +310,8 @@ async def _reconcile(
         found = await walk_everything(
             reads,
             settler,
-            since=now - since,
-            disputes_since=now - disputes_since,
+            since=max(_EPOCH, now - since),
+            disputes_since=max(_EPOCH, now - disputes_since),
             progress=progress,
         )
     if sys.stderr.isatty():

@@ -34,6 +34,9 @@ CREDITS_KEY = "credits"
 VERSION_KEY = "credits_v"
 VERSION = "1"
 
+# An intent that is ours and leaves user or credits to its session.
+SESSION_DECIDES = Nothing("session_decides")
+
 _USER = re.compile("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _CREDITS = re.compile("[1-9][0-9]{0,12}")
 
@@ -116,10 +119,10 @@ def of_payment_intent(intent: Object, *, policy: Policy) -> Grant | Nothing:
     metadata = child(intent, "metadata")
     granted = _frozen_credits(metadata, intent_id)
     if granted is None:
-        return Nothing("session_decides" if USER_KEY in metadata else "not_ours")
+        return SESSION_DECIDES if USER_KEY in metadata else Nothing("not_ours")
     user_id = _user_of(metadata, intent_id)
     if user_id is None and policy.allow_client_reference_id:
-        return Nothing("session_decides")
+        return SESSION_DECIDES
     return _grant(
         intent,
         payment=intent_id,

@@ -59,6 +59,7 @@ async def _of_key_and_clock(client: stripe.StripeClient) -> AsyncIterator[str]:
         "Refunds": v1.refunds.list_async,
         "Disputes": v1.disputes.list_async,
         "Invoices": v1.invoices.list_async,
+        "Invoice Payments": v1.invoice_payments.list_async,
         "Customers": v1.customers.list_async,
         "Events": v1.events.list_async,
     }
@@ -119,21 +120,24 @@ def _differences(price: Object, pack: Pack) -> list[str]:
 
 async def _of_other_prices(client: stripe.StripeClient, catalog: Catalog) -> AsyncIterator[str]:
     sold = {pack.price or pack.lookup_key for pack in catalog.packs}
-    try:
-        for price_id in catalog.by_price.keys() - sold:
+    for price_id in sorted(catalog.by_price.keys() - sold):
+        try:
             with stripe_errors(price_id):
                 price = await client.v1.prices.retrieve_async(price_id)
             if not price.active:
                 yield f"price {price_id} is not active"
-        for lookup_key in catalog.by_lookup_key.keys() - sold:
+        except (StripeAway, StripeRefuses, Unresolved) as error:
+            yield str(error)
+    for lookup_key in sorted(catalog.by_lookup_key.keys() - sold):
+        try:
             with stripe_errors(lookup_key):
                 found = await client.v1.prices.list_async(
                     {"lookup_keys": [lookup_key], "active": True}
                 )
             if not found.data:
                 yield f"no active price has the lookup key {lookup_key}"
-    except (StripeAway, StripeRefuses, Unresolved) as error:
-        yield str(error)
+        except (StripeAway, StripeRefuses) as error:
+            yield str(error)
 
 
 async def _of_credit_service(credit_service: CreditClient) -> AsyncIterator[str]:

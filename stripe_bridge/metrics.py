@@ -24,7 +24,7 @@ PARKED = Counter(
     "Events answered 200 though unresolved, for they were too old; reconcile finds them again.",
     ("reason",),
 )
-IN_FLIGHT = Gauge("stripe_bridge_in_flight_events", "Webhook requests being answered.")
+IN_FLIGHT = Gauge("stripe_bridge_in_flight_events", "Events being settled.")
 CHECKOUTS = Counter(
     "stripe_bridge_checkouts",
     "Requests for Checkout Sessions answered, by HTTP status and reason.",

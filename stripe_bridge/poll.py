@@ -29,6 +29,9 @@ LOOK_BACK_SECONDS = 24 * 60 * 60
 OVERLAP_SECONDS = 10 * 60
 GRACE_SECONDS = 30
 
+# Nobody takes credits, or Stripe does not answer.
+_AWAY = {"stripe_away", "ledger_unavailable", "overloaded", "outcome_unknown"}
+
 
 class Poller:
     """Settles what Stripe has listed and the bridge may not have been told.
@@ -88,17 +91,17 @@ class Poller:
         newest = self._since
         left = 0
         async for group in walk(self._events(now), self._settler.listed_event):
-            left_here = 0
+            away = 0
             for event, found in group:
                 if isinstance(found, Finding) and found.passing:
-                    left_here += 1
+                    left += 1
+                    away += found.reason in _AWAY
                 else:
                     self._settled[event["id"]] = event["created"]
                 newest = max(newest, event["created"])
                 _tell(event, found)
-            left += left_here
-            if left_here == len(group):
-                # The credit service or Stripe is away, so the rest would only wait in vain.
+            if away == len(group):
+                # The rest would only wait in vain.
                 break
         if left:
             return False

@@ -123,13 +123,16 @@ class Settler:
 
     async def _replay_event(self, event_id: str) -> Settled:
         try:
-            return await self.listed_event(await self._stripe.read(event_id))
+            event = await self._stripe.read(event_id)
         except StripeMissing:
-            thin = await self._stripe.thin_event(event_id)
+            event = await self._stripe.thin_event(event_id)
+        if event.get("account"):
+            return Settled("nothing", "connected_account")
+        about = child(event, "related_object") or child(event, "data", "object")
         return await self.thin_event(
-            str(thin.get("type")).removeprefix("v1."),
+            str(event.get("type")).removeprefix("v1."),
             event_id=event_id,
-            object_id=optional_id(thin.get("related_object")) or "",
+            object_id=str(about.get("id") or ""),
         )
 
     async def session(self, obj: Object) -> Settled:
@@ -146,8 +149,14 @@ class Settler:
         return Settled("nothing", "payment_failed")
 
     async def payment_intent(self, obj: Object) -> Settled:
-        """Grants what a payment intent paid for, when it tells that by itself."""
-        return await self._granted(await self._decided(self._of_payment_intent, obj))
+        """Grants what a payment intent paid for, which its session may tell.
+
+        One that is captured by hand succeeds without another event about its session.
+        """
+        decided = await self._decided(self._of_payment_intent, obj)
+        if decided == grants.SESSION_DECIDES:
+            return await self.payment(obj)
+        return await self._granted(decided)
 
     async def payment(self, obj: Object) -> Settled:
         """Grants what a payment intent paid for, which its session or invoice may tell."""

@@ -29,7 +29,7 @@ class Finding:
         id: of Stripe's object, or the name of a list that could not be read to its end.
         reason: a snake_case word.
         detail: a sentence for the operator.
-        passing: another try may succeed, without anybody doing anything.
+        passing: another try may succeed later, with the object as it is.
     """
 
     id: str
@@ -49,19 +49,24 @@ async def walk(
     Args:
         listed: the objects.
         settle: settles one of them.
-        retry_seconds: the pause before each further try, for a failure that may pass.
+        retry_seconds: the pause before each further try, for a failure that may pass; after a group
+            of which nothing could be settled there are none, until something can be again.
 
     Raises:
         StripeAway, StripeRefuses: the list cannot be read.
     """
     group: list[Object] = []
+    pauses = retry_seconds
     async for obj in listed:
         group.append(obj)
         if len(group) == _AT_ONCE:
-            yield await _settle(group, settle, retry_seconds)
+            settled = await _settle(group, settle, pauses)
+            yield settled
+            # With the credit service or Stripe away, a long list would else wait for days.
+            pauses = () if all(_may_pass(found) for _, found in settled) else retry_seconds
             group = []
     if group:
-        yield await _settle(group, settle, retry_seconds)
+        yield await _settle(group, settle, pauses)
 
 
 async def _settle(
@@ -78,11 +83,15 @@ async def _patiently(
 ) -> Settled | Finding:
     found = await _once(obj, settle)
     for pause in retry_seconds:
-        if not isinstance(found, Finding) or not found.passing:
+        if not _may_pass(found):
             break
         await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # spreads load, hides nothing
         found = await _once(obj, settle)
     return found
+
+
+def _may_pass(found: Settled | Finding) -> bool:
+    return isinstance(found, Finding) and found.passing
 
 
 async def _once(obj: Object, settle: Callable[[Object], Awaitable[Settled]]) -> Settled | Finding:

@@ -249,7 +249,11 @@ async def test_what_differs_between_catalogue_and_stripe_is_a_line(fake, client)
 
 async def test_every_problem_is_a_line_of_its_own(fake, packs, service):
     await fake.price(1, id="price_old", currency="eur", active=False)
-    packs.write_text(PACKS + '[[price]]\nprice = "price_old"\ncredits = 1\n')
+    more = "".join(
+        f'[[price]]\nprice = "{price}"\ncredits = 1\n'
+        for price in ("price_gone", "price_gone_too", "price_old")
+    )
+    packs.write_text(PACKS + more)
     done = await checking(
         fake,
         packs,
@@ -259,6 +263,8 @@ async def test_every_problem_is_a_line_of_its_own(fake, packs, service):
     )
     assert done.returncode == 1
     assert "price price_old is not active" in done.stdout
+    assert "Stripe does not know price_gone;" in done.stdout
+    assert "Stripe does not know price_gone_too;" in done.stdout
     assert "more credits than STRIPE_BRIDGE_MAX_CREDITS_PER_PURCHASE allows" in done.stdout
     assert "sold in eur, which STRIPE_BRIDGE_ALLOWED_CURRENCIES lacks" in done.stdout
 

@@ -393,26 +393,30 @@ async def test_a_request_in_hand_is_not_cut_as_a_connection_that_sends_no_head(
     assert await balance(client, user_id) == 100
 
 
-async def test_more_requests_than_may_be_in_flight_are_a_503_until_one_ends():
-    limits = Limits(requests_in_flight=2)
+async def test_strangers_with_slow_bodies_take_no_place_of_an_event():
+    limits = Limits(requests_in_flight=1)
     async with running_bridge(bridge_settings(NOWHERE, limits=limits)) as bridge:
-        taken = [await Raw.to(bridge, head(100) + b"{") for _ in range(2)]
+        slow = [await Raw.to(bridge, head(100) + b"{") for _ in range(5)]
+        assert told(await bridge.post(BODY)) == (200, "nothing")
+        for connection in slow:
+            connection.close()
 
-        async def is_full():
-            return (await bridge.post(BODY)).status_code == 503
 
-        await eventually(is_full)
+async def test_more_events_than_may_be_in_flight_are_a_503_until_one_ends(service, database):
+    user_id = await database.user(1)
+    holder = await locked(database, user_id)
+    limits = Limits(requests_in_flight=1)
+    async with running_bridge(bridge_settings(service.target, limits=limits)) as bridge:
+        first = asyncio.create_task(bridge.deliver(event_of(paid_session(user_id))))
+        await eventually(database.waits_for_a_lock)
         answer = await bridge.post(BODY)
         assert told(answer) == (503, "too_many_requests")
         assert int(answer.headers["retry-after"]) > 0
         assert (await bridge.http.get("/healthz")).status_code == 200
-        taken[0].close()
-
-        async def has_room():
-            return (await bridge.post(BODY)).status_code == 200
-
-        await eventually(has_room)
-        taken[1].close()
+        await holder.execute("COMMIT")
+        assert told(await first) == (200, "committed")
+        assert told(await bridge.post(BODY)) == (200, "nothing")
+    await holder.close()
 
 
 async def test_bodies_that_arrive_never_take_more_memory_than_they_may():

@@ -15,8 +15,9 @@ from stripe_bridge import metrics
 from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.poll import Poller
 from stripe_bridge.reconcile import reconcile
-from stripe_bridge.settle import Settler
-from stripe_bridge.stripe_api import StripeReads, stripe_client
+from stripe_bridge.settle import Settled, Settler
+from stripe_bridge.stripe_api import StripeAway, StripeReads, stripe_client
+from stripe_bridge.walk import walk
 
 STRANGER = "00000000-0000-4000-8000-000000000001"
 
@@ -225,6 +226,24 @@ async def test_an_object_that_stripe_fails_to_show_is_tried_again_and_then_unres
     await fake.api_faults({"path": "charges", "status": 429, "count": 2})
     assert counts(await walked(settler)) == (2, 1, 1, 0)
     assert await balances(client, [user]) == [50]
+
+
+async def test_a_walk_tries_nothing_again_from_when_nothing_can_be_settled_until_something_can():
+    tried = []
+
+    async def settle(obj):
+        tried.append(obj["id"])
+        if obj["id"] < 24 or (obj["id"] >= 32 and tried.count(obj["id"]) == 1):
+            raise StripeAway("away")
+        return Settled("nothing", "unpaid")
+
+    async def listed():
+        for number in range(40):
+            yield {"id": number}
+
+    walked = [each async for group in walk(listed(), settle, retry_seconds=[0]) for each in group]
+    assert [obj["id"] for obj, _ in walked] == list(range(40))
+    assert [tried.count(first) for first in range(0, 40, 8)] == [2, 1, 1, 1, 2]
 
 
 async def test_a_walk_without_the_credit_service_ends_with_all_unresolved(

@@ -386,6 +386,15 @@ async def test_replay_settles_every_kind_of_id(fake, reads, settler, database, c
         assert await refuse(settler.replay(id_)) == "stripe_object_missing"
 
 
+async def test_an_event_is_replayed_with_its_object_as_it_now_is(fake, reads, settler, database):
+    session = await fake.session(await database.user())
+    await fake.pay_session(session["id"], when="later")
+    (event,) = await events_about(fake, reads, session["id"])
+    assert (await settler.replay(event["id"])).reason == "unpaid"
+    await fake.settle_session(session["id"])
+    assert (await settler.replay(event["id"])).outcome == "committed"
+
+
 async def test_events_of_connected_accounts_are_not_ours(fake, reads, settler, database):
     session = await fake.session(await database.user())
     paid = await fake.pay_session(session["id"])
