@@ -169,7 +169,7 @@ async def test_killed_at_random_moments_again_and_again_every_payment_is_credite
     database, payments, lots = town.cluster.database, [], random.Random()
     users = [await database.user(1) for _ in range(6)]
     await town.fake.faults(delay=1.0, delay_seconds=1.0, duplicate=0.2, reorder=0.5)
-    for _ in range(8):
+    for _ in range(4):
         for victim in lots.sample(VICTIMS, len(VICTIMS)):
             unrefunded = [each for each in payments if not each.refunds]
             refunded = lots.sample(unrefunded, min(5, len(unrefunded)))

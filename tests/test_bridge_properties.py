@@ -224,7 +224,7 @@ async def test_50_whatever_is_paid_and_paid_back_and_however_it_is_told_balances
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@settings(_RACES, max_examples=200)
+@settings(_RACES, max_examples=60)
 @given(drawn=_EXAMPLES)
 async def test_50_balances_equal_the_model_in_a_long_run(postmen, drawn):
     await balances_equal_the_model(postmen, drawn)

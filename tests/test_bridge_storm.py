@@ -36,7 +36,7 @@ API_FAULTS = (
     {"kind": "cut", "share": 0.01},
     {"kind": "hang", "share": 0.002, "seconds": 6},
 )
-PAYMENTS, LOST_PAYMENTS = 10_000, 300
+PAYMENTS, LOST_PAYMENTS = 8_000, 300
 SELLERS = 8
 RIGHT_SHARE = 0.9999
 
