@@ -391,6 +391,7 @@ async def test_tables_that_grew_a_little_are_adopted_too(given, variation):
         assert (await client.spend_credits(user_id, amount=5)).credit.balance == 80
 
 
+@pytest.mark.long
 async def test_a_large_history_is_adopted(given):
     await given.database.execute(
         "INSERT INTO auth.users SELECT gen_random_uuid() FROM generate_series(1, 2000);"

@@ -108,6 +108,7 @@ async def health(target):
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 
+@pytest.mark.long
 async def test_a_database_that_stops_and_crashes_loses_nothing_and_doubles_nothing(cluster):
     database = cluster.database
     users = [await database.user(500) for _ in range(4)]

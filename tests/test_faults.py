@@ -241,6 +241,7 @@ async def _weather(database, proxy, seed, seconds, longest_silence):
         await storm.check(database)
 
 
+@pytest.mark.long
 async def test_a_storm_of_faults_leaves_a_book_that_adds_up(database, proxy):
     await _weather(database, proxy, seed=1, seconds=6, longest_silence=0.5)
 

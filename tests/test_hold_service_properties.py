@@ -138,6 +138,7 @@ _RACES = settings(
 )
 
 
+@pytest.mark.long
 @settings(_RACES, derandomize=True, max_examples=8)
 @given(waves=_WAVES)
 async def test_two_services_keep_holds_as_the_model_does(database, waves):

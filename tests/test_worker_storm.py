@@ -217,6 +217,7 @@ async def check(database, client, jobs):
         assert pb.HOLD_STATE_HELD not in states
 
 
+@pytest.mark.long
 async def test_a_short_storm_of_crashes_leaves_a_book_that_adds_up(database):
     await storm(database, 5, seed=1)
 
