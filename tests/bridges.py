@@ -18,6 +18,9 @@ from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.server import CreditService
 from stripe_bridge.webhook import Secret
 
+# Nobody is there; enough for what needs no credits or no Stripe.
+NOWHERE = "127.0.0.1:9"
+
 PACKS = """
 [[pack]]
 id = "starter"
@@ -72,7 +75,7 @@ def bridge_settings(credit_target: str, **changes: object) -> server.Settings:
             listen="127.0.0.1:0",
             credit_service=CreditService(target=credit_target, token=None, credentials=None),
             stripe_key=KEY,
-            stripe_address="http://127.0.0.1:9",
+            stripe_address=f"http://{NOWHERE}",
             secrets=(Secret(SECRET, live=False),),
             policy=Policy(catalog=Catalog.parse(PACKS)),
             checkout_token_sha256=None,

@@ -1,32 +1,32 @@
-"""The webhook on a real socket: what is answered when, its limits, and how the bridge stops."""
+"""The webhook on a real socket: what is answered when, and what is logged of it."""
 
 import asyncio
 import gzip
 import json
 import signal
-import socket
 import time
 import urllib.request
-from dataclasses import replace
 from uuid import uuid4
 
+import bridge_http
 import httpx
 import pytest
-from bridges import bridge_settings, event_of, paid_session, running_bridge, signature
+from bridge_http import BODY, balance, told
+from bridges import NOWHERE, bridge_settings, event_of, paid_session, running_bridge, signature
 from callers import EVERY_ROLE
-from harness import eventually, free_port, running, server_settings
+from harness import free_port, running, server_settings
 from prometheus_client import REGISTRY
-from stripe_fakes import KEY, SECRET, bridge_process, bridge_url, fake_stripe
+from stripe_fakes import SECRET, bridge_process, bridge_url, fake_stripe
 
 from credit_service import errors
 from credit_service.access import Doorkeeper
-from stripe_bridge import answers, server
-from stripe_bridge.app import Probes, Webhooks, make_app
-from stripe_bridge.bodies import Limits
+from stripe_bridge import answers
 from stripe_bridge.model import Unresolved
 from stripe_bridge.server import CreditService
 from stripe_bridge.settle import Settler
-from stripe_bridge.stripe_api import StripeAway, StripeReads, StripeRefuses, stripe_client
+from stripe_bridge.stripe_api import StripeAway, StripeRefuses
+
+alone = bridge_http.alone
 
 
 @pytest.fixture
@@ -35,65 +35,8 @@ async def bridge(service):
         yield running_one
 
 
-# Enough for what needs no credits: nobody is there.
-NOWHERE = "127.0.0.1:9"
-
-
-@pytest.fixture(scope="module")
-async def alone():
-    async with running_bridge(bridge_settings(NOWHERE)) as running_one:
-        yield running_one
-
-
-def told(response):
-    """Status, and outcome or reason of the answer."""
-    said = response.json()
-    return response.status_code, said.get("error", {}).get("reason") or said.get("outcome")
-
-
 def alerts(reason):
     return REGISTRY.get_sample_value("stripe_bridge_alerts_total", {"reason": reason}) or 0
-
-
-async def balance(client, user_id):
-    return (await client.get_user_credit(user_id)).balance
-
-
-class Raw:
-    """A connection that sends what no HTTP library would."""
-
-    @classmethod
-    async def to(cls, bridge, sent=b""):
-        self = cls()
-        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", bridge.port)
-        await self.send(sent)
-        return self
-
-    async def send(self, sent):
-        self.writer.write(sent)
-        await self.writer.drain()
-
-    async def head(self):
-        """Waits for the head of an answer; returns its status."""
-        async with asyncio.timeout(10):
-            lines = await self.reader.readuntil(b"\r\n\r\n")
-        return int(lines.split()[1])
-
-    async def end(self):
-        """Waits until the other side closes; returns all that it had sent."""
-        async with asyncio.timeout(10):
-            sent = await self.reader.read()
-        self.close()
-        return sent
-
-    def close(self):
-        self.writer.transport.abort()
-
-
-def head(length, *lines, path="/stripe/webhooks"):
-    """The head of a request whose body is announced and still to come."""
-    told_lines = [f"POST {path} HTTP/1.1", "Host: a", f"Content-Length: {length}", *lines]
-    return "\r\n".join([*told_lines, "", ""]).encode()
 
 
 async def test_credits_are_there_when_stripe_is_answered_and_a_repeat_is_one_more_200(
@@ -252,7 +195,6 @@ async def test_a_fault_of_ours_is_a_500_that_tells_nothing(alone, monkeypatch, c
     assert address not in answer.text + printed
 
 
-BODY = json.dumps(event_of({"id": "cs_1"}, "checkout.session.async_payment_failed")).encode()
 GOOD = signature(BODY)
 
 
@@ -306,286 +248,6 @@ async def test_a_wrong_path_or_method_is_told_and_never_redirected(alone):
         answer = await alone.http.request(method, path, content=BODY)
         assert told(answer) == (status, reason)
         assert ("allow" in answer.headers) == (status == 405)
-
-
-async def test_what_is_no_http_is_a_400_and_the_end(alone):
-    start = b"POST /stripe/webhooks HTTP/1.1\r\nHost: a\r\n"
-    for sent in (
-        b"\x00\x01\x02\r\n\r\n",
-        b"GET\r\n\r\n",
-        b"POST /\r\n\r\n",
-        b"POST /\xff HTTP/1.1\r\nHost: a\r\n\r\n",
-        start + b"Content-Length: x\r\n\r\n",
-        start + b"Content-Length: -1\r\n\r\n",
-        start + b"Stripe-Signature: a\x00b\r\n\r\n",
-    ):
-        connection = await Raw.to(alone, sent)
-        assert (await connection.end()).startswith(b"HTTP/1.1 400")
-    assert (await alone.http.get("/healthz")).status_code == 200
-
-
-async def test_a_body_over_the_limit_is_a_413_however_it_is_sent(alone):
-    limit = Limits().body_bytes
-
-    async def chunks():
-        for _ in range(10):
-            yield b" " * 1024 * 1024
-
-    for body in (b" " * (limit + 1), b" " * 10 * limit, chunks()):
-        answer = await alone.http.post("/stripe/webhooks", content=body)
-        assert told(answer) == (413, "refused")
-    text = BODY.decode().ljust(limit)
-    assert told(await alone.post(text.encode())) == (200, "nothing")
-
-
-async def test_an_announced_body_over_the_limit_is_not_waited_for(alone):
-    connection = await Raw.to(alone, head(10**9))
-    assert await connection.head() == 413
-    connection.close()
-
-
-async def test_a_body_that_does_not_come_is_a_408_and_others_are_served_meanwhile():
-    limits = Limits(read_seconds=0.5)
-    async with running_bridge(bridge_settings(NOWHERE, limits=limits)) as bridge:
-        slow = [await Raw.to(bridge, head(100) + b"{") for _ in range(20)]
-        assert told(await bridge.post(BODY)) == (200, "nothing")
-        for connection in slow:
-            assert (await connection.end()).startswith(b"HTTP/1.1 408")
-
-
-async def test_a_sender_who_hangs_up_within_the_body_does_no_harm(alone):
-    for _ in range(5):
-        (await Raw.to(alone, head(1000) + b"{")).close()
-    assert told(await alone.post(BODY)) == (200, "nothing")
-
-
-async def test_connections_that_send_no_whole_head_are_closed_and_others_are_served(
-    monkeypatch,
-):
-    monkeypatch.setattr(server, "_HEAD_SECONDS", 0.5)
-    async with running_bridge(bridge_settings(NOWHERE)) as bridge:
-        answered = await Raw.to(bridge, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert await answered.head() == 200
-        waiting = [await Raw.to(bridge) for _ in range(50)]
-        waiting += [await Raw.to(bridge, b"POST /stripe/webhooks HTT") for _ in range(50)]
-        await answered.send(b"POST /str")
-        assert told(await bridge.post(BODY)) == (200, "nothing")
-        for connection in waiting:
-            assert await connection.end() == b""
-        assert (await answered.end()).endswith(b"}")
-
-
-async def test_a_request_in_hand_is_not_cut_as_a_connection_that_sends_no_head(
-    service, monkeypatch, database, client
-):
-    monkeypatch.setattr(server, "_HEAD_SECONDS", 0.3)
-    user_id = await database.user()
-    body = json.dumps(event_of(paid_session(user_id))).encode()
-    async with running_bridge(bridge_settings(service.target)) as bridge:
-        connection = await Raw.to(
-            bridge, head(len(body), f"Stripe-Signature: {signature(body)}") + body[:10]
-        )
-        idle = await Raw.to(bridge)
-        assert await idle.end() == b""
-        await connection.send(body[10:])
-        assert await connection.head() == 200
-        connection.close()
-    assert await balance(client, user_id) == 100
-
-
-async def test_strangers_with_slow_bodies_take_no_place_of_an_event():
-    limits = Limits(requests_in_flight=1)
-    async with running_bridge(bridge_settings(NOWHERE, limits=limits)) as bridge:
-        slow = [await Raw.to(bridge, head(100) + b"{") for _ in range(5)]
-        assert told(await bridge.post(BODY)) == (200, "nothing")
-        for connection in slow:
-            connection.close()
-
-
-async def test_more_events_than_may_be_in_flight_are_a_503_until_one_ends(service, database):
-    user_id = await database.user(1)
-    holder = await locked(database, user_id)
-    limits = Limits(requests_in_flight=1)
-    async with running_bridge(bridge_settings(service.target, limits=limits)) as bridge:
-        first = asyncio.create_task(bridge.deliver(event_of(paid_session(user_id))))
-        await eventually(database.waits_for_a_lock)
-        answer = await bridge.post(BODY)
-        assert told(answer) == (503, "too_many_requests")
-        assert int(answer.headers["retry-after"]) > 0
-        assert (await bridge.http.get("/healthz")).status_code == 200
-        await holder.execute("COMMIT")
-        assert told(await first) == (200, "committed")
-        assert told(await bridge.post(BODY)) == (200, "nothing")
-    await holder.close()
-
-
-async def test_bodies_that_arrive_never_take_more_memory_than_they_may():
-    limits = Limits(arriving_bytes=10_000)
-    async with running_bridge(bridge_settings(NOWHERE, limits=limits)) as bridge:
-        half = await Raw.to(bridge, head(9_999) + b" " * 9_990)
-
-        async def is_full():
-            return told(await bridge.post(BODY)) == (503, "too_many_bytes")
-
-        await eventually(is_full)
-        half.close()
-
-        async def has_room():
-            return told(await bridge.post(BODY)) == (200, "nothing")
-
-        await eventually(has_room)
-
-
-async def test_a_request_is_answered_within_its_budget_and_the_repeat_finds_what_it_did(
-    service, database, client
-):
-    user_id = await database.user(1)
-    await database.wait_longer_for_locks()
-    event = event_of(paid_session(user_id))
-    limits = Limits(budget_seconds=0.7)
-    holder = await database.connect()
-    async with running_bridge(bridge_settings(service.target, limits=limits)) as bridge:
-        async with holder.transaction():
-            await holder.execute("SELECT FROM user_credits WHERE user_id = $1 FOR UPDATE", user_id)
-            assert told(await bridge.deliver(event)) == (503, "out_of_time")
-
-        async def is_there():
-            return (await bridge.deliver(event)).status_code == 200
-
-        await eventually(is_there)
-    await holder.close()
-    assert await balance(client, user_id) == 101
-    assert not await database.faults()
-
-
-async def locked(database, user_id):
-    """Takes the account's lock, so that whoever writes there waits; returns who has it."""
-    await database.wait_longer_for_locks()
-    holder = await database.connect()
-    await holder.execute("BEGIN")
-    await holder.execute("SELECT FROM user_credits WHERE user_id = $1 FOR UPDATE", user_id)
-    return holder
-
-
-async def test_what_was_begun_is_finished_though_the_sender_hangs_up(database):
-    user_id = await database.user(1)
-    holder = await locked(database, user_id)
-    body = json.dumps(event_of(paid_session(user_id))).encode()
-    request = head(len(body), f"Stripe-Signature: {signature(body)}") + body
-    async with running(server_settings(database.service_url)) as service:
-        async with running_bridge(bridge_settings(service.target)) as bridge:
-            connection = await Raw.to(bridge, request)
-            await eventually(database.waits_for_a_lock)
-            connection.close()
-            bridge.stop.set()
-            await holder.execute("COMMIT")
-        client = await service.client()
-        assert await balance(client, user_id) == 101
-    await holder.close()
-
-
-async def test_a_server_that_cancels_its_handler_leaves_nothing_half_done(
-    service, client, database
-):
-    user_id = await database.user(1)
-    holder = await locked(database, user_id)
-    body = json.dumps(event_of(paid_session(user_id))).encode()
-    async with stripe_client(KEY, address="http://127.0.0.1:9") as nobody:
-        settings = bridge_settings(service.target)
-        webhooks = Webhooks(
-            Settler(StripeReads(nobody), client, settings.policy),
-            secrets=settings.secrets,
-            limits=Limits(),
-        )
-        app = make_app(webhooks, None, Probes(client), settings.policy.catalog)
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://a") as http:
-            header = {"Stripe-Signature": signature(body)}
-            handler = asyncio.create_task(
-                http.post("/stripe/webhooks", content=body, headers=header)
-            )
-            await eventually(database.waits_for_a_lock)
-            handler.cancel()
-            await asyncio.wait({handler})
-            assert handler.cancelled()
-            drained = asyncio.create_task(webhooks.drained())
-            await asyncio.sleep(0)
-            assert not drained.done()
-            await holder.execute("COMMIT")
-            await drained
-        assert await balance(client, user_id) == 101
-    await holder.close()
-
-
-async def test_a_bridge_that_stops_answers_what_it_has_and_takes_no_more(database):
-    user_id = await database.user(1)
-    holder = await locked(database, user_id)
-    async with (
-        running(server_settings(database.service_url)) as service,
-        running_bridge(bridge_settings(service.target)) as bridge,
-    ):
-        answer = asyncio.create_task(bridge.deliver(event_of(paid_session(user_id))))
-        await eventually(database.waits_for_a_lock)
-        bridge.stop.set()
-
-        async def is_closed():
-            try:
-                (await Raw.to(bridge)).close()
-            except ConnectionRefusedError:
-                return True
-            return False
-
-        await eventually(is_closed)
-        assert not answer.done()
-        await holder.execute("COMMIT")
-        assert told(await answer) == (200, "committed")
-        await bridge.task
-    await holder.close()
-
-
-async def test_sigterm_makes_it_unready_first_and_then_ends_it_with_exit_code_0(service, database):
-    user_id = await database.user()
-    with bridge_process("http://127.0.0.1:9", service.target, unready_seconds="2") as process:
-        url = bridge_url(process)
-        async with httpx.AsyncClient(base_url=url) as http:
-            assert (await http.get("/readyz")).json() == {"status": "ready"}
-            process.signal(signal.SIGTERM)
-
-            async def is_stopping():
-                return told(await http.get("/readyz")) == (503, "stopping")
-
-            await eventually(is_stopping)
-            assert (await http.get("/healthz")).status_code == 200
-            body = json.dumps(event_of(paid_session(user_id))).encode()
-            answer = await http.post(
-                "/stripe/webhooks", content=body, headers={"Stripe-Signature": signature(body)}
-            )
-            assert told(answer) == (200, "committed")
-        assert await asyncio.to_thread(process.wait) == 0, process.output
-
-
-async def test_a_second_sigterm_ends_it_at_once():
-    with bridge_process("http://127.0.0.1:9", NOWHERE, unready_seconds="600") as process:
-        bridge_url(process)
-        process.signal(signal.SIGTERM)
-        process.wait_for("stopping")
-        process.signal(signal.SIGTERM)
-        assert await asyncio.to_thread(process.wait) == 1
-        process.wait_for("told twice to stop")
-
-
-async def test_without_the_credit_service_it_is_not_ready_and_with_it_ready_again(database):
-    port = free_port()
-    async with running_bridge(bridge_settings(f"127.0.0.1:{port}")) as bridge:
-        assert told(await bridge.http.get("/readyz")) == (503, "credit_service_silent")
-        assert (await bridge.http.get("/healthz")).json() == {"status": "ok"}
-        settings = server_settings(database.service_url)
-        async with running(replace(settings, listen=f"127.0.0.1:{port}")):
-
-            async def is_ready():
-                return (await bridge.http.get("/readyz")).status_code == 200
-
-            await eventually(is_ready)
 
 
 async def test_the_packs_are_shown_to_everybody_and_may_be_kept_a_while(alone):
@@ -661,32 +323,3 @@ async def test_logs_name_event_object_and_outcome_and_nothing_personal_or_secret
 def _read(url):
     with urllib.request.urlopen(url, timeout=10) as answer:
         return answer.read().decode()
-
-
-async def test_a_port_that_somebody_has_is_refused_with_its_setting():
-    async with running_bridge(bridge_settings(NOWHERE)) as bridge:
-        taken = f"127.0.0.1:{bridge.port}"
-        for changes, setting in (
-            ({"listen": taken}, "STRIPE_BRIDGE_LISTEN"),
-            ({"metrics_port": bridge.port}, "STRIPE_BRIDGE_METRICS_PORT"),
-        ):
-            with pytest.raises(server.StartRefusedError, match=f"{taken}: Address.*{setting}"):
-                async with running_bridge(bridge_settings(NOWHERE, **changes)):
-                    pass
-
-
-def test_answers_are_sent_at_once_and_not_held_back_by_the_kernel():
-    # asyncio turns Nagle's algorithm off only for sockets that name their protocol.
-    with server._bound("127.0.0.1:0") as listener:
-        assert listener.proto == socket.IPPROTO_TCP
-
-
-async def test_it_listens_on_ipv6_too():
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        pytest.skip("this machine has no IPv6")
-    async with running_bridge(bridge_settings(NOWHERE, listen="[::1]:0")) as bridge:
-        answer = await bridge.http.get(f"http://[::1]:{bridge.port}/healthz")
-        assert answer.status_code == 200
