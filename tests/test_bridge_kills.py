@@ -14,11 +14,11 @@ import asyncpg
 import httpx
 import pytest
 from bridges import signature
+from clusters import Cluster
 from harness import eventually, free_port, process, running, server_settings
 from model_stripe import Payment
 from stripe_fakes import FakeStripe, Program, bought, bridge_process, fake_stripe, webhook_url
 from stripe_lives import booked, events_as_sent
-from test_crashes import Cluster
 
 from credit_service import migrations
 
