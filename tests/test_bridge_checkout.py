@@ -8,16 +8,13 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from bridges import PACKS, bridge_settings, event_of, running_bridge
+from bridges import NOWHERE, PACKS, bridge_settings, event_of, running_bridge
 from stripe_fakes import KEY, fake_stripe
 
 from stripe_bridge.bodies import Limits
 from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.checkout import CheckoutRefused, read_order
 from stripe_bridge.stripe_api import StripeReads
-
-# Stripe's SDK hands forms to httpx in an older way.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 TOKEN = "a token of the gateway"
 USER = "6f2c1f0e-8a52-4be0-9f0a-0f6f0f3f7c11"
@@ -27,7 +24,6 @@ ORDER = {
     "success_url": "https://app.example.com/paid?session={CHECKOUT_SESSION_ID}",
     "cancel_url": "https://app.example.com/credits",
 }
-NOWHERE = "127.0.0.1:9"
 
 
 def selling(address, **changes):

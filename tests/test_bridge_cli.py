@@ -24,8 +24,6 @@ from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.settle import EVENT_TYPES
 from stripe_bridge.stripe_api import STRIPE_VERSION, stripe_client
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
 URL = "https://credits.example.com/stripe/webhooks"
 
 PACKS = """

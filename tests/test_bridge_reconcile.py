@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import pytest
+import stripe_fixtures
 from harness import eventually, free_port
-from stripe_fakes import KEY, fake_stripe
 
 from credit_service.client import CreditClient
 from stripe_bridge import metrics
@@ -16,24 +16,14 @@ from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.poll import Poller
 from stripe_bridge.reconcile import reconcile
 from stripe_bridge.settle import Settled, Settler
-from stripe_bridge.stripe_api import StripeAway, StripeReads, stripe_client
+from stripe_bridge.stripe_api import StripeAway
 from stripe_bridge.walk import walk
+
+fake, reads = stripe_fixtures.fake, stripe_fixtures.reads
 
 STRANGER = "00000000-0000-4000-8000-000000000001"
 
 _weeks = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-async def fake():
-    async with fake_stripe() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-async def reads(fake):
-    async with stripe_client(KEY, address=fake.url, retries=0) as sdk:
-        yield StripeReads(sdk)
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """What reading from Stripe gives and how it fails, with Stripe's own SDK and a fake Stripe."""
 
 import pytest
+import stripe_fixtures
 from harness import free_port
-from stripe_fakes import KEY, fake_stripe
+from stripe_fakes import KEY
 
 from stripe_bridge.stripe_api import (
     StripeAway,
@@ -12,17 +13,7 @@ from stripe_bridge.stripe_api import (
     stripe_client,
 )
 
-
-@pytest.fixture(scope="module")
-async def fake():
-    async with fake_stripe() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-async def reads(fake):
-    async with stripe_client(KEY, address=fake.url, retries=0) as sdk:
-        yield StripeReads(sdk)
+fake, reads = stripe_fixtures.fake, stripe_fixtures.reads
 
 
 async def test_a_refused_key_is_the_configurations_fault_and_is_not_told(fake):

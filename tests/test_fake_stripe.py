@@ -5,38 +5,13 @@ from collections import Counter
 from uuid import uuid4
 
 import pytest
-import pytest_asyncio
 import stripe
-from stripe_fakes import KEY, SECRET, bought, fake_stripe
+import stripe_fixtures
+from stripe_fakes import KEY, SECRET, bought
 from stripe_receiver import receiving
 
-# Stripe's SDK hands httpx its form as `data`, which httpx would rather have as `content`.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def shared():
-    async with fake_stripe() as fake:
-        yield fake
-
-
-@pytest.fixture
-async def fake(shared):
-    yield shared
-    await shared.faults()
-    await shared.api_faults()
-    await shared.settings(mode="on", clock_offset_seconds=0, clock_skew_seconds=0)
-
-
-@pytest.fixture
-def sdk(fake):
-    return fake.sdk()
-
-
-@pytest.fixture
-async def receiver(fake):
-    async with receiving(fake, enabled_events=["*"]) as started:
-        yield started
+fake, calm = stripe_fixtures.fake, stripe_fixtures.calm
+sdk, receiver = stripe_fixtures.sdk, stripe_fixtures.receiver
 
 
 def params(amount=900, **fields):
