@@ -49,7 +49,6 @@ class Event:
         id: `evt_...`; for logs only, for two events may tell of one change.
         kind: its type as snapshot events name it, such as `invoice.paid`.
         created: when it happened, in seconds since 1970.
-        livemode: whether real money moved.
         object_id: of the object it is about; empty where it names none.
         obj: that object as it was then; None: a thin event, the object is to be read.
         nothing: set where it is not for us, whatever stands in the object.
@@ -58,7 +57,6 @@ class Event:
     id: str
     kind: str
     created: float
-    livemode: bool
     object_id: str
     obj: dict[str, Any] | None
     nothing: Nothing | None
@@ -146,7 +144,6 @@ def _read(event: Any, secret: Secret) -> Event | None:
         id=event_id,
         kind=kind.removeprefix("v1.") if thin else kind,
         created=created,
-        livemode=event.get("livemode") is True,
         object_id=_name(about.get("id")) if about else "",
         obj=None if thin else about,
         nothing=_not_for_us(event, secret),

@@ -63,7 +63,6 @@ def test_a_snapshot_event_brings_its_object():
         id="evt_1",
         kind="checkout.session.completed",
         created=NOW - 5,
-        livemode=True,
         object_id="cs_1",
         obj=SESSION,
         nothing=None,
@@ -75,7 +74,6 @@ def test_a_thin_event_names_its_object_and_is_called_as_the_snapshot_event_is():
         id="evt_2",
         kind="checkout.session.completed",
         created=NOW - 5,
-        livemode=True,
         object_id="cs_1",
         obj=None,
         nothing=None,
@@ -231,7 +229,6 @@ def test_an_event_counts_only_in_the_mode_of_its_secret(event, livemode):
     other_mode = Nothing("other_mode")
     for live in (True, False):
         answer = signed(event, TEST, secrets=(*SECRETS, Secret(TEST, live=live)))
-        assert answer.livemode is (livemode is True)
         assert answer.nothing == (None if live is (livemode is True) else other_mode)
 
 
