@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 import stripe
 
 from stripe_bridge.catalog import CREDITS_MAX
+from stripe_bridge.fields import uuid_or_none
 from stripe_bridge.grants import frozen_metadata
 from stripe_bridge.stripe_api import StripeRefuses, stripe_errors
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 _QUANTITY_MAX = 999_999
 _FIELDS = {"user_id", "pack", "quantity", "success_url", "cancel_url", "idempotency_key"}
 
-_USER = re.compile("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 # Nothing here but what every program reads alike: no user before the host, no backslash.
 _URL = re.compile(
     r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?P<port>:[0-9]{1,5})?"
@@ -115,8 +115,8 @@ def read_order(
         raise _invalid("the body must be a JSON object")
     if unknown := fields.keys() - _FIELDS:
         raise _invalid(f"{min(unknown)[:64]!a} is no field of an order")
-    user_id, pack_id = fields.get("user_id"), fields.get("pack")
-    if not isinstance(user_id, str) or not _USER.fullmatch(user_id):
+    user_id, pack_id = uuid_or_none(fields.get("user_id")), fields.get("pack")
+    if user_id is None:
         raise _invalid("user_id must be a UUID")
     pack = catalog.pack(pack_id) if isinstance(pack_id, str) else None
     if pack is None:
@@ -128,7 +128,7 @@ def read_order(
     if key is not None and not (isinstance(key, str) and _KEY.fullmatch(key)):
         raise _invalid("idempotency_key must have 1 to 128 printable ASCII characters, no spaces")
     order = Order(
-        user_id=UUID(user_id),
+        user_id=user_id,
         pack=pack,
         quantity=quantity,
         success_url=_return_url(fields, "success_url", return_origins),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from uuid import UUID
 
 from stripe_bridge.model import Unresolved
 
@@ -16,6 +17,7 @@ Object = dict[str, Any]
 # The credit service takes keys of up to 128 characters, and "stripe:" stands before the id.
 _ID = re.compile(r"[A-Za-z0-9_]{1,120}")
 _CURRENCY = re.compile(r"[A-Za-z]{3}")
+_UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 # What the credit service's contract holds: an int64.
 MINOR_MAX = 2**63 - 1
@@ -46,6 +48,17 @@ def id_of(obj: Object) -> str:
         Unresolved: id_malformed, also when it is absent.
     """
     return optional_id(obj) or ""
+
+
+def uuid_or_none(value: object) -> UUID | None:
+    """Reads a user of the credit service.
+
+    Returns:
+        The UUID; None for anything but a UUID in its usual form of 36 characters.
+    """
+    if not isinstance(value, str) or not _UUID.fullmatch(value):
+        return None
+    return UUID(value)
 
 
 def child(obj: Object, *path: str) -> Object:

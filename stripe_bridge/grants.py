@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, NamedTuple
-from uuid import UUID
 
 from stripe_bridge.catalog import CREDITS_MAX
 from stripe_bridge.fields import (
@@ -19,12 +18,14 @@ from stripe_bridge.fields import (
     minor,
     objects,
     optional_id,
+    uuid_or_none,
     whole_list,
 )
 from stripe_bridge.model import Grant, Needs, Nothing, Unresolved
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from uuid import UUID
 
     from stripe_bridge.catalog import Catalog, Policy
 
@@ -37,7 +38,6 @@ VERSION = "1"
 # An intent that is ours and leaves user or credits to its session.
 SESSION_DECIDES = Nothing("session_decides")
 
-_USER = re.compile("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _CREDITS = re.compile("[1-9][0-9]{0,12}")
 
 
@@ -318,9 +318,10 @@ def _unlisted(source_id: str, *, marked: bool) -> Nothing:
 def _user(written: object, source_id: str) -> UUID | None:
     if written is None:
         return None
-    if not isinstance(written, str) or not _USER.fullmatch(written):
+    user_id = uuid_or_none(written)
+    if user_id is None:
         raise Unresolved("user_malformed", f"The user of {source_id} is no UUID.")
-    return UUID(written)
+    return user_id
 
 
 def _user_of(metadata: Object, source_id: str) -> UUID | None:
