@@ -123,7 +123,8 @@ def ttl(message: Duration | None) -> timedelta:
         return TTL_DEFAULT
     seconds = message.seconds + message.nanos / 10**9
     if not TTL_MIN.total_seconds() <= seconds <= TTL_MAX.total_seconds():
-        raise InvalidRequest("ttl", f"must be 1 second to 24 hours, not {seconds:,} seconds.")
+        told = f"{seconds:,}".removesuffix(".0")
+        raise InvalidRequest("ttl", f"must be 1 second to 24 hours, not {told} seconds.")
     return timedelta(seconds=message.seconds, microseconds=message.nanos // 1000)
 
 

@@ -1,9 +1,10 @@
 """What each field may look like, at its edges and past them."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from credit_service import validation
@@ -220,6 +221,35 @@ def test_a_charge_names_an_operation_and_counts_one_unless_told(message, priced)
 )
 def test_any_other_charge_is_refused(message, field, problem):
     refused(field, problem, validation.charge, message, "items[2]")
+
+
+@pytest.mark.parametrize(
+    ("message", "ttl"),
+    [
+        (None, timedelta(minutes=15)),
+        (Duration(seconds=1), timedelta(seconds=1)),
+        (Duration(seconds=1, nanos=500_000_999), timedelta(seconds=1, microseconds=500_000)),
+        (Duration(seconds=86_400), timedelta(days=1)),
+    ],
+)
+def test_a_hold_lasts_a_second_to_a_day(message, ttl):
+    assert validation.ttl(message) == ttl
+
+
+@pytest.mark.parametrize(
+    ("message", "seconds"),
+    [
+        (Duration(), "0"),
+        (Duration(seconds=-1), "-1"),
+        (Duration(nanos=999_999_999), "0.999999999"),
+        (Duration(seconds=86_400, nanos=500_000_000), "86,400.5"),
+        (Duration(seconds=86_401), "86,401"),
+        (Duration(seconds=31_536_000), "31,536,000"),
+    ],
+)
+def test_a_hold_for_any_other_time_is_refused_with_its_seconds(message, seconds):
+    problem = f"must be 1 second to 24 hours, not {seconds} seconds."
+    refused("ttl", problem, validation.ttl, message)
 
 
 @pytest.mark.parametrize("seq", [0, 1, 10**15])
