@@ -226,6 +226,29 @@ async def _check_database(connection: Any, settings: Settings) -> None:
         _log.warning("protection missing: " + sentence)
 
 
+def server_options(*, share_port: bool, connection_age_seconds: float) -> list[tuple[str, int]]:
+    """Gives the gRPC options of the service's server.
+
+    Args:
+        share_port: lets several processes listen on the port.
+        connection_age_seconds: after how long a client is asked to connect anew.
+
+    Returns:
+        Names and values as `grpc.aio.server` takes them.
+    """
+    return [
+        ("grpc.so_reuseport", int(share_port)),
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.max_send_message_length", ANSWER_BYTES_MAX),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.max_connection_age_ms", int(connection_age_seconds * 1000)),
+        ("grpc.max_connection_age_grace_ms", 30_000),
+    ]
+
+
 def _server(
     settings: Settings,
     servicer: CreditServicer,
@@ -234,16 +257,9 @@ def _server(
 ) -> grpc.aio.Server:
     server = grpc.aio.server(
         interceptors=(gate,),
-        options=(
-            ("grpc.so_reuseport", int(settings.share_port)),
-            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-            ("grpc.max_send_message_length", ANSWER_BYTES_MAX),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            ("grpc.max_connection_age_ms", int(settings.connection_age_seconds * 1000)),
-            ("grpc.max_connection_age_grace_ms", 30_000),
+        options=server_options(
+            share_port=settings.share_port,
+            connection_age_seconds=settings.connection_age_seconds,
         ),
     )
     pb_grpc.add_CreditServiceServicer_to_server(servicer, server)

@@ -16,8 +16,8 @@ import grpc
 import uvloop
 
 from benchmark.calls import RIVAL
-from credit_service.gate import ANSWER_BYTES_MAX, MESSAGE_BYTES_MAX
 from credit_service.messages import timestamp
+from credit_service.server import server_options
 from credit_service.v1 import credit_service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -27,22 +27,11 @@ if TYPE_CHECKING:
 
 _CONNECTIONS = 16
 _FLOOR = 0
+# As the service has it unless told otherwise.
+_CONNECTION_AGE_SECONDS = 600
 
 # Its transactions queue for a hot row, for longer than the service's role may.
 _PATIENCE = {"lock_timeout": "0", "statement_timeout": "0"}
-
-# As the service has them.
-_OPTIONS = (
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", ANSWER_BYTES_MAX),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.max_connection_age_ms", 600_000),
-    ("grpc.max_connection_age_grace_ms", 30_000),
-)
 
 _LOCK = "SELECT balance, held, seq FROM user_credits WHERE user_id = $1::uuid FOR UPDATE"
 _UPDATE = (
@@ -128,7 +117,9 @@ async def _serve(database_url: str) -> None:
         )
         for name, behaviour in (("Empty", rival.empty), ("Spend", rival.spend))
     }
-    server = grpc.aio.server(options=_OPTIONS)
+    server = grpc.aio.server(
+        options=server_options(share_port=False, connection_age_seconds=_CONNECTION_AGE_SECONDS)
+    )
     service = grpc.method_handlers_generic_handler(RIVAL.strip("/"), handlers)
     server.add_generic_rpc_handlers((service,))
     port = server.add_insecure_port("127.0.0.1:0")
