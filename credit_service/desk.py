@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from credit_service.errors import BalanceLimitExceeded, UserNotFound
@@ -22,10 +24,13 @@ from credit_service.model import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
     from uuid import UUID
 
     from credit_service.pricing import PriceList
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +123,22 @@ class Desk:
         related_seq: int | None = None,
         payment: Payment | None = None,
         hold_seq: int | None = None,
+        description: str = "",
+        reference: str = "",
     ) -> Entry:
         """Makes the next entry of the command's user; `post` takes it into the book.
+
+        A keyed command brings key, metadata, description and reference along.
 
         Raises:
             BalanceLimitExceeded: the balance would leave the range of the book.
         """
         account = self.accounts[command.user_id]
-        said = command if isinstance(command, Keyed) else None
+        metadata: Mapping[str, str] = _NOTHING
+        key = None
+        if isinstance(command, Keyed):
+            key, metadata = command.idempotency_key, command.metadata
+            description, reference = command.description, command.reference
         balance_after = account.balance + balance_change
         if abs(balance_after) > BALANCE_MAX:
             raise BalanceLimitExceeded(account.balance, BALANCE_MAX)
@@ -141,16 +154,16 @@ class Desk:
             balance_after=balance_after,
             held_after=account.held + held_change,
             floor=floor,
-            description=said.description if said else "",
+            description=description,
             timestamp=self.time_for(account),
             operation=operation,
             quantity=quantity,
             unit_cost=unit_cost,
             price_version=price_version,
-            reference=said.reference if said else "",
-            metadata=said.metadata if said else {},
+            reference=reference,
+            metadata=metadata,
             related_seq=related_seq,
-            idempotency_key=said.idempotency_key if said else None,
+            idempotency_key=key,
             caller=command.caller,
             payment=payment,
             hold_seq=account.seq + 1 if kind == "hold" else hold_seq,
@@ -210,7 +223,7 @@ class Desk:
         if entry.type == "refund" and entry.related_seq is not None:
             settled = user_id, entry.related_seq
             given_back = self.spends[settled]
-            given_back = replace(given_back, refunded=given_back.refunded + entry.amount)
+            given_back = given_back._replace(refunded=given_back.refunded + entry.amount)
             self.spends[settled] = self.refunded[settled] = given_back
         if entry.payment is not None:
             bought = Purchased(user_id, entry.seq, entry.amount, entry)
@@ -252,6 +265,7 @@ class Desk:
 _MINUTE, _HOUR, _DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
 
+@lru_cache(maxsize=4)  # every command of a batch asks for those of the same time
 def windows(now: datetime) -> tuple[tuple[str, datetime, timedelta], ...]:
     """The windows of UTC that a time lies in: name, beginning and length."""
     minute = now.replace(second=0, microsecond=0)

@@ -6,7 +6,6 @@ are ended. A capture that comes later is a fresh spend.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -44,7 +43,7 @@ SERVICE = "credit_service"
 def at(hold: Hold, now: datetime) -> Hold:
     """Shows a hold as it is at a time: expired when that has passed, recorded or not."""
     return (
-        replace(hold, state="expired") if hold.state == "held" and hold.expires_at <= now else hold
+        hold._replace(state="expired") if hold.state == "held" and hold.expires_at <= now else hold
     )
 
 
@@ -76,8 +75,8 @@ def expire_due(desk: Desk, user_id: UUID) -> None:
         desk.post(entry)
         _end(desk, hold, entry, "expired")
     later = [hold.expires_at for hold in open_holds if hold.expires_at > desk.now]
-    desk.accounts[user_id] = replace(
-        desk.accounts[user_id], next_hold_expiry=min(later, default=None)
+    desk.accounts[user_id] = desk.accounts[user_id]._replace(
+        next_hold_expiry=min(later, default=None)
     )
     desk.touched.add(user_id)
 
@@ -161,7 +160,7 @@ def capture(desk: Desk, command: Capture, terms: Terms) -> Outcome:
         return Outcome(entry, account, replayed=False, hold=hold)
     desk.post(entry, counted=over)
     if late:
-        hold = replace(hold, captured=amount, captured_seq=entry.seq)
+        hold = hold._replace(captured=amount, captured_seq=entry.seq)
         desk.put_hold(hold)
     else:
         hold = _end(desk, hold, entry, "captured")
@@ -182,7 +181,7 @@ def extend(desk: Desk, command: Extend, _terms: Terms) -> Outcome:
         raise HoldNotActive("CAPTURED" if hold.captured_seq is not None else hold.state.upper())
     latest = hold.created_at + LIFE_MAX
     until = max(hold.expires_at, min(desk.now + command.ttl, latest))
-    hold = replace(hold, expires_at=until)
+    hold = hold._replace(expires_at=until)
     desk.put_hold(hold)
     return Outcome(None, desk.accounts[command.user_id], replayed=False, hold=hold)
 
@@ -212,7 +211,7 @@ def _require_payable(
 ) -> None:
     if not late:
         # What was held is the account's to pay with.
-        account = replace(account, held=account.held - hold.amount)
+        account = account._replace(held=account.held - hold.amount)
     try:
         spending.require_affordable(account, amount, terms)
     except InsufficientCredits:
@@ -244,9 +243,9 @@ def _give_up(desk: Desk, command: Release | Capture, hold: Hold) -> Outcome:
 
 
 def _end(desk: Desk, hold: Hold, entry: Entry, state: str) -> Hold:
-    hold = replace(hold, state=state, settled_seq=entry.seq)
+    hold = hold._replace(state=state, settled_seq=entry.seq)
     if state == "captured":
-        hold = replace(hold, captured=entry.amount, captured_seq=entry.seq)
+        hold = hold._replace(captured=entry.amount, captured_seq=entry.seq)
     desk.ended[hold.user_id, hold.seq] = entry
     desk.put_hold(hold)
     return hold

@@ -15,8 +15,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import deque
-from dataclasses import dataclass, replace
+from collections import Counter, deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -30,16 +30,16 @@ from credit_service.errors import (
     Overloaded,
     Refusal,
 )
-from credit_service.model import SpendTogether
+from credit_service.model import Outcome, SpendTogether
 from credit_service.postgres import unreachable
 from credit_service.recall import recall
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from uuid import UUID
 
     from credit_service.desk import Desk, Terms
-    from credit_service.model import Account, Command, Entry, Outcome
+    from credit_service.model import Account, Command, Entry
     from credit_service.postgres import Address
 
 _log = structlog.get_logger()
@@ -245,8 +245,7 @@ class Lane:
             await self._roll_back(connection, fault)
             raise
         await self._commit(connection, desk.posted)
-        for entry in desk.posted:
-            metrics.CREDITS.labels(entry.type).inc(entry.amount)
+        _count(desk.posted)
         # An expiry is nobody's doing: whoever is answered with one is told of an earlier end.
         unclaimed = [entry for entry in lost if entry.type != "expire"]
         return [_settled(answer, desk, unclaimed) for answer in answers]
@@ -318,16 +317,21 @@ def _settled(answer: Outcome | CreditError, desk: Desk, lost: list[Entry]) -> Ou
     """Shows the account as the batch left it, and a resolved COMMIT as the first run it was."""
     if isinstance(answer, CreditError):
         return answer
-    replayed = answer.replayed
-    if replayed and answer.entry in lost:
-        lost.remove(answer.entry)
+    entry, account, replayed, hold, parts = answer
+    if replayed and entry in lost:
+        lost.remove(entry)
         replayed = False
-    return replace(
-        answer,
-        account=desk.accounts[answer.account.user_id],
-        replayed=replayed,
-        parts=tuple(_settled(part, desk, lost) for part in answer.parts),
-    )
+    if parts:
+        parts = tuple(_settled(part, desk, lost) for part in parts)
+    return Outcome(entry, desk.accounts[account.user_id], replayed, hold, parts)
+
+
+def _count(entries: Iterable[Entry]) -> None:
+    moved: Counter[str] = Counter()
+    for entry in entries:
+        moved[entry.type] += entry.amount
+    for kind, credits_moved in moved.items():
+        metrics.CREDITS.labels(kind).inc(credits_moved)
 
 
 def _wanted(batch: list[_Waiting]) -> list[_Waiting]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -145,12 +145,11 @@ class Ledger:
                 raise InvalidRequest("as_of", f"is still to come; it is {now.isoformat()} now.")
             seq = await store.count_entries_before(connection, user_id, time + _RESOLUTION)
             if seq == 0:
-                return replace(account, balance=0, held=0, seq=0, last_updated=None)
+                return account._replace(balance=0, held=0, seq=0, last_updated=None)
             entry = (await store.recall_places(connection, [(user_id, seq)]))[user_id, seq]
             # Held by the entries, but over by the clock: recorded only when somebody looked.
             over = await store.expired_unrecorded_at(connection, user_id, seq, time)
-            return replace(
-                account,
+            return account._replace(
                 balance=entry.balance_after,
                 held=entry.held_after - over,
                 seq=seq,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -10,8 +11,6 @@ from credit_service.model import transaction_id
 from credit_service.v1 import credit_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from credit_service.desk import Terms
     from credit_service.model import Account, Entry, Hold, Usage
 
@@ -35,12 +34,17 @@ HOLD_STATES: dict[str, pb.HoldState.ValueType] = {
 HOLD_STATE_NAMES = {value: name for name, value in HOLD_STATES.items()}
 TYPE_NAMES = {value: name for name, value in TYPES.items()}
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DAY_SECONDS = 24 * 60 * 60
+
 
 def timestamp(time: datetime) -> Timestamp:
     """Renders a time."""
-    stamp = Timestamp()
-    stamp.FromDatetime(time)
-    return stamp
+    # At a quarter of what Timestamp.FromDatetime costs, which is written in Python.
+    since = time - _EPOCH
+    return Timestamp(
+        seconds=since.days * _DAY_SECONDS + since.seconds, nanos=since.microseconds * 1000
+    )
 
 
 def user_credit(account: Account, terms: Terms) -> pb.UserCredit:
@@ -59,11 +63,9 @@ def user_credit(account: Account, terms: Terms) -> pb.UserCredit:
 
 def transaction(entry: Entry, *, written: bool = True) -> pb.CreditTransaction:
     """Renders an entry; one that was only validated has no id and no place in the book."""
-    related, payment = entry.related_seq, entry.payment
-    return pb.CreditTransaction(
-        id=transaction_id(entry.user_id, entry.seq) if written else "",
-        user_id=str(entry.user_id),
-        seq=entry.seq if written else 0,
+    user_id = str(entry.user_id)
+    message = pb.CreditTransaction(
+        user_id=user_id,
         type=TYPES[entry.type],
         amount=entry.amount,
         balance_change=entry.balance_change,
@@ -72,24 +74,33 @@ def transaction(entry: Entry, *, written: bool = True) -> pb.CreditTransaction:
         held_after=entry.held_after,
         description=entry.description,
         timestamp=timestamp(entry.timestamp),
-        operation=entry.operation or "",
-        quantity=entry.quantity or 0,
-        unit_cost=entry.unit_cost or 0,
-        price_version=entry.price_version or "",
         reference=entry.reference,
-        metadata=entry.metadata,
-        related_transaction_id="" if related is None else transaction_id(entry.user_id, related),
-        hold_id=""
-        if entry.hold_seq is None or not (written or entry.type != "hold")
-        else transaction_id(entry.user_id, entry.hold_seq),
         idempotency_key=entry.idempotency_key or "",
         caller=entry.caller,
-        payment=None
-        if payment is None
-        else pb.Payment(
-            ref=payment.ref, amount_minor=payment.amount_minor, currency=payment.currency
-        ),
     )
+    # What few entries have is set apart: even to set nothing costs.
+    if written:
+        message.id = transaction_id(user_id, entry.seq)
+        message.seq = entry.seq
+    if entry.operation is not None:
+        message.operation = entry.operation
+    if entry.quantity is not None:
+        message.quantity = entry.quantity
+    if entry.unit_cost is not None:
+        message.unit_cost = entry.unit_cost
+    if entry.price_version is not None:
+        message.price_version = entry.price_version
+    if entry.metadata:
+        message.metadata.update(entry.metadata)
+    if entry.related_seq is not None:
+        message.related_transaction_id = transaction_id(user_id, entry.related_seq)
+    if entry.hold_seq is not None and (written or entry.type != "hold"):
+        message.hold_id = transaction_id(user_id, entry.hold_seq)
+    if entry.payment is not None:
+        message.payment.ref = entry.payment.ref
+        message.payment.amount_minor = entry.payment.amount_minor
+        message.payment.currency = entry.payment.currency
+    return message
 
 
 def hold(value: Hold, *, written: bool = True) -> pb.Hold:

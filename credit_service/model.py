@@ -1,12 +1,13 @@
 """The frozen values that travel between the servicer, the lanes, the rules and the store.
 
-Amounts are whole credits as int, times are aware datetimes of the database's clock.
+Amounts are whole credits as int, times are aware datetimes of the database's clock. What a batch
+makes many of is a named tuple: a frozen dataclass takes eight times as long to make.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from uuid import UUID
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ AMOUNT_MAX = 10**12
 BALANCE_MAX = 10**15
 
 
-def transaction_id(user_id: UUID, seq: int) -> str:
+def transaction_id(user_id: UUID | str, seq: int) -> str:
     """Names an entry for callers. It tells user and place, so no index of ids is needed."""
     return f"{user_id}-{seq}"
 
@@ -37,8 +38,7 @@ def parse_transaction_id(text: str) -> tuple[UUID, int] | None:
     return (user_id, seq) if transaction_id(user_id, seq) == text else None
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(NamedTuple):
     """What a user owns and may do. `last_updated` is None for a user without an account row.
 
     Attributes:
@@ -72,8 +72,7 @@ class Account:
         return self.balance - self.held
 
 
-@dataclass(frozen=True, slots=True)
-class Payment:
+class Payment(NamedTuple):
     """The payment behind a purchase, as its provider names it."""
 
     ref: str
@@ -81,8 +80,7 @@ class Payment:
     currency: str
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One line of the book. `requested_amount` is None where the caller said "all" or a charge."""
 
     user_id: UUID
@@ -111,8 +109,7 @@ class Entry:
     hold_seq: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(NamedTuple):
     """Credits set aside, in their present state: held, captured, released or expired.
 
     Attributes:
@@ -138,8 +135,7 @@ class Hold:
     captured_seq: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyChange:
+class PolicyChange(NamedTuple):
     """What an account may do since a change, and who changed it."""
 
     user_id: UUID
@@ -153,8 +149,7 @@ class PolicyChange:
     limit_per_day: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """The sums of an operation on a day of UTC (YYYY-MM-DD), in credits and in entries."""
 
     day: str
@@ -311,16 +306,14 @@ class Expire(Command):
     call = "expiry"
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
+class Spent(NamedTuple):
     """A spend or capture and how many of its credits have been given back."""
 
     entry: Entry
     refunded: int
 
 
-@dataclass(frozen=True, slots=True)
-class Purchased:
+class Purchased(NamedTuple):
     """What a payment bought. `entry` is None when its user was deleted since."""
 
     user_id: UUID
@@ -329,8 +322,7 @@ class Purchased:
     entry: Entry | None
 
 
-@dataclass(frozen=True, slots=True)
-class Reversal:
+class Reversal(NamedTuple):
     """A revision of a refund or dispute, as recorded.
 
     Attributes:
@@ -352,8 +344,7 @@ class Reversal:
     entry: Entry | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The answer to a command.
 
     Attributes:

@@ -10,6 +10,7 @@ import sys
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from credit_service.errors import CreditError
 
 _log = structlog.get_logger()
+
+# There are as many as methods, codes and reasons; to look one up costs more than to count.
+_calls = cache(metrics.CALLS.labels)
+_call_seconds = cache(metrics.CALL_SECONDS.labels)
 
 # A field of a log line is cut here: a caller decides what stands in it.
 _FIELD_LENGTH_MAX = 128
@@ -60,9 +65,9 @@ class Call:
 
     def _tell(self, code: str, reason: str) -> None:
         seconds = time.perf_counter() - self.started
-        metrics.CALLS.labels(self.method, code, reason).inc()
+        _calls(self.method, code, reason).inc()
         if not self.streams:
-            metrics.CALL_SECONDS.labels(self.method).observe(seconds)
+            _call_seconds(self.method).observe(seconds)
         facts: dict[str, object] = {"method": self.method, "outcome": code}
         if self.caller:
             facts["caller"] = self.caller

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from credit_service import holds, store
@@ -125,7 +124,7 @@ async def _recall_purchases(
         # A user who was deleted and made anew has other entries in the same places.
         if entry is not None and (entry.payment is None or entry.payment.ref != ref):
             entry = None
-        desk.purchases[ref] = replace(bought, entry=entry)
+        desk.purchases[ref] = bought._replace(entry=entry)
 
 
 async def _recall_reversals(
@@ -150,7 +149,7 @@ async def _recall_reversals(
         reversal = recorded[identity]
         if reversal.seq is not None:
             entry = entries.get((reversal.user_id, reversal.seq))
-            recorded[identity] = replace(reversal, entry=entry)
+            recorded[identity] = reversal._replace(entry=entry)
     desk.reversals.update(recorded)
 
 

@@ -6,7 +6,6 @@ ends in the same balance. What was spent meanwhile becomes debt.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from credit_service.errors import PaymentMismatch, PaymentNotFound, ReversalReused, UserDeleted
@@ -62,9 +61,10 @@ def reverse(desk: Desk, command: Reverse, _terms: Terms) -> Outcome:
             amount=abs(more),
             balance_change=-more,
             related_seq=purchase.seq,
+            description=command.reason,
+            reference=command.reversal_ref,
         )
-        entry = replace(entry, description=command.reason, reference=command.reversal_ref)
-        new = replace(new, seq=entry.seq, entry=entry)
+        new = new._replace(seq=entry.seq, entry=entry)
     if not command.validate_only:
         if new.entry is not None:
             desk.post(new.entry)

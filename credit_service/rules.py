@@ -19,7 +19,6 @@ succeeds on an empty account. A refusal is raised and leaves no trace.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from credit_service import holds, reversals, spending
@@ -232,8 +231,7 @@ def _set_policy(desk: Desk, command: SetPolicy, _terms: Terms) -> Outcome:
         if command.limits is None
         else tuple(limit or None for limit in command.limits)
     )
-    account = replace(
-        account,
+    account = account._replace(
         last_updated=time,
         frozen=account.frozen if command.frozen is None else command.frozen,
         min_balance=account.min_balance if command.min_balance is None else command.min_balance,

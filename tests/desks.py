@@ -164,7 +164,7 @@ def judge(before, command, expected, *, same_batch):
             assert (after.balance, after.held) == (entry.balance_after, entry.held_after)
             assert (after.seq, after.last_updated) == (entry.seq, entry.timestamp)
             assert desk.posted[-1] == entry
-            assert validated == replace(got, account=account)
+            assert validated == got._replace(account=account)
 
 
 def answer(desk, command, terms):

@@ -91,7 +91,7 @@ class Given:
             if isinstance(step, timedelta):
                 desk = recalled(desk, step)
             elif isinstance(step, dict):
-                desk.accounts[ALICE] = replace(desk.accounts[ALICE], **step)
+                desk.accounts[ALICE] = desk.accounts[ALICE]._replace(**step)
             else:
                 assert not decide(desk, step, TERMS).replayed
         return desk if same_batch else recalled(desk)

@@ -4,7 +4,7 @@ Every ordinary run draws the same examples (derandomized), so that it fails toda
 all; with `--long` they are drawn anew each time, and Hypothesis prints how to repeat a failure.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -120,7 +120,7 @@ class Book:
                 if place in places
             },
             purchases={
-                ref: replace(bought, entry=self.entries.get((bought.user_id, bought.seq)))
+                ref: bought._replace(entry=self.entries.get((bought.user_id, bought.seq)))
                 for ref, bought in self.bought.items()
                 if ref in refs
             },

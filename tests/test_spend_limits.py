@@ -1,7 +1,6 @@
 """What an account may spend in a minute, an hour and a day."""
 
 import asyncio
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -145,7 +144,7 @@ def test_a_clock_that_was_set_back_does_not_open_a_window():
 def test_counters_go_on_without_a_limit():
     """A limit set in the middle of a day counts what was spent of it before."""
     account = decided(Account(ALICE, 100), 30, NOON)
-    account = replace(account, limit_per_day=40)
+    account = account._replace(limit_per_day=40)
     with pytest.raises(SpendLimitExceeded) as refusal:
         decided(account, 11, NOON)
     assert refusal.value.spent == 30
