@@ -117,7 +117,7 @@ class Settings(EnvironmentSettings):
         description="Listen beyond loopback without TLS; only behind a proxy that has it.",
     )
     lanes: int = Field(
-        4, ge=1, le=64, description="Writer lanes per process, each with a database connection."
+        1, ge=1, le=64, description="Writer lanes per process, each with a database connection."
     )
     lane_queue: int = Field(
         4000, ge=1, description="Commands that may wait in a lane; more are refused at once."

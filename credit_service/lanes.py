@@ -47,6 +47,9 @@ _log = structlog.get_logger()
 # How often a batch is run again after a fault that another run can heal.
 _ATTEMPTS = 5
 
+# For how long a user whose row somebody else kept locked is served apart from the others.
+_ASIDE_SECONDS = 10.0
+
 # Another transaction was in the way and is gone by the next attempt: a serialization failure or
 # deadlock, a collision over a new account or payment, a user deleted meanwhile, a guard that
 # failed, a plan outdated by DDL.
@@ -90,7 +93,21 @@ class Lane:
         adds_users: bool,
         queue_limit: int,
         batch_limit: int,
+        locked: dict[UUID, float],
     ) -> None:
+        """Starts it; it connects when it has something to write.
+
+        Args:
+            name: its name in metrics.
+            address: the database, as the service's role.
+            terms: prices and floor.
+            adds_users: whether a purchase for an unknown user adds the user.
+            queue_limit: commands that may wait.
+            batch_limit: commands that a transaction takes at most.
+            locked: takes the users whose rows somebody else kept locked, and until when (loop
+                time) they are to be served aside.
+        """
+        self._locked = locked
         self._address = address
         self._terms = terms
         self._adds_users = adds_users
@@ -215,6 +232,8 @@ class Lane:
         for waiting in batch:
             users.setdefault(waiting.command.user_id, []).append(waiting)
         if len(users) == 1:
+            [user_id] = users
+            self._locked[user_id] = asyncio.get_running_loop().time() + _ASIDE_SECONDS
             _fail(batch, LedgerUnavailable)
             return
         for part in users.values():
@@ -304,6 +323,49 @@ class Lane:
             raise _CommitLostError(entries) from fault
         if tag != "COMMIT":
             raise store.StaleAccountError(tag)
+
+
+class Lanes:
+    """The lanes of a process, and one aside for users whose rows somebody else keeps locked."""
+
+    def __init__(
+        self,
+        address: Address,
+        terms: Terms,
+        *,
+        count: int,
+        adds_users: bool,
+        queue_limit: int,
+        batch_limit: int,
+    ) -> None:
+        """Starts `count` lanes and the one aside; the rest is as for `Lane`."""
+        self._locked: dict[UUID, float] = {}
+        *self._lanes, self._aside = (
+            Lane(
+                name,
+                address,
+                terms,
+                adds_users=adds_users,
+                queue_limit=queue_limit,
+                batch_limit=batch_limit,
+                locked=self._locked,
+            )
+            for name in [*map(str, range(count)), "aside"]
+        )
+
+    def of(self, user_id: UUID) -> Lane:
+        """Chooses the lane of a user; the only place that may know about shards."""
+        if self._locked:
+            until = self._locked.get(user_id)
+            if until is not None:
+                if asyncio.get_running_loop().time() < until:
+                    return self._aside
+                del self._locked[user_id]
+        return self._lanes[user_id.int % len(self._lanes)]
+
+    async def close(self) -> None:
+        """Closes all of them, as `Lane.close` does one."""
+        await asyncio.gather(*(lane.close() for lane in (*self._lanes, self._aside)))
 
 
 def _decide(desk: Desk, command: Command, terms: Terms) -> Outcome | CreditError:

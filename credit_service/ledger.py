@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
     from credit_service.desk import Terms
-    from credit_service.lanes import Lane
+    from credit_service.lanes import Lanes
     from credit_service.model import Command, Entry, Hold, Outcome, Usage
 
 # How many entries a filtered page of history looks at before it comes back short.
@@ -64,7 +64,7 @@ class Ledger:
     """Gives commands to the lanes and reads the book through a pool of its own."""
 
     def __init__(
-        self, lanes: Sequence[Lane], pool: asyncpg.Pool, report_pool: asyncpg.Pool, terms: Terms
+        self, lanes: Lanes, pool: asyncpg.Pool, report_pool: asyncpg.Pool, terms: Terms
     ) -> None:
         """Takes what it works with.
 
@@ -100,11 +100,7 @@ class Ledger:
             LedgerUnavailable: the service is stopping.
         """
         deadline = asyncio.get_running_loop().time() + seconds
-        return self._lane_of(command.user_id).submit(command, deadline)
-
-    def _lane_of(self, user_id: UUID) -> Lane:
-        """Chooses the lane of a user; the only place that may know about shards."""
-        return self._lanes[user_id.int % len(self._lanes)]
+        return self._lanes.of(command.user_id).submit(command, deadline)
 
     async def payer(self, payment_ref: str) -> UUID:
         """Finds the user to whom a payment was credited.

@@ -42,11 +42,13 @@ def configure(
     rendering: list[structlog.typing.Processor]
     factory: structlog.BytesLoggerFactory | structlog.PrintLoggerFactory
     if as_json:
+        file = _Gathered(sys.stderr.buffer)
+        shared.append(file.hurry)
         rendering = [
             structlog.processors.ExceptionRenderer(no_locals),
             structlog.processors.JSONRenderer(serializer=_json),
         ]
-        factory = structlog.BytesLoggerFactory(cast("BinaryIO", _Gathered(sys.stderr.buffer)))
+        factory = structlog.BytesLoggerFactory(cast("BinaryIO", file))
     else:
         plain = structlog.dev.plain_traceback
         rendering = [
@@ -88,15 +90,22 @@ def _json(event: EventDict, **options: Any) -> bytes:
 
 
 class _Gathered:
-    """A file to which a step of the event loop writes its lines at once, when it is over.
+    """A file to which a step of the event loop writes its lines together, when it is over.
 
-    To write a line costs more than to make it. Outside of a loop nothing waits.
+    To write a line costs more than to make it. A warning or worse does not wait, nor does anything
+    outside of a loop.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._lines: list[bytes] = []
+        self._hurried = False
         atexit.register(self._write_out)
+
+    def hurry(self, _logger: object, method: str, event: EventDict) -> EventDict:
+        """Tells by the level of an event whether its line may wait."""
+        self._hurried = method not in {"debug", "info"}
+        return event
 
     def write(self, line: bytes) -> None:
         self._lines.append(line)
@@ -107,7 +116,9 @@ class _Gathered:
         except RuntimeError:
             self._write_out()
             return
-        if len(self._lines) == 1:
+        if self._hurried:
+            self._write_out()
+        elif len(self._lines) == 1:
             loop.call_soon(self._write_out)
 
     def _write_out(self) -> None:

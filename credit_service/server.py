@@ -19,7 +19,7 @@ from prometheus_client import start_http_server
 
 from credit_service import access, expiry, metrics, migrations
 from credit_service.gate import ANSWER_BYTES_MAX, MESSAGE_BYTES_MAX, Gate
-from credit_service.lanes import Lane
+from credit_service.lanes import Lanes
 from credit_service.ledger import Ledger
 from credit_service.postgres import UNREACHABLE, missing_protection
 from credit_service.servicer import CreditServicer
@@ -128,19 +128,15 @@ async def serve(
         report_pool = settings.address.pool(1)
         await report_pool
         stack.push_async_callback(_close_pool, report_pool)
-        lanes = [
-            Lane(
-                str(number),
-                settings.address,
-                settings.terms,
-                adds_users=settings.adds_users,
-                queue_limit=settings.lane_queue,
-                batch_limit=settings.lane_batch,
-            )
-            for number in range(settings.lanes)
-        ]
-        for lane in lanes:
-            stack.push_async_callback(lane.close)
+        lanes = Lanes(
+            settings.address,
+            settings.terms,
+            count=settings.lanes,
+            adds_users=settings.adds_users,
+            queue_limit=settings.lane_queue,
+            batch_limit=settings.lane_batch,
+        )
+        stack.push_async_callback(lanes.close)
         ledger = Ledger(lanes, pool, report_pool, settings.terms)
         watchers = Watchers(ledger)
         health = health_aio.HealthServicer()

@@ -6,15 +6,25 @@ from uuid import uuid4
 
 from harness import TERMS
 
-from credit_service.lanes import Lane
+from credit_service.lanes import Lane, Lanes
 from credit_service.model import Payment, Purchase, Refund, Spend
 from credit_service.postgres import Address
+
+_LIMITS = {"adds_users": False, "queue_limit": 1000, "batch_limit": 500}
 
 
 @asynccontextmanager
 async def lane(url, **changes):
-    settings = {"adds_users": False, "queue_limit": 1000, "batch_limit": 500} | changes
-    made = Lane("test", Address(url), TERMS, **settings)
+    made = Lane("test", Address(url), TERMS, locked={}, **_LIMITS | changes)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+@asynccontextmanager
+async def lanes(url, count):
+    made = Lanes(Address(url), TERMS, count=count, **_LIMITS)
     try:
         yield made
     finally:

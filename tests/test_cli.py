@@ -59,7 +59,7 @@ def test_settings_lists_each_with_value_default_and_meaning(said):
         )
         assert lines[place + 1] == f"    {field.description}"
     assert {
-        "CREDIT_LANES=8  (default 4)",
+        "CREDIT_LANES=8  (default 1)",
         "CREDIT_ALLOW_PLAINTEXT=true  (default false)",
         'CREDIT_OTHER_PRICES={"mix": {"cost": 3, "unit": "song"}}  (default {})',
         "CREDIT_DRAIN_SECONDS=2.5  (default 20)",

@@ -202,7 +202,7 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name(refused, unknown, 
 
 
 def test_variables_without_our_prefix_are_none_of_our_business(read):
-    assert read(CREDITS="1", LISTEN="x", MY_CREDIT_LANES="9").lanes == 4
+    assert read(CREDITS="1", LISTEN="x", MY_CREDIT_LANES="9").lanes == 1
 
 
 BEYOND = ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "example.com:1", "[2001:db8::1]:1"]

@@ -9,6 +9,7 @@ from commands import (
     ask,
     kinds,
     lane,
+    lanes,
     someone_waits_for_a_lock,
     spend,
     submit,
@@ -125,6 +126,37 @@ async def test_a_locked_account_holds_up_its_own_user_only(database):
         again = await ask(clerk, *kept)
     assert [answer.replayed for answer in again] == [False, False]
     assert not await database.faults()
+
+
+async def test_once_an_account_was_found_locked_nobody_else_waits_for_it(database):
+    locked, free = [await database.user(10) for _ in range(2)]
+    async with lanes(database.service_url, count=1) as clerks:
+        other = await database.connect()
+        async with other.transaction():
+            await other.execute("SELECT FROM user_credits WHERE user_id = $1 FOR UPDATE", locked)
+            [found] = await ask(clerks.of(locked), spend(locked))
+            assert kinds([found]) == [LedgerUnavailable]
+            [kept] = submit(clerks.of(locked), spend(locked))
+            [served] = submit(clerks.of(free), spend(free))
+            done, _ = await asyncio.wait({kept, served}, return_when=asyncio.FIRST_COMPLETED)
+            assert done == {served}
+        await other.close()
+        given = await answers([kept, served, *submit(clerks.of(locked), spend(locked))])
+    assert kinds(given)[1:] == [Outcome, Outcome]
+    assert not await database.faults()
+
+
+async def test_a_user_whose_row_was_locked_comes_back_to_the_others(database, monkeypatch):
+    monkeypatch.setattr("credit_service.lanes._ASIDE_SECONDS", 0.0)
+    user_id = await database.user(10)
+    async with lanes(database.service_url, count=1) as clerks:
+        usual = clerks.of(user_id)
+        other = await database.connect()
+        async with other.transaction():
+            await other.execute("SELECT FROM user_credits WHERE user_id = $1 FOR UPDATE", user_id)
+            await ask(usual, spend(user_id))
+        await other.close()
+        assert clerks.of(user_id) is usual
 
 
 async def _failing(database, sqlstate, times, table, event):
