@@ -198,8 +198,13 @@ def _settings() -> Settings:
     return config.read()
 
 
-def _configure_logs(settings: Settings) -> None:
-    logs.configure(level=settings.log_level, as_json=settings.logs_json, cleaning=[without_values])
+def _configure_logs(settings: Settings, **everywhere: object) -> None:
+    logs.configure(
+        level=settings.log_level,
+        as_json=settings.logs_json,
+        cleaning=[without_values],
+        everywhere=everywhere,
+    )
 
 
 @contextmanager
@@ -316,8 +321,7 @@ def _run_child(
     process: int, report: processes.Report, settings: Settings, service_url: str
 ) -> None:
     """Runs one of several processes; called in a fresh interpreter."""
-    _configure_logs(settings)
-    structlog.contextvars.bind_contextvars(process=process)
+    _configure_logs(settings, process=process)
     try:
         made = _server_settings(settings, service_url, process)
         uvloop.run(processes.run_one(made, lambda _port: report()))

@@ -19,6 +19,7 @@ from credit_service.errors import (
 from credit_service.holds import at
 from credit_service.model import Account, transaction_id
 from credit_service.postgres import ACQUIRE_TIMEOUT_SECONDS, ALL_PLANS, UNREACHABLE
+from credit_service.reads import AccountReads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -77,6 +78,7 @@ class Ledger:
         self._lanes = lanes
         self._pool = pool
         self._report_pool = report_pool
+        self._accounts = AccountReads(self._reading)
         # Reports wait for each other rather than take the database from the spends.
         self._report_turn = asyncio.Semaphore(1)
         self.terms = terms
@@ -115,15 +117,14 @@ class Ledger:
             raise PaymentNotFound(payment_ref)
         return user_id
 
-    async def account(self, user_id: UUID) -> Account:
+    def account(self, user_id: UUID) -> asyncio.Future[Account]:
         """Reads an account as it is now.
 
-        Raises:
-            UserNotFound: the user is not in the user table.
-            LedgerUnavailable: the database is away.
+        Returns:
+            A future. It raises UserNotFound where the user is not in the user table, and
+            LedgerUnavailable where the database is away.
         """
-        async with self._reading() as connection:
-            return await _account(connection, user_id)
+        return self._accounts.read(user_id)
 
     async def account_at(self, user_id: UUID, time: datetime) -> Account:
         """Reads an account as it was at a time, entries of that very microsecond included.

@@ -6,6 +6,8 @@ import asyncio
 import atexit
 import logging
 import sys
+import threading
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -13,13 +15,21 @@ import orjson
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from structlog.typing import EventDict
 
+_log = structlog.get_logger()
+
+_JSON_OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
+
 
 def configure(
-    *, level: str, as_json: bool | None, cleaning: Iterable[structlog.typing.Processor] = ()
+    *,
+    level: str,
+    as_json: bool | None,
+    cleaning: Iterable[structlog.typing.Processor] = (),
+    everywhere: Mapping[str, object] | None = None,
 ) -> None:
     """Sends logs to standard error: a JSON object a line, or text for people.
 
@@ -27,23 +37,28 @@ def configure(
         level: debug, info, warning or error.
         as_json: JSON rather than text; None: JSON unless standard error is a terminal.
         cleaning: what else each event goes through before it is written.
+        everywhere: facts that stand on every line.
     """
     if as_json is None:
         as_json = not sys.stderr.isatty()
     number = logging.getLevelNamesMapping()[level.upper()]
+    said = dict(everywhere or {})
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
+        lambda _logger, _method, event: {**event, **said},
         structlog.processors.add_log_level,
         _stamp if as_json else structlog.processors.TimeStamper(fmt="iso", utc=True),
         *cleaning,
     ]
     # Local variables would put tokens and metadata into a traceback.
     no_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    _straight.file = None
     rendering: list[structlog.typing.Processor]
     factory: structlog.BytesLoggerFactory | structlog.PrintLoggerFactory
     if as_json:
         file = _Gathered(sys.stderr.buffer)
         shared.append(file.hurry)
+        if number <= logging.INFO:
+            _straight.file, _straight.said = file, said
         rendering = [
             structlog.processors.ExceptionRenderer(no_locals),
             structlog.processors.JSONRenderer(serializer=_json),
@@ -79,6 +94,27 @@ def configure(
     logging.basicConfig(level=max(number, logging.WARNING), handlers=[handler], force=True)
 
 
+def tell(event: str, facts: dict[str, object]) -> None:
+    """Logs an event at level info, as structlog would.
+
+    It is for the one line that every call writes: in JSON it costs a fifth of what structlog takes.
+
+    Args:
+        event: what happened.
+        facts: what stands on the line besides level and time; taken over.
+    """
+    file = _straight.file
+    if file is None:
+        _log.info(event, **facts)
+        return
+    facts.update(_straight.said)
+    facts["event"] = event
+    facts["level"] = "info"
+    facts["timestamp"] = datetime.now(UTC)
+    file.write(orjson.dumps(facts, None, _JSON_OPTIONS))
+    file.flush()
+
+
 def _stamp(_logger: object, _method: str, event: EventDict) -> EventDict:
     """Adds the time; orjson writes it faster than it could be made a text."""
     event["timestamp"] = datetime.now(UTC)
@@ -100,6 +136,7 @@ class _Gathered:
         self._file = file
         self._lines: list[bytes] = []
         self._hurried = False
+        self._lock = threading.Lock()
         atexit.register(self._write_out)
 
     def hurry(self, _logger: object, method: str, event: EventDict) -> EventDict:
@@ -108,7 +145,8 @@ class _Gathered:
         return event
 
     def write(self, line: bytes) -> None:
-        self._lines.append(line)
+        with self._lock:
+            self._lines.append(line)
 
     def flush(self) -> None:
         try:
@@ -122,7 +160,20 @@ class _Gathered:
             loop.call_soon(self._write_out)
 
     def _write_out(self) -> None:
-        lines, self._lines = self._lines, []
-        if lines:
-            self._file.write(b"".join(lines))
-            self._file.flush()
+        self._hurried = False
+        with self._lock:
+            if self._lines:
+                self._file.write(b"".join(self._lines))
+                self._file.flush()
+                self._lines.clear()
+
+
+@dataclass(slots=True)
+class _Straight:
+    """The way of `tell` past structlog, where there is one."""
+
+    file: _Gathered | None = None
+    said: Mapping[str, object] = field(default_factory=dict)
+
+
+_straight = _Straight()

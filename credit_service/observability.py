@@ -10,13 +10,11 @@ import sys
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING
 
 import asyncpg
-import structlog
 
-from credit_service import metrics
+from credit_service import logs, metrics
 from credit_service.errors import Refusal
 from credit_service.status import CODES
 
@@ -24,12 +22,6 @@ if TYPE_CHECKING:
     from structlog.typing import EventDict
 
     from credit_service.errors import CreditError
-
-_log = structlog.get_logger()
-
-# There are as many as methods, codes and reasons; to look one up costs more than to count.
-_calls = cache(metrics.CALLS.labels)
-_call_seconds = cache(metrics.CALL_SECONDS.labels)
 
 # A field of a log line is cut here: a caller decides what stands in it.
 _FIELD_LENGTH_MAX = 128
@@ -65,9 +57,7 @@ class Call:
 
     def _tell(self, code: str, reason: str) -> None:
         seconds = time.perf_counter() - self.started
-        _calls(self.method, code, reason).inc()
-        if not self.streams:
-            _call_seconds(self.method).observe(seconds)
+        metrics.CALLS.count(self.method, code, reason, None if self.streams else seconds)
         facts: dict[str, object] = {"method": self.method, "outcome": code}
         if self.caller:
             facts["caller"] = self.caller
@@ -80,7 +70,7 @@ class Call:
         if self.replayed:
             facts["replayed"] = True
         facts["ms"] = round(seconds * 1000, 2)
-        _log.info("call", **facts)
+        logs.tell("call", facts)
 
 
 # The call that the running task answers.

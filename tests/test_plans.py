@@ -127,7 +127,7 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
 
 
 def columns(value: Account | Hold | PolicyChange | Reversal) -> list[object]:
-    flat = store._REVERSAL(value) if isinstance(value, Reversal) else store._flat(value)
+    flat = value[: store._REVERSAL_COLUMNS] if isinstance(value, Reversal) else value
     return [[part] for part in flat]
 
 

@@ -333,7 +333,9 @@ async def test_reports_leave_the_connections_of_the_reads_alone_and_the_other_wa
         proxy.forget()
         assert await report == []
 
-        read_stuck = proxy.on("^" + re.escape(store.SQL["get_account"].splitlines()[0]), Kind.HOLD)
+        read_stuck = proxy.on(
+            "^" + re.escape(store.SQL["changed_accounts"].splitlines()[0]), Kind.HOLD
+        )
         read = asyncio.create_task(client.get_user_credit(user_id))
         await read_stuck.met.wait()
         assert await client.get_usage_report(FIRST, end) == []
