@@ -25,9 +25,6 @@ from credit_service.errors import AccountFrozen, UserDeleted, UserNotFound
 from credit_service.postgres_programs import ROOTS_STAND_IN, account, find_programs
 from credit_service.v1 import credit_service_pb2 as pb
 
-# One worker runs all of these, and so makes the clusters once.
-pytestmark = pytest.mark.xdist_group("deploy")
-
 USER_ID = "3f2b8c1e-9d4a-4f6b-8a57-0c1d2e3f4a5b"
 OWN, RESTORE = "A PostgreSQL of your own", "Backup and restore"
 SERVE = re.compile(r"^credit-service serve(.*)\n", re.MULTILINE)

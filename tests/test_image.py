@@ -20,9 +20,6 @@ import pytest
 
 from credit_service.embedded import embedded_postgres
 
-# One worker runs all of these, so that the image is installed once.
-pytestmark = pytest.mark.xdist_group("image")
-
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 STEPS = [

@@ -19,9 +19,6 @@ from credit_service.cli import app
 from credit_service.client import CreditClient
 from credit_service.v1 import credit_service_pb2 as pb
 
-# One worker runs all of these, against one service.
-pytestmark = pytest.mark.xdist_group("readme")
-
 USER_ID = "3f2b8c1e-9d4a-4f6b-8a57-0c1d2e3f4a5b"
 OPERATOR, WORKER = "An operator, with grpcurl", "A worker, in Python"
 
