@@ -46,7 +46,8 @@ class Stage:
         return await self.database.user(credits_)
 
     async def users(self, count: int) -> list[UUID]:
-        return [await self.user() for _ in range(count)]
+        async with self.database.kept_open() as database:
+            return [await database.user() for _ in range(count)]
 
     async def balance(self, user_id: UUID) -> int:
         return (await self.client.get_user_credit(user_id)).balance

@@ -50,35 +50,44 @@ class Database:
     name: str
     owner_url: str
     service_url: str
+    connection: asyncpg.Connection | None = None
 
     async def connect(self) -> asyncpg.Connection:
         """Connects as the owner."""
         return await asyncpg.connect(self.owner_url)
 
-    async def execute(self, sql: str, *args: object) -> str:
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[asyncpg.Connection]:
+        if self.connection is not None:
+            yield self.connection
+            return
         connection = await self.connect()
         try:
-            return await connection.execute(sql, *args)
+            yield connection
         finally:
             await connection.close()
 
+    @asynccontextmanager
+    async def kept_open(self) -> AsyncIterator["Database"]:
+        """The same database by one connection, for a test that looks at it hundreds of times."""
+        async with self._connected() as connection:
+            yield replace(self, connection=connection)
+
+    async def execute(self, sql: str, *args: object) -> str:
+        async with self._connected() as connection:
+            return await connection.execute(sql, *args)
+
     async def fetch(self, sql: str, *args: object) -> list[asyncpg.Record]:
-        connection = await self.connect()
-        try:
+        async with self._connected() as connection:
             return await connection.fetch(sql, *args)
-        finally:
-            await connection.close()
 
     async def user(self, credits_: int = 0) -> UUID:
         """Adds a user, with an account where it gets credits by an entry written here."""
         user_id = uuid4()
-        connection = await self.connect()
-        try:
+        async with self._connected() as connection:
             await connection.execute("INSERT INTO auth.users (id) VALUES ($1)", user_id)
             if credits_:
                 await _open(connection, user_id, credits_)
-        finally:
-            await connection.close()
         return user_id
 
     async def faults(self) -> list[str]:

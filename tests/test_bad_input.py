@@ -4,11 +4,17 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
-from harness import refused
+from harness import Database, refused
 from mistakes import MISTAKES, sound
 from wire import METHODS, Wire, request_of, user_with_a_spend
 
 from credit_service.v1 import credit_service_pb2 as pb
+
+
+@pytest.fixture
+async def database(database) -> AsyncIterator[Database]:
+    async with database.kept_open() as kept:
+        yield kept
 
 
 @pytest.fixture

@@ -57,12 +57,14 @@ async def states(database):
 
 
 async def all_are_recorded(database, count):
-    async def recorded():
-        return (await states(database))[0] == {"expired": count}
+    async with database.kept_open() as kept:
 
-    await eventually(recorded, seconds=60)
-    assert await states(database) == ({"expired": count}, count)
-    assert not await database.faults()
+        async def recorded():
+            return (await states(kept))[0] == {"expired": count}
+
+        await eventually(recorded, seconds=60)
+        assert await states(kept) == ({"expired": count}, count)
+        assert not await kept.faults()
 
 
 def service(database, url=None, **changes):

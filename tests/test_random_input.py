@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from harness import refused
+from harness import Database, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from wire import (
@@ -149,6 +149,12 @@ class Target:
         else:
             assert not await self._database.faults()
             self._book = await self._database.book()
+
+
+@pytest.fixture
+async def database(database) -> AsyncIterator[Database]:
+    async with database.kept_open() as kept:
+        yield kept
 
 
 @pytest.fixture
