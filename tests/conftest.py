@@ -36,7 +36,7 @@ def pytest_configure(config):
     # One cluster for all workers, started before any event loop. It need not survive a power cut.
     memory = _memory()
     directory = Path(tempfile.mkdtemp(prefix="credit-tests-", dir=memory))
-    directory.chmod(0o755)
+    directory.chmod(0o1777)  # as /tmp is: programs of other accounts make theirs there
     _stack.callback(shutil.rmtree, directory, ignore_errors=True)
     if memory:
         # Other clusters go there too; what a test leaves in `tmp_path` stays to be looked at.
