@@ -50,6 +50,10 @@ class Calls(Collector):
             buckets[bisect_left(_LATENCY_BUCKETS, seconds)] += 1
             self._seconds[method] += seconds
 
+    def describe(self) -> Iterator[Metric]:
+        """Yields what a scrape would; the registry takes the names from it."""
+        return self.collect()
+
     def collect(self) -> Iterator[Metric]:
         """Yields the two metrics for a scrape."""
         answered = CounterMetricFamily(

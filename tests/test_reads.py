@@ -12,6 +12,8 @@ from harness import running, server_settings
 
 from credit_service import store
 from credit_service.errors import UserNotFound
+from credit_service.postgres import Address
+from credit_service.reads import AccountReads
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
@@ -38,15 +40,18 @@ async def arrived(client):
     await client.list_prices()
 
 
-async def test_whoever_asks_during_a_read_shares_the_next_one(client, proxy, database):
+async def test_whoever_asks_during_a_read_shares_the_next_one(proxy, database):
     users = [await database.user(credits_) for credits_ in range(1, 6)]
-    first, held, following = await held_up(client, proxy, users[0])
-    asked = [asyncio.create_task(client.get_user_credit(users[n % 5])) for n in range(20)]
-    await arrived(client)
-    held.release()
-    assert (await first).balance == 1
-    assert [credit.balance for credit in await asyncio.gather(*asked)] == [1, 2, 3, 4, 5] * 4
-    assert following.seen < 5
+    held, statements = proxy.on(READ, Kind.HOLD), proxy.on(READ, Kind.HOLD, nth=10**9)
+    async with Address(proxy.url).pool(4) as pool:
+        reads = AccountReads(pool.acquire)
+        first = reads.read(users[0])
+        await held.met.wait()
+        asked = [reads.read(users[n % 5]) for n in range(20)]
+        held.release()
+        assert (await first).balance == 1
+        assert [account.balance for account in await asyncio.gather(*asked)] == [1, 2, 3, 4, 5] * 4
+    assert statements.seen == 2
 
 
 async def test_a_read_shows_what_was_committed_before_it_was_asked_for(client, proxy, database):
