@@ -94,6 +94,7 @@ class Lane:
         queue_limit: int,
         batch_limit: int,
         locked: dict[UUID, float],
+        aside: Lane | None,
     ) -> None:
         """Starts it; it connects when it has something to write.
 
@@ -106,8 +107,10 @@ class Lane:
             batch_limit: commands that a transaction takes at most.
             locked: takes the users whose rows somebody else kept locked, and until when (loop
                 time) they are to be served aside.
+            aside: the lane that serves them; None: this one.
         """
         self._locked = locked
+        self._aside = aside
         self._address = address
         self._terms = terms
         self._adds_users = adds_users
@@ -144,6 +147,13 @@ class Lane:
         self._filled.set()
         return answer
 
+    def take_over(self, waiting: _Waiting) -> bool:
+        """Takes a command from another lane's queue; False, and it does not, once it is closing."""
+        if not self._closing:
+            self._queue.append(waiting)
+            self._filled.set()
+        return not self._closing
+
     async def close(self) -> None:
         """Runs what is queued, takes nothing more, and closes the connection."""
         self._closing = True
@@ -160,7 +170,9 @@ class Lane:
                     return
                 self._filled.clear()
                 continue
-            batch = self._take()
+            batch = self._without_locked(self._take())
+            if not batch:
+                continue
             started = time.perf_counter()
             try:
                 await self._serve(batch)
@@ -182,6 +194,18 @@ class Lane:
                 break
             batch.append(self._queue.popleft())
         return batch
+
+    def _without_locked(self, batch: list[_Waiting]) -> list[_Waiting]:
+        """Hands over what came before its user's row was found locked, and keeps the rest."""
+        if not self._locked or self._aside is None:
+            return batch
+        now = asyncio.get_running_loop().time()
+        return [
+            waiting
+            for waiting in batch
+            if self._locked.get(waiting.command.user_id, now) <= now
+            or not self._aside.take_over(waiting)
+        ]
 
     async def _serve(self, batch: list[_Waiting], lost: Sequence[Entry] = ()) -> None:
         """Answers every call of the batch, running it again or in parts where that can help.
@@ -340,8 +364,9 @@ class Lanes:
     ) -> None:
         """Starts `count` lanes and the one aside; the rest is as for `Lane`."""
         self._locked: dict[UUID, float] = {}
-        *self._lanes, self._aside = (
-            Lane(
+
+        def lane(name: str, aside: Lane | None) -> Lane:
+            return Lane(
                 name,
                 address,
                 terms,
@@ -349,9 +374,11 @@ class Lanes:
                 queue_limit=queue_limit,
                 batch_limit=batch_limit,
                 locked=self._locked,
+                aside=aside,
             )
-            for name in [*map(str, range(count)), "aside"]
-        )
+
+        self._aside = lane("aside", None)
+        self._lanes = [lane(str(number), self._aside) for number in range(count)]
 
     def of(self, user_id: UUID) -> Lane:
         """Chooses the lane of a user; the only place that may know about shards."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import logging
+import select
 import sys
 import threading
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ import orjson
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from structlog.typing import EventDict
 
@@ -136,6 +138,7 @@ class _Gathered:
         self._file = file
         self._lines: list[bytes] = []
         self._hurried = False
+        self._due_in: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
         atexit.register(self._write_out)
 
@@ -156,16 +159,34 @@ class _Gathered:
             return
         if self._hurried:
             self._write_out()
-        elif len(self._lines) == 1:
+        elif self._due_in is not loop:
+            self._due_in = loop
             loop.call_soon(self._write_out)
 
     def _write_out(self) -> None:
-        self._hurried = False
+        self._hurried, self._due_in = False, None
         with self._lock:
-            if self._lines:
-                self._file.write(b"".join(self._lines))
-                self._file.flush()
-                self._lines.clear()
+            lines, self._lines = self._lines, []
+            # What cannot be written is lost: a full disk or a reader that left must not end the
+            # service, nor fill its memory.
+            with contextlib.suppress(OSError):
+                for piece in _pieces(lines):
+                    self._file.write(piece)
+                    self._file.flush()
+
+
+def _pieces(lines: list[bytes]) -> Iterator[bytes]:
+    """Joins lines as far as a pipe takes them whole, for several processes may share one."""
+    piece: list[bytes] = []
+    size = 0
+    for line in lines:
+        if piece and size + len(line) > select.PIPE_BUF:
+            yield b"".join(piece)
+            piece, size = [], 0
+        piece.append(line)
+        size += len(line)
+    if piece:
+        yield b"".join(piece)
 
 
 @dataclass(slots=True)

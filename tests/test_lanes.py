@@ -146,6 +146,24 @@ async def test_once_an_account_was_found_locked_nobody_else_waits_for_it(databas
     assert not await database.faults()
 
 
+async def test_what_came_before_an_account_was_found_locked_holds_up_nobody_either(database):
+    locked, free = [await database.user(10) for _ in range(2)]
+    async with lanes(database.service_url, count=1) as clerks:
+        usual = clerks.of(locked)
+        other = await database.connect()
+        async with other.transaction():
+            await other.execute("SELECT FROM user_credits WHERE user_id = $1 FOR UPDATE", locked)
+            [first] = submit(usual, spend(locked))
+            await eventually(lambda: someone_waits_for_a_lock(database))
+            kept, served = submit(usual, spend(locked), spend(free))
+            done, _ = await asyncio.wait({kept, served}, return_when=asyncio.FIRST_COMPLETED)
+            assert done == {served}
+        await other.close()
+        given = await answers([first, kept, served])
+    assert kinds(given)[::2] == [LedgerUnavailable, Outcome]
+    assert not await database.faults()
+
+
 async def test_a_user_whose_row_was_locked_comes_back_to_the_others(database, monkeypatch):
     monkeypatch.setattr("credit_service.lanes._ASIDE_SECONDS", 0.0)
     user_id = await database.user(10)

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import re
+import select
 import signal
 import traceback
 import unicodedata
@@ -14,7 +15,7 @@ import pytest
 from commands import someone_waits_for_a_lock
 from harness import eventually, payment, process, refused
 
-from credit_service import observability
+from credit_service import logs, observability
 from credit_service.client import CreditClient
 from credit_service.errors import (
     IdempotencyKeyReused,
@@ -312,3 +313,43 @@ def test_an_error_of_the_database_behind_another_error_quotes_nothing_either(how
     observability.without_values(None, "error", {"exc_info": failure})
     assert "word-of" not in "".join(traceback.format_exception(failure))
     assert "not this row" in "".join(traceback.format_exception(failure))
+
+
+class Pipe:
+    """Takes what is written, and fails as often as it is told to."""
+
+    def __init__(self, failures=0):
+        self.written, self.failures = [], failures
+
+    def write(self, piece):
+        if self.failures:
+            self.failures -= 1
+            raise BlockingIOError
+        self.written.append(piece)
+
+    def flush(self):
+        pass
+
+
+async def test_a_log_that_could_not_be_written_once_goes_on():
+    pipe = Pipe(failures=1)
+    gathered = logs._Gathered(pipe)
+    for line in (b"lost\n", b"first\n", b"second\n"):
+        gathered.write(line)
+        gathered.flush()
+        await asyncio.sleep(0)
+    assert pipe.written == [b"first\n", b"second\n"]
+
+
+async def test_what_is_written_at_once_is_whole_lines_that_a_pipe_takes_whole():
+    pipe = Pipe()
+    gathered = logs._Gathered(pipe)
+    lines = [bytes([65 + n % 26]) * (n * 7 % 300) + b"\n" for n in range(200)]
+    for line in lines:
+        gathered.write(line)
+        gathered.flush()
+    assert not pipe.written
+    await asyncio.sleep(0)
+    assert b"".join(pipe.written) == b"".join(lines)
+    assert 1 < len(pipe.written) < 20
+    assert all(len(piece) <= select.PIPE_BUF and piece.endswith(b"\n") for piece in pipe.written)
