@@ -135,8 +135,7 @@ class Ledger:
             LedgerUnavailable: the database is away.
         """
         async with self._reading() as connection:
-            account = await _account(connection, user_id)
-            now, _ = await store.get_account(connection, user_id)
+            now, account = await _account(connection, user_id)
             # The newest entry may be a hair ahead of a clock that was set back.
             if time > max(now, account.last_updated or now):
                 raise InvalidRequest("as_of", f"is still to come; it is {now.isoformat()} now.")
@@ -173,7 +172,7 @@ class Ledger:
         """
         user_id = query.user_id
         async with self._reading() as connection:
-            account = await _account(connection, user_id)
+            _, account = await _account(connection, user_id)
             newest = account.seq if query.newest is None else min(query.newest, account.seq)
             oldest_excluded = query.related_seq or 0
             if query.end is not None:
@@ -245,7 +244,7 @@ class Ledger:
             LedgerUnavailable: the database is away.
         """
         async with self._reading() as connection:
-            account = await _account(connection, user_id)
+            _, account = await _account(connection, user_id)
             start = account.seq if newest is None else newest
             now, found = await store.list_holds(
                 connection, user_id, newest=start, state=state, limit=page_size + 1
@@ -318,10 +317,10 @@ class Ledger:
             raise LedgerUnavailable from error
 
 
-async def _account(connection: PoolConnectionProxy, user_id: UUID) -> Account:
-    _, account = await store.get_account(connection, user_id)
+async def _account(connection: PoolConnectionProxy, user_id: UUID) -> tuple[datetime, Account]:
+    now, account = await store.get_account(connection, user_id)
     if account is not None:
-        return account
+        return now, account
     if await store.find_users(connection, [user_id]):
-        return Account(user_id)
+        return now, Account(user_id)
     raise UserNotFound(str(user_id))
