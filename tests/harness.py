@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
+import random
 import re
 import signal
 import socket
@@ -419,11 +421,25 @@ async def eventually(
         await asyncio.sleep(every)
 
 
+def _ports() -> Iterator[int]:
+    # Below those that Linux gives to outgoing connections (ip(7), ip_local_port_range): one of
+    # theirs can be taken while the server that a test starts again is down, even by a client
+    # that looks for it. Each process that runs tests has its own.
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = random.randrange(10_000, 20_000, 100)
+    return itertools.cycle(range(first + worker % 100, first + 10_000, 100))
+
+
 def free_port() -> int:
     """A port nobody has at the moment, for what must be told its port before it starts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    while True:
+        port = next(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+_PORTS = _ports()
 
 
 async def add_api_roles(owner_url: str) -> None:

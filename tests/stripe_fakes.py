@@ -157,9 +157,10 @@ class FakeStripe:
         await self.do("hurry")
         return await self.idle(seconds)
 
-    async def idle(self, seconds: float = 30) -> dict:
-        """Waits until nothing is on its way; fails with the last answers when something stays."""
-        answer = await self._http.get("/_fake/idle", params={"wait": seconds}, timeout=seconds + 10)
+    async def idle(self, seconds: float = 30, most: int = 0) -> dict:
+        """Waits until at most so many are on their way; fails with the last answers else."""
+        params = {"wait": seconds, "most": most}
+        answer = await self._http.get("/_fake/idle", params=params, timeout=seconds + 10)
         counts = answer.json()
         if not counts["idle"]:
             raise AssertionError(f"{counts}\n{(await self.deliveries())[-5:]}")

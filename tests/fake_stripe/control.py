@@ -103,7 +103,7 @@ class Control:
             if request.method == "POST":
                 body = orjson.loads(await request.body() or b"{}")
             if name == "idle":
-                answer: Any = await self._idle(float(body.get("wait", 0)))
+                answer: Any = await self._idle(float(body.get("wait", 0)), int(body.get("most", 0)))
             else:
                 answer = self._do(name, body)
                 if request.method == "POST":
@@ -258,11 +258,11 @@ class Control:
     def _batch(self, body: Object) -> list[Any]:
         return [self._do(each["action"], each.get("body", {})) for each in body["actions"]]
 
-    async def _idle(self, wait: float) -> Object:
+    async def _idle(self, wait: float, most: int) -> Object:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait):
-                await self._couriers.until_idle()
-        return {"idle": self._couriers.idle, **self._couriers.summary()}
+                await self._couriers.until_idle(most)
+        return {"idle": self._couriers.on_the_way <= most, **self._couriers.summary()}
 
 
 _SHOWN = {

@@ -91,7 +91,7 @@ class Couriers:
         self.record: list[Attempt] = []
         self.tally = Tally()
         self.held: list[Delivery] = []
-        self.on_the_way = 0
+        self._entered = 0
         self._due: list[tuple[float, int, Delivery]] = []
         self._numbers = itertools.count()
         self._posters: dict[str, Poster] = {}
@@ -99,13 +99,13 @@ class Couriers:
         self._running: set[asyncio.Task[None]] = set()
 
     @property
-    def idle(self) -> bool:
-        """Whether nothing is on its way any more; what is held back does not count."""
-        return not self._stripe.outbox and not self.on_the_way
+    def on_the_way(self) -> int:
+        """How many deliveries are not over; what is held back does not count."""
+        return len(self._stripe.outbox) + self._entered
 
-    async def until_idle(self) -> None:
-        """Waits until nothing is on its way any more."""
-        while not self.idle:
+    async def until_idle(self, most: int = 0) -> None:
+        """Waits until at most so many deliveries are on their way."""
+        while self.on_the_way > most:
             self._done.clear()
             await self._done.wait()
 
@@ -179,7 +179,7 @@ class Couriers:
         self._enter(delivery, faults.random.uniform(0, longest) if late else 0.0)
 
     def _enter(self, delivery: Delivery, seconds: float) -> None:
-        self.on_the_way += 1
+        self._entered += 1
         due = time.monotonic() + seconds
         heapq.heappush(self._due, (due, next(self._numbers), delivery))
 
@@ -199,7 +199,7 @@ class Couriers:
         if delivery.endpoint.status == "deleted":
             self.tally.given_up += not delivery.done
             self._forget(delivery)
-            self.on_the_way -= 1
+            self._entered -= 1
             return
         if self._stripe.faults.strikes("noise"):
             await self._noise(delivery)
@@ -222,7 +222,7 @@ class Couriers:
                 self.tally.given_up += 1
                 self._forget(delivery)
         # Only now, so that nobody sees an idle moment between two tries.
-        self.on_the_way -= 1
+        self._entered -= 1
 
     def _forget(self, delivery: Delivery) -> None:
         self._stripe.undelivered.pop((delivery.event.id, delivery.endpoint.id), None)
@@ -300,7 +300,7 @@ class Couriers:
             "lost": self.tally.lost,
             "given_up": self.tally.given_up,
             "held": len(self.held),
-            "on_the_way": self.on_the_way + len(self._stripe.outbox),
+            "on_the_way": self.on_the_way,
             "attempts": len(self.record),
             "answers": dict(self.tally.answers),
             "answer_seconds": quantiles,
