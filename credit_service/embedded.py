@@ -45,6 +45,7 @@ _LONGEST_SOCKET_DIRECTORY = 103 - len(f"/{_SOCKET}.lock")  # macOS allows 103 by
 _START_SECONDS = 120.0  # recovery after a power cut replays up to 1 GB of log
 _STOP_SECONDS = 60
 _LEFT_OVER_SECONDS = 5.0
+_STILL_ATTACHED = "pre-existing shared memory block"
 _POLL_SECONDS = 0.02
 
 
@@ -336,9 +337,29 @@ def _remove_socket_directory(sockets: Path) -> None:
 def _running(
     programs: Programs, cluster: Path, log: Path, sockets: Path, settings: Mapping[str, str]
 ) -> Iterator[int]:
-    where = {"listen_addresses": "", "port": "5432", "unix_socket_directories": str(sockets)}
+    """Runs the server, as soon as no other process of a server that was killed is left."""
     if log.exists():
         log.replace(log.with_suffix(".log.previous"))
+    deadline = time.monotonic() + _LEFT_OVER_SECONDS
+    while True:
+        log.unlink(missing_ok=True)
+        with _launched(programs, cluster, log, sockets, settings) as process:
+            try:
+                _wait_until_ready(process, cluster, sockets, log)
+            except EmbeddedPostgresError as error:
+                if _STILL_ATTACHED not in str(error) or time.monotonic() > deadline:
+                    raise
+            else:
+                yield process.pid
+                return
+        time.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def _launched(
+    programs: Programs, cluster: Path, log: Path, sockets: Path, settings: Mapping[str, str]
+) -> Iterator["subprocess.Popen[bytes]"]:
+    where = {"listen_addresses": "", "port": "5432", "unix_socket_directories": str(sockets)}
     log.touch(mode=0o600)
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603
@@ -357,8 +378,7 @@ def _running(
             **programs.account,
         )
     try:
-        _wait_until_ready(process, cluster, sockets, log)
-        yield process.pid
+        yield process
     finally:
         _stop(process)
 

@@ -10,24 +10,15 @@ from urllib.parse import quote, urlsplit
 from harness import Database
 
 # Runs a cluster with its ordinary, durable settings until its standard input ends.
-# A killed server's backends may outlive it for a moment, and nothing starts before they are gone.
 KEEPER = """
-import json, sys, time
+import json, sys
 from pathlib import Path
-from credit_service.embedded import EmbeddedPostgresError, embedded_postgres
+from credit_service.embedded import embedded_postgres
 
-deadline = time.monotonic() + 10
-while True:
-    try:
-        with embedded_postgres(Path(sys.argv[1])) as cluster:
-            told = {"sockets": str(cluster.socket_directory), "pid": cluster.pid}
-            print(json.dumps(told | {"owner_url": cluster.owner_url}), flush=True)
-            sys.stdin.read()
-        break
-    except EmbeddedPostgresError as error:
-        if "pre-existing shared memory block" not in str(error) or time.monotonic() > deadline:
-            sys.exit(str(error))
-        time.sleep(0.02)
+with embedded_postgres(Path(sys.argv[1])) as cluster:
+    told = {"sockets": str(cluster.socket_directory), "pid": cluster.pid}
+    print(json.dumps(told | {"owner_url": cluster.owner_url}), flush=True)
+    sys.stdin.read()
 """
 
 

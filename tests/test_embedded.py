@@ -1,5 +1,6 @@
 """The embedded PostgreSQL: each server here is started by a process of its own, as in real life."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -250,6 +251,40 @@ def test_a_server_killed_with_its_parent_recovers_what_was_committed(data: Path)
     assert not stopped(killed)
     with running(data, {}) as cluster:
         assert ask(cluster["owner_url"], "SELECT answer FROM kept") == "42"
+
+
+@pytest.fixture
+def attached(data: Path) -> Iterator[int]:
+    """A process of a killed server that has not ended, and so still has its shared memory."""
+    parent = Parent(data, {})
+    killed = parent.tell()
+    left = int(
+        ask(
+            killed["owner_url"],
+            "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'",
+        )
+    )
+    os.kill(left, signal.SIGSTOP)
+    os.kill(int(killed["pid"]), signal.SIGKILL)
+    parent.end(signal.SIGKILL)
+    yield left
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(left, signal.SIGKILL)
+
+
+def test_a_start_waits_for_the_last_process_of_a_killed_server(data: Path, attached: int) -> None:
+    parent = Parent(data, {})
+    log = data / "postgresql-18.log"
+    until(lambda: "shared memory block" in log.read_text())
+    os.kill(attached, signal.SIGCONT)
+    assert ask(parent.tell()["owner_url"], "SELECT 1") == "1"
+    parent.end()
+
+
+def test_a_start_beside_a_process_of_a_killed_server_that_stays_is_refused(
+    data: Path, attached: int
+) -> None:
+    assert "shared memory block" in refusal(data, {})
 
 
 def test_an_initialisation_that_was_killed_is_done_again_from_the_start(data: Path) -> None:
