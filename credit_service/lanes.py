@@ -1,13 +1,9 @@
 """The writer lanes: group commit over row locks.
 
-A lane has a queue, one connection and at most one transaction in flight. While that runs, commands
-pile up, and the next batch is the whole pile, up to a bound. A call's handler owns no transaction:
-it waits on a future, and when it is cancelled it only stops listening.
-
-A batch is one READ COMMITTED transaction: lock the accounts in the order of their users, recall in
-a new statement what the commands refer to, decide in Python, write each row once, commit. Futures
-are resolved after the COMMIT and never before, the refusals too, for they may rest on an entry of
-the same batch.
+A lane has a queue and at most one transaction in flight. While that runs, commands pile up, and the
+next batch is the whole pile, up to a bound. A call's handler owns no transaction: it waits on a
+future, and when it is cancelled it only stops listening. Futures are resolved after the COMMIT and
+never before.
 """
 
 from __future__ import annotations
@@ -15,31 +11,30 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import asyncpg
 import structlog
 
-from credit_service import metrics, rules, store
+from credit_service import metrics, store
 from credit_service.errors import (
     CreditError,
     InternalError,
     LedgerUnavailable,
     Overloaded,
-    Refusal,
 )
 from credit_service.model import Outcome, SpendTogether
 from credit_service.postgres import unreachable
-from credit_service.recall import recall
+from credit_service.transactions import CommitLostError, Transactions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from uuid import UUID
 
-    from credit_service.desk import Desk, Terms
-    from credit_service.model import Account, Command, Entry
+    from credit_service.desk import Terms
+    from credit_service.model import Command, Entry
     from credit_service.postgres import Address
 
 _log = structlog.get_logger()
@@ -73,16 +68,8 @@ class _Waiting:
     deadline: float
 
 
-class _CommitLostError(Exception):
-    """The COMMIT of these entries was sent and its answer never came."""
-
-    def __init__(self, entries: list[Entry]) -> None:
-        super().__init__(f"the answer to a COMMIT of {len(entries)} entries was lost")
-        self.entries = entries
-
-
 class Lane:
-    """One clerk: the queue, the connection and the task that writes."""
+    """One clerk: the queue, and the task that runs what piled up."""
 
     def __init__(
         self,
@@ -111,15 +98,12 @@ class Lane:
         """
         self._locked = locked
         self._aside = aside
-        self._address = address
-        self._terms = terms
-        self._adds_users = adds_users
+        self._transactions = Transactions(address, terms, adds_users=adds_users)
         self._queue_limit = queue_limit
         self._batch_limit = batch_limit
         self._queue: deque[_Waiting] = deque()
         self._filled = asyncio.Event()
         self._closing = False
-        self._connection: asyncpg.Connection | None = None
         self._task = asyncio.create_task(self._run(), name=f"lane {name}")
         self._queued = metrics.QUEUED.labels(name)
         self._queued.set_function(lambda: len(self._queue))
@@ -159,8 +143,7 @@ class Lane:
         self._closing = True
         self._filled.set()
         await self._task
-        if self._connection is not None:
-            self._connection.terminate()
+        self._transactions.close()
 
     async def _run(self) -> None:
         while True:
@@ -219,8 +202,8 @@ class Lane:
             if not batch:
                 return
             try:
-                answers = await self._transact(batch, lost)
-            except _CommitLostError as fault:
+                answers = await self._transactions.run([waiting.command for waiting in batch], lost)
+            except CommitLostError as fault:
                 # Run again on a fresh connection: under the lock the keys tell whether it happened.
                 self._note(fault, batch)
                 lost = [*lost, *fault.entries]
@@ -229,7 +212,7 @@ class Lane:
                 await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
             except asyncpg.LockNotAvailableError as fault:
                 self._note(fault, batch)
-                await self._serve_each_user(batch, lost)
+                await self._serve_unlocked(batch, lost)
                 return
             except Exception as fault:  # whatever a single command can bring about
                 self._note(fault, batch)
@@ -250,18 +233,30 @@ class Lane:
         else:
             await self._serve_halves(batch, lost)
 
-    async def _serve_each_user(self, batch: list[_Waiting], lost: Sequence[Entry]) -> None:
-        """Lets a user whose row somebody else keeps locked wait alone."""
-        users: dict[UUID, list[_Waiting]] = {}
-        for waiting in batch:
-            users.setdefault(waiting.command.user_id, []).append(waiting)
-        if len(users) == 1:
-            [user_id] = users
-            self._locked[user_id] = asyncio.get_running_loop().time() + _ASIDE_SECONDS
+    async def _serve_unlocked(self, batch: list[_Waiting], lost: Sequence[Entry]) -> None:
+        """Serves all but those whose rows somebody else keeps locked.
+
+        These get a second chance in the lane aside. Where they had it, they are told to come again.
+        """
+        users = {waiting.command.user_id for waiting in batch}
+        try:
+            locked = users if len(users) == 1 else await self._transactions.find_locked(users)
+        except Exception as fault:
+            self._note(fault, batch)
             _fail(batch, LedgerUnavailable)
             return
-        for part in users.values():
-            await self._serve(part, lost)
+        if not locked:
+            # It was another row, or it is free again.
+            for user_id in users:
+                await self._serve(_of(batch, {user_id}), lost)
+            return
+        until = asyncio.get_running_loop().time() + _ASIDE_SECONDS
+        self._locked.update(dict.fromkeys(locked, until))
+        # Another lane knows nothing of lost entries and would call them repeated.
+        if len(users) > 1 and not lost:
+            batch = self._without_locked(batch)
+        _fail(_of(batch, locked), LedgerUnavailable)
+        await self._serve(_of(batch, users - locked), lost)
 
     async def _serve_halves(self, batch: list[_Waiting], lost: Sequence[Entry]) -> None:
         """Halves a batch, and its halves, until the command that spoils it stands alone."""
@@ -272,81 +267,6 @@ class Lane:
     def _note(self, fault: Exception, batch: list[_Waiting]) -> None:
         metrics.BATCH_FAULTS.labels(type(fault).__name__).inc()
         _log.warning("batch disturbed", fault=type(fault).__name__, commands=len(batch))
-
-    async def _transact(
-        self, batch: list[_Waiting], lost: Sequence[Entry]
-    ) -> list[Outcome | CreditError]:
-        """Runs the batch as one transaction; returns an answer per command, in order."""
-        connection = await self._connected()
-        try:
-            await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
-            commands = [waiting.command for waiting in batch]
-            locked, desk = await recall(connection, commands, adds_users=self._adds_users)
-            answers = [_decide(desk, command, self._terms) for command in commands]
-            await self._write(connection, locked, desk)
-        except Exception as fault:
-            await self._roll_back(connection, fault)
-            raise
-        await self._commit(connection, desk.posted)
-        _count(desk.posted)
-        # An expiry is nobody's doing: whoever is answered with one is told of an earlier end.
-        unclaimed = [entry for entry in lost if entry.type != "expire"]
-        return [_settled(answer, desk, unclaimed) for answer in answers]
-
-    async def _write(
-        self, connection: asyncpg.Connection, locked: dict[UUID, Account], desk: Desk
-    ) -> None:
-        opened = [desk.accounts[user_id] for user_id in desk.touched - locked.keys()]
-        changed = [
-            (desk.accounts[user_id], locked[user_id].seq)
-            for user_id in desk.touched & locked.keys()
-        ]
-        if opened:
-            if self._adds_users:
-                await store.add_users(connection, [account.user_id for account in opened])
-            await store.insert_accounts(connection, opened)
-        if changed:
-            await store.update_accounts(connection, changed)
-        if desk.posted:
-            await store.insert_entries(connection, desk.posted)
-        if desk.refunded:
-            await store.upsert_refunds(connection, list(desk.refunded.values()))
-        if desk.bought:
-            entries = [bought.entry for bought in desk.bought.values() if bought.entry]
-            await store.insert_purchases(connection, entries)
-        if desk.changed_holds:
-            await store.upsert_holds(connection, desk.changed_holds.values())
-        if desk.new_reversals:
-            await store.insert_reversals(connection, desk.new_reversals)
-        if desk.policy_changes:
-            await store.insert_policy_changes(connection, desk.policy_changes)
-
-    async def _connected(self) -> asyncpg.Connection:
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await self._address.connect()
-        return self._connection
-
-    async def _roll_back(self, connection: asyncpg.Connection, fault: Exception) -> None:
-        # On a silent or broken line a ROLLBACK would only wait for its own time limit.
-        if unreachable(fault) and not isinstance(fault, asyncpg.PostgresError):
-            connection.terminate()
-        try:
-            if connection.is_in_transaction():
-                await connection.execute("ROLLBACK")
-        except Exception:
-            connection.terminate()
-        if connection.is_closed():
-            self._connection = None
-
-    async def _commit(self, connection: asyncpg.Connection, entries: list[Entry]) -> None:
-        try:
-            tag = await connection.execute("COMMIT")
-        except Exception as fault:
-            connection.terminate()
-            self._connection = None
-            raise _CommitLostError(entries) from fault
-        if tag != "COMMIT":
-            raise store.StaleAccountError(tag)
 
 
 class Lanes:
@@ -395,32 +315,8 @@ class Lanes:
         await asyncio.gather(*(lane.close() for lane in (*self._lanes, self._aside)))
 
 
-def _decide(desk: Desk, command: Command, terms: Terms) -> Outcome | CreditError:
-    try:
-        return rules.decide(desk, command, terms)
-    except Refusal as refusal:
-        return refusal
-
-
-def _settled(answer: Outcome | CreditError, desk: Desk, lost: list[Entry]) -> Outcome | CreditError:
-    """Shows the account as the batch left it, and a resolved COMMIT as the first run it was."""
-    if isinstance(answer, CreditError):
-        return answer
-    entry, account, replayed, hold, parts = answer
-    if replayed and entry in lost:
-        lost.remove(entry)
-        replayed = False
-    if parts:
-        parts = tuple(_settled(part, desk, lost) for part in parts)
-    return Outcome(entry, desk.accounts[account.user_id], replayed, hold, parts)
-
-
-def _count(entries: Iterable[Entry]) -> None:
-    moved: Counter[str] = Counter()
-    for entry in entries:
-        moved[entry.type] += entry.amount
-    for kind, credits_moved in moved.items():
-        metrics.CREDITS.labels(kind).inc(credits_moved)
+def _of(batch: list[_Waiting], users: set[UUID]) -> list[_Waiting]:
+    return [waiting for waiting in batch if waiting.command.user_id in users]
 
 
 def _wanted(batch: list[_Waiting]) -> list[_Waiting]:

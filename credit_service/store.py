@@ -57,6 +57,11 @@ async def lock_accounts(connection: _Connection, user_ids: Collection[UUID]) -> 
     return {row[0]: Account(*row) for row in rows}
 
 
+async def find_locked(connection: _Connection, user_ids: Collection[UUID]) -> set[UUID]:
+    """Tells whose account's row another transaction has locked; waits for none of them."""
+    return {row[0] for row in await connection.fetch(SQL["find_locked"], user_ids)}
+
+
 async def find_users(connection: _Connection, user_ids: Collection[UUID]) -> set[UUID]:
     """Tells which of the users exist."""
     return {row[0] for row in await connection.fetch(SQL["find_users"], user_ids)}

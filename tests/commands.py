@@ -93,10 +93,3 @@ async def transactions(database):
         " AND idempotency_key <> 'opened by the test'"
     )
     return len(rows)
-
-
-async def someone_waits_for_a_lock(database):
-    return await database.fetch(
-        "SELECT FROM pg_stat_activity"
-        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )

@@ -110,6 +110,17 @@ class Database:
             )
         )
 
+    @asynccontextmanager
+    async def locked(self, *user_ids: UUID) -> AsyncIterator[None]:
+        """Keeps everybody from writing these accounts for the length of the block."""
+        holder = await self.connect()
+        try:
+            await holder.execute("BEGIN")
+            await holder.execute(_LOCK, user_ids)
+            yield
+        finally:
+            await holder.close()
+
     async def wait_longer_for_locks(self) -> None:
         """Gives the service's next connections more time, so that a wait is there to be seen."""
         for limit in ("lock_timeout", "statement_timeout"):
@@ -440,6 +451,8 @@ def free_port() -> int:
 
 
 _PORTS = _ports()
+
+_LOCK = "SELECT FROM user_credits WHERE user_id = ANY($1) FOR UPDATE"
 
 
 async def add_api_roles(owner_url: str) -> None:

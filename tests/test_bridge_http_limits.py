@@ -149,16 +149,13 @@ async def test_a_request_is_answered_within_its_budget_and_the_repeat_finds_what
     await database.wait_longer_for_locks()
     event = event_of(paid_session(user_id))
     limits = Limits(budget_seconds=0.7)
-    holder = await database.connect()
     async with running_bridge(bridge_settings(service.target, limits=limits)) as bridge:
-        async with holder.transaction():
-            await holder.execute("SELECT FROM user_credits WHERE user_id = $1 FOR UPDATE", user_id)
+        async with database.locked(user_id):
             assert told(await bridge.deliver(event)) == (503, "out_of_time")
 
         async def is_there():
             return (await bridge.deliver(event)).status_code == 200
 
         await eventually(is_there)
-    await holder.close()
     assert await balance(client, user_id) == 101
     assert not await database.faults()

@@ -1,7 +1,6 @@
 """Bridge, service, database and fake Stripe as processes of their own, each killed in turn."""
 
 import asyncio
-import contextlib
 import json
 import random
 import shutil
@@ -10,7 +9,6 @@ import tempfile
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 
-import asyncpg
 import httpx
 import pytest
 from bridges import signature
@@ -107,21 +105,6 @@ async def town(directory):
         yield opened
 
 
-@asynccontextmanager
-async def locked(database, user_id):
-    """Keeps everybody from writing into the account of a user."""
-    holder = await database.connect()
-    try:
-        await holder.execute("BEGIN")
-        await holder.execute("SELECT FROM user_credits WHERE user_id = $1 FOR UPDATE", user_id)
-        yield
-        # The server may have died meanwhile.
-        with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-            await holder.execute("COMMIT")
-    finally:
-        holder.terminate()
-
-
 async def sell(fake, users, refunded=()):
     """Sells to each of the users and refunds a third of earlier payments, all at once."""
     made = await fake.batch(
@@ -149,7 +132,7 @@ async def test_whichever_process_is_killed_amid_deliveries_every_payment_is_cred
     free, stuck = await database.user(1), await database.user(1)
     for victim in VICTIMS:
         done = len(await booked(database))
-        async with locked(database, stuck):
+        async with database.locked(stuck):
             payments += await sell(town.fake, [free, stuck] * 6, payments[-8:-4])
 
             async def in_the_middle(done=done):
@@ -222,7 +205,7 @@ async def test_46_sigterm_with_100_requests_in_flight_leaves_no_half_effect_and_
             said = (await http.get(f"http://127.0.0.1:{measures}/metrics")).text
             return "stripe_bridge_in_flight_events 100.0" in said
 
-        async with locked(database, user):
+        async with database.locked(user):
             answers = [
                 asyncio.create_task(http.post(hook, content=body, headers=headers))
                 for body, headers in requests

@@ -347,15 +347,11 @@ async def test_a_call_waits_for_a_service_that_listens_within_its_deadline(datab
 async def test_asking_again_with_the_key_tells_that_an_unanswered_write_happened(database):
     user_id = await database.user(10)
     await database.wait_longer_for_locks()
-    connection = await database.connect()
     async with running(server_settings(database.service_url)) as service:
         client = await service.client()
         hasty = await service.client(deadline_seconds=1)
-        async with connection.transaction():
-            # The account is locked, so the write is under way when its caller stops waiting.
-            await connection.execute(
-                "SELECT 1 FROM user_credits WHERE user_id = $1 FOR UPDATE", user_id
-            )
+        # The account is locked, so the write is under way when its caller stops waiting.
+        async with database.locked(user_id):
             spending = asyncio.create_task(hasty.spend_credits(user_id, amount=1))
             await eventually(database.waits_for_a_lock, every=0.01)
             with pytest.raises(OutcomeUnknown) as unknown:
@@ -366,7 +362,6 @@ async def test_asking_again_with_the_key_tells_that_an_unanswered_write_happened
         assert (again.credit.balance, again.credit.seq) == (9, 2)
         found = await client.get_transaction(user_id, idempotency_key=key)
         assert found == again.transaction
-    await connection.close()
     assert not await database.faults()
 
 

@@ -3,7 +3,6 @@
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from commands import someone_waits_for_a_lock
 from fault_proxy import COMMIT, Kind
 from harness import eventually, running, server_settings
 
@@ -134,7 +133,7 @@ async def test_a_user_deleted_meanwhile_does_not_stop_the_sweeper(database):
         await connection.execute("DELETE FROM auth.users WHERE id = $1", doomed[0])
         async with service(database, lanes=1):
             # Found while the deletion is not done yet, and gone once the lane has its turn.
-            await eventually(lambda: someone_waits_for_a_lock(database), every=0.01)
+            await eventually(database.waits_for_a_lock, every=0.01)
             await connection.execute("COMMIT")
             await all_are_recorded(database, 1)
             await add_due(database)

@@ -5,7 +5,6 @@ import asyncio
 import asyncpg
 import grpc
 import pytest
-from commands import someone_waits_for_a_lock
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import eventually, refused, running, server_settings
 from prometheus_client import REGISTRY
@@ -133,22 +132,19 @@ async def test_a_watch_tells_each_change(health, switch):
 
 async def test_while_it_drains_it_does_not_serve(database):
     user_id = await database.user(10)
-    holder = await database.connect()
     async with running(server_settings(database.service_url)) as service:
         client = await service.client(deadline_seconds=2)
         async with (
             grpc.aio.insecure_channel(service.target) as channel,
-            holder.transaction(),
+            database.locked(user_id),
         ):
-            await holder.execute("SELECT FROM user_credits WHERE user_id = $1 FOR UPDATE", user_id)
             watch = health_pb2_grpc.HealthStub(channel).Watch(
                 health_pb2.HealthCheckRequest(), timeout=60
             )
             assert (await watch.read()).status == SERVING
             spend = asyncio.create_task(client.spend_credits(user_id, amount=1))
-            await eventually(lambda: someone_waits_for_a_lock(database), every=0.01)
+            await eventually(database.waits_for_a_lock, every=0.01)
             service.stop.set()
             assert (await watch.read()).status == NOT_SERVING
             assert not spend.done(), "the drain should still wait for this call"
         await asyncio.wait({spend})
-    await holder.close()

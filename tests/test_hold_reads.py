@@ -4,7 +4,6 @@ Where an expiry must stay unrecorded, the test keeps the account's row locked: n
 and everybody can read.
 """
 
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -33,20 +32,6 @@ async def stub(service):
     """The calls as generated, for requests that the client would not send."""
     async with grpc.aio.insecure_channel(service.target) as channel:
         yield pb_grpc.CreditServiceStub(channel)
-
-
-@asynccontextmanager
-async def locked(database, user_id):
-    """Lets nobody write the account for the length of the block."""
-    connection = await database.connect()
-    try:
-        await connection.execute("BEGIN")
-        await connection.execute(
-            "SELECT FROM user_credits WHERE user_id = $1 FOR NO KEY UPDATE", user_id
-        )
-        yield
-    finally:
-        await connection.close()
 
 
 async def recorded(database, user_id):
@@ -133,7 +118,7 @@ async def test_readers_see_the_end_of_a_hold_that_nobody_has_recorded(client, da
     user_id = await database.user(100)
     lasting = (await client.hold_credits(user_id, amount=30)).hold
     ending = (await client.hold_credits(user_id, amount=60, ttl=SECOND)).hold
-    async with locked(database, user_id):
+    async with database.locked(user_id):
         await eventually(lambda: shows(client, user_id, ending.id, EXPIRED))
         assert await recorded(database, user_id) == ["held", "held"]
         assert figures(await client.get_user_credit(user_id)) == (100, 30, 70)
@@ -187,7 +172,7 @@ async def test_the_past_shows_a_hold_until_its_end_whenever_that_was_recorded(cl
         ]
 
     truth = [(100, 60, 40), (100, 60, 40), (100, 0, 100)]
-    async with locked(database, user_id):
+    async with database.locked(user_id):
         await eventually(lambda: shows(client, user_id, hold.id, EXPIRED))
         assert await held_around_the_end() == truth
         assert await recorded(database, user_id) == ["held"]
@@ -249,7 +234,7 @@ async def test_the_past_is_right_where_an_expiry_was_recorded_a_month_later(data
     async def held_then(client):
         return [(await client.get_user_credit(user_id, as_of=time)).held for time in times]
 
-    async with locked(database, user_id), running(server_settings(database.service_url)) as service:
+    async with database.locked(user_id), running(server_settings(database.service_url)) as service:
         assert await held_then(await service.client()) == [60, 0, 0, 0]
         assert await recorded(database, user_id) == ["held"]
     async with running(server_settings(database.service_url)) as service:

@@ -12,7 +12,6 @@ from commands import (
     lane,
     purchase,
     refund,
-    someone_waits_for_a_lock,
     spend,
     submit,
 )
@@ -59,7 +58,7 @@ async def test_two_lanes_may_open_one_account_by_one_key(database, proxy):
         first = submit(one, command)
         await held.met.wait()
         second = submit(two, command)
-        await eventually(lambda: someone_waits_for_a_lock(database), every=0.005)
+        await eventually(database.waits_for_a_lock, every=0.005)
         held.release()
         given = await answers(first + second)
     assert [answer.replayed for answer in given] == [False, True]
@@ -89,7 +88,7 @@ async def test_one_payment_for_two_users_at_once_is_credited_to_one(database, pr
         await held.met.wait()
         second = submit(second_lane, purchase(two, 10, ref="pi_1"))
         if place == COMMIT:
-            await eventually(lambda: someone_waits_for_a_lock(database), every=0.005)
+            await eventually(database.waits_for_a_lock, every=0.005)
         else:
             await asyncio.wait(second)
         held.release()
@@ -213,7 +212,7 @@ async def test_a_spend_behind_the_deletion_of_its_user_finds_no_user(database):
         async with deleting.transaction():
             await deleting.execute(DELETE, user_id)
             waiting = submit(clerk, spend(user_id), spend(other))
-            await eventually(lambda: someone_waits_for_a_lock(database), every=0.005)
+            await eventually(database.waits_for_a_lock, every=0.005)
         assert kinds(await answers(waiting)) == [UserNotFound, Outcome]
     await deleting.close()
     assert not await database.faults()
@@ -227,7 +226,7 @@ async def test_a_first_purchase_behind_the_deletion_of_its_user_finds_no_user(da
         async with deleting.transaction():
             await deleting.execute(DELETE, user_id)
             waiting = submit(clerk, purchase(user_id), *(spend(other) for _ in range(neighbours)))
-            await eventually(lambda: someone_waits_for_a_lock(database), every=0.005)
+            await eventually(database.waits_for_a_lock, every=0.005)
         assert kinds(await answers(waiting)) == [UserNotFound, *[Outcome] * neighbours]
     await deleting.close()
     assert not await database.faults()
@@ -240,7 +239,7 @@ async def test_the_deletion_of_a_user_waits_for_the_spend_before_it(database, pr
         waiting = submit(clerk, spend(user_id), refund(user_id, 2))
         await held.met.wait()
         deleting = asyncio.create_task(database.execute(DELETE, user_id))
-        await eventually(lambda: someone_waits_for_a_lock(database), every=0.005)
+        await eventually(database.waits_for_a_lock, every=0.005)
         held.release()
         assert kinds(await answers(waiting)) == [Outcome, Outcome]
         await deleting

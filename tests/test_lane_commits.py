@@ -10,7 +10,6 @@ from commands import (
     lane,
     purchase,
     refund,
-    someone_waits_for_a_lock,
     spend,
     submit,
     written,
@@ -168,7 +167,7 @@ async def test_one_key_from_two_lanes_at_once_makes_one_entry(database, proxy):
         await held.met.wait()
         second = submit(two, command)
         # The other lane now stands before the lock; what it reads next must be read afterwards.
-        await eventually(lambda: someone_waits_for_a_lock(database), every=0.005)
+        await eventually(database.waits_for_a_lock, every=0.005)
         held.release()
         given = await answers(first + second)
     assert [answer.replayed for answer in given] == [False, True]

@@ -10,7 +10,6 @@ from commands import (
     kinds,
     lane,
     lanes,
-    someone_waits_for_a_lock,
     spend,
     submit,
     transactions,
@@ -18,6 +17,7 @@ from commands import (
 )
 from fault_proxy import BEGIN, COMMIT, UPDATE, Kind
 from harness import eventually
+from prometheus_client import REGISTRY
 
 from credit_service import rules, store
 from credit_service.errors import (
@@ -116,11 +116,8 @@ async def test_a_locked_account_holds_up_its_own_user_only(database):
     locked, *free = [await database.user(10) for _ in range(5)]
     kept = [spend(locked), spend(locked)]
     async with lane(database.service_url) as clerk:
-        other = await database.connect()
-        async with other.transaction():
-            await other.execute("SELECT FROM user_credits WHERE user_id = $1 FOR UPDATE", locked)
+        async with database.locked(locked):
             given = await ask(clerk, kept[0], *(spend(user_id) for user_id in free), kept[1])
-        await other.close()
         assert kinds(given) == [LedgerUnavailable, *[Outcome] * 4, LedgerUnavailable]
         assert await written(database, *kept) == 0
         again = await ask(clerk, *kept)
@@ -131,16 +128,13 @@ async def test_a_locked_account_holds_up_its_own_user_only(database):
 async def test_once_an_account_was_found_locked_nobody_else_waits_for_it(database):
     locked, free = [await database.user(10) for _ in range(2)]
     async with lanes(database.service_url, count=1) as clerks:
-        other = await database.connect()
-        async with other.transaction():
-            await other.execute("SELECT FROM user_credits WHERE user_id = $1 FOR UPDATE", locked)
+        async with database.locked(locked):
             [found] = await ask(clerks.of(locked), spend(locked))
             assert kinds([found]) == [LedgerUnavailable]
             [kept] = submit(clerks.of(locked), spend(locked))
             [served] = submit(clerks.of(free), spend(free))
             done, _ = await asyncio.wait({kept, served}, return_when=asyncio.FIRST_COMPLETED)
             assert done == {served}
-        await other.close()
         given = await answers([kept, served, *submit(clerks.of(locked), spend(locked))])
     assert kinds(given)[1:] == [Outcome, Outcome]
     assert not await database.faults()
@@ -150,17 +144,53 @@ async def test_what_came_before_an_account_was_found_locked_holds_up_nobody_eith
     locked, free = [await database.user(10) for _ in range(2)]
     async with lanes(database.service_url, count=1) as clerks:
         usual = clerks.of(locked)
-        other = await database.connect()
-        async with other.transaction():
-            await other.execute("SELECT FROM user_credits WHERE user_id = $1 FOR UPDATE", locked)
+        async with database.locked(locked):
             [first] = submit(usual, spend(locked))
-            await eventually(lambda: someone_waits_for_a_lock(database))
+            await eventually(database.waits_for_a_lock)
             kept, served = submit(usual, spend(locked), spend(free))
             done, _ = await asyncio.wait({kept, served}, return_when=asyncio.FIRST_COMPLETED)
             assert done == {served}
-        await other.close()
         given = await answers([first, kept, served])
     assert kinds(given)[::2] == [LedgerUnavailable, Outcome]
+    assert not await database.faults()
+
+
+def waits_for_locks():
+    """How many batches of this process waited for a lock in vain so far."""
+    faults = {"fault": "LockNotAvailableError"}
+    return REGISTRY.get_sample_value("credit_lane_batch_faults_total", faults) or 0
+
+
+async def test_many_locked_accounts_hold_up_the_others_no_longer_than_one(database):
+    users = sorted([await database.user(10) for _ in range(12)])
+    locked, free = users[::2], users[1::2]
+    before = waits_for_locks()
+    async with lanes(database.service_url, count=1) as clerks:
+        usual = clerks.of(users[0])
+        async with database.locked(*locked):
+            waiting = dict(zip(users, submit(usual, *map(spend, users)), strict=True))
+            served = {waiting[user_id] for user_id in free}
+            assert set(kinds(await answers(served))) == {Outcome}
+            assert not any(waiting[user_id].done() for user_id in locked)
+            assert set(kinds(await answers(set(waiting.values()) - served))) == {LedgerUnavailable}
+        # One before it was known which they are, and one aside.
+        assert waits_for_locks() - before == 2
+        assert set(kinds(await answers(submit(usual, *map(spend, users))))) == {Outcome}
+    assert not await database.faults()
+
+
+async def test_a_locked_table_fails_the_batch_and_not_one_user_after_the_other(database):
+    users = [await database.user(10) for _ in range(4)]
+    before = waits_for_locks()
+    async with lane(database.service_url) as clerk:
+        other = await database.connect()
+        async with other.transaction():
+            await other.execute("LOCK TABLE user_credits")
+            given = await ask(clerk, *map(spend, users))
+        await other.close()
+        assert set(kinds(given)) == {LedgerUnavailable}
+        assert waits_for_locks() - before == 2
+        assert set(kinds(await ask(clerk, *map(spend, users)))) == {Outcome}
     assert not await database.faults()
 
 
@@ -169,11 +199,8 @@ async def test_a_user_whose_row_was_locked_comes_back_to_the_others(database, mo
     user_id = await database.user(10)
     async with lanes(database.service_url, count=1) as clerks:
         usual = clerks.of(user_id)
-        other = await database.connect()
-        async with other.transaction():
-            await other.execute("SELECT FROM user_credits WHERE user_id = $1 FOR UPDATE", user_id)
+        async with database.locked(user_id):
             await ask(usual, spend(user_id))
-        await other.close()
         assert clerks.of(user_id) is usual
 
 
@@ -240,7 +267,7 @@ async def test_a_deadlock_with_another_program_goes_unnoticed(database):
         async with other.transaction():
             await other.execute(lock, second)
             waiting = submit(clerk, spend(first), spend(second))
-            await eventually(lambda: someone_waits_for_a_lock(database), every=0.005)
+            await eventually(database.waits_for_a_lock, every=0.005)
             await other.execute(lock, first)
         assert kinds(await answers(waiting)) == [Outcome, Outcome]
     await other.close()

@@ -12,7 +12,6 @@ import unicodedata
 import asyncpg
 import grpc
 import pytest
-from commands import someone_waits_for_a_lock
 from harness import eventually, payment, process, refused
 
 from credit_service import logs, observability
@@ -158,7 +157,7 @@ async def test_a_call_that_nobody_waits_for_any_more_is_told_as_cancelled(servin
         async with CreditClient(target, token=WORKER) as worker, holder.transaction():
             await holder.execute("SELECT FROM user_credits WHERE user_id = $1 FOR UPDATE", user_id)
             spend = asyncio.create_task(worker.spend_credits(user_id, amount=1))
-            await eventually(lambda: someone_waits_for_a_lock(database), every=0.01)
+            await eventually(database.waits_for_a_lock, every=0.01)
             spend.cancel()
             await asyncio.wait({spend})
             (line,) = await told_of(running, 1)

@@ -5,7 +5,6 @@ import urllib.request
 
 import grpc
 import pytest
-from commands import someone_waits_for_a_lock
 from harness import eventually, free_port, payment, process
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -163,7 +162,7 @@ async def test_a_lane_tells_what_waits_in_it_and_how_large_its_batches_are(datab
             async with holder.transaction():
                 await holder.execute("SELECT FROM user_credits FOR UPDATE")
                 spends = [spend("first")]
-                await eventually(lambda: someone_waits_for_a_lock(database), every=0.01)
+                await eventually(database.waits_for_a_lock, every=0.01)
                 spends += [spend(f"queued {number}") for number in range(4)]
 
                 async def four_wait():

@@ -95,6 +95,7 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
     three = [user_id] * 3
     return {
         "add_users": [[uuid4(), user_id]],
+        "find_locked": [[user_id, newcomer]],
         "find_users": [[user_id, newcomer, uuid4()]],
         "get_account": [user_id],
         "lock_accounts": [[user_id, newcomer]],

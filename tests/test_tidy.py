@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from harness import ROOT, server_settings
 
-from credit_service import access, errors, lanes, ledger, recall, status, store, verify
+from credit_service import access, errors, ledger, recall, status, store, transactions, verify
 from credit_service.client import CreditClient
 from credit_service.servicer import CreditServicer
 from credit_service.v1 import credit_service_pb2 as pb
@@ -114,7 +114,7 @@ def test_every_statement_is_used_by_the_store_and_says_what_it_is_for():
 
 
 def test_every_function_of_the_store_has_a_caller():
-    callers = "".join(map(inspect.getsource, (lanes, recall, ledger, verify)))
+    callers = "".join(map(inspect.getsource, (transactions, recall, ledger, verify)))
     functions = [name for name, value in vars(store).items() if inspect.iscoroutinefunction(value)]
     assert functions
     for name in functions:
