@@ -66,13 +66,15 @@ def require_within_limits(account: Account, cost: int, now: datetime) -> None:
     """Lets an account spend `cost` more credits in the present minute, hour and day.
 
     Raises:
-        SpendLimitExceeded: that is more than one of them allows.
+        SpendLimitExceeded: that is more than one of them allows; of several it is the longest, for
+            until that ends no trial succeeds.
     """
     limits = account.limit_per_minute, account.limit_per_hour, account.limit_per_day
     if limits == (None, None, None):
         return
     spent = spent_in_windows(account, now)
-    for limit, used, (name, start, length) in zip(limits, spent, windows(now), strict=True):
+    asked = zip(limits, spent, windows(now), strict=True)
+    for limit, used, (name, start, length) in reversed(list(asked)):
         if limit is not None and used + cost > limit:
             left_ms = int((start + length - now).total_seconds() * 1000) + 1
             raise SpendLimitExceeded(name, limit, used, left_ms)

@@ -122,6 +122,17 @@ def test_a_window_ends_where_the_clock_of_utc_says():
     assert counters == (10, 10, 10)
 
 
+def test_of_several_windows_that_are_full_the_last_to_end_is_named():
+    limited = Account(ALICE, 100, limit_per_minute=10, limit_per_hour=10, limit_per_day=11)
+    account = decided(limited, 10, NOON)
+    with pytest.raises(SpendLimitExceeded) as refusal:
+        decided(account, 1, NOON)
+    assert (refusal.value.window, refusal.value.limit) == ("hour", 10)
+    with pytest.raises(SpendLimitExceeded) as refusal:
+        decided(account, 2, NOON)
+    assert (refusal.value.window, refusal.value.limit) == ("day", 11)
+
+
 def test_a_window_of_another_day_at_the_same_minute_is_another_window():
     account = decided(LIMITED, 10, NOON)
     account = decided(account, 10, NOON + timedelta(days=1))
