@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
+import grpc
 import pytest
 import uvloop
 from fault_proxy import fault_proxy
@@ -17,6 +18,7 @@ from harness import Database, running, server_settings
 from credit_service import migrations
 from credit_service.embedded import embedded_postgres
 from credit_service.postgres import ROLE_LIMITS_MS, ROLE_PLANS_OFF
+from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
 _OWNER_URL = "TEST_CLUSTER_OWNER_URL"
 _SERVICE_URL = "TEST_CLUSTER_SERVICE_URL"
@@ -176,6 +178,13 @@ async def proxy(database):
 async def service(database):
     async with running(server_settings(database.service_url)) as running_service:
         yield running_service
+
+
+@pytest.fixture
+async def stub(service):
+    """The calls as generated, for requests that the client would not send."""
+    async with grpc.aio.insecure_channel(service.target) as channel:
+        yield pb_grpc.CreditServiceStub(channel)
 
 
 @pytest.fixture

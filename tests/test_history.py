@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -14,7 +13,6 @@ from long_book import write_book
 
 from credit_service.errors import InvalidRequest
 from credit_service.v1 import credit_service_pb2 as pb
-from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
 SPEND, PURCHASE, REFUND, GRANT = (
     pb.TRANSACTION_TYPE_SPEND,
@@ -23,13 +21,6 @@ SPEND, PURCHASE, REFUND, GRANT = (
     pb.TRANSACTION_TYPE_GRANT,
 )
 MICROSECOND = timedelta(microseconds=1)
-
-
-@pytest.fixture
-async def stub(service) -> AsyncIterator[pb_grpc.CreditServiceStub]:
-    """The bare calls, with the pages and the tokens that the client hides."""
-    async with grpc.aio.insecure_channel(service.target) as channel:
-        yield pb_grpc.CreditServiceStub(channel)
 
 
 def asking(user_id: UUID, **request: object) -> pb.GetTransactionHistoryRequest:

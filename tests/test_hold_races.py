@@ -12,6 +12,7 @@ from commands import ask, lane
 from fault_proxy import COMMIT, Kind
 from harness import eventually, process
 from hold_desks import capture, extend, hold, release
+from shown_holds import CAPTURED, EXPIRED, HELD, RELEASED
 
 from credit_service.client import CreditClient
 from credit_service.errors import (
@@ -21,10 +22,7 @@ from credit_service.errors import (
     InsufficientCredits,
     OutcomeUnknown,
 )
-from credit_service.v1 import credit_service_pb2 as pb
 
-HELD, CAPTURED = pb.HOLD_STATE_HELD, pb.HOLD_STATE_CAPTURED
-RELEASED, EXPIRED = pb.HOLD_STATE_RELEASED, pb.HOLD_STATE_EXPIRED
 SECOND = timedelta(seconds=1)
 ROUNDS = 15
 

@@ -10,6 +10,7 @@ from commands import ask, lane
 from google.protobuf.duration_pb2 import Duration
 from harness import TERMS, eventually, refused, running, server_settings
 from hold_desks import hold as hold_command
+from shown_holds import CAPTURED, EXPIRED, HELD, RELEASED, SECOND, figures, recorded, shows
 
 from credit_service.access import Doorkeeper
 from credit_service.desk import Terms
@@ -27,31 +28,6 @@ from credit_service.errors import (
     UserNotFound,
 )
 from credit_service.v1 import credit_service_pb2 as pb
-from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
-
-HELD, CAPTURED = pb.HOLD_STATE_HELD, pb.HOLD_STATE_CAPTURED
-RELEASED, EXPIRED = pb.HOLD_STATE_RELEASED, pb.HOLD_STATE_EXPIRED
-SECOND = timedelta(seconds=1)
-INSTANT = timedelta(microseconds=1)
-
-
-@pytest.fixture
-async def stub(service):
-    """The calls as generated, for requests that the client would not send."""
-    async with grpc.aio.insecure_channel(service.target) as channel:
-        yield pb_grpc.CreditServiceStub(channel)
-
-
-async def recorded(database, user_id):
-    """The states of the user's holds as they stand in the book, in the order they were made."""
-    rows = await database.fetch(
-        "SELECT state FROM credit_holds WHERE user_id = $1 ORDER BY seq", user_id
-    )
-    return [row[0] for row in rows]
-
-
-async def shows(client, user_id, hold_id, state):
-    return (await client.get_hold(user_id, hold_id)).state == state
 
 
 async def expired(client, user_id, **what):
@@ -59,10 +35,6 @@ async def expired(client, user_id, **what):
     made = (await client.hold_credits(user_id, ttl=SECOND, **what)).hold
     await eventually(lambda: shows(client, user_id, made.id, EXPIRED))
     return made
-
-
-def figures(credit):
-    return credit.balance, credit.held, credit.available
 
 
 async def test_a_hold_is_made_and_shown(client, database):
