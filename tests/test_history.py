@@ -55,9 +55,6 @@ def stamp(time: datetime, nanos: int = 0) -> Timestamp:
     return made
 
 
-# Pages.
-
-
 async def test_entries_are_shown_whole_and_newest_first(client, database):
     user_id = await database.user()
     bought = await client.purchase_credits(user_id, 50, payment=payment(), metadata={"a": "b"})
@@ -148,9 +145,6 @@ async def test_a_page_of_the_widest_entries_fits_into_an_answer(client, stub, da
     assert len(newest) >= 50
 
 
-# Tokens.
-
-
 async def test_a_token_is_bound_to_the_user_and_the_filters(stub, database):
     user_id, other = await write_book(database, 20), await write_book(database, 20)
     start, end = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)
@@ -219,9 +213,6 @@ async def test_a_forged_or_cut_token_is_refused(stub, database):
     for text in forged:
         request = asking(user_id, page_size=5, page_token=text)
         assert (await refusal(stub.GetTransactionHistory(request)))[0] == "page_token", text[:80]
-
-
-# Filters.
 
 
 async def test_types_pick_entries_and_without_them_all_that_moved_the_balance(
