@@ -342,7 +342,8 @@ def _running(
         log.replace(log.with_suffix(".log.previous"))
     deadline = time.monotonic() + _LEFT_OVER_SECONDS
     while True:
-        log.unlink(missing_ok=True)
+        log.touch(mode=0o600)
+        os.truncate(log, 0)
         with _launched(programs, cluster, log, sockets, settings) as process:
             try:
                 _wait_until_ready(process, cluster, sockets, log)
@@ -360,7 +361,6 @@ def _launched(
     programs: Programs, cluster: Path, log: Path, sockets: Path, settings: Mapping[str, str]
 ) -> Iterator["subprocess.Popen[bytes]"]:
     where = {"listen_addresses": "", "port": "5432", "unix_socket_directories": str(sockets)}
-    log.touch(mode=0o600)
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603
             [

@@ -45,6 +45,10 @@ _ATTEMPTS = 5
 # For how long a user whose row somebody else kept locked is served apart from the others.
 _ASIDE_SECONDS = 10.0
 
+# How long a call waits aside for its row, and how often it is looked at.
+_PATIENCE_SECONDS = 0.5
+_GLANCE_SECONDS = 0.025
+
 # Another transaction was in the way and is gone by the next attempt: a serialization failure or
 # deadlock, a collision over a new account or payment, a user deleted meanwhile, a guard that
 # failed, a plan outdated by DDL.
@@ -61,11 +65,19 @@ _COLLISIONS = (
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """A command in the queue, the future its caller awaits, and until when (loop time)."""
+    """A command in the queue and the future its caller awaits.
+
+    Attributes:
+        command: what to do.
+        answer: what its caller awaits.
+        deadline: until when (loop time).
+        patience: until when (loop time) it waits aside for its row; None before it does.
+    """
 
     command: Command
     answer: asyncio.Future[Outcome]
     deadline: float
+    patience: float | None = None
 
 
 class Lane:
@@ -158,7 +170,7 @@ class Lane:
                 continue
             started = time.perf_counter()
             try:
-                await self._serve(batch)
+                await self._serve_pile(batch)
             except Exception:
                 # A lane that died would leave its users waiting for ever.
                 _log.exception("lane failed on a batch", commands=len(batch))
@@ -183,12 +195,16 @@ class Lane:
         if not self._locked or self._aside is None:
             return batch
         now = asyncio.get_running_loop().time()
+        for user_id in [user_id for user_id, until in self._locked.items() if until <= now]:
+            del self._locked[user_id]
         return [
             waiting
             for waiting in batch
-            if self._locked.get(waiting.command.user_id, now) <= now
-            or not self._aside.take_over(waiting)
+            if waiting.command.user_id not in self._locked or not self._aside.take_over(waiting)
         ]
+
+    async def _serve_pile(self, batch: list[_Waiting]) -> None:
+        await self._serve(batch)
 
     async def _serve(self, batch: list[_Waiting], lost: Sequence[Entry] = ()) -> None:
         """Answers every call of the batch, running it again or in parts where that can help.
@@ -202,7 +218,8 @@ class Lane:
             if not batch:
                 return
             try:
-                answers = await self._transactions.run([waiting.command for waiting in batch], lost)
+                commands = [waiting.command for waiting in batch]
+                answers = await self._transactions.run(commands, lost, hurried=self._hurried())
             except CommitLostError as fault:
                 # Run again on a fresh connection: under the lock the keys tell whether it happened.
                 self._note(fault, batch)
@@ -234,13 +251,10 @@ class Lane:
             await self._serve_halves(batch, lost)
 
     async def _serve_unlocked(self, batch: list[_Waiting], lost: Sequence[Entry]) -> None:
-        """Serves all but those whose rows somebody else keeps locked.
-
-        These get a second chance in the lane aside. Where they had it, they are told to come again.
-        """
+        """Serves all but those whose rows somebody else keeps locked; these wait aside."""
         users = {waiting.command.user_id for waiting in batch}
         try:
-            locked = users if len(users) == 1 else await self._transactions.find_locked(users)
+            locked = await self._find_locked(users)
         except Exception as fault:
             self._note(fault, batch)
             _fail(batch, LedgerUnavailable)
@@ -250,13 +264,30 @@ class Lane:
             for user_id in users:
                 await self._serve(_of(batch, {user_id}), lost)
             return
-        until = asyncio.get_running_loop().time() + _ASIDE_SECONDS
-        self._locked.update(dict.fromkeys(locked, until))
+        self._send_aside(locked)
         # Another lane knows nothing of lost entries and would call them repeated.
-        if len(users) > 1 and not lost:
+        if not lost:
             batch = self._without_locked(batch)
         _fail(_of(batch, locked), LedgerUnavailable)
         await self._serve(_of(batch, users - locked), lost)
+
+    async def _find_locked(self, users: set[UUID]) -> set[UUID]:
+        if len(users) == 1:
+            return users
+        locked = await self._transactions.find_locked(users)
+        if locked:
+            # Another process has its rows locked too, but never for long.
+            await asyncio.sleep(_GLANCE_SECONDS)
+            locked = await self._transactions.find_locked(locked)
+        return locked
+
+    def _send_aside(self, users: set[UUID]) -> None:
+        until = asyncio.get_running_loop().time() + _ASIDE_SECONDS
+        self._locked.update(dict.fromkeys(users, until))
+
+    def _hurried(self) -> bool:
+        # Where some rows are kept locked there are more to be met.
+        return self._aside is not None and bool(self._locked)
 
     async def _serve_halves(self, batch: list[_Waiting], lost: Sequence[Entry]) -> None:
         """Halves a batch, and its halves, until the command that spoils it stands alone."""
@@ -267,6 +298,46 @@ class Lane:
     def _note(self, fault: Exception, batch: list[_Waiting]) -> None:
         metrics.BATCH_FAULTS.labels(type(fault).__name__).inc()
         _log.warning("batch disturbed", fault=type(fault).__name__, commands=len(batch))
+
+
+class _Aside(Lane):
+    """Serves whom it finds unlocked and looks at the others again.
+
+    It holds no row while it waits for another: two processes would keep a row from each other for
+    as long as a third row is locked.
+    """
+
+    async def _serve_pile(self, batch: list[_Waiting]) -> None:
+        users = {waiting.command.user_id for waiting in batch}
+        try:
+            locked = await self._transactions.find_locked(users)
+        except Exception as fault:
+            self._note(fault, batch)
+            _fail(batch, LedgerUnavailable)
+            return
+        await self._serve(_of(batch, users - locked))
+        if locked:
+            self._put_back(_of(batch, locked))
+            await asyncio.sleep(_GLANCE_SECONDS)
+
+    async def _serve_unlocked(self, batch: list[_Waiting], lost: Sequence[Entry]) -> None:
+        if lost:
+            _fail(batch, LedgerUnavailable)
+        else:
+            self._put_back(batch)
+
+    def _put_back(self, batch: list[_Waiting]) -> None:
+        now = asyncio.get_running_loop().time()
+        for waiting in batch:
+            waiting.patience = waiting.patience or now + _PATIENCE_SECONDS
+        late = [waiting for waiting in batch if (waiting.patience or now) <= now]
+        self._send_aside({waiting.command.user_id for waiting in late})
+        _fail(late, LedgerUnavailable)
+        self._queue.extendleft(each for each in reversed(_wanted(batch)))
+        self._filled.set()
+
+    def _hurried(self) -> bool:
+        return True
 
 
 class Lanes:
@@ -285,8 +356,8 @@ class Lanes:
         """Starts `count` lanes and the one aside; the rest is as for `Lane`."""
         self._locked: dict[UUID, float] = {}
 
-        def lane(name: str, aside: Lane | None) -> Lane:
-            return Lane(
+        def lane(kind: type[Lane], name: str, aside: Lane | None) -> Lane:
+            return kind(
                 name,
                 address,
                 terms,
@@ -297,22 +368,19 @@ class Lanes:
                 aside=aside,
             )
 
-        self._aside = lane("aside", None)
-        self._lanes = [lane(str(number), self._aside) for number in range(count)]
+        self._aside = lane(_Aside, "aside", None)
+        self._lanes = [lane(Lane, str(number), self._aside) for number in range(count)]
 
     def of(self, user_id: UUID) -> Lane:
         """Chooses the lane of a user; the only place that may know about shards."""
-        if self._locked:
-            until = self._locked.get(user_id)
-            if until is not None:
-                if asyncio.get_running_loop().time() < until:
-                    return self._aside
-                del self._locked[user_id]
+        if user_id in self._locked and asyncio.get_running_loop().time() < self._locked[user_id]:
+            return self._aside
         return self._lanes[user_id.int % len(self._lanes)]
 
     async def close(self) -> None:
         """Closes all of them, as `Lane.close` does one."""
-        await asyncio.gather(*(lane.close() for lane in (*self._lanes, self._aside)))
+        await asyncio.gather(*(lane.close() for lane in self._lanes))
+        await self._aside.close()
 
 
 def _of(batch: list[_Waiting], users: set[UUID]) -> list[_Waiting]:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from credit_service.postgres import Address
 
 
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+_BEGIN_HURRIED = f"{_BEGIN}; SET LOCAL lock_timeout = '50ms'"
+
+
 class CommitLostError(Exception):
     """The COMMIT of these entries was sent and its answer never came."""
 
@@ -52,13 +56,14 @@ class Transactions:
         self._connection: asyncpg.Connection | None = None
 
     async def run(
-        self, commands: list[Command], lost: Sequence[Entry]
+        self, commands: list[Command], lost: Sequence[Entry], *, hurried: bool = False
     ) -> list[Outcome | CreditError]:
         """Runs the commands as one transaction.
 
         Args:
             commands: the batch.
             lost: the entries of an earlier run whose COMMIT was sent and never answered.
+            hurried: whether to wait for a lock for a moment only.
 
         Returns:
             An answer per command, in order.
@@ -70,7 +75,7 @@ class Transactions:
         """
         connection = await self._connected()
         try:
-            await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+            await connection.execute(_BEGIN_HURRIED if hurried else _BEGIN)
             locked, desk = await recall(connection, commands, adds_users=self._adds_users)
             answers = [_decide(desk, command, self._terms) for command in commands]
             await self._write(connection, locked, desk)

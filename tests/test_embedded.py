@@ -275,7 +275,7 @@ def attached(data: Path) -> Iterator[int]:
 def test_a_start_waits_for_the_last_process_of_a_killed_server(data: Path, attached: int) -> None:
     parent = Parent(data, {})
     log = data / "postgresql-18.log"
-    until(lambda: "shared memory block" in log.read_text())
+    until(lambda: log.exists() and "shared memory block" in log.read_text())
     os.kill(attached, signal.SIGCONT)
     assert ask(parent.tell()["owner_url"], "SELECT 1") == "1"
     parent.end()
