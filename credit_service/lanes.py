@@ -321,7 +321,12 @@ class _Aside(Lane):
             await asyncio.sleep(_GLANCE_SECONDS)
 
     async def _serve_unlocked(self, batch: list[_Waiting], lost: Sequence[Entry]) -> None:
-        if lost:
+        users = {waiting.command.user_id for waiting in batch}
+        if len(users) > 1:
+            # It may be a row that no look shows, of the user table for example.
+            for user_id in users:
+                await self._serve(_of(batch, {user_id}), lost)
+        elif lost:
             _fail(batch, LedgerUnavailable)
         else:
             self._put_back(batch)

@@ -10,6 +10,7 @@ from commands import (
     kinds,
     lane,
     lanes,
+    purchase,
     spend,
     submit,
     transactions,
@@ -194,6 +195,21 @@ async def test_aside_nobody_waits_for_the_row_of_another_nor_is_held_by_who_wait
             "SELECT FROM user_credits WHERE user_id = $1 FOR UPDATE NOWAIT", free
         )
         assert kinds(await answers([served, kept])) == [Outcome, LedgerUnavailable]
+    assert not await database.faults()
+
+
+async def test_aside_a_lock_that_no_account_shows_fails_its_own_user_only(database):
+    newcomer, free = await database.user(), await database.user(10)
+    async with lanes(database.service_url, count=1) as clerks:
+        async with database.locked(free):
+            await ask(clerks.of(free), spend(free))
+        holder = await database.connect()
+        async with holder.transaction():
+            await holder.execute("SELECT FROM auth.users WHERE id = $1 FOR UPDATE", newcomer)
+            given = await ask(clerks.of(free), purchase(newcomer), spend(free))
+            assert kinds(given) == [LedgerUnavailable, Outcome]
+        await holder.close()
+        assert kinds(await ask(clerks.of(newcomer), purchase(newcomer))) == [Outcome]
     assert not await database.faults()
 
 
