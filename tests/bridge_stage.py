@@ -85,19 +85,19 @@ class Stage:
         assert answers == [(200, "purchase")]
         return paid
 
-    async def asked_again(self) -> None:
-        """Waits until the service has given up to wait for a lock, and is asked to once more."""
-        begun = set()
+    async def refused_once(self) -> None:
+        """Waits until the service has given up to wait for a lock; the bridge asks again then."""
+        labels = {
+            "method": "PurchaseCredits",
+            "code": "UNAVAILABLE",
+            "reason": "LEDGER_UNAVAILABLE",
+        }
 
-        async def is_asked_again() -> bool:
-            rows = await self.database.fetch(
-                "SELECT query_start FROM pg_stat_activity"
-                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-            )
-            begun.update(row[0] for row in rows)
-            return len(begun) > 1
+        def refusals() -> float:
+            return REGISTRY.get_sample_value("credit_calls_total", labels) or 0
 
-        await eventually(is_asked_again, every=0.01)
+        before = refusals()
+        await eventually(lambda: refusals() > before)
 
     async def delivering(self, **pace: object) -> None:
         """From now on Stripe delivers its events."""

@@ -125,7 +125,7 @@ async def test_10_a_sender_who_hangs_up_while_the_call_runs_gets_its_effect_once
             return await stage.statuses(paid) == [None]
 
         await eventually(has_hung_up)
-        await stage.asked_again()
+        await stage.refused_once()
     await holder.close()
 
     async def is_there():

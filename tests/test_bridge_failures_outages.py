@@ -269,7 +269,7 @@ async def test_46_sigterm_with_100_requests_in_flight_leaves_nothing_half_done(s
                     return False
 
                 await eventually(is_closed)
-                await stage.asked_again()
+                await stage.refused_once()
             assert await asyncio.to_thread(process.wait, 15) == 0, process.output
             attempts = await stage.fake.deliveries(since=before)
             assert sum(each["status"] is not None for each in attempts) >= 100
