@@ -128,6 +128,7 @@ async def test_the_holds_of_an_account_end_in_the_order_of_their_times(database)
 
 async def test_a_user_deleted_meanwhile_does_not_stop_the_sweeper(database):
     await add_due(database, users=2)
+    await database.wait_longer_for_locks()
     (doomed,) = await database.fetch("SELECT user_id FROM user_credits ORDER BY user_id LIMIT 1")
     async with in_a_transaction(database) as connection:
         await connection.execute("DELETE FROM auth.users WHERE id = $1", doomed[0])

@@ -132,6 +132,7 @@ async def test_a_watch_tells_each_change(health, switch):
 
 async def test_while_it_drains_it_does_not_serve(database):
     user_id = await database.user(10)
+    await database.wait_longer_for_locks()
     async with running(server_settings(database.service_url)) as service:
         client = await service.client(deadline_seconds=2)
         async with (

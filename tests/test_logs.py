@@ -151,11 +151,10 @@ async def test_for_people_the_same_facts_stand_in_a_line_of_text(serving, databa
 
 async def test_a_call_that_nobody_waits_for_any_more_is_told_as_cancelled(serving, database):
     user_id = await database.user(10)
-    holder = await database.connect()
+    await database.wait_longer_for_locks()
     with serving("json") as running:
         target = f"127.0.0.1:{running.wait_until_listening()}"
-        async with CreditClient(target, token=WORKER) as worker, holder.transaction():
-            await holder.execute("SELECT FROM user_credits WHERE user_id = $1 FOR UPDATE", user_id)
+        async with CreditClient(target, token=WORKER) as worker, database.locked(user_id):
             spend = asyncio.create_task(worker.spend_credits(user_id, amount=1))
             await eventually(database.waits_for_a_lock, every=0.01)
             spend.cancel()
@@ -163,7 +162,6 @@ async def test_a_call_that_nobody_waits_for_any_more_is_told_as_cancelled(servin
             (line,) = await told_of(running, 1)
         assert (line["method"], line["outcome"]) == ("SpendCredits", "CANCELLED")
         assert line["user"] == str(user_id)
-    await holder.close()
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
