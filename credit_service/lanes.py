@@ -378,8 +378,10 @@ class Lanes:
 
     def of(self, user_id: UUID) -> Lane:
         """Chooses the lane of a user; the only place that may know about shards."""
-        if user_id in self._locked and asyncio.get_running_loop().time() < self._locked[user_id]:
-            return self._aside
+        if self._locked:
+            until = self._locked.get(user_id)
+            if until is not None and asyncio.get_running_loop().time() < until:
+                return self._aside
         return self._lanes[user_id.int % len(self._lanes)]
 
     async def close(self) -> None:
