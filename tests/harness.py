@@ -1,19 +1,10 @@
-"""What the tests stand on: databases, the service in this process or in one of its own, a proxy."""
+"""What the tests stand on: databases, the service in this process, and its refusals."""
 
 import asyncio
 import contextlib
-import itertools
-import os
-import random
-import re
-import signal
-import socket
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -116,7 +107,8 @@ class Database:
         holder = await self.connect()
         try:
             await holder.execute("BEGIN")
-            await holder.execute(_LOCK, user_ids)
+            lock = "SELECT FROM user_credits WHERE user_id = ANY($1) FOR UPDATE"
+            await holder.execute(lock, user_ids)
             yield
         finally:
             await holder.close()
@@ -297,88 +289,6 @@ async def running(settings: server.Settings) -> AsyncIterator[Service]:
         await task
 
 
-class Process:
-    """`credit-service serve` in a process of its own."""
-
-    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("CREDIT_")}
-        self.popen = subprocess.Popen(
-            [sys.executable, "-m", "credit_service", *arguments],
-            env={**clean, "CREDIT_LISTEN": "127.0.0.1:0", **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        self.lines: list[str] = []
-        self._more = threading.Condition()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.popen.stdout is not None
-        for line in self.popen.stdout:
-            with self._more:
-                self.lines.append(line.rstrip("\n"))
-                self._more.notify_all()
-        with self._more:
-            self._more.notify_all()
-
-    @property
-    def output(self) -> str:
-        return "\n".join(self.lines)
-
-    def wait_for(self, pattern: str, seconds: float = 30) -> re.Match[str]:
-        """Waits until a line of the output matches; fails with the output when none does."""
-        expression = re.compile(pattern)
-        deadline = time.monotonic() + seconds
-        with self._more:
-            while True:
-                for line in self.lines:
-                    if match := expression.search(line):
-                        return match
-                left = deadline - time.monotonic()
-                if left <= 0 or (self.popen.poll() is not None and not self._reader.is_alive()):
-                    raise AssertionError(f"no line matches {pattern!r} in:\n{self.output}")
-                self._more.wait(min(left, 0.2))
-
-    def wait_until_listening(self) -> int:
-        """Waits for the start and returns the port."""
-        return int(self.wait_for(r"listens on \S+:(\d+)").group(1))
-
-    def signal(self, number: signal.Signals) -> None:
-        self.popen.send_signal(number)
-
-    def wait(self, seconds: float = 30) -> int:
-        """Waits for the end and returns the exit code."""
-        code = self.popen.wait(seconds)
-        self._reader.join(5)
-        return code
-
-    def close(self) -> None:
-        """Ends it with all it started, whatever state it is in."""
-        if self.popen.poll() is None:
-            self.popen.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.popen.wait(15)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.popen.pid, signal.SIGKILL)
-        self.popen.wait()
-        self._reader.join(5)
-        if self.popen.stdout is not None:
-            self.popen.stdout.close()
-
-
-@contextmanager
-def process(*arguments: str, **environment: str) -> Iterator[Process]:
-    """Runs the command line, `serve` by default, with these environment variables."""
-    started = Process(arguments or ("serve",), environment)
-    try:
-        yield started
-    finally:
-        started.close()
-
-
 @dataclass(frozen=True)
 class Refused:
     """A refusal as it came over the socket: the status and its standard details."""
@@ -430,29 +340,6 @@ async def eventually(
         if time.monotonic() > deadline:
             raise AssertionError(f"never came true: {claim}")
         await asyncio.sleep(every)
-
-
-def _ports() -> Iterator[int]:
-    # Below those that Linux gives to outgoing connections (ip(7), ip_local_port_range): one of
-    # theirs can be taken while the server that a test starts again is down, even by a client
-    # that looks for it. Each process that runs tests has its own.
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    first = random.randrange(10_000, 20_000, 100)
-    return itertools.cycle(range(first + worker % 100, first + 10_000, 100))
-
-
-def free_port() -> int:
-    """A port nobody has at the moment, for what must be told its port before it starts."""
-    while True:
-        port = next(_PORTS)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
-_PORTS = _ports()
-
-_LOCK = "SELECT FROM user_credits WHERE user_id = ANY($1) FOR UPDATE"
 
 
 async def add_api_roles(owner_url: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import stripe
-from harness import Process
+from programs import Process
 
 SECRET = "whsec_of_the_tests"
 KEY = "sk_test_of_the_tests"

@@ -8,7 +8,8 @@ from uuid import UUID
 import pytest
 from batches import ATOMIC, INDEPENDENT, MODES, errors, item
 from fault_proxy import COMMIT, Kind
-from harness import eventually, free_port, process, running, server_settings
+from harness import eventually, running, server_settings
+from programs import free_port, process
 from prometheus_client import REGISTRY
 
 from credit_service.client import CreditClient, item_error

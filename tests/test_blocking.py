@@ -10,7 +10,8 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
-from harness import ROOT, eventually, process, running, server_settings
+from harness import ROOT, eventually, running, server_settings
+from programs import process
 from prometheus_client import REGISTRY
 
 from credit_service import held_work

@@ -9,7 +9,8 @@ import bridge_stage
 import httpx
 from bridge_stage import Hasty, counted, line_to
 from bridges import signature
-from harness import eventually, free_port
+from harness import eventually
+from programs import free_port
 from stripe_fakes import bridge_process, bridge_url
 
 shared_stage, stage = bridge_stage.shared_stage, bridge_stage.stage

@@ -11,7 +11,8 @@ import bridge_stage
 import httpx
 import pytest
 from bridge_stage import Hasty
-from harness import eventually, free_port, running, server_settings
+from harness import eventually, running, server_settings
+from programs import free_port
 from stripe_fakes import bought, bridge_process, bridge_url
 
 from stripe_bridge.bodies import Limits

@@ -14,7 +14,8 @@ import pytest
 from bridge_http import BODY, balance, told
 from bridges import NOWHERE, bridge_settings, event_of, paid_session, running_bridge, signature
 from callers import EVERY_ROLE
-from harness import free_port, running, server_settings
+from harness import running, server_settings
+from programs import free_port
 from prometheus_client import REGISTRY
 from stripe_fakes import SECRET, bridge_process, bridge_url, fake_stripe
 

@@ -10,7 +10,8 @@ import httpx
 import pytest
 from bridge_http import Raw, balance, head, locked, told
 from bridges import NOWHERE, bridge_settings, event_of, paid_session, running_bridge, signature
-from harness import eventually, free_port, running, server_settings
+from harness import eventually, running, server_settings
+from programs import free_port
 from stripe_fakes import KEY, bridge_process, bridge_url
 
 from stripe_bridge import server

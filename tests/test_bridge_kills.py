@@ -13,8 +13,9 @@ import httpx
 import pytest
 from bridges import signature
 from clusters import Cluster
-from harness import eventually, free_port, process, running, server_settings
+from harness import eventually, running, server_settings
 from model_stripe import Payment
+from programs import free_port, process
 from stripe_fakes import FakeStripe, Program, bought, bridge_process, fake_stripe, webhook_url
 from stripe_lives import booked, events_as_sent
 

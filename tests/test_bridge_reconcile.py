@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 import stripe_fixtures
-from harness import eventually, free_port
+from harness import eventually
+from programs import free_port
 
 from credit_service.client import CreditClient
 from stripe_bridge import metrics

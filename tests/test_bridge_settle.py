@@ -6,7 +6,7 @@ import itertools
 import pytest
 import settlers
 import stripe_fixtures
-from harness import free_port
+from programs import free_port
 from settlers import POLICY, balance, events_about, refuse, requests
 from stripe_fakes import KEY
 

@@ -11,8 +11,8 @@ from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from harness import free_port, process
 from model_stripe import balance
+from programs import free_port, process
 from stripe_fakes import bought, bridge_process, fake_stripe, webhook_url
 from stripe_lives import DISPUTES, TOLD_TWICE, Dispute, Life, Refund, booked
 

@@ -2,7 +2,7 @@
 
 import pytest
 import stripe_fixtures
-from harness import free_port
+from programs import free_port
 from stripe_fakes import KEY
 
 from stripe_bridge.stripe_api import (

@@ -7,7 +7,7 @@ import re
 
 import pytest
 from command_line import ran, start_refused
-from harness import free_port, process
+from programs import free_port, process
 
 from credit_service import cli, config, migrations
 from credit_service.access import Identities

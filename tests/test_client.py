@@ -10,7 +10,8 @@ from uuid import uuid4
 import grpc
 import pytest
 from google.protobuf.message import Message
-from harness import eventually, free_port, payment, running, server_settings
+from harness import eventually, payment, running, server_settings
+from programs import free_port
 from wire import METHODS, SERVICE, request_of
 
 from credit_service import errors, status

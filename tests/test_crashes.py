@@ -14,7 +14,8 @@ import pytest
 from clusters import Cluster, lead, through
 from fault_proxy import COMMIT, UPDATE, Kind
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from harness import eventually, free_port, process, running, server_settings
+from harness import eventually, running, server_settings
+from programs import free_port, process
 from storm import Storm, call, connected
 
 from credit_service import migrations

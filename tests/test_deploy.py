@@ -17,7 +17,8 @@ import asyncpg
 import grpc
 import pytest
 from documents import DEPLOY, Shell, snippets
-from harness import eventually, free_port, process
+from harness import eventually
+from programs import free_port, process
 
 from credit_service.client import CreditClient
 from credit_service.embedded import Cluster, embedded_postgres

@@ -12,7 +12,8 @@ from uuid import uuid4
 import grpc
 import pytest
 from fault_proxy import COMMIT, Kind
-from harness import eventually, free_port, process
+from harness import eventually
+from programs import free_port, process
 from storm import Storm, call, connected
 
 from credit_service.client import CreditClient

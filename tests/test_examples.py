@@ -8,7 +8,8 @@ import sys
 import wave
 
 import pytest
-from harness import ROOT, process
+from harness import ROOT
+from programs import process
 
 from credit_service.client import CreditClient
 

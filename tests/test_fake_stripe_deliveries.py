@@ -9,7 +9,8 @@ from uuid import uuid4
 import pytest
 import stripe
 import stripe_fixtures
-from harness import eventually, free_port
+from harness import eventually
+from programs import free_port
 from stripe_fakes import SECRET, bought, fake_stripe
 from stripe_receiver import Receiver, receiving
 

@@ -4,8 +4,9 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from harness import eventually, process
+from harness import eventually
 from held_jobs import SHORT, WorkFailedError, account, lose
+from programs import process
 
 from credit_service.client import CreditClient
 from credit_service.errors import (

@@ -6,8 +6,9 @@ import signal
 from datetime import UTC, timedelta
 
 import pytest
-from harness import eventually, free_port, process, running, server_settings
+from harness import eventually, running, server_settings
 from held_jobs import SHORT, WorkFailedError, account, lose
+from programs import free_port, process
 from prometheus_client import REGISTRY
 
 from credit_service import held_work

@@ -10,8 +10,9 @@ from datetime import timedelta
 import pytest
 from commands import ask, lane
 from fault_proxy import COMMIT, Kind
-from harness import eventually, process
+from harness import eventually
 from hold_desks import capture, extend, hold, release
+from programs import process
 from shown_holds import CAPTURED, EXPIRED, HELD, RELEASED
 
 from credit_service.client import CreditClient

@@ -12,7 +12,8 @@ import unicodedata
 import asyncpg
 import grpc
 import pytest
-from harness import eventually, payment, process, refused
+from harness import eventually, payment, refused
+from programs import process
 
 from credit_service import logs, observability
 from credit_service.client import CreditClient

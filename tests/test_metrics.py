@@ -5,7 +5,8 @@ import urllib.request
 
 import grpc
 import pytest
-from harness import eventually, free_port, payment, process
+from harness import eventually, payment
+from programs import free_port, process
 from prometheus_client.parser import text_string_to_metric_families
 
 from credit_service.client import CreditClient

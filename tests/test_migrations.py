@@ -12,7 +12,8 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from harness import add_api_roles, eventually, process
+from harness import add_api_roles, eventually
+from programs import process
 
 from credit_service import migrations
 from credit_service.migrations import Migration, MigrationError

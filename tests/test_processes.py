@@ -10,7 +10,8 @@ from uuid import uuid4
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from harness import eventually, free_port, process
+from harness import eventually
+from programs import free_port, process
 
 from credit_service.client import CreditClient
 

@@ -7,7 +7,8 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from harness import free_port, payment, process, refused
+from harness import payment, refused
+from programs import free_port, process
 from storm import Storm, call, connected
 
 from credit_service.v1 import credit_service_pb2 as pb

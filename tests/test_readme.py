@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from documents import DEPLOY, DOCUMENTS, README, Shell, headings, prose, section, snippets
-from harness import ROOT, process
+from harness import ROOT
+from programs import process
 
 from credit_service import access, config, metrics
 from credit_service.cli import app

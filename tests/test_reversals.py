@@ -3,9 +3,10 @@
 import asyncio
 
 import pytest
-from harness import payment, process
+from harness import payment
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from programs import process
 
 from credit_service.client import CreditClient
 from credit_service.errors import (

@@ -7,7 +7,8 @@ from uuid import uuid4
 import grpc
 import pytest
 from desks import ALICE, TERMS, spend
-from harness import limits, process, refused
+from harness import limits, refused
+from programs import process
 from storm import connected
 
 from credit_service.client import CreditClient, item_error

@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 import trustme
 from command_line import ran, start_refused
-from harness import free_port, process
+from programs import free_port, process
 
 from credit_service import migrations
 from credit_service.client import CreditClient

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-from harness import add_api_roles, payment, process, refused, running, server_settings
+from harness import add_api_roles, payment, refused, running, server_settings
+from programs import process
 
 from credit_service import migrations
 from credit_service.client import CreditClient

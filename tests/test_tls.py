@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
-from harness import eventually, free_port, payment, refused, running, server_settings
+from harness import eventually, payment, refused, running, server_settings
+from programs import free_port
 
 from credit_service.access import Doorkeeper
 from credit_service.client import CreditClient

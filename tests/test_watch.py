@@ -7,8 +7,9 @@ from uuid import UUID, uuid4
 import grpc
 import pytest
 from callers import EVERY_ROLE, bearer
-from harness import eventually, process, refused, running, server_settings
+from harness import eventually, refused, running, server_settings
 from listeners import Listener, listening
+from programs import process
 from storm import connected
 
 from credit_service import watch

@@ -1,8 +1,9 @@
 """Who watches is served by polls: what they bring, what they cost, what they outlast."""
 
 from fault_proxy import Kind
-from harness import eventually, free_port, running, server_settings
+from harness import eventually, running, server_settings
 from listeners import POLL, Listener, listening
+from programs import free_port
 
 from credit_service import store
 from credit_service.client import CreditClient

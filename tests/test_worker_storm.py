@@ -12,7 +12,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from harness import ROOT, eventually, free_port, process
+from harness import ROOT, eventually
+from programs import free_port, process
 
 from credit_service.client import CreditClient
 from credit_service.v1 import credit_service_pb2 as pb

@@ -1,0 +1,118 @@
+"""The command line in processes of its own, and ports for what must be told its port."""
+
+import contextlib
+import itertools
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Process:
+    """`credit-service serve` in a process of its own."""
+
+    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("CREDIT_")}
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "credit_service", *arguments],
+            env={**clean, "CREDIT_LISTEN": "127.0.0.1:0", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self._more = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            with self._more:
+                self.lines.append(line.rstrip("\n"))
+                self._more.notify_all()
+        with self._more:
+            self._more.notify_all()
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait_for(self, pattern: str, seconds: float = 30) -> re.Match[str]:
+        """Waits until a line of the output matches; fails with the output when none does."""
+        expression = re.compile(pattern)
+        deadline = time.monotonic() + seconds
+        with self._more:
+            while True:
+                for line in self.lines:
+                    if match := expression.search(line):
+                        return match
+                left = deadline - time.monotonic()
+                if left <= 0 or (self.popen.poll() is not None and not self._reader.is_alive()):
+                    raise AssertionError(f"no line matches {pattern!r} in:\n{self.output}")
+                self._more.wait(min(left, 0.2))
+
+    def wait_until_listening(self) -> int:
+        """Waits for the start and returns the port."""
+        return int(self.wait_for(r"listens on \S+:(\d+)").group(1))
+
+    def signal(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def wait(self, seconds: float = 30) -> int:
+        """Waits for the end and returns the exit code."""
+        code = self.popen.wait(seconds)
+        self._reader.join(5)
+        return code
+
+    def close(self) -> None:
+        """Ends it with all it started, whatever state it is in."""
+        if self.popen.poll() is None:
+            self.popen.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.popen.wait(15)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait()
+        self._reader.join(5)
+        if self.popen.stdout is not None:
+            self.popen.stdout.close()
+
+
+@contextmanager
+def process(*arguments: str, **environment: str) -> Iterator[Process]:
+    """Runs the command line, `serve` by default, with these environment variables."""
+    started = Process(arguments or ("serve",), environment)
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+def _ports() -> Iterator[int]:
+    # Below those that Linux gives to outgoing connections (ip(7), ip_local_port_range): one of
+    # theirs can be taken while the server that a test starts again is down, even by a client
+    # that looks for it. Each process that runs tests has its own.
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = random.randrange(10_000, 20_000, 100)
+    return itertools.cycle(range(first + worker % 100, first + 10_000, 100))
+
+
+def free_port() -> int:
+    """A port nobody has at the moment, for what must be told its port before it starts."""
+    while True:
+        port = next(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+_PORTS = _ports()
