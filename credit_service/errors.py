@@ -171,12 +171,16 @@ class SpendLimitExceeded(LimitReached):
     reason = "SPEND_LIMIT_EXCEEDED"
     text = (
         "The account may spend {limit} credits per {window} and has spent {spent}; the next"
-        " {window} begins in {retry_ms} ms."
+        " {window} begins in {retry_seconds} s."
     )
     window: str
     limit: int
     spent: int
     retry_ms: int
+
+    def __str__(self) -> str:
+        """Says in one sentence what happened and what to do, with the figures."""
+        return self.text.format(**vars(self), retry_seconds=-(-self.retry_ms // 1000))
 
 
 @dataclass(eq=False)

@@ -40,6 +40,8 @@ _PRINTABLE_ASCII = re.compile(r"[ -~]+")
 _OPERATION = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _CURRENCY = re.compile(r"[a-z]{3}")
 
+_A_USER = "3f2b8c1e-9d4a-4f6b-8a57-0c1d2e3f4a5b"
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECONDS_MIN = int((datetime.min.replace(tzinfo=UTC) - _EPOCH).total_seconds())
 _SECONDS_MAX = int((datetime.max.replace(tzinfo=UTC) - _EPOCH).total_seconds())
@@ -50,9 +52,7 @@ def user_id(text: str) -> UUID:
     if not text:
         raise InvalidRequest("user_id", "is missing.")
     if not _UUID.fullmatch(text):
-        raise InvalidRequest(
-            "user_id", "must be a UUID such as 3f2b8c1e-9d4a-4f6b-8a57-0c1d2e3f4a5b."
-        )
+        raise InvalidRequest("user_id", f"must be a UUID such as {_A_USER}.")
     return UUID(text)
 
 
@@ -180,7 +180,7 @@ def transaction_seq(text: str, of: UUID, field: str) -> int | None:
     """Checks a transaction's id and returns its seq; None when it is another user's."""
     place = parse_transaction_id(text)
     if place is None:
-        raise InvalidRequest(field, "is not a transaction id.")
+        raise InvalidRequest(field, f"is not a transaction id such as {_A_USER}-7.")
     return place[1] if place[0] == of else None
 
 

@@ -101,6 +101,7 @@ def test_a_window_ends_where_the_clock_of_utc_says():
         decided(account, 1, NOON)
     assert (refusal.value.window, refusal.value.spent) == ("minute", 10)
     assert refusal.value.retry_ms == 30_001
+    assert str(refusal.value).endswith("the next minute begins in 31 s.")
     last = NOON.replace(second=59, microsecond=999_999)
     with pytest.raises(SpendLimitExceeded) as refusal:
         decided(account, 1, last)

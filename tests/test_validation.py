@@ -281,7 +281,7 @@ def test_a_transaction_id_tells_user_and_place(seq):
     ],
 )
 def test_anything_but_a_transaction_id_as_it_was_given_out_is_refused(text):
-    problem = "is not a transaction id."
+    problem = "is not a transaction id such as 3f2b8c1e-9d4a-4f6b-8a57-0c1d2e3f4a5b-7."
     refused("related", problem, validation.transaction_seq, text, USER, "related")
 
 
