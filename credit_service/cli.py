@@ -19,19 +19,22 @@ import uvloop
 from cyclopts import App, Parameter, validators
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from credit_service import access, config, logs, migrations, processes, server
-from credit_service import verify as book
-from credit_service.access import Doorkeeper, IdentitiesError
-from credit_service.desk import Terms
-from credit_service.embedded import (
+from credit_service import config, processes, server
+from credit_service.database import migrations
+from credit_service.database.embedded import (
     EmbeddedPostgresError,
     default_data_directory,
     embedded_postgres,
 )
-from credit_service.environment import PORT_MAX, ConfigurationError, described
-from credit_service.observability import without_values
-from credit_service.postgres import UNREACHABLE, Address
-from credit_service.tls import CertificateError, ServerCertificate
+from credit_service.database.postgres import UNREACHABLE, Address
+from credit_service.ledger import verify as book
+from credit_service.rpc import access
+from credit_service.rpc.access import Doorkeeper, IdentitiesError
+from credit_service.rpc.call_log import without_values
+from credit_service.rpc.tls import CertificateError, ServerCertificate
+from credit_service.rules.batch_state import Terms
+from credit_service.runtime import logs
+from credit_service.runtime.environment import PORT_MAX, ConfigurationError, described
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,10 +10,16 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from credit_service import environment
-from credit_service.environment import EnvironmentSettings, HostAndPort, Port, Seconds, is_port
-from credit_service.model import AMOUNT_MAX
-from credit_service.pricing import Price, PriceList
+from credit_service.rules.model import AMOUNT_MAX
+from credit_service.rules.pricing import Price, PriceList
+from credit_service.runtime import environment
+from credit_service.runtime.environment import (
+    EnvironmentSettings,
+    HostAndPort,
+    Port,
+    Seconds,
+    is_port,
+)
 
 PREFIX = "CREDIT_"
 

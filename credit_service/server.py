@@ -17,23 +17,25 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
-from credit_service import access, expiry, metrics, migrations
-from credit_service.gate import ANSWER_BYTES_MAX, MESSAGE_BYTES_MAX, Gate
-from credit_service.lanes import Lanes
-from credit_service.ledger import Ledger
-from credit_service.postgres import UNREACHABLE, missing_protection
-from credit_service.servicer import CreditServicer
+from credit_service.database import migrations
+from credit_service.database.postgres import UNREACHABLE, missing_protection
+from credit_service.ledger import metrics, sweeper
+from credit_service.ledger.lanes import Lanes
+from credit_service.ledger.ledger import Ledger
+from credit_service.ledger.watch import Watchers
+from credit_service.rpc import access
+from credit_service.rpc.interceptor import ANSWER_BYTES_MAX, MESSAGE_BYTES_MAX, Gate
+from credit_service.rpc.servicer import CreditServicer
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
-from credit_service.watch import Watchers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from credit_service.access import Doorkeeper
-    from credit_service.desk import Terms
-    from credit_service.postgres import Address
-    from credit_service.tls import ServerCertificate
+    from credit_service.database.postgres import Address
+    from credit_service.rpc.access import Doorkeeper
+    from credit_service.rpc.tls import ServerCertificate
+    from credit_service.rules.batch_state import Terms
 
     Handler = grpc.RpcMethodHandler[Any, Any]
 
@@ -153,7 +155,7 @@ async def serve(
         stack.push_async_callback(health.enter_graceful_shutdown)
         for task in (
             _probe(ledger, health, settings.doorkeeper),
-            expiry.sweep(ledger),
+            sweeper.sweep(ledger),
             watchers.poll(),
         ):
             stack.push_async_callback(_cancel, asyncio.create_task(task))

@@ -120,7 +120,7 @@ async def _running(
 
 def _fake_stripe() -> contextlib.AbstractAsyncContextManager[str]:
     # The fake is a tool of the tests, so it stands with them and is not part of what is installed.
-    path = os.pathsep.join(filter(None, [str(_ROOT / "tests"), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(_ROOT / "scripts"), os.environ.get("PYTHONPATH")]))
     return _running("fake_stripe", ready=r"fake stripe on (\S+)", PYTHONPATH=path)
 
 

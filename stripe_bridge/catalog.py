@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
-from credit_service.environment import ConfigurationError
+from credit_service.runtime.environment import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

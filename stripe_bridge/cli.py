@@ -15,9 +15,9 @@ import grpc
 import structlog
 from cyclopts import App, Parameter
 
-from credit_service import logs
-from credit_service.environment import ConfigurationError, described
 from credit_service.errors import CreditError
+from credit_service.runtime import logs
+from credit_service.runtime.environment import ConfigurationError, described
 from stripe_bridge import config, inspection, server
 from stripe_bridge.bodies import Limits
 from stripe_bridge.endpoint import EndpointExists, make_endpoint

@@ -9,8 +9,8 @@ from typing import Annotated, ClassVar, Literal, Self, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from credit_service import environment
-from credit_service.environment import EnvironmentSettings, HostAndPort, Port, is_loopback
+from credit_service.runtime import environment
+from credit_service.runtime.environment import EnvironmentSettings, HostAndPort, Port, is_loopback
 from stripe_bridge.catalog import CREDITS_MAX, Catalog, Policy
 from stripe_bridge.webhook import Secret
 

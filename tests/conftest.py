@@ -12,12 +12,12 @@ import asyncpg
 import grpc
 import pytest
 import uvloop
-from fault_proxy import fault_proxy
-from harness import Database, running, server_settings
+from kit.fault_proxy import fault_proxy
+from kit.harness import Database, running, server_settings
 
-from credit_service import migrations
-from credit_service.embedded import embedded_postgres
-from credit_service.postgres import ROLE_LIMITS_MS, ROLE_PLANS_OFF
+from credit_service.database import migrations
+from credit_service.database.embedded import embedded_postgres
+from credit_service.database.postgres import ROLE_LIMITS_MS, ROLE_PLANS_OFF
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
 _OWNER_URL = "TEST_CLUSTER_OWNER_URL"

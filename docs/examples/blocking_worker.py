@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mid_side import split
 
-from credit_service.blocking import BlockingCreditClient
+from credit_service.client import BlockingCreditClient
 from credit_service.errors import AlreadyPaid, CreditError
 
 

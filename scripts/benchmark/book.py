@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from benchmark.numbering import USER_ID_SQL
-from credit_service import migrations
+from credit_service.database import migrations
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from credit_service.postgres_programs import dying_with_us
+from credit_service.database.programs import dying_with_us
 
 if TYPE_CHECKING:
     from types import TracebackType

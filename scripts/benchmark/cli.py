@@ -18,10 +18,10 @@ from benchmark import book, machine, rows
 from benchmark.children import BenchmarkError, environment
 from benchmark.report import Report
 from benchmark.stand import Extent, stand
-from credit_service.embedded import EmbeddedPostgresError, embedded_postgres
+from credit_service.database.embedded import EmbeddedPostgresError, embedded_postgres
 
 if TYPE_CHECKING:
-    from credit_service.embedded import Cluster
+    from credit_service.database.embedded import Cluster
 
 _USERS = 100_000
 _CLIENTS = 2

@@ -13,7 +13,7 @@ from benchmark import machine, measuring
 from benchmark.children import Child
 from benchmark.lines import Line, at_most, below, compared
 from benchmark.stand import DATABASE
-from credit_service.postgres_programs import ROOTS_STAND_IN, account
+from credit_service.database.programs import ROOTS_STAND_IN, account
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

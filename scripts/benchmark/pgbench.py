@@ -17,7 +17,7 @@ from benchmark import machine
 from benchmark.children import BenchmarkError
 from benchmark.measuring import Sample
 from benchmark.numbering import USER_ID_SQL
-from credit_service.postgres_programs import ENVIRONMENT
+from credit_service.database.programs import ENVIRONMENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

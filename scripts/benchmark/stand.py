@@ -12,7 +12,7 @@ from benchmark import book, children, measuring
 from benchmark.clients import Clients
 from benchmark.measuring import Load
 from benchmark.numbering import SPREAD
-from credit_service.postgres_programs import account, find_programs
+from credit_service.database.programs import account, find_programs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from benchmark.children import Server
     from benchmark.measuring import Sample
-    from credit_service.embedded import Cluster
+    from credit_service.database.embedded import Cluster
 
 DATABASE = "credit"
 

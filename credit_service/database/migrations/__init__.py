@@ -1,0 +1,240 @@
+"""Brings a database to the newest version: numbered SQL files, in order, each once.
+
+Every file runs in a transaction of its own together with the row that records it and the rights to
+what it made, under a lock that ends with the transaction. So two runs at once do each step once,
+and a run that is killed leaves whole steps only. A file is never edited after its release; an
+edited one is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from credit_service.database.postgres import ROLE_LIMITS_MS, ROLE_PLANS_OFF, UNREACHABLE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+# Any number that nobody else in the database uses: "credit" in ASCII.
+_LOCK = 0x637265646974
+
+# A large book takes its time. But who waits for a lock makes all others wait behind it: where that
+# is longer than any transaction of the service lasts, it is better to give up and be run again. And
+# a run that was killed must not keep its locks until its statement ends.
+_SESSION = """
+    SET client_min_messages = warning;
+    SET statement_timeout = 0;
+    SET lock_timeout = '5s';
+    SET client_connection_check_interval = '1s'
+"""
+
+_CREATE_RECORD = """
+    CREATE TABLE credit_migrations (
+        version bigint PRIMARY KEY,
+        name text NOT NULL,
+        checksum text NOT NULL,
+        applied_at timestamptz NOT NULL DEFAULT now()
+    )
+"""
+
+
+class MigrationError(Exception):
+    """The database and the migration files do not fit together; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One numbered file."""
+
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        """Tells an edited file from the one that was applied."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def migrations() -> list[Migration]:
+    """Reads the migration files, in order."""
+    found = [
+        Migration(int(file.name[:4]), file.name.removesuffix(".sql"), file.read_text())
+        for file in resources.files(__name__).iterdir()
+        if file.name[:4].isdigit() and file.name.endswith(".sql")
+    ]
+    return sorted(found, key=lambda migration: migration.version)
+
+
+async def pending(connection: asyncpg.Connection) -> list[str]:
+    """Names the migrations that the database still lacks.
+
+    A database that is newer than this code is no obstacle: migrations only add, so that replicas of
+    two versions can run side by side.
+
+    Raises:
+        MigrationError: a file was edited after it was applied.
+    """
+    known = migrations()
+    applied = await _applied(connection)
+    _require_unedited(known, applied)
+    return [migration.name for migration in known if migration.version not in applied]
+
+
+async def migrate(
+    owner_url: str,
+    service_role: str,
+    say: Callable[[str], None],
+    files: list[Migration] | None = None,
+) -> None:
+    """Applies what is missing, then gives the service's role its rights and time limits.
+
+    Args:
+        owner_url: a connection as the owner of the tables; not through a transaction pooler.
+        service_role: the role the service connects as; may be the owner's own.
+        say: told each step, a line at a time.
+        files: the migrations, where they are not the package's own.
+
+    Raises:
+        MigrationError: the files and the database do not fit together, or the role is missing.
+    """
+    connection = await asyncpg.connect(owner_url, timeout=10)
+    connection.add_log_listener(lambda _, message: say(f"database: {message.message}"))
+    try:
+        await connection.execute(_SESSION)
+        known = migrations() if files is None else files
+        apart = await _require_role(connection, service_role)
+        fresh = 0
+        for migration in known:
+            fresh += await _apply(connection, migration, known, apart, say)
+        say(f"{fresh} migrations applied, the database is at {known[-1].name}")
+        await _grant(connection, apart, say)
+    finally:
+        await connection.close()
+
+
+async def _require_role(connection: asyncpg.Connection, service_role: str) -> str:
+    """Returns the service's role where it is another than the owner's, else an empty text."""
+    if not await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", service_role):
+        raise MigrationError(
+            f"the database has no role {service_role}; create it with"
+            f" CREATE ROLE {service_role} LOGIN PASSWORD '...' and migrate again"
+        )
+    owner = await connection.fetchval("SELECT current_user")
+    return service_role if service_role != owner else ""
+
+
+async def _apply(
+    connection: asyncpg.Connection,
+    migration: Migration,
+    known: list[Migration],
+    apart: str,
+    say: Callable[[str], None],
+) -> bool:
+    async with _step(connection, migration.name, say):
+        if await connection.fetchval("SELECT to_regclass('credit_migrations')") is None:
+            await connection.execute(_CREATE_RECORD)
+        applied = await _applied(connection)
+        _require_unedited(known, applied)
+        if migration.version in applied:
+            return False
+        say(f"applying {migration.name}")
+        await connection.execute(migration.sql)
+        await connection.execute(
+            "INSERT INTO credit_migrations (version, name, checksum) VALUES ($1, $2, $3)",
+            migration.version,
+            migration.name,
+            migration.checksum,
+        )
+        await _set_rights(connection, apart)
+    return True
+
+
+async def _grant(connection: asyncpg.Connection, apart: str, say: Callable[[str], None]) -> None:
+    async with _step(connection, "grants.sql", say):
+        await _set_rights(connection, apart)
+        # A book that was taken over just now has no statistics yet, and would get poor plans.
+        if await connection.fetchval("SELECT EXISTS (SELECT FROM user_credits)"):
+            await connection.execute("ANALYZE user_credits, credit_transactions")
+        if apart:
+            await _limit(connection, apart, say)
+    if apart:
+        say(f"{apart} may read and add entries, and change none")
+
+
+@asynccontextmanager
+async def _step(
+    connection: asyncpg.Connection, name: str, say: Callable[[str], None]
+) -> AsyncIterator[None]:
+    """Makes the block one transaction, alone in the database, and its failure a sentence."""
+    try:
+        # Stated, for under any other level what was applied meanwhile would stay unseen.
+        async with connection.transaction(isolation="read_committed"):
+            await _lock(connection, say)
+            yield
+    except asyncpg.PostgresError as error:
+        if isinstance(error, UNREACHABLE) and not isinstance(error, asyncpg.LockNotAvailableError):
+            raise
+        hint = error.hint
+        if isinstance(error, asyncpg.InsufficientPrivilegeError):
+            hint = "Migrate as a role that may create and own the tables, by CREDIT_MIGRATE_URL"
+        said = (error.args[0], error.detail, hint)
+        text = " ".join(f"{part.rstrip('.')}." for part in said if part)
+        raise MigrationError(f"{name} cannot be applied and has changed nothing: {text}") from error
+
+
+async def _lock(connection: asyncpg.Connection, say: Callable[[str], None]) -> None:
+    # Polled, for a waiting statement would hold a snapshot against the one who works.
+    told = False
+    while not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", _LOCK):
+        if not told:
+            say("waiting for another migration to end")
+            told = True
+        await asyncio.sleep(0.1)
+
+
+async def _applied(connection: asyncpg.Connection) -> dict[int, str]:
+    if await connection.fetchval("SELECT to_regclass('credit_migrations')") is None:
+        return {}
+    rows = await connection.fetch("SELECT version, checksum FROM credit_migrations")
+    return {row["version"]: row["checksum"] for row in rows}
+
+
+def _require_unedited(known: list[Migration], applied: dict[int, str]) -> None:
+    for migration in known:
+        if applied.get(migration.version, migration.checksum) != migration.checksum:
+            raise MigrationError(
+                f"{migration.name} was edited after it was applied to this database; restore the"
+                " file as released and put the change into a new migration"
+            )
+
+
+async def _set_rights(connection: asyncpg.Connection, apart: str) -> None:
+    await connection.execute("SELECT set_config('credit_service.role', $1, true)", apart)
+    await connection.execute((resources.files(__name__) / "grants.sql").read_text())
+
+
+async def _limit(
+    connection: asyncpg.Connection, service_role: str, say: Callable[[str], None]
+) -> None:
+    database = await connection.fetchval("SELECT quote_ident(current_database())")
+    role = await connection.fetchval("SELECT quote_ident($1)", service_role)
+    try:
+        async with connection.transaction():
+            for name, limit_ms in ROLE_LIMITS_MS.items():
+                await connection.execute(
+                    f"ALTER ROLE {role} IN DATABASE {database} SET {name} = '{limit_ms}ms'"
+                )
+            for name in ROLE_PLANS_OFF:
+                await connection.execute(
+                    f"ALTER ROLE {role} IN DATABASE {database} SET {name} = off"
+                )
+    except asyncpg.InsufficientPrivilegeError:
+        say(f"this role may not alter {service_role}; let an administrator give it its settings")

@@ -1,0 +1,1 @@
+"""The book: lanes write it, everyone else reads it."""

@@ -1,0 +1,186 @@
+"""The beginning of a batch: lock its accounts, then recall, in new statements, what it needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from credit_service.ledger import store
+from credit_service.rules import holds
+from credit_service.rules.batch_state import Desk
+from credit_service.rules.model import (
+    Account,
+    Capture,
+    Command,
+    Extend,
+    Grant,
+    Keyed,
+    Purchase,
+    Refund,
+    Release,
+    Reverse,
+    SetPolicy,
+    SpendTogether,
+    Spent,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from uuid import UUID
+
+    import asyncpg
+
+# Where the service adds users by itself, these calls may be a user's first.
+_OPENING = (Purchase, Grant, SetPolicy)
+
+_SETTLING = (Capture, Release, Extend)
+
+
+async def recall(
+    connection: asyncpg.Connection, commands: list[Command], *, adds_users: bool
+) -> tuple[dict[UUID, Account], Desk]:
+    """Locks the accounts of a batch and recalls what its commands refer to.
+
+    Args:
+        connection: in the batch's transaction.
+        commands: the batch.
+        adds_users: whether a user may be opened who is not in the user table.
+
+    Returns:
+        The accounts as locked, and the desk, on which holds whose time has passed are ended.
+
+    Raises:
+        StaleAccountError: an account was opened meanwhile; the batch must start over.
+    """
+    user_ids = {command.user_id for command in commands}
+    locked = await store.lock_accounts(connection, user_ids)
+    keyed = [command for command in _each(commands) if isinstance(command, Keyed)]
+    now, entries = await store.recall_keys(
+        connection,
+        [command.user_id for command in keyed],
+        [command.idempotency_key for command in keyed],
+    )
+    desk = Desk(now, dict(locked))
+    for entry in entries:
+        assert entry.idempotency_key is not None  # noqa: S101  # it was found by it
+        desk.by_key[entry.user_id, entry.idempotency_key] = entry
+    without_account = user_ids - locked.keys()
+    if without_account:
+        known = await store.find_users(connection, without_account)
+        if adds_users:
+            known |= {c.user_id for c in commands if isinstance(c, _OPENING)} & without_account
+        desk.accounts.update((user_id, Account(user_id)) for user_id in known)
+    await _recall_spends(connection, desk, commands)
+    await _recall_purchases(connection, desk, commands)
+    await _recall_reversals(connection, desk, commands)
+    await _recall_holds(connection, desk, commands)
+    recalled = [*entries, *(spent.entry for spent in desk.spends.values())]
+    recalled += [bought.entry for bought in desk.purchases.values() if bought.entry]
+    if any(entry.user_id in without_account for entry in recalled):
+        # There was no row to lock and now there is one, so the zero above is out of date.
+        raise store.StaleAccountError("an account was opened after the lock")
+    for user_id in locked:
+        holds.expire_due(desk, user_id)
+    return locked, desk
+
+
+def _each(commands: Iterable[Command]) -> Iterator[Command]:
+    for command in commands:
+        if isinstance(command, SpendTogether):
+            yield from command.spends
+        else:
+            yield command
+
+
+async def _recall_spends(
+    connection: asyncpg.Connection, desk: Desk, commands: list[Command]
+) -> None:
+    places = {
+        (command.user_id, command.spend_seq)
+        for command in commands
+        if isinstance(command, Refund) and command.spend_seq is not None
+    }
+    if not places:
+        return
+    refunded = await store.recall_refunds(connection, places)
+    for place, entry in (await store.recall_places(connection, places)).items():
+        desk.spends[place] = Spent(entry, refunded.get(place, 0))
+
+
+async def _recall_purchases(
+    connection: asyncpg.Connection, desk: Desk, commands: list[Command]
+) -> None:
+    refs = {
+        command.payment.ref
+        for command in commands
+        if isinstance(command, Purchase) and command.payment is not None
+    }
+    refs |= {command.payment_ref for command in commands if isinstance(command, Reverse)}
+    purchases = await store.recall_purchases(connection, refs) if refs else {}
+    if not purchases:
+        return
+    places = {(bought.user_id, bought.seq) for bought in purchases.values()}
+    entries = await store.recall_places(connection, places)
+    for ref, bought in purchases.items():
+        entry = entries.get((bought.user_id, bought.seq))
+        # A user who was deleted and made anew has other entries in the same places.
+        if entry is not None and (entry.payment is None or entry.payment.ref != ref):
+            entry = None
+        desk.purchases[ref] = bought._replace(entry=entry)
+
+
+async def _recall_reversals(
+    connection: asyncpg.Connection, desk: Desk, commands: list[Command]
+) -> None:
+    asked = [command for command in commands if isinstance(command, Reverse)]
+    if not asked:
+        return
+    recorded = await store.recall_reversals(
+        connection,
+        {command.payment_ref for command in asked},
+        {command.reversal_ref for command in asked},
+    )
+    repeated = {(command.reversal_ref, command.revision) for command in asked} & recorded.keys()
+    places = {
+        (reversal.user_id, reversal.seq)
+        for reversal in (recorded[identity] for identity in repeated)
+        if reversal.seq is not None
+    }
+    entries = await store.recall_places(connection, places) if places else {}
+    for identity in repeated:
+        reversal = recorded[identity]
+        if reversal.seq is not None:
+            entry = entries.get((reversal.user_id, reversal.seq))
+            recorded[identity] = reversal._replace(entry=entry)
+    desk.reversals.update(recorded)
+
+
+async def _recall_holds(
+    connection: asyncpg.Connection, desk: Desk, commands: list[Command]
+) -> None:
+    places = {
+        (command.user_id, command.hold_seq)
+        for command in commands
+        if isinstance(command, _SETTLING)
+    }
+    places |= {
+        (entry.user_id, entry.hold_seq)
+        for entry in desk.by_key.values()
+        if entry.hold_seq is not None
+    }
+    if places:
+        desk.holds.update(await store.recall_holds(connection, places))
+        ended = {
+            (hold.user_id, hold.settled_seq): hold.seq
+            for hold in desk.holds.values()
+            if hold.settled_seq is not None
+        }
+        if ended:
+            for (user_id, seq), entry in (await store.recall_places(connection, ended)).items():
+                desk.ended[user_id, ended[user_id, seq]] = entry
+    due = [
+        account.user_id
+        for account in desk.accounts.values()
+        if account.next_hold_expiry is not None and account.next_hold_expiry <= desk.now
+    ]
+    if due:
+        desk.holds.update(await store.recall_open_holds(connection, due))

@@ -1,0 +1,358 @@
+"""One function per SQL statement, values in, values out; the statements stand in sql/."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from credit_service.rules.model import (
+    Account,
+    Entry,
+    Hold,
+    Payment,
+    PolicyChange,
+    Purchased,
+    Reversal,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    import asyncpg
+    from asyncpg.pool import PoolConnectionProxy
+
+    from credit_service.rules.model import Spent
+
+    _Connection = asyncpg.Connection | PoolConnectionProxy
+
+SQL = {
+    file.name.removesuffix(".sql"): file.read_text()
+    for file in (resources.files(__package__) / "sql").iterdir()
+    if file.name.endswith(".sql")
+}
+
+# The columns of an entry stand in one order everywhere: here, in the statements and in Entry.
+_ENTRY_COLUMNS = 26
+_ACCOUNT_COLUMNS = 17
+_HOLD_COLUMNS = 14
+_POLICY_COLUMNS = 9
+_REVERSAL_COLUMNS = 11
+_METADATA = 18
+_PAYMENT = 22
+_NO_PAYMENT = (None, None, None)
+
+
+class StaleAccountError(Exception):
+    """A write met another number of rows than the lock promised; the batch must start over."""
+
+
+async def lock_accounts(connection: _Connection, user_ids: Collection[UUID]) -> dict[UUID, Account]:
+    """Locks the rows of those users who have an account, until the transaction ends."""
+    rows = await connection.fetch(SQL["lock_accounts"], user_ids)
+    return {row[0]: Account(*row) for row in rows}
+
+
+async def find_locked(connection: _Connection, user_ids: Collection[UUID]) -> set[UUID]:
+    """Tells whose account's row another transaction has locked; waits for none of them."""
+    return {row[0] for row in await connection.fetch(SQL["find_locked"], user_ids)}
+
+
+async def find_users(connection: _Connection, user_ids: Collection[UUID]) -> set[UUID]:
+    """Tells which of the users exist."""
+    return {row[0] for row in await connection.fetch(SQL["find_users"], user_ids)}
+
+
+async def add_users(connection: _Connection, user_ids: Collection[UUID]) -> None:
+    """Adds those of the users who do not exist yet."""
+    await connection.execute(SQL["add_users"], user_ids)
+
+
+async def recall_keys(
+    connection: _Connection, user_ids: Sequence[UUID], keys: Sequence[str]
+) -> tuple[datetime, list[Entry]]:
+    """Reads the database's time and the entries under the pairs of user and key."""
+    rows = await connection.fetch(SQL["recall_keys"], user_ids, keys)
+    return rows[0][0], [_entry(row[1:]) for row in rows if row[1] is not None]
+
+
+async def recall_places(
+    connection: _Connection, places: Collection[tuple[UUID, int]]
+) -> dict[tuple[UUID, int], Entry]:
+    """Reads the entries at the pairs of user and seq."""
+    user_ids, seqs = _columns(places, 2)
+    rows = await connection.fetch(SQL["recall_places"], user_ids, seqs)
+    return {(row[0], row[1]): _entry(row) for row in rows}
+
+
+async def recall_refunds(
+    connection: _Connection, places: Collection[tuple[UUID, int]]
+) -> dict[tuple[UUID, int], int]:
+    """Reads how many credits were given back of the spends at the pairs of user and seq."""
+    user_ids, seqs = _columns(places, 2)
+    rows = await connection.fetch(SQL["recall_refunds"], user_ids, seqs)
+    return {(row[0], row[1]): row[2] for row in rows}
+
+
+async def recall_purchases(
+    connection: _Connection, payment_refs: Collection[str]
+) -> dict[str, Purchased]:
+    """Reads what the payments bought; the entries are not filled in."""
+    rows = await connection.fetch(SQL["recall_purchases"], payment_refs)
+    return {row[0]: Purchased(row[1], row[2], row[3], entry=None) for row in rows}
+
+
+async def insert_entries(connection: _Connection, entries: Sequence[Entry]) -> None:
+    """Adds entries to the book.
+
+    Raises:
+        StaleAccountError: the database took another number of rows.
+    """
+    columns = _columns((_row(entry) for entry in entries), _ENTRY_COLUMNS)
+    _expect(await connection.execute(SQL["insert_entries"], *columns), len(entries))
+
+
+async def insert_accounts(connection: _Connection, accounts: Sequence[Account]) -> None:
+    """Opens accounts.
+
+    Raises:
+        asyncpg.UniqueViolationError: another transaction has opened one of them.
+    """
+    columns = _columns(accounts, _ACCOUNT_COLUMNS)
+    _expect(await connection.execute(SQL["insert_accounts"], *columns), len(accounts))
+
+
+async def update_accounts(connection: _Connection, changes: Sequence[tuple[Account, int]]) -> None:
+    """Writes accounts that were locked at the given seq.
+
+    Raises:
+        StaleAccountError: one of them is no longer at that seq.
+    """
+    rows = ((*account, old_seq) for account, old_seq in changes)
+    columns = _columns(rows, _ACCOUNT_COLUMNS + 1)
+    _expect(await connection.execute(SQL["update_accounts"], *columns), len(changes))
+
+
+async def insert_purchases(connection: _Connection, entries: Sequence[Entry]) -> None:
+    """Records the payments of purchase entries as credited.
+
+    Raises:
+        asyncpg.UniqueViolationError: another transaction has credited one of them.
+    """
+    rows = (
+        (p.ref, e.user_id, e.seq, e.amount, p.amount_minor, p.currency, e.timestamp)
+        for e in entries
+        if (p := e.payment) is not None
+    )
+    _expect(await connection.execute(SQL["insert_purchases"], *_columns(rows, 7)), len(entries))
+
+
+async def upsert_refunds(connection: _Connection, spends: Sequence[Spent]) -> None:
+    """Writes how many credits were given back of each spend."""
+    rows = ((s.entry.user_id, s.entry.seq, s.entry.amount, s.refunded) for s in spends)
+    _expect(await connection.execute(SQL["upsert_refunds"], *_columns(rows, 4)), len(spends))
+
+
+async def upsert_holds(connection: _Connection, holds: Collection[Hold]) -> None:
+    """Writes holds that were made or changed."""
+    columns = _columns(holds, _HOLD_COLUMNS)
+    _expect(await connection.execute(SQL["upsert_holds"], *columns), len(holds))
+
+
+async def insert_policy_changes(connection: _Connection, changes: Collection[PolicyChange]) -> None:
+    """Records changes of what accounts may do."""
+    columns = _columns(changes, _POLICY_COLUMNS)
+    _expect(await connection.execute(SQL["insert_policy_changes"], *columns), len(changes))
+
+
+async def insert_reversals(connection: _Connection, reversals: Collection[Reversal]) -> None:
+    """Records reversals.
+
+    Raises:
+        asyncpg.UniqueViolationError: another transaction has recorded one of them.
+    """
+    # All but the entry, which is written by itself.
+    rows = (reversal[:_REVERSAL_COLUMNS] for reversal in reversals)
+    columns = _columns(rows, _REVERSAL_COLUMNS)
+    _expect(await connection.execute(SQL["insert_reversals"], *columns), len(reversals))
+
+
+async def recall_reversals(
+    connection: _Connection, payment_refs: Collection[str], reversal_refs: Collection[str]
+) -> dict[tuple[str, int], Reversal]:
+    """Reads every revision of the reversals of these payments, and of these reversals.
+
+    The entries are not filled in.
+    """
+    rows = await connection.fetch(SQL["recall_reversals"], payment_refs, reversal_refs)
+    return {(row[0], row[1]): Reversal(*row) for row in rows}
+
+
+async def find_payer(connection: _Connection, payment_ref: str) -> UUID | None:
+    """Finds the user to whom a payment was credited."""
+    found = await recall_purchases(connection, [payment_ref])
+    return found[payment_ref].user_id if found else None
+
+
+async def recall_holds(
+    connection: _Connection, places: Collection[tuple[UUID, int]]
+) -> dict[tuple[UUID, int], Hold]:
+    """Reads the holds at the pairs of user and seq."""
+    user_ids, seqs = _columns(places, 2)
+    rows = await connection.fetch(SQL["recall_holds"], user_ids, seqs)
+    return {(row[0], row[1]): Hold(*row) for row in rows}
+
+
+async def recall_open_holds(
+    connection: _Connection, user_ids: Collection[UUID]
+) -> dict[tuple[UUID, int], Hold]:
+    """Reads all open holds of the users."""
+    rows = await connection.fetch(SQL["recall_open_holds"], user_ids)
+    return {(row[0], row[1]): Hold(*row) for row in rows}
+
+
+async def list_holds(
+    connection: _Connection, user_id: UUID, *, newest: int, state: str | None, limit: int
+) -> tuple[datetime, list[Hold]]:
+    """Lists holds with seq <= `newest`, newest first, and reads the database's time."""
+    rows = await connection.fetch(SQL["list_holds"], user_id, newest, state, limit)
+    return rows[0][0], [Hold(*row[1:]) for row in rows if row[1] is not None]
+
+
+async def find_due_users(connection: _Connection, limit: int) -> list[UUID]:
+    """Finds users with holds whose time has passed and is not recorded yet."""
+    return [row[0] for row in await connection.fetch(SQL["find_due_users"], limit)]
+
+
+async def expired_unrecorded_at(
+    connection: _Connection, user_id: UUID, seq: int, time: datetime
+) -> int:
+    """Sums what stood as held at seq and time though its time had passed, in credits."""
+    return await connection.fetchval(SQL["expired_unrecorded_at"], user_id, seq, time) or 0
+
+
+async def get_account(connection: _Connection, user_id: UUID) -> tuple[datetime, Account | None]:
+    """Reads the database's time and an account, less what is due to expire; None without a row."""
+    row = await connection.fetchrow(SQL["get_account"], user_id)
+    assert row is not None  # noqa: S101  # the time alone is a row
+    now, *columns, due = row
+    if columns[0] is None:
+        return now, None
+    account = Account(*columns)
+    return now, account._replace(held=account.held - due) if due else account
+
+
+async def list_accounts(connection: _Connection, after: UUID, limit: int) -> list[UUID]:
+    """Lists the users with accounts, in their order, after one of them."""
+    return [row[0] for row in await connection.fetch(SQL["list_accounts"], after, limit)]
+
+
+async def find_faults(
+    connection: _Connection, user_ids: Collection[UUID], *, seconds: float
+) -> list[tuple[UUID, str]]:
+    """Names everything about the accounts that does not add up."""
+    rows = await connection.fetch(SQL["find_faults"], user_ids, timeout=seconds)
+    return [(row[0], row[1]) for row in rows]
+
+
+async def changed_accounts(
+    connection: _Connection, seen: Collection[tuple[UUID, int, int]]
+) -> list[Account]:
+    """Reads those accounts that no longer have the seq and policy changes they were seen with."""
+    rows = await connection.fetch(SQL["changed_accounts"], *_columns(seen, 3))
+    accounts = []
+    for *columns, due in rows:
+        account = Account(*columns)
+        accounts.append(account._replace(held=account.held - due) if due else account)
+    return accounts
+
+
+async def report_usage(
+    connection: _Connection, start: datetime, end: datetime, *, seconds: float
+) -> list[Usage]:
+    """Adds up the entries of all users with start <= time < end."""
+    rows = await connection.fetch(SQL["report_usage"], start, end, timeout=seconds)
+    return [_usage(row) for row in rows]
+
+
+async def report_usage_of_user(
+    connection: _Connection, user_id: UUID, *, after: int, until: int, seconds: float
+) -> list[Usage]:
+    """Adds up the entries of a user with after < seq <= until."""
+    statement = SQL["report_usage_of_user"]
+    rows = await connection.fetch(statement, user_id, after, until, timeout=seconds)
+    return [_usage(row) for row in rows]
+
+
+def _usage(row: asyncpg.Record) -> Usage:
+    day, operation, *sums = row
+    return Usage(day, operation, *(int(value or 0) for value in sums))
+
+
+async def count_entries_before(connection: _Connection, user_id: UUID, time: datetime) -> int:
+    """Counts a user's entries before a time, which is the seq of the last of them."""
+    return await connection.fetchval(SQL["count_entries_before"], user_id, time) or 0
+
+
+async def list_entries(
+    connection: _Connection,
+    user_id: UUID,
+    *,
+    newest: int,
+    older_than_all: int,
+    types: Sequence[str] | None = None,
+    reference: str | None = None,
+    related_seq: int | None = None,
+    limit: int,
+) -> list[Entry]:
+    """Lists entries, newest first, with `older_than_all` < seq <= `newest`."""
+    rows = await connection.fetch(
+        SQL["list_entries"],
+        user_id,
+        newest,
+        older_than_all,
+        types,
+        reference,
+        related_seq,
+        limit,
+    )
+    return [_entry(row) for row in rows]
+
+
+def _columns(rows: Iterable[tuple[object, ...]], width: int) -> list[Sequence[object]]:
+    """Turns rows into the columns that unnest takes, which fills up short ones with NULL.
+
+    So a column of NULLs alone is sent empty: the driver looks at every value of a column twice.
+    """
+    columns = zip(*rows, strict=True)
+    return [() if column.count(None) == len(column) else column for column in columns] or [
+        ()
+    ] * width
+
+
+def _row(entry: Entry) -> tuple[object, ...]:
+    metadata = orjson.dumps(entry.metadata).decode() if entry.metadata else None
+    return (
+        *entry[:_METADATA],
+        metadata,
+        *entry[_METADATA + 1 : _PAYMENT],
+        *(entry.payment or _NO_PAYMENT),
+        entry.hold_seq,
+    )
+
+
+def _entry(row: Sequence[Any] | asyncpg.Record) -> Entry:
+    *head, payment_ref, amount_minor, currency, hold_seq = row
+    head[_METADATA] = orjson.loads(head[_METADATA]) if head[_METADATA] else {}
+    payment = Payment(payment_ref, amount_minor, currency) if payment_ref is not None else None
+    return Entry(*(*head, payment, hold_seq))
+
+
+def _expect(tag: str, rows: int) -> None:
+    """Holds a command tag such as "INSERT 0 3" or "UPDATE 3" to the number of rows."""
+    if int(tag.rpartition(" ")[2]) != rows:
+        raise StaleAccountError(tag)

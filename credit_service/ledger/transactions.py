@@ -1,0 +1,197 @@
+"""A batch of commands as one READ COMMITTED transaction.
+
+Lock the accounts in the order of their users, recall in a new statement what the commands refer to,
+decide in Python, write each row once, commit. Nobody is answered before the COMMIT, the refused
+neither, for a refusal may rest on an entry of the same batch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from credit_service.database.postgres import unreachable
+from credit_service.errors import CreditError, Refusal
+from credit_service.ledger import metrics, store
+from credit_service.ledger.load import recall
+from credit_service.rules import decide
+from credit_service.rules.model import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from uuid import UUID
+
+    from credit_service.database.postgres import Address
+    from credit_service.rules.batch_state import Desk, Terms
+    from credit_service.rules.model import Account, Command, Entry
+
+
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+_BEGIN_HURRIED = f"{_BEGIN}; SET LOCAL lock_timeout = '50ms'"
+
+
+class CommitLostError(Exception):
+    """The COMMIT of these entries was sent and its answer never came."""
+
+    def __init__(self, entries: list[Entry]) -> None:
+        super().__init__(f"the answer to a COMMIT of {len(entries)} entries was lost")
+        self.entries = entries
+
+
+class Transactions:
+    """One connection, made when it is needed, and at most one transaction on it."""
+
+    def __init__(self, address: Address, terms: Terms, *, adds_users: bool) -> None:
+        """Connects to nothing as yet.
+
+        Args:
+            address: the database, as the service's role.
+            terms: prices and floor.
+            adds_users: whether a purchase for an unknown user adds the user.
+        """
+        self._address = address
+        self._terms = terms
+        self._adds_users = adds_users
+        self._connection: asyncpg.Connection | None = None
+
+    async def run(
+        self, commands: list[Command], lost: Sequence[Entry], *, hurried: bool = False
+    ) -> list[Outcome | CreditError]:
+        """Runs the commands as one transaction.
+
+        Args:
+            commands: the batch.
+            lost: the entries of an earlier run whose COMMIT was sent and never answered.
+            hurried: whether to wait for a lock for a moment only.
+
+        Returns:
+            An answer per command, in order.
+
+        Raises:
+            CommitLostError: the COMMIT was sent and its answer never came.
+            StaleAccountError: a row was not as it had been read; the batch must start over.
+            asyncpg.PostgresError, OSError: as the driver raises them; nothing was written.
+        """
+        connection = await self._connected()
+        try:
+            await connection.execute(_BEGIN_HURRIED if hurried else _BEGIN)
+            locked, desk = await recall(connection, commands, adds_users=self._adds_users)
+            answers = [_decide(desk, command, self._terms) for command in commands]
+            await self._write(connection, locked, desk)
+        except Exception as fault:
+            await self._roll_back(connection, fault)
+            raise
+        await self._commit(connection, desk.posted)
+        _count(desk.posted)
+        # An expiry is nobody's doing: whoever is answered with one is told of an earlier end.
+        unclaimed = [entry for entry in lost if entry.type != "expire"]
+        return [_settled(answer, desk, unclaimed) for answer in answers]
+
+    async def find_locked(self, user_ids: set[UUID]) -> set[UUID]:
+        """Tells whose account's row another transaction has locked at this moment.
+
+        Args:
+            user_ids: whose accounts to look at.
+
+        Returns:
+            Those of them; it waits for none.
+
+        Raises:
+            asyncpg.PostgresError, OSError: as the driver raises them.
+        """
+        connection = await self._connected()
+        try:
+            return await store.find_locked(connection, user_ids)
+        except Exception as fault:
+            await self._roll_back(connection, fault)
+            raise
+
+    def close(self) -> None:
+        """Drops the connection."""
+        if self._connection is not None:
+            self._connection.terminate()
+
+    async def _write(
+        self, connection: asyncpg.Connection, locked: dict[UUID, Account], desk: Desk
+    ) -> None:
+        opened = [desk.accounts[user_id] for user_id in desk.touched - locked.keys()]
+        changed = [
+            (desk.accounts[user_id], locked[user_id].seq)
+            for user_id in desk.touched & locked.keys()
+        ]
+        if opened:
+            if self._adds_users:
+                await store.add_users(connection, [account.user_id for account in opened])
+            await store.insert_accounts(connection, opened)
+        if changed:
+            await store.update_accounts(connection, changed)
+        if desk.posted:
+            await store.insert_entries(connection, desk.posted)
+        if desk.refunded:
+            await store.upsert_refunds(connection, list(desk.refunded.values()))
+        if desk.bought:
+            entries = [bought.entry for bought in desk.bought.values() if bought.entry]
+            await store.insert_purchases(connection, entries)
+        if desk.changed_holds:
+            await store.upsert_holds(connection, desk.changed_holds.values())
+        if desk.new_reversals:
+            await store.insert_reversals(connection, desk.new_reversals)
+        if desk.policy_changes:
+            await store.insert_policy_changes(connection, desk.policy_changes)
+
+    async def _connected(self) -> asyncpg.Connection:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await self._address.connect()
+        return self._connection
+
+    async def _roll_back(self, connection: asyncpg.Connection, fault: Exception) -> None:
+        # On a silent or broken line a ROLLBACK would only wait for its own time limit.
+        if unreachable(fault) and not isinstance(fault, asyncpg.PostgresError):
+            connection.terminate()
+        try:
+            if connection.is_in_transaction():
+                await connection.execute("ROLLBACK")
+        except Exception:
+            connection.terminate()
+        if connection.is_closed():
+            self._connection = None
+
+    async def _commit(self, connection: asyncpg.Connection, entries: list[Entry]) -> None:
+        try:
+            tag = await connection.execute("COMMIT")
+        except Exception as fault:
+            connection.terminate()
+            self._connection = None
+            raise CommitLostError(entries) from fault
+        if tag != "COMMIT":
+            raise store.StaleAccountError(tag)
+
+
+def _decide(desk: Desk, command: Command, terms: Terms) -> Outcome | CreditError:
+    try:
+        return decide.decide(desk, command, terms)
+    except Refusal as refusal:
+        return refusal
+
+
+def _settled(answer: Outcome | CreditError, desk: Desk, lost: list[Entry]) -> Outcome | CreditError:
+    """Shows the account as the batch left it, and a resolved COMMIT as the first run it was."""
+    if isinstance(answer, CreditError):
+        return answer
+    entry, account, replayed, hold, parts = answer
+    if replayed and entry in lost:
+        lost.remove(entry)
+        replayed = False
+    if parts:
+        parts = tuple(_settled(part, desk, lost) for part in parts)
+    return Outcome(entry, desk.accounts[account.user_id], replayed, hold, parts)
+
+
+def _count(entries: Iterable[Entry]) -> None:
+    moved: Counter[str] = Counter()
+    for entry in entries:
+        moved[entry.type] += entry.amount
+    for kind, credits_moved in moved.items():
+        metrics.CREDITS.labels(kind).inc(credits_moved)

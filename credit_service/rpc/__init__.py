@@ -1,0 +1,1 @@
+"""The gRPC edge: requests become commands, outcomes become responses."""

@@ -1,0 +1,131 @@
+"""The window's calls for holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from credit_service.errors import InvalidRequest
+from credit_service.rpc import access, page_tokens, requests, responses, validation
+from credit_service.rules.model import Capture, Extend, MakeHold, Release
+from credit_service.v1 import credit_service_pb2 as pb
+from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    from credit_service.ledger.ledger import Ledger
+    from credit_service.rpc.requests import Context
+    from credit_service.rules.batch_state import Terms
+    from credit_service.rules.model import Outcome
+
+
+class HoldCalls(pb_grpc.CreditServiceServicer):
+    """Answers the calls that make, settle and show holds."""
+
+    _ledger: Ledger
+    _terms: Terms
+
+    async def HoldCredits(
+        self, request: pb.HoldCreditsRequest, context: Context
+    ) -> pb.HoldCreditsResponse:
+        """Sets credits aside."""
+        command = MakeHold(
+            **requests.common(request),
+            **requests.asked(request),
+            ttl=validation.ttl(request.ttl if request.HasField("ttl") else None),
+        )
+        outcome = await requests.submit(self._ledger, command, context)
+        return pb.HoldCreditsResponse(
+            transaction=requests.transaction(request, outcome),
+            credit=responses.user_credit(outcome.account, self._terms),
+            replayed=outcome.replayed,
+            hold=_hold(outcome, written=outcome.replayed or not request.validate_only),
+        )
+
+    async def CaptureHold(
+        self, request: pb.CaptureHoldRequest, context: Context
+    ) -> pb.CaptureHoldResponse:
+        """Takes the credits of a hold."""
+        common = requests.common(request)
+        amount = quantity = None
+        match request.WhichOneof("part"):
+            case "amount":
+                amount = validation.amount_or_none(request.amount)
+            case "quantity":
+                quantity = validation.amount_or_none(request.quantity, "quantity") or None
+                amount = None if quantity else 0
+        command = Capture(
+            **common,
+            hold_seq=requests.hold_place(request.hold_id, common["user_id"]),
+            amount=amount,
+            quantity=quantity,
+            allow_overage=request.allow_overage,
+        )
+        outcome = await requests.submit(self._ledger, command, context)
+        return pb.CaptureHoldResponse(
+            transaction=requests.transaction(request, outcome),
+            credit=responses.user_credit(outcome.account, self._terms),
+            replayed=outcome.replayed,
+            hold=_hold(outcome),
+            late=outcome.late,
+        )
+
+    async def ReleaseHold(
+        self, request: pb.ReleaseHoldRequest, context: Context
+    ) -> pb.ReleaseHoldResponse:
+        """Gives up a hold."""
+        common = requests.common(request)
+        command = Release(
+            **common, hold_seq=requests.hold_place(request.hold_id, common["user_id"])
+        )
+        outcome = await requests.submit(self._ledger, command, context)
+        return pb.ReleaseHoldResponse(
+            transaction=requests.transaction(request, outcome),
+            credit=responses.user_credit(outcome.account, self._terms),
+            replayed=outcome.replayed,
+            hold=_hold(outcome),
+        )
+
+    async def ExtendHold(
+        self, request: pb.ExtendHoldRequest, context: Context
+    ) -> pb.ExtendHoldResponse:
+        """Keeps a hold alive."""
+        user_id = validation.user_id(request.user_id)
+        command = Extend(
+            user_id=user_id,
+            caller=access.CALLER.get().name,
+            hold_seq=requests.hold_place(request.hold_id, user_id),
+            ttl=validation.ttl(request.ttl if request.HasField("ttl") else None),
+        )
+        outcome = await requests.submit(self._ledger, command, context)
+        return pb.ExtendHoldResponse(hold=_hold(outcome))
+
+    async def GetHold(self, request: pb.GetHoldRequest, context: Context) -> pb.GetHoldResponse:
+        """Answers with a hold."""
+        user_id = validation.user_id(request.user_id)
+        seq = requests.hold_place(request.hold_id, user_id)
+        return pb.GetHoldResponse(hold=responses.hold(await self._ledger.hold(user_id, seq)))
+
+    async def ListHolds(
+        self, request: pb.ListHoldsRequest, context: Context
+    ) -> pb.ListHoldsResponse:
+        """Lists holds, a page at a time."""
+        user_id = validation.user_id(request.user_id)
+        size = validation.page_size(request.page_size, "page_size")
+        state = None
+        if request.state != pb.HOLD_STATE_UNSPECIFIED:
+            state = responses.HOLD_STATE_NAMES.get(request.state)
+            if state is None:
+                raise InvalidRequest("state", f"is {request.state}, which is no state of a hold.")
+        holds, onward = await self._ledger.holds(
+            user_id,
+            state=state,
+            newest=page_tokens.seq_of(request),
+            page_size=size or validation.PAGE_SIZE_DEFAULT,
+        )
+        return pb.ListHoldsResponse(
+            holds=[responses.hold(hold) for hold in holds],
+            next_page_token="" if onward is None else page_tokens.token(request, onward),
+        )
+
+
+def _hold(outcome: Outcome, *, written: bool = True) -> pb.Hold | None:
+    return None if outcome.hold is None else responses.hold(outcome.hold, written=written)

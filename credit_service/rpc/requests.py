@@ -1,0 +1,131 @@
+"""What the forms of several calls have in common, read from them and written into the answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypedDict
+
+from credit_service.errors import HoldNotFound, InvalidRequest, TransactionNotFound
+from credit_service.rpc import access, call_log, responses, validation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+    from uuid import UUID
+
+    import grpc
+
+    from credit_service.ledger.ledger import Ledger
+    from credit_service.rules.model import Command, Outcome
+    from credit_service.v1 import credit_service_pb2 as pb
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+    KeyedRequest = (
+        pb.PurchaseCreditsRequest
+        | pb.SpendCreditsRequest
+        | pb.RefundCreditsRequest
+        | pb.HoldCreditsRequest
+        | pb.CaptureHoldRequest
+        | pb.ReleaseHoldRequest
+    )
+
+# How long a write waits for its batch when the caller set no deadline or a longer one.
+_WAIT_SECONDS_MAX = 10.0
+
+
+class Common(TypedDict):
+    """What every keyed write takes."""
+
+    user_id: UUID
+    idempotency_key: str
+    description: str
+    reference: str
+    metadata: Mapping[str, str]
+    validate_only: bool
+    caller: str
+
+
+class Asked(TypedDict):
+    """What a spend or hold asks for: an amount, or priced work."""
+
+    amount: int | None
+    operation: str | None
+    quantity: int | None
+    expected_cost: int | None
+
+
+def common(request: KeyedRequest) -> Common:
+    """Reads what every keyed write takes."""
+    return {
+        "user_id": validation.user_id(request.user_id),
+        "idempotency_key": validation.idempotency_key(request.idempotency_key),
+        "description": validation.description(request.description),
+        "reference": validation.reference(request.reference),
+        "metadata": validation.metadata(request.metadata),
+        "validate_only": request.validate_only,
+        "caller": access.CALLER.get().name,
+    }
+
+
+def asked(
+    request: pb.SpendCreditsRequest | pb.HoldCreditsRequest | pb.BatchSpendItem,
+) -> Asked:
+    """Reads what a spend or hold asks for."""
+    amount = operation = quantity = None
+    match request.WhichOneof("price"):
+        case "charge":
+            operation, quantity = validation.charge(request.charge, "charge")
+        case "amount":
+            amount = validation.amount(request.amount)
+        case _:
+            raise InvalidRequest("price", "is missing: name a charge or an amount.")
+    expected = request.HasField("expected_cost")
+    return {
+        "amount": amount,
+        "operation": operation,
+        "quantity": quantity,
+        "expected_cost": validation.amount(request.expected_cost, "expected_cost")
+        if expected
+        else None,
+    }
+
+
+def place(text: str, user_id: UUID, field: str) -> int:
+    """Reads the id of an entry of this user."""
+    seq = validation.transaction_seq(text, user_id, field)
+    if seq is None:
+        raise TransactionNotFound(text)
+    return seq
+
+
+def hold_place(text: str, user_id: UUID) -> int:
+    """Reads the id of a hold of this user."""
+    if not text:
+        raise InvalidRequest("hold_id", "is missing.")
+    seq = validation.transaction_seq(text, user_id, "hold_id")
+    if seq is None:
+        raise HoldNotFound(text)
+    return seq
+
+
+def transaction(
+    request: KeyedRequest | pb.GrantCreditsRequest | pb.ReversePurchaseRequest, outcome: Outcome
+) -> pb.CreditTransaction:
+    """Writes the entry into an answer; one that was only validated has no id."""
+    assert outcome.entry is not None  # noqa: S101  # a keyed command makes or finds one
+    written = outcome.replayed or not request.validate_only
+    return responses.transaction(outcome.entry, written=written)
+
+
+def seconds_left(context: Context) -> float:
+    """How long a call may wait for its batch."""
+    remaining = context.time_remaining()
+    return _WAIT_SECONDS_MAX if remaining is None else min(remaining, _WAIT_SECONDS_MAX)
+
+
+async def submit(ledger: Ledger, command: Command, context: Context) -> Outcome:
+    """Submits a command for as long as its caller waits."""
+    outcome = await ledger.enqueue(command, seconds_left(context))
+    if outcome.replayed:
+        call_log.CALL.get().replayed = True
+    return outcome

@@ -1,0 +1,150 @@
+"""The book's values as messages of the contract."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from credit_service.rules.model import transaction_id
+from credit_service.v1 import credit_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from credit_service.rules.batch_state import Terms
+    from credit_service.rules.model import Account, Entry, Hold, Usage
+
+TYPES: dict[str, pb.TransactionType.ValueType] = {
+    "purchase": pb.TRANSACTION_TYPE_PURCHASE,
+    "spend": pb.TRANSACTION_TYPE_SPEND,
+    "refund": pb.TRANSACTION_TYPE_REFUND,
+    "grant": pb.TRANSACTION_TYPE_GRANT,
+    "reversal": pb.TRANSACTION_TYPE_REVERSAL,
+    "hold": pb.TRANSACTION_TYPE_HOLD,
+    "capture": pb.TRANSACTION_TYPE_CAPTURE,
+    "release": pb.TRANSACTION_TYPE_RELEASE,
+    "expire": pb.TRANSACTION_TYPE_EXPIRE,
+}
+HOLD_STATES: dict[str, pb.HoldState.ValueType] = {
+    "held": pb.HOLD_STATE_HELD,
+    "captured": pb.HOLD_STATE_CAPTURED,
+    "released": pb.HOLD_STATE_RELEASED,
+    "expired": pb.HOLD_STATE_EXPIRED,
+}
+HOLD_STATE_NAMES = {value: name for name, value in HOLD_STATES.items()}
+TYPE_NAMES = {value: name for name, value in TYPES.items()}
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DAY_SECONDS = 24 * 60 * 60
+
+
+def timestamp(time: datetime) -> Timestamp:
+    """Renders a time."""
+    # At a quarter of what Timestamp.FromDatetime costs, which is written in Python.
+    since = time - _EPOCH
+    return Timestamp(
+        seconds=since.days * _DAY_SECONDS + since.seconds, nanos=since.microseconds * 1000
+    )
+
+
+def user_credit(account: Account, terms: Terms) -> pb.UserCredit:
+    """Renders an account with its floor."""
+    return pb.UserCredit(
+        user_id=str(account.user_id),
+        balance=account.balance,
+        held=account.held,
+        available=account.available,
+        min_balance=terms.floor(account),
+        last_updated=timestamp(account.last_updated) if account.last_updated else None,
+        seq=account.seq,
+        frozen=account.frozen,
+    )
+
+
+def transaction(entry: Entry, *, written: bool = True) -> pb.CreditTransaction:
+    """Renders an entry; one that was only validated has no id and no place in the book."""
+    user_id = str(entry.user_id)
+    message = pb.CreditTransaction(
+        user_id=user_id,
+        type=TYPES[entry.type],
+        amount=entry.amount,
+        balance_change=entry.balance_change,
+        held_change=entry.held_change,
+        balance_after=entry.balance_after,
+        held_after=entry.held_after,
+        description=entry.description,
+        timestamp=timestamp(entry.timestamp),
+        reference=entry.reference,
+        idempotency_key=entry.idempotency_key or "",
+        caller=entry.caller,
+    )
+    # What few entries have is set apart: even to set nothing costs.
+    if written:
+        message.id = transaction_id(user_id, entry.seq)
+        message.seq = entry.seq
+    if entry.operation is not None:
+        message.operation = entry.operation
+    if entry.quantity is not None:
+        message.quantity = entry.quantity
+    if entry.unit_cost is not None:
+        message.unit_cost = entry.unit_cost
+    if entry.price_version is not None:
+        message.price_version = entry.price_version
+    if entry.metadata:
+        message.metadata.update(entry.metadata)
+    if entry.related_seq is not None:
+        message.related_transaction_id = transaction_id(user_id, entry.related_seq)
+    if entry.hold_seq is not None and (written or entry.type != "hold"):
+        message.hold_id = transaction_id(user_id, entry.hold_seq)
+    if entry.payment is not None:
+        message.payment.ref = entry.payment.ref
+        message.payment.amount_minor = entry.payment.amount_minor
+        message.payment.currency = entry.payment.currency
+    return message
+
+
+def hold(value: Hold, *, written: bool = True) -> pb.Hold:
+    """Renders a hold; one that was only validated has no id."""
+    settled = value.settled_seq
+    return pb.Hold(
+        id=transaction_id(value.user_id, value.seq) if written else "",
+        user_id=str(value.user_id),
+        state=HOLD_STATES[value.state],
+        amount=value.amount,
+        captured_amount=value.captured,
+        create_time=timestamp(value.created_at),
+        expire_time=timestamp(value.expires_at),
+        operation=value.operation or "",
+        quantity=value.quantity or 0,
+        unit_cost=value.unit_cost or 0,
+        price_version=value.price_version or "",
+        reference=value.reference,
+        settled_transaction_id="" if settled is None else transaction_id(value.user_id, settled),
+    )
+
+
+def usage(line: Usage) -> pb.UsageLine:
+    """Renders a line of a report."""
+    return pb.UsageLine(
+        day=line.day,
+        operation=line.operation,
+        spent=line.spent,
+        refunded=line.refunded,
+        held=line.held,
+        spend_count=line.spend_count,
+        refund_count=line.refund_count,
+        hold_count=line.hold_count,
+    )
+
+
+def policy(account: Account) -> pb.AccountPolicy:
+    """Renders what an account may do."""
+    return pb.AccountPolicy(
+        frozen=account.frozen,
+        min_balance=account.min_balance,
+        spend_limits=pb.SpendLimits(
+            per_minute=account.limit_per_minute or 0,
+            per_hour=account.limit_per_hour or 0,
+            per_day=account.limit_per_day or 0,
+        ),
+    )

@@ -1,0 +1,338 @@
+"""The window: reads the form, renders the answer, one method per RPC. It decides nothing."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from credit_service.errors import InvalidRequest, TransactionNotFound
+from credit_service.ledger.ledger import HistoryQuery
+from credit_service.ledger.watch import is_newer
+from credit_service.rpc import access, call_log, page_tokens, requests, responses, validation
+from credit_service.rpc.batch_calls import BatchCalls
+from credit_service.rpc.hold_calls import HoldCalls
+from credit_service.rules.model import Grant, Purchase, Refund, Reverse, SetPolicy, Spend
+from credit_service.v1 import credit_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from credit_service.ledger.ledger import Ledger
+    from credit_service.ledger.watch import Watchers
+    from credit_service.rpc.requests import Context
+    from credit_service.rules.model import Entry
+
+# Leaves room in a message for what stands around the entries.
+PAGE_BYTES_MAX = 1024 * 1024 - 4096
+
+# What a message costs as a field of another, besides itself, at most.
+_FIELD_BYTES = 8
+
+REPORT_PERIOD_MAX = timedelta(days=31)
+
+
+class CreditServicer(HoldCalls, BatchCalls):
+    """Answers the calls of the contract. Errors are raised; the server turns them into statuses."""
+
+    def __init__(self, ledger: Ledger, watchers: Watchers) -> None:
+        self._ledger = ledger
+        self._watchers = watchers
+        self._terms = ledger.terms
+        self._prices = [
+            pb.Price(operation=name, unit_cost=price.unit_cost, unit=price.unit)
+            for name, price in sorted(self._terms.prices.prices.items())
+        ]
+
+    async def GetUserCredit(
+        self, request: pb.GetUserCreditRequest, context: Context
+    ) -> pb.GetUserCreditResponse:
+        """Answers with the account, now or at a past time."""
+        user_id = validation.user_id(request.user_id)
+        size = validation.page_size(request.history_size, "history_size")
+        if size > 0:
+            access.CALLER.get().require(access.HISTORY)
+        if request.HasField("as_of"):
+            time = validation.time(request.as_of, "as_of", round_up=False)
+            account = await self._ledger.account_at(user_id, time)
+        else:
+            account = await self._ledger.account(user_id)
+        newest = await self._ledger.newest_entries(account, size)
+        credit = responses.user_credit(account, self._terms)
+        credit.transaction_history.extend(_fitting(newest))
+        return pb.GetUserCreditResponse(credit=credit)
+
+    async def PurchaseCredits(
+        self, request: pb.PurchaseCreditsRequest, context: Context
+    ) -> pb.PurchaseCreditsResponse:
+        """Adds credits that were paid for."""
+        if not request.HasField("payment"):
+            access.CALLER.get().require(access.PURCHASE_WITHOUT_PAYMENT)
+        command = Purchase(
+            **requests.common(request),
+            amount=validation.amount(request.amount),
+            payment=validation.payment(request.payment) if request.HasField("payment") else None,
+        )
+        outcome = await requests.submit(self._ledger, command, context)
+        return pb.PurchaseCreditsResponse(
+            transaction=requests.transaction(request, outcome),
+            credit=responses.user_credit(outcome.account, self._terms),
+            replayed=outcome.replayed,
+        )
+
+    async def SpendCredits(
+        self, request: pb.SpendCreditsRequest, context: Context
+    ) -> pb.SpendCreditsResponse:
+        """Takes credits for work."""
+        command = Spend(**requests.common(request), **requests.asked(request))
+        outcome = await requests.submit(self._ledger, command, context)
+        return pb.SpendCreditsResponse(
+            transaction=requests.transaction(request, outcome),
+            credit=responses.user_credit(outcome.account, self._terms),
+            replayed=outcome.replayed,
+        )
+
+    async def RefundCredits(
+        self, request: pb.RefundCreditsRequest, context: Context
+    ) -> pb.RefundCreditsResponse:
+        """Gives back a spend."""
+        common = requests.common(request)
+        amount = validation.amount(request.amount) if request.HasField("amount") else None
+        seq = None
+        if request.transaction_id:
+            seq = requests.place(request.transaction_id, common["user_id"], "transaction_id")
+        else:
+            access.CALLER.get().require(access.REFUND_WITHOUT_SPEND)
+            if amount is None:
+                raise InvalidRequest("amount", "is missing: without a spend there is no `all`.")
+        command = Refund(**common, spend_seq=seq, amount=amount)
+        outcome = await requests.submit(self._ledger, command, context)
+        return pb.RefundCreditsResponse(
+            transaction=requests.transaction(request, outcome),
+            credit=responses.user_credit(outcome.account, self._terms),
+            replayed=outcome.replayed,
+        )
+
+    async def GrantCredits(
+        self, request: pb.GrantCreditsRequest, context: Context
+    ) -> pb.GrantCreditsResponse:
+        """Gives credits without a payment."""
+        command = Grant(
+            user_id=validation.user_id(request.user_id),
+            idempotency_key=validation.idempotency_key(request.idempotency_key),
+            description=validation.reason(request.reason),
+            reference=validation.reference(request.reference),
+            metadata=validation.metadata(request.metadata),
+            validate_only=request.validate_only,
+            caller=access.CALLER.get().name,
+            amount=validation.amount(request.amount),
+        )
+        outcome = await requests.submit(self._ledger, command, context)
+        return pb.GrantCreditsResponse(
+            transaction=requests.transaction(request, outcome),
+            credit=responses.user_credit(outcome.account, self._terms),
+            replayed=outcome.replayed,
+        )
+
+    async def ReversePurchase(
+        self, request: pb.ReversePurchaseRequest, context: Context
+    ) -> pb.ReversePurchaseResponse:
+        """Takes back credits whose money went back."""
+        payment_ref = validation.provider_ref(request.payment_ref, "payment_ref")
+        reversal_ref = validation.provider_ref(request.reversal_ref, "reversal_ref")
+        revision = validation.amount(request.revision, "revision")
+        reversed_minor = validation.amount_or_none(request.reversed_minor, "reversed_minor")
+        paid_minor = validation.amount(request.paid_minor, "paid_minor")
+        currency = validation.currency(request.currency, "currency")
+        reason = validation.reason(request.reason)
+        user_id = await self._ledger.payer(payment_ref)
+        call_log.CALL.get().user = str(user_id)
+        command = Reverse(
+            user_id=user_id,
+            caller=access.CALLER.get().name,
+            payment_ref=payment_ref,
+            reversal_ref=reversal_ref,
+            revision=revision,
+            reversed_minor=reversed_minor,
+            paid_minor=paid_minor,
+            currency=currency,
+            reason=reason,
+            validate_only=request.validate_only,
+        )
+        outcome = await requests.submit(self._ledger, command, context)
+        return pb.ReversePurchaseResponse(
+            transaction=requests.transaction(request, outcome) if outcome.entry else None,
+            credit=responses.user_credit(outcome.account, self._terms),
+            replayed=outcome.replayed,
+        )
+
+    async def SetAccountPolicy(
+        self, request: pb.SetAccountPolicyRequest, context: Context
+    ) -> pb.SetAccountPolicyResponse:
+        """Changes what an account may do."""
+        limits = request.spend_limits
+        command = SetPolicy(
+            user_id=validation.user_id(request.user_id),
+            caller=access.CALLER.get().name,
+            frozen=request.frozen if request.HasField("frozen") else None,
+            min_balance=validation.balance(request.min_balance, "min_balance")
+            if request.HasField("min_balance")
+            else None,
+            limits=(
+                validation.limit(limits.per_minute, "spend_limits.per_minute"),
+                validation.limit(limits.per_hour, "spend_limits.per_hour"),
+                validation.limit(limits.per_day, "spend_limits.per_day"),
+            )
+            if request.HasField("spend_limits")
+            else None,
+        )
+        if (command.frozen, command.min_balance, command.limits) == (None, None, None):
+            raise InvalidRequest("frozen", "is unset, and so is everything else to change.")
+        outcome = await requests.submit(self._ledger, command, context)
+        return pb.SetAccountPolicyResponse(
+            credit=responses.user_credit(outcome.account, self._terms),
+            policy=responses.policy(outcome.account),
+        )
+
+    async def GetTransactionHistory(
+        self, request: pb.GetTransactionHistoryRequest, context: Context
+    ) -> pb.GetTransactionHistoryResponse:
+        """Lists entries, a page at a time."""
+        user_id = validation.user_id(request.user_id)
+        size = validation.page_size(request.page_size, "page_size")
+        related = request.related_transaction_id
+        for value in request.types:
+            if value not in responses.TYPE_NAMES:
+                raise InvalidRequest("types", f"holds {value}, which is no type of transaction.")
+        query = HistoryQuery(
+            user_id=user_id,
+            page_size=size or validation.PAGE_SIZE_DEFAULT,
+            newest=page_tokens.seq_of(request),
+            types=[responses.TYPE_NAMES[value] for value in request.types] or None,
+            start=validation.time(request.start_time, "start_time", round_up=True)
+            if request.HasField("start_time")
+            else None,
+            end=validation.time(request.end_time, "end_time", round_up=True)
+            if request.HasField("end_time")
+            else None,
+            reference=validation.reference(request.reference) or None,
+            related_seq=requests.place(related, user_id, "related_transaction_id")
+            if related
+            else None,
+        )
+        entries, onward = await self._ledger.history(query)
+        transactions = _fitting(entries)
+        if len(transactions) < len(entries):
+            onward = transactions[-1].seq - 1
+        return pb.GetTransactionHistoryResponse(
+            transactions=transactions,
+            next_page_token="" if onward is None else page_tokens.token(request, onward),
+        )
+
+    async def GetTransaction(
+        self, request: pb.GetTransactionRequest, context: Context
+    ) -> pb.GetTransactionResponse:
+        """Answers with one entry."""
+        user_id = validation.user_id(request.user_id)
+        entry: Entry | None
+        match request.WhichOneof("lookup"):
+            case "transaction_id":
+                lookup = request.transaction_id
+                seq = requests.place(lookup, user_id, "transaction_id")
+                entry = await self._ledger.entry_at(user_id, seq)
+            case "idempotency_key":
+                lookup = validation.idempotency_key(request.idempotency_key)
+                entry = await self._ledger.entry_under(user_id, lookup)
+            case _:
+                raise InvalidRequest(
+                    "lookup", "is missing: name a transaction_id or an idempotency_key."
+                )
+        if entry is None:
+            raise TransactionNotFound(lookup)
+        return pb.GetTransactionResponse(transaction=responses.transaction(entry))
+
+    async def ListPrices(
+        self, request: pb.ListPricesRequest, context: Context
+    ) -> pb.ListPricesResponse:
+        """Lists the prices."""
+        return pb.ListPricesResponse(prices=self._prices, price_version=self._terms.prices.version)
+
+    async def QuoteCost(
+        self, request: pb.QuoteCostRequest, context: Context
+    ) -> pb.QuoteCostResponse:
+        """Prices work before it is done."""
+        user_id = validation.user_id(request.user_id) if request.user_id else None
+        if not 1 <= len(request.items) <= validation.QUOTE_ITEMS_MAX:
+            raise InvalidRequest("items", f"must be 1 to {validation.QUOTE_ITEMS_MAX}.")
+        lines = []
+        for place, item in enumerate(request.items):
+            field = f"items[{place}]"
+            operation, quantity = validation.charge(item, field)
+            lines.append(self._terms.prices.price(operation, quantity, field))
+        total = sum(line.cost for line in lines)
+        response = pb.QuoteCostResponse(
+            lines=[
+                pb.QuoteLine(
+                    operation=line.operation,
+                    quantity=line.quantity,
+                    unit_cost=line.unit_cost,
+                    cost=line.cost,
+                )
+                for line in lines
+            ],
+            total=total,
+            price_version=self._terms.prices.version,
+        )
+        if user_id is not None:
+            account = await self._ledger.account(user_id)
+            shortfall = self._terms.shortfall(account, total)
+            response.available = account.available
+            response.affordable = shortfall == 0
+            response.shortfall = shortfall
+        return response
+
+    async def WatchUserCredit(
+        self, request: pb.WatchUserCreditRequest, context: Context
+    ) -> AsyncIterator[pb.WatchUserCreditResponse]:
+        """Sends the account, and again whenever it changes."""
+        user_id = validation.user_id(request.user_id)
+        with self._watchers.watch(user_id) as watcher:
+            account = await self._ledger.account(user_id)
+            seen = request.HasField("after_seq") and request.after_seq == account.seq
+            # A change of policy has no seq, so what was seen of one cannot be known.
+            if not seen or account.policy_changes:
+                yield pb.WatchUserCreditResponse(credit=responses.user_credit(account, self._terms))
+            told = account
+            while True:
+                account = await watcher.next()
+                if is_newer(account, told):
+                    told = account
+                    yield pb.WatchUserCreditResponse(
+                        credit=responses.user_credit(account, self._terms)
+                    )
+
+    async def GetUsageReport(
+        self, request: pb.GetUsageReportRequest, context: Context
+    ) -> pb.GetUsageReportResponse:
+        """Adds up what was spent, given back and held."""
+        start, end = validation.period(
+            request.start_time if request.HasField("start_time") else None,
+            request.end_time if request.HasField("end_time") else None,
+            REPORT_PERIOD_MAX,
+        )
+        user_id = validation.user_id(request.user_id) if request.user_id else None
+        return pb.GetUsageReportResponse(
+            lines=[responses.usage(line) for line in await self._ledger.usage(user_id, start, end)]
+        )
+
+
+def _fitting(entries: Iterable[Entry]) -> list[pb.CreditTransaction]:
+    """Renders as many entries as fit into an answer; long metadata can make that few."""
+    transactions: list[pb.CreditTransaction] = []
+    size = 0
+    for entry in entries:
+        transaction = responses.transaction(entry)
+        size += transaction.ByteSize() + _FIELD_BYTES
+        if size > PAGE_BYTES_MAX:
+            break
+        transactions.append(transaction)
+    return transactions

@@ -1,0 +1,1 @@
+"""What every movement of credits does, as pure functions: no waiting, no database, no transport."""

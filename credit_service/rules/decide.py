@@ -1,0 +1,282 @@
+"""The rulebook: what each command does to an account. Pure functions; nothing here waits.
+
+The law: `held >= 0` always, and after any spend or hold `balance - held >= min_balance`. The floor
+is a rule of the entry, which keeps it; an account itself may lie below it, in debt. Every verb is
+two numbers, a change of balance and a change of held:
+
+    purchase n, grant n                     +n  0
+    spend n                                 -n  0
+    refund n                                +n  0
+    hold n                                   0 +n
+    capture m of a hold of n                -m -n
+    release or expire a hold of n            0 -n
+    reverse m (m < 0 gives back)            -m  0
+
+A command is decided in this order, and the order is meaning: its idempotency key, the state of
+what it refers to, price and expected cost, limits, the balance. So the repeat of a paid spend
+succeeds on an empty account. A refusal is raised and leaves no trace.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from credit_service.errors import (
+    BatchAborted,
+    CreditError,
+    IdempotencyKeyReused,
+    InvalidRequest,
+    PaymentReused,
+    RefundExceedsSpend,
+    Refusal,
+    TransactionNotFound,
+    UserDeleted,
+)
+from credit_service.rules import holds, reversals, spending
+from credit_service.rules.batch_state import Desk, Terms
+from credit_service.rules.model import (
+    Capture,
+    Command,
+    Entry,
+    Expire,
+    Extend,
+    Grant,
+    Keyed,
+    MakeHold,
+    Outcome,
+    Payment,
+    PolicyChange,
+    Purchase,
+    Refund,
+    Release,
+    Reverse,
+    SetPolicy,
+    Spend,
+    SpendTogether,
+    transaction_id,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Desk", "Terms", "decide"]
+
+REFUNDABLE_TYPES = ("spend", "capture")
+
+
+def decide(desk: Desk, command: Command, terms: Terms) -> Outcome:
+    """Decides one command and, unless it only validates, posts its entry on the desk.
+
+    Returns:
+        The entry, the account after it, the hold it concerns, and whether it was a repeat.
+
+    Raises:
+        Refusal: what the contract lists for the call; the desk is as it was.
+    """
+    if isinstance(command, Keyed):
+        earlier = desk.by_key.get((command.user_id, command.idempotency_key))
+        if earlier is not None:
+            _require_same_request(command, earlier)
+            hold = (
+                None if earlier.hold_seq is None else desk.holds[earlier.user_id, earlier.hold_seq]
+            )
+            return Outcome(earlier, desk.accounts[command.user_id], replayed=True, hold=hold)
+    return _RULES[type(command)](desk, command, terms)
+
+
+# What makes two requests the same, in the order in which a difference is named.
+_COMPARED = ("call", "amount", "operation", "quantity", "transaction_id", "hold_id", "payment")
+
+
+def _require_same_request(command: Keyed, earlier: Entry) -> None:
+    charged = earlier.quantity is not None and earlier.call in {"SpendCredits", "HoldCredits"}
+    recorded = (
+        earlier.call,
+        earlier.requested_amount,
+        earlier.operation if charged else None,
+        earlier.quantity,
+        earlier.related_seq,
+        earlier.hold_seq if earlier.call in {"CaptureHold", "ReleaseHold"} else None,
+        earlier.payment.ref if earlier.payment else None,
+    )
+    for name, asked, found in zip(_COMPARED, _request(command), recorded, strict=True):
+        if asked != found:
+            raise IdempotencyKeyReused(name, transaction_id(earlier.user_id, earlier.seq))
+
+
+def _request(command: Keyed) -> tuple[object, ...]:
+    match command:
+        case Purchase(amount=amount, payment=payment):
+            return command.call, amount, None, None, None, None, payment.ref if payment else None
+        case Grant(amount=amount):
+            return command.call, amount, None, None, None, None, None
+        case (
+            Spend(amount=amount, operation=operation, quantity=quantity)
+            | MakeHold(amount=amount, operation=operation, quantity=quantity)
+        ):
+            return command.call, amount, operation, quantity, None, None, None
+        case Refund(amount=amount, spend_seq=spend_seq):
+            return command.call, amount, None, None, spend_seq, None, None
+        case Capture(amount=amount, quantity=quantity, hold_seq=hold_seq):
+            return command.call, amount, None, quantity, None, hold_seq, None
+        case Release(hold_seq=hold_seq):
+            return command.call, None, None, None, None, hold_seq, None
+        case _:
+            raise TypeError(command)
+
+
+def _purchase(desk: Desk, command: Purchase, _terms: Terms) -> Outcome:
+    payment = command.payment
+    earlier = desk.purchases.get(payment.ref) if payment is not None else None
+    if payment is not None and earlier is not None:
+        if earlier.entry is None:
+            raise UserDeleted(payment.ref)
+        if earlier.user_id != command.user_id:
+            raise PaymentReused(payment.ref, "user_id")
+        if earlier.amount != command.amount:
+            raise PaymentReused(payment.ref, "amount")
+        return Outcome(earlier.entry, desk.accounts[command.user_id], replayed=True)
+    return _add(desk, command, kind="purchase", amount=command.amount, payment=payment)
+
+
+def _grant(desk: Desk, command: Grant, _terms: Terms) -> Outcome:
+    return _add(desk, command, kind="grant", amount=command.amount)
+
+
+def _add(
+    desk: Desk, command: Purchase | Grant, *, kind: str, amount: int, payment: Payment | None = None
+) -> Outcome:
+    desk.account(command.user_id)
+    entry = desk.entry(
+        command,
+        kind=kind,
+        amount=amount,
+        requested_amount=amount,
+        balance_change=amount,
+        payment=payment,
+    )
+    return _posted(desk, command, entry)
+
+
+def _spend(desk: Desk, command: Spend, terms: Terms) -> Outcome:
+    account = desk.account(command.user_id)
+    spending.require_not_frozen(account)
+    priced = spending.price(command, terms)
+    cost = priced["amount"]
+    spending.require_within_limits(account, cost, desk.now)
+    spending.require_affordable(account, cost, terms)
+    entry = desk.entry(
+        command,
+        kind="spend",
+        balance_change=-cost,
+        requested_amount=command.amount,
+        floor=terms.floor(account),
+        **priced,
+    )
+    return _posted(desk, command, entry, counted=cost)
+
+
+def _spend_together(desk: Desk, command: SpendTogether, terms: Terms) -> Outcome:
+    before = desk.account(command.user_id)
+    touched, posted = command.user_id in desk.touched, len(desk.posted)
+    parts: list[Outcome | CreditError] = []
+    for spend in command.spends:
+        try:
+            parts.append(decide(desk, spend, terms))
+        except Refusal as refusal:
+            desk.take_back(before, touched=touched, posted=posted)
+            parts = [BatchAborted() for _ in command.spends]
+            parts[command.spends.index(spend)] = refusal
+            break
+    return Outcome(None, desk.accounts[command.user_id], replayed=False, parts=tuple(parts))
+
+
+def _refund(desk: Desk, command: Refund, _terms: Terms) -> Outcome:
+    desk.account(command.user_id)
+    operation = None
+    amount = command.amount
+    if command.spend_seq is not None:
+        spent = desk.spends.get((command.user_id, command.spend_seq))
+        if spent is None:
+            raise TransactionNotFound(transaction_id(command.user_id, command.spend_seq))
+        if spent.entry.type not in REFUNDABLE_TYPES:
+            raise InvalidRequest(
+                "transaction_id",
+                f"names a {spent.entry.type}; only a spend or a capture can be refunded.",
+            )
+        refundable = spent.entry.amount - spent.refunded
+        if amount is None:
+            amount = refundable
+        if amount > refundable or refundable == 0:
+            raise RefundExceedsSpend(refundable)
+        operation = spent.entry.operation
+    assert amount is not None  # noqa: S101  # the shape was checked: a spend or an amount
+    entry = desk.entry(
+        command,
+        kind="refund",
+        amount=amount,
+        requested_amount=command.amount,
+        balance_change=amount,
+        operation=operation,
+        related_seq=command.spend_seq,
+    )
+    return _posted(desk, command, entry)
+
+
+def _set_policy(desk: Desk, command: SetPolicy, _terms: Terms) -> Outcome:
+    account = desk.account(command.user_id)
+    time = desk.time_for(account)
+    minute, hour, day = (
+        (account.limit_per_minute, account.limit_per_hour, account.limit_per_day)
+        if command.limits is None
+        else tuple(limit or None for limit in command.limits)
+    )
+    account = account._replace(
+        last_updated=time,
+        frozen=account.frozen if command.frozen is None else command.frozen,
+        min_balance=account.min_balance if command.min_balance is None else command.min_balance,
+        limit_per_minute=minute,
+        limit_per_hour=hour,
+        limit_per_day=day,
+        policy_changes=account.policy_changes + 1,
+    )
+    change = PolicyChange(
+        command.user_id,
+        account.policy_changes,
+        time,
+        command.caller,
+        account.frozen,
+        account.min_balance,
+        minute,
+        hour,
+        day,
+    )
+    desk.put_policy(account, change)
+    return Outcome(None, account, replayed=False)
+
+
+def _posted(desk: Desk, command: Keyed, entry: Entry, *, counted: int = 0) -> Outcome:
+    if not command.validate_only:
+        desk.post(entry, counted=counted)
+    return Outcome(entry, desk.accounts[command.user_id], replayed=False)
+
+
+def _expire(desk: Desk, command: Expire, _terms: Terms) -> Outcome:
+    # What is due was ended before the batch decided anything.
+    return Outcome(None, desk.account(command.user_id), replayed=False)
+
+
+_RULES: dict[type[Command], Callable[[Desk, Any, Terms], Outcome]] = {
+    Purchase: _purchase,
+    Spend: _spend,
+    Refund: _refund,
+    Grant: _grant,
+    Reverse: reversals.reverse,
+    MakeHold: holds.make,
+    Capture: holds.capture,
+    Release: holds.release,
+    Extend: holds.extend,
+    SetPolicy: _set_policy,
+    SpendTogether: _spend_together,
+    Expire: _expire,
+}

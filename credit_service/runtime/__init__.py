@@ -1,0 +1,1 @@
+"""What the programs share: settings from the environment, logs."""

@@ -1,0 +1,170 @@
+"""The catalogue file: what it gives per price, and what it says about its own faults."""
+
+import pytest
+
+from credit_service.runtime.environment import ConfigurationError
+from stripe_bridge.catalog import CREDITS_MAX, Catalog, Pack
+
+STARTER = """
+[[pack]]
+id = "starter"
+name = "100 credits"
+credits = 100
+price = "price_starter"
+amount_minor = 900
+currency = "eur"
+"""
+STUDIO = """
+[[pack]]
+id = "studio"
+name = "1.000 Credits für Studios"
+credits = 1000
+lookup_key = "credits_1000"
+amount_minor = 7900
+currency = "eur"
+"""
+MONTHLY = """
+[[price]]
+lookup_key = "studio_monthly"
+credits = 500
+
+[[price]]
+price = "plan 2019 gold"
+credits = 250
+"""
+CATALOG = Catalog.parse(STARTER + STUDIO + MONTHLY)
+
+
+def changed(line, to):
+    """The starter pack with one of its lines written differently."""
+    assert line in STARTER
+    return STARTER.replace(line, to)
+
+
+def test_packs_come_in_the_order_of_the_file_and_are_found_by_id():
+    assert [pack.id for pack in CATALOG.packs] == ["starter", "studio"]
+    assert CATALOG.pack("studio") == Pack(
+        id="studio",
+        name="1.000 Credits für Studios",
+        credits=1000,
+        price=None,
+        lookup_key="credits_1000",
+        amount_minor=7900,
+        currency="eur",
+    )
+    assert CATALOG.pack("price_starter") is None
+
+
+@pytest.mark.parametrize(
+    ("price", "per_unit"),
+    [
+        ("price_starter", 100),
+        ({"id": "price_starter", "lookup_key": None}, 100),
+        ({"id": "price_new", "lookup_key": "credits_1000"}, 1000),
+        ({"id": "price_month", "lookup_key": "studio_monthly"}, 500),
+        ("plan 2019 gold", 250),
+        ({"id": "plan 2019 gold", "object": "plan"}, 250),
+        ("credits_1000", None),
+        ({"id": "credits_1000", "lookup_key": "price_starter"}, None),
+        ("price_other", None),
+        ({}, None),
+        ({"id": ["price_starter"], "lookup_key": {"credits_1000": 1}}, None),
+        (None, None),
+        (100, None),
+        (["price_starter"], None),
+    ],
+)
+def test_a_price_gives_what_its_id_or_its_lookup_key_is_listed_with(price, per_unit):
+    assert CATALOG.credits_of(price) == per_unit
+
+
+def test_the_id_of_a_price_decides_before_its_lookup_key():
+    price = {"id": "price_starter", "lookup_key": "credits_1000"}
+    assert CATALOG.credits_of(price) == 100
+
+
+def test_a_catalogue_that_lists_nothing_is_empty():
+    assert Catalog().is_empty
+    assert not CATALOG.is_empty
+    assert not Catalog.parse('[[price]]\nlookup_key = "monthly"\ncredits = 1').is_empty
+
+
+@pytest.mark.parametrize("per_unit", [1, CREDITS_MAX])
+def test_credits_of_a_price_are_one_to_a_million_million(per_unit):
+    listed = Catalog.parse(changed("credits = 100", f"credits = {per_unit}"))
+    assert listed.credits_of("price_starter") == per_unit
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "must hold [[pack]] or [[price]] tables"),
+        ("credits = 100", "credits: Extra inputs are not permitted"),
+        ("pack = 1", "pack: Input should be a valid list"),
+        ("[[price", "is not TOML: Expected ']]' at the end of an array declaration"),
+        (STARTER + STARTER, "lists pack starter twice"),
+        (
+            STARTER + '[[price]]\nprice = "price_starter"\ncredits = 100',
+            "lists price price_starter twice",
+        ),
+        (STUDIO + MONTHLY.replace("studio_monthly", "credits_1000"), "lists lookup_key credits_10"),
+        (changed('price = "price_starter"', ""), "pack 1: must have either price or lookup_key"),
+        (STARTER + 'lookup_key = "x"', "pack 1: must have either price or lookup_key"),
+        (STARTER + "unit = 1", "pack 1: unit: Extra inputs are not permitted"),
+        (STARTER + "[[price]]\ncredits = 1", "price 1: must have either price or lookup_key"),
+        (changed("credits = 100", "credits = 0"), "pack 1: credits: must be 1 to 1000000000000"),
+        (changed("credits = 100", "credits = -5"), "pack 1: credits: must be 1 to 1000000000000"),
+        (
+            changed("credits = 100", f"credits = {CREDITS_MAX + 1}"),
+            "pack 1: credits: must be 1 to 1000000000000",
+        ),
+        (changed("credits = 100", "credits = 1e3"), "pack 1: credits: Input should be a valid int"),
+        (changed("credits = 100", "credits = true"), "pack 1: credits: Input should be a valid"),
+        (changed("credits = 100", 'credits = "100"'), "pack 1: credits: Input should be a valid"),
+        (changed("amount_minor = 900", "amount_minor = 9.0"), "pack 1: amount_minor: Input should"),
+        (changed("amount_minor = 900", "amount_minor = 0"), "pack 1: amount_minor: must be 1 to"),
+        (changed('"eur"', '"EUR"'), "pack 1: currency: must be a three-letter code in lower case"),
+        (changed('"starter"', '"Starter pack"'), "pack 1: id: must be a short word of a-z, 0-9, _"),
+        (changed('"100 credits"', '"100\\ncredits"'), "pack 1: name: must be 1 to 100 characters"),
+        (changed('"price_starter"', '" price"'), "pack 1: price: must be 1 to 200 ASCII"),
+        (changed('"price_starter"', '"pr\u0131ce"'), "pack 1: price: must be 1 to 200 ASCII"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_in_one_line_that_says_why(text, problem):
+    with pytest.raises(ConfigurationError) as refusal:
+        Catalog.parse(text)
+    assert str(refusal.value).startswith(problem)
+    assert "\n" not in str(refusal.value)
+
+
+def test_every_fault_of_a_file_is_named_at_once():
+    faulty = STUDIO + changed("credits = 100", "credits = 0").replace('"eur"', '"euro"')
+    with pytest.raises(ConfigurationError) as refusal:
+        Catalog.parse(faulty)
+    assert str(refusal.value) == (
+        "pack 2: credits: must be 1 to 1000000000000; "
+        "pack 2: currency: must be a three-letter code in lower case such as eur"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "No such file or directory"),
+        (b"\xff", "is not UTF-8"),
+        (b"", "must hold [[pack]] or [[price]] tables"),
+    ],
+)
+def test_a_refusal_names_the_file(tmp_path, content, problem):
+    path = tmp_path / "catalog.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigurationError) as refusal:
+        Catalog.read(path)
+    assert str(refusal.value) == f"{path}: {problem}"
+
+
+def test_a_file_is_read_as_its_text(tmp_path):
+    path = tmp_path / "catalog.toml"
+    path.write_text(STARTER + STUDIO + MONTHLY, encoding="utf-8")
+    assert Catalog.read(path) == CATALOG

@@ -1,0 +1,176 @@
+"""Monthly credits: which lines of a subscription's invoice count, in the old and the new layout."""
+
+from dataclasses import replace
+from uuid import UUID
+
+import pytest
+from kit.bridge_rules import BY_PRICE_ID, NO_CATALOGUE, POLICY, judged, needed, unresolved
+from kit.stripe_bodies import STUDIO, USER, thing
+
+from stripe_bridge.model import Nothing
+
+OTHER_USER = "00000000-0000-4000-8000-0000000000aa"
+OLD, NEW = "2022-08-01/invoice.paid", "2025-03-31.basil/invoice.paid"
+PAGES = "2025-03-31.basil/invoice.paid-two-pages"
+
+
+def lines(invoice):
+    return invoice["lines"]["data"]
+
+
+def by_subscription(user):
+    return {"subscription_details": {"metadata": {"credit_user_id": user}}}
+
+
+def nobody(name, **changes):
+    """An invoice that names no user, with changes."""
+    invoice = thing(name, parent=None, subscription_details=None)
+    for line in lines(invoice):
+        line["metadata"] = {}
+    return invoice | changes
+
+
+@pytest.mark.parametrize("name", [OLD, NEW])
+def test_prorations_give_no_credits(name):
+    invoice = thing(name)
+    proration = lines(invoice)[0]
+    if name == OLD:
+        proration["price"]["id"] = STUDIO
+    else:
+        proration["pricing"]["price_details"]["price"] = STUDIO
+    assert judged(invoice, BY_PRICE_ID) == judged(thing(name), BY_PRICE_ID)
+    assert judged(invoice, BY_PRICE_ID).credits == 500
+    del lines(invoice)[1]
+    assert judged(invoice, BY_PRICE_ID) == Nothing("no_subscription_lines")
+
+
+def test_a_proration_of_a_subscription_line_gives_no_credits_either():
+    invoice = thing(NEW)
+    lines(invoice)[1]["parent"]["subscription_item_details"]["proration"] = True
+    assert judged(invoice, BY_PRICE_ID) == Nothing("no_subscription_lines")
+    invoice = thing(OLD)
+    lines(invoice)[1]["proration"] = True
+    assert judged(invoice, BY_PRICE_ID) == Nothing("no_subscription_lines")
+
+
+def test_a_single_item_on_a_subscriptions_invoice_gives_no_credits():
+    invoice = thing(NEW)
+    parent = lines(invoice)[0]["parent"]
+    parent["invoice_item_details"]["proration"] = False
+    lines(invoice)[1]["parent"] = parent
+    assert judged(invoice, BY_PRICE_ID) == Nothing("no_subscription_lines")
+    invoice = thing(OLD)
+    lines(invoice)[1]["type"] = "invoiceitem"
+    assert judged(invoice, BY_PRICE_ID) == Nothing("no_subscription_lines")
+
+
+def test_lines_that_did_not_fit_into_the_event_are_read():
+    invoice = thing(PAGES)
+    assert needed(invoice, BY_PRICE_ID) == ("invoice_lines", invoice["id"])
+    twelve = [lines(invoice)[0]] * 12
+    assert judged(invoice, BY_PRICE_ID, twelve).credits == 6000
+    del invoice["lines"]
+    assert needed(invoice, BY_PRICE_ID) == ("invoice_lines", invoice["id"])
+
+
+def test_a_lookup_key_that_the_event_does_not_show_is_read_with_the_lines():
+    invoice = thing(NEW)
+    assert needed(invoice) == ("invoice_lines", invoice["id"])
+    read = lines(thing(NEW))
+    assert judged(invoice, POLICY, read).credits == 500
+    details = read[1]["pricing"]["price_details"]
+    details["price"] = {"id": "price_successor", "object": "price", "lookup_key": "credits_1000"}
+    assert judged(invoice, POLICY, read).credits == 1000
+
+
+def test_a_listed_price_shows_its_lookup_key_in_the_old_layout():
+    invoice = thing(OLD)
+    lines(invoice)[1]["price"] |= {"id": "price_successor", "lookup_key": "credits_1000"}
+    assert judged(invoice).credits == 1000
+
+
+@pytest.mark.parametrize("reason", ["manual", "subscription_update", "upcoming", None, 5, ["x"]])
+def test_only_the_configured_billing_reasons_give_credits(reason):
+    assert judged(thing(NEW, billing_reason=reason), BY_PRICE_ID) == Nothing("billing_reason")
+    update = replace(BY_PRICE_ID, invoice_billing_reasons=frozenset({"subscription_update"}))
+    assert judged(thing(NEW), update) == Nothing("billing_reason")
+    assert judged(thing(NEW, billing_reason="subscription_update"), update).credits == 500
+
+
+@pytest.mark.parametrize("status", ["draft", "open", "void", "uncollectible", None, 5, ["paid"]])
+def test_an_invoice_that_is_not_paid_gives_nothing(status):
+    assert judged(thing(NEW, status=status), BY_PRICE_ID) == Nothing("unpaid")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (OLD, {"paid_out_of_band": True}),
+        (NEW, {"amount_paid_off_stripe": 1900}),
+        (NEW, {"amount_paid_off_stripe": 2000}),
+    ],
+)
+def test_an_invoice_paid_past_stripe_gives_nothing(name, told):
+    assert judged(thing(name, **told), BY_PRICE_ID) == Nothing("out_of_band")
+
+
+@pytest.mark.parametrize("off_stripe", [None, 0, 1899, "1900", True, 1900.0])
+def test_an_invoice_paid_at_least_partly_through_stripe_counts(off_stripe):
+    invoice = thing(NEW, amount_paid_off_stripe=off_stripe)
+    assert judged(invoice, BY_PRICE_ID).credits == 500
+
+
+def test_an_invoice_of_nothing_gives_credits_only_where_free_orders_do():
+    trial = thing(NEW, amount_paid=0)
+    assert judged(trial, BY_PRICE_ID) == Nothing("free_order")
+    grant = judged(trial, replace(BY_PRICE_ID, allow_free_orders=True))
+    assert (grant.credits, grant.amount_minor) == (500, 0)
+
+
+def test_a_subscription_names_its_user_before_the_lines_and_the_customer():
+    customer = {"id": "cus_1", "object": "customer", "metadata": {"credit_user_id": OTHER_USER}}
+    new = nobody(NEW, customer=customer, parent=by_subscription(USER))
+    old = nobody(OLD, customer=customer, **by_subscription(USER))
+    for invoice in (new, old):
+        for line in lines(invoice):
+            line["metadata"] = {"credit_user_id": OTHER_USER}
+        assert judged(invoice, BY_PRICE_ID).user_id == UUID(USER)
+    assert judged(old | {"subscription_details": None}, BY_PRICE_ID).user_id == UUID(OTHER_USER)
+
+
+@pytest.mark.parametrize("name", [OLD, NEW])
+def test_a_customer_names_the_user_of_an_invoice_when_nothing_else_does(name):
+    customer = {"id": "cus_1", "object": "customer", "metadata": {"credit_user_id": USER}}
+    assert needed(nobody(name, customer="cus_1"), BY_PRICE_ID) == ("customer", "cus_1")
+    assert judged(nobody(name, customer=customer), BY_PRICE_ID).user_id == UUID(USER)
+    assert unresolved(nobody(name, customer=None), BY_PRICE_ID) == "user_missing"
+
+
+def test_lines_that_name_several_users_wait_for_a_person():
+    line = lines(thing(OLD))[1]
+    for_another = line | {"metadata": {"credit_user_id": OTHER_USER}}
+    assert unresolved(thing(OLD), BY_PRICE_ID, [line, for_another]) == "user_ambiguous"
+    assert judged(thing(OLD), BY_PRICE_ID, [line, line]).credits == 1000
+
+
+def test_only_a_mark_of_the_subscription_makes_an_unlisted_invoice_ours():
+    customer = {"id": "cus_1", "object": "customer", "metadata": {"credit_user_id": USER}}
+    unmarked = nobody(NEW, customer=customer)
+    assert judged(unmarked, NO_CATALOGUE) == Nothing("not_ours")
+    assert unresolved(thing(NEW), NO_CATALOGUE) == "price_unknown"
+    marked = nobody(NEW, parent=by_subscription(USER))
+    assert unresolved(marked, NO_CATALOGUE) == "price_unknown"
+    lines(unmarked)[1]["metadata"] = {"credit_user_id": USER}
+    assert unresolved(unmarked, NO_CATALOGUE) == "price_unknown"
+
+
+def test_metadata_of_another_version_on_a_subscription_waits_for_a_person():
+    invoice = thing(NEW)
+    invoice["parent"]["subscription_details"]["metadata"]["credits_v"] = "2"
+    assert unresolved(invoice, BY_PRICE_ID) == "credits_version"
+
+
+def test_a_seat_of_which_none_is_bought_gives_nothing():
+    invoice = thing(NEW)
+    lines(invoice)[1]["quantity"] = 0
+    assert judged(invoice, BY_PRICE_ID) == Nothing("no_credits")

@@ -1,0 +1,272 @@
+"""What refunds and disputes take back, exactly and in whole numbers."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kit.stripe_bodies import thing
+
+from stripe_bridge.model import Needs, Nothing, Reversal, Unresolved
+from stripe_bridge.reversals import OTHER_CURRENCY, of_dispute, of_refund
+
+CHARGE = {"id": "ch_1", "object": "charge", "amount": 900, "currency": "eur"}
+REF = "stripe:pi_1"
+PENDING = "2024-10-28.acacia/refund.created"
+FAILED = "2024-10-28.acacia/refund.failed"
+WITHDRAWN = "2026-10-28.endive/charge.dispute.created"
+LOST = "2024-10-28.acacia/charge.dispute.closed-lost"
+WON = "2023-10-16/charge.dispute.closed-won"
+PARTLY = "2026-10-28.endive/charge.dispute.closed-partly-returned"
+FOREIGN = "2025-03-31.basil/charge.dispute.created-other-currency"
+INQUIRY = "2022-08-01/charge.dispute.created-inquiry"
+
+
+def judged(obj, charge=CHARGE, **options):
+    of = of_refund if obj["object"] == "refund" else of_dispute
+    return of(obj, charge=charge, payment_ref=REF, **options)
+
+
+def reversal(obj, revision, reversed_minor, reason):
+    return Reversal(REF, f"stripe:{obj['id']}", revision, reversed_minor, 900, "eur", reason)
+
+
+def unresolved(obj, charge=CHARGE):
+    with pytest.raises(Unresolved) as raised:
+        judged(obj, charge)
+    assert "@" not in raised.value.detail
+    return raised.value.reason
+
+
+def moves(*amounts, currency="usd"):
+    """Balance transactions, one second apart."""
+    return [
+        {"object": "balance_transaction", "amount": amount, "created": at, "currency": currency}
+        for at, amount in enumerate(amounts)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "reversed_minor", "reason"),
+    [
+        ("2023-10-16/charge.refund.updated", 1, 400, "refund"),
+        (PENDING, 1, 400, "refund"),
+        ("2025-03-31.basil/refund.updated", 1, 400, "refund"),
+        (FAILED, 2, 0, "refund failed"),
+        ("2026-10-28.endive/refund.updated", 2, 0, "refund canceled"),
+        ("2024-10-28.acacia/charge.dispute.created", 1, 900, "dispute fraudulent"),
+        (LOST, 1, 900, "dispute fraudulent"),
+        (WITHDRAWN, 1, 900, "dispute fraudulent"),
+        (WON, 2, 0, "dispute fraudulent, returned"),
+        (PARTLY, 2, 500, "dispute fraudulent, partly returned"),
+        (FOREIGN, 1, 900, f"dispute fraudulent, {OTHER_CURRENCY}"),
+    ],
+)
+def test_every_api_version_tells_what_went_back(name, revision, reversed_minor, reason):
+    obj = thing(name)
+    assert judged(obj) == reversal(obj, revision, reversed_minor, reason)
+
+
+@pytest.mark.parametrize(("name", "amounts"), [("2019-12-03", {300, 200}), ("2022-08-01", {900})])
+def test_refunds_embedded_in_a_charge_count_each_for_itself(name, amounts):
+    charge = thing(f"{name}/charge.refunded")
+    told = [judged(refund, charge) for refund in charge["refunds"]["data"]]
+    assert {each.reversed_minor for each in told} == amounts
+    assert {(each.revision, each.paid_minor) for each in told} == {(1, 900)}
+    assert sum(each.reversed_minor for each in told) == charge["amount_refunded"]
+    assert len({each.reversal_ref for each in told}) == len(told)
+
+
+@pytest.mark.parametrize("status", ["pending", "requires_action", "succeeded", None, "new", 5])
+def test_a_refund_takes_its_share_until_it_is_known_to_have_failed(status):
+    refund = thing(PENDING, status=status)
+    assert judged(refund) == reversal(refund, 1, 400, "refund")
+
+
+@pytest.mark.parametrize("status", ["succeeded", "pending", "failed", None])
+def test_an_event_of_a_failure_gives_the_share_back_whatever_the_status_says(status):
+    refund = thing(PENDING, status=status)
+    assert judged(refund, failed=True) == reversal(refund, 2, 0, "refund failed")
+
+
+def test_a_refund_takes_no_more_than_the_charge():
+    assert judged(thing(PENDING, amount=901)).reversed_minor == 900
+
+
+def test_the_base_is_the_amount_of_the_charge_however_much_of_it_was_captured_or_refunded():
+    charge = CHARGE | {"amount_captured": 600, "amount_refunded": 300}
+    assert judged(thing(PENDING), charge) == judged(thing(PENDING))
+
+
+def test_a_refund_in_another_currency_waits_for_a_person_unless_it_failed():
+    assert unresolved(thing(PENDING, currency="usd")) == "currency_mismatch"
+    assert judged(thing(PENDING, currency="EUR")).reversed_minor == 400
+    failed = thing(FAILED, currency="usd")
+    assert judged(failed) == reversal(failed, 2, 0, "refund failed")
+
+
+@pytest.mark.parametrize("name", [INQUIRY, "2026-10-28.endive/charge.dispute.closed-prevented"])
+def test_an_inquiry_takes_nothing(name):
+    assert judged(thing(name)) == Nothing("inquiry")
+
+
+def test_a_dispute_takes_nothing_before_money_is_withdrawn():
+    assert judged(thing(WITHDRAWN, balance_transactions=[])) == Nothing("not_withdrawn")
+    returned = thing(WITHDRAWN, balance_transactions=moves(990))
+    assert judged(returned) == Nothing("not_withdrawn")
+
+
+@pytest.mark.parametrize(
+    "status", ["warning_closed", "prevented", "appeal_under_review", "won", "later", None, 5, []]
+)
+def test_the_transactions_decide_and_not_the_status(status):
+    assert judged(thing(WITHDRAWN, status=status)).reversed_minor == 900
+    assert judged(thing(WON, status=status)).reversed_minor == 0
+
+
+def test_a_dispute_without_its_transactions_is_read():
+    dispute = thing(WITHDRAWN, balance_transactions=None)
+    with pytest.raises(Needs) as raised:
+        judged(dispute)
+    assert (raised.value.what, raised.value.id) == ("dispute", dispute["id"])
+    del dispute["balance_transactions"]
+    with pytest.raises(Needs):
+        judged(dispute)
+
+
+@pytest.mark.parametrize(
+    ("amounts", "disputed", "reversed_minor"),
+    [
+        ((-990,), 900, 900),
+        ((-990,), 450, 450),
+        ((-990,), 1000, 900),
+        ((-990, 990), 900, 0),
+        ((-990, 1000), 900, 0),
+        ((-990, 440), 900, 500),
+        ((-990, 990, -990), 900, 900),
+        ((-990, 990, -990, 330), 900, 600),
+        ((-990, 440, -1500), 900, 900),
+        ((-3, 1), 900, 600),
+        ((-3, 1), 100, 66),
+    ],
+    ids=str,
+)
+def test_a_dispute_takes_its_amount_times_the_share_that_stays_withdrawn(
+    amounts, disputed, reversed_minor
+):
+    dispute = thing(WITHDRAWN, amount=disputed, balance_transactions=moves(*amounts))
+    told = judged(dispute)
+    assert (told.revision, told.reversed_minor) == (len(amounts), reversed_minor)
+
+
+def test_a_dispute_in_another_currency_takes_the_share_of_the_whole_charge_and_says_so():
+    part = thing(FOREIGN, balance_transactions=moves(-1010, 505))
+    told = judged(part)
+    assert (told.revision, told.reversed_minor, told.currency) == (2, 450, "eur")
+    assert told.reason == f"dispute fraudulent, partly returned, {OTHER_CURRENCY}"
+
+
+def test_transactions_in_several_currencies_wait_for_a_person():
+    mixed = moves(-990) + moves(990, currency="eur")
+    assert unresolved(thing(WITHDRAWN, balance_transactions=mixed)) == "currency_mismatch"
+
+
+@pytest.mark.parametrize(
+    ("why", "reason"),
+    [
+        ("product_not_received", "dispute product_not_received"),
+        ("", "dispute"),
+        (None, "dispute"),
+        (5, "dispute"),
+        ("Me <me@example.com>", "dispute"),
+        ("x" * 41, "dispute"),
+    ],
+)
+def test_only_a_word_of_stripes_stands_in_the_reason(why, reason):
+    assert judged(thing(WITHDRAWN, reason=why)).reason == reason
+
+
+@pytest.mark.parametrize("amount", [None, -1, 4.0, "400", True, 2**63, 10**400, []])
+def test_an_amount_that_is_none_waits_for_a_person(amount):
+    assert unresolved(thing(PENDING, amount=amount)) == "amount_malformed"
+    assert unresolved(thing(WITHDRAWN, amount=amount)) == "amount_malformed"
+    for obj in (thing(PENDING), thing(FAILED), thing(WITHDRAWN)):
+        assert unresolved(obj, CHARGE | {"amount": amount}) == "amount_malformed"
+        assert unresolved(obj, CHARGE | {"amount": 0}) == "amount_malformed"
+
+
+@pytest.mark.parametrize("listed", [{}, "x", 5, [None], ["txn_1"], moves(None), moves(True), [{}]])
+def test_transactions_that_are_none_wait_for_a_person(listed):
+    dispute = thing(WITHDRAWN, balance_transactions=listed)
+    assert unresolved(dispute) == "amount_malformed"
+
+
+AMOUNTS = st.integers(1, 10**12)
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(
+    first=AMOUNTS,
+    later=st.lists(st.integers(-(10**12), 10**12), max_size=4),
+    amounts=st.tuples(AMOUNTS, AMOUNTS),
+    currency=st.sampled_from(["eur", "jpy"]),
+    order=st.randoms(use_true_random=False),
+)
+def test_a_dispute_takes_an_exact_share_within_what_was_paid_in_any_order_of_its_transactions(
+    first, later, amounts, currency, order
+):
+    disputed, paid = amounts
+    listed = moves(-first, *later)
+    order.shuffle(listed)
+    dispute = thing(WITHDRAWN, amount=disputed, currency=currency, balance_transactions=listed)
+    told = judged(dispute, CHARGE | {"amount": paid})
+    share = min(max(Fraction(first - sum(later), first), 0), 1)
+    whole = disputed if currency == "eur" else paid
+    assert told.reversed_minor == min(int(whole * share), paid)
+    assert 0 <= told.reversed_minor <= told.paid_minor == paid
+    assert told.revision == 1 + len(later)
+    assert told.reason.endswith(OTHER_CURRENCY) == (currency != "eur")
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(amount=st.integers(0, 10**12), paid=AMOUNTS, failed=st.booleans())
+def test_a_refund_takes_what_it_is_of_within_what_was_paid(amount, paid, failed):
+    told = judged(thing(PENDING, amount=amount), CHARGE | {"amount": paid}, failed=failed)
+    assert (told.revision, told.paid_minor) == (2 if failed else 1, paid)
+    assert told.reversed_minor == (0 if failed else min(amount, paid))
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.sampled_from(["eur", "failed", "warning_closed", "re_1", ""]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["id", "amount", "created", "currency"]), inner)
+    ),
+    max_leaves=6,
+)
+FIELDS = st.sampled_from(
+    ["id", "amount", "currency", "status", "reason", "balance_transactions", "created"]
+)
+
+
+@settings(deadline=None, derandomize=True, max_examples=500)
+@given(
+    name=st.sampled_from([PENDING, FAILED, WITHDRAWN, WON, PARTLY, FOREIGN, INQUIRY]),
+    changes=st.dictionaries(FIELDS, JSON, max_size=3),
+    of_charge=st.dictionaries(FIELDS, JSON, max_size=1),
+)
+def test_no_shape_of_json_raises_anything_but_what_it_lacks_or_who_must_act(
+    name, changes, of_charge
+):
+    try:
+        told = judged(thing(name, **changes), CHARGE | of_charge)
+    except (Needs, Unresolved):
+        return
+    if isinstance(told, Reversal):
+        assert 0 <= told.reversed_minor <= told.paid_minor < 2**63
+        assert told.revision >= 1
+        assert told.currency.islower()

@@ -1,0 +1,254 @@
+"""The benchmark works: it measures, reports, checks the book, and leaves nothing behind."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import uuid
+from pathlib import Path
+from urllib.parse import quote
+
+import asyncpg
+import pytest
+from benchmark.lines import Line, at_most, below, compared
+from benchmark.measuring import Sample, quantile_ms
+from benchmark.report import Report
+from benchmark.stand import Extent
+from kit.harness import ROOT
+
+QUICK = ("--turns", "1", "--seconds", "0.2", "--users", "50")
+
+
+class Bench:
+    """A run of the benchmark that keeps everything below one directory."""
+
+    def __init__(self, directory, arguments):
+        self.directory = directory
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmark", *QUICK, *arguments],
+            env={
+                **os.environ,
+                "PYTHONPATH": f"{ROOT}/scripts:{ROOT}",
+                "TMPDIR": str(directory),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.progress = []
+        self._measures = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.progress.append(line)
+            if "warming up" in line:
+                self._measures.set()
+        self._measures.set()
+
+    def wait_until_it_measures(self):
+        assert self._measures.wait(60)
+        assert self.process.poll() is None, "".join(self.progress)
+
+    def end(self):
+        """Returns the exit code and the table."""
+        table = self.process.stdout.read()
+        code = self.process.wait(60)
+        self._reader.join(10)
+        return code, table
+
+    def left_over(self):
+        """Files, and processes that have to do with them."""
+        found = [path.name for path in self.directory.iterdir()]
+        for process in Path("/proc").iterdir():
+            if not process.name.isdecimal():
+                continue
+            for name in ("cmdline", "environ"):
+                # It may be ending just now, or be somebody else's.
+                with contextlib.suppress(OSError):
+                    if os.fsencode(self.directory) in (process / name).read_bytes():
+                        found.append(f"{name} of {process.name}")
+        return found
+
+    def owner_url(self):
+        (lock,) = self.directory.glob("credit-bench-*/data/lock")
+        sockets = lock.read_text().splitlines()[1]
+        return f"postgresql://postgres@/credit?host={quote(sockets)}"
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+            self.process.wait(60)
+        self._reader.join(10)
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def bench():
+    # Not below pytest's own directory: root's PostgreSQL runs as somebody who cannot reach that.
+    directory = Path(tempfile.mkdtemp(prefix="bench-test-", dir="/tmp"))
+    directory.chmod(0o755)
+    runs = []
+
+    def start(*arguments):
+        runs.append(Bench(directory, arguments))
+        return runs[-1]
+
+    try:
+        yield start
+    finally:
+        for run in runs:
+            run.close()
+        shutil.rmtree(directory)
+
+
+def cells(table):
+    """The lines of the table, by their columns."""
+    head, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if line.startswith("|")
+    ]
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+@pytest.mark.long
+def test_a_short_run_prints_each_row_with_its_target_and_writes_the_same_as_json(bench, tmp_path):
+    run = bench("--only", "hot", "--only", "latency", "--json", str(tmp_path / "found.json"))
+    code, table = run.end()
+    assert code == 0, "".join(run.progress)
+    found = json.loads((tmp_path / "found.json").read_text())
+    printed = cells(table)
+    assert [(line["measured"], line["verdict"]) for line in printed] == [
+        (line["measured"], line["verdict"]) for line in found["rows"]
+    ]
+    assert [line["to reach"] for line in printed] == [">= 0.95", ">= 4.00", "", "< 25 ms", ""]
+    assert {line["row"] for line in found["rows"]} == {"hot", "latency"}
+    for line in found["rows"]:
+        assert line["value"] > 0
+        assert line["failed"] == {}
+        assert line["verdict"] in ({"met", "missed"} if line["target"] else {"reported"})
+    assert found["database"]["fsync"] == found["database"]["synchronous_commit"] == "on"
+    assert found["machine"]["commit"]
+    assert found["verified"] == {"credit": "50 accounts verified, 0 with faults"}
+    assert re.search(r"^commit +\w+", table, re.MULTILINE)
+    assert not run.left_over()
+
+
+@pytest.mark.long
+async def test_a_book_that_does_not_add_up_fails_the_run(bench):
+    run = bench("--only", "latency")
+    await asyncio.to_thread(run.wait_until_it_measures)
+    run.process.send_signal(signal.SIGSTOP)
+    bystander = uuid.UUID(hashlib.md5(b"49").hexdigest())
+    connection = await asyncpg.connect(run.owner_url())
+    await connection.execute(
+        "UPDATE user_credits SET balance = balance + 1 WHERE user_id = $1", bystander
+    )
+    await connection.close()
+    run.process.send_signal(signal.SIGCONT)
+    code, table = await asyncio.to_thread(run.end)
+    assert code == 1, "".join(run.progress)
+    assert "50 accounts verified, 1 with faults" in table
+    assert f"{bystander}: " in table
+
+
+@pytest.mark.long
+def test_a_run_that_is_interrupted_ends_what_it_started_and_leaves_nothing(bench):
+    run = bench("--only", "latency", "--seconds", "60")
+    run.wait_until_it_measures()
+    run.process.send_signal(signal.SIGINT)
+    code, table = run.end()
+    assert code == 128 + signal.SIGINT
+    assert table == ""
+    assert not run.left_over()
+
+
+@pytest.mark.long
+def test_a_row_that_does_not_exist_is_refused_with_those_that_do(bench):
+    run = bench("--only", "everything")
+    code, _ = run.end()
+    assert code == 2
+    assert "watchers" in "".join(run.progress)
+
+
+def sample(rate, **failed):
+    return Sample(
+        rate=rate,
+        server_us=0,
+        database_us=0,
+        server=0,
+        database=0,
+        generator=0.5,
+        waited_us=[],
+        failed=failed,
+    )
+
+
+def report(*lines, book_adds_up=True):
+    extent = Extent(full=False, turns=1, seconds=1, users=1, clients=1)
+    return Report(
+        extent=extent,
+        machine={},
+        database={},
+        lines=list(lines),
+        verified={},
+        book_adds_up=book_adds_up,
+        others=0,
+        seconds=1,
+    )
+
+
+def test_rates_are_compared_turn_by_turn_and_the_middle_one_counts():
+    samples = {
+        "ours": [sample(400), sample(100), sample(150)],
+        "theirs": [sample(200), sample(10), sample(100)],
+    }
+    assert compared("row", samples, "ours", "theirs").value == 2
+    assert compared("row", samples, "ours", "theirs", cost=True).value == 0.5
+
+
+def test_a_call_that_failed_on_either_side_voids_the_value_and_the_run():
+    clean, spoilt = [sample(100)], [sample(100, UNAVAILABLE=2)]
+    for samples in ({"a": clean, "b": spoilt}, {"a": spoilt, "b": clean}):
+        line = compared("row", samples, "a", "b", target=at_most(5))
+        assert line.verdict == "calls failed"
+        assert not report(line).good
+        assert re.search(r"2 x [ab]: UNAVAILABLE", report(line).text())
+    assert report(compared("row", {"a": clean, "b": clean}, "a", "b")).good
+    assert not report(book_adds_up=False).good
+
+
+def test_a_target_missed_is_told_and_fails_nothing():
+    missed = Line(row="latency", measured="p99", value=25, unit="ms", target=below(25))
+    met = Line(row="latency", measured="p99", value=24.9, unit="ms", target=below(25))
+    assert (missed.verdict, met.verdict) == ("missed", "met")
+    assert report(missed, met).good
+    assert "1 missed, 1 met" in report(missed, met).text()
+
+
+def test_a_generator_with_nothing_to_spare_is_told():
+    full = [Sample(rate=1, server_us=0, database_us=0, server=0, database=0, generator=0.95)]
+    assert "THE BOTTLENECK" in compared("row", {"a": full, "b": full}, "a", "b").note
+    spare = {"a": [sample(1)], "b": [sample(1)]}
+    assert "THE BOTTLENECK" not in compared("row", spare, "a", "b").note
+
+
+def test_a_quantile_is_a_time_that_was_measured():
+    thousand = [number * 1000 for number in range(1, 1001)]
+    assert quantile_ms(thousand, 0.5) == 500
+    assert quantile_ms(thousand, 0.99) == 990
+    assert quantile_ms(thousand, 0.999) == 999
+    assert quantile_ms([7000], 0.999) == 7

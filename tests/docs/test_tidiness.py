@@ -1,0 +1,162 @@
+"""What a new call, refusal or statement must bring along, so that nothing is half there."""
+
+import ast
+import inspect
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from kit.harness import ROOT, server_settings
+
+from credit_service import errors, status
+from credit_service.client import CreditClient
+from credit_service.ledger import ledger, load, store, transactions, verify
+from credit_service.rpc import access
+from credit_service.rpc.servicer import CreditServicer
+from credit_service.v1 import credit_service_pb2 as pb
+from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
+
+SERVICE = pb.DESCRIPTOR.services_by_name["CreditService"]
+METHODS = sorted(SERVICE.methods_by_name)
+PROTO = (ROOT / "protos/credit_service/v1/credit_service.proto").read_text()
+LINES_MAX = 450
+
+
+def snake_case(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def tracked(*patterns: str) -> list[Path]:
+    listing = ("git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns)
+    told = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True)
+    return [ROOT / name for name in told.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def concrete_errors() -> list[type[errors.CreditError]]:
+    def below(kind):
+        for child in kind.__subclasses__():
+            yield child
+            yield from below(child)
+
+    return [kind for kind in below(errors.CreditError) if "reason" in vars(kind)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_call_has_rights_a_servicer_a_client_and_a_test(method):
+    assert f"/{SERVICE.full_name}/{method}" in access.RIGHTS
+    unanswered = getattr(pb_grpc.CreditServiceServicer, method)
+    assert getattr(CreditServicer, method) is not unanswered
+    name = snake_case(method)
+    call = inspect.getattr_static(CreditClient, name)
+    assert inspect.isfunction(call)
+    assert inspect.getdoc(call)
+    tests = "\n".join(path.read_text() for path in tracked("tests/*.py"))
+    assert re.search(rf"\.{name}\b", tests), f"no test calls {name} through the client"
+
+
+def test_the_table_of_rights_names_only_calls_that_exist():
+    prefix = f"/{SERVICE.full_name}/"
+    named = {right.removeprefix(prefix) for right in access.RIGHTS if right.startswith(prefix)}
+    assert named == set(METHODS)
+
+
+def test_every_error_has_a_status_and_no_reason_stands_twice():
+    # The client makes these; they never cross the wire.
+    made_by_the_client = {errors.OutcomeUnknown, errors.AlreadyPaid}
+    assert set(status.CODES) == set(concrete_errors()) - made_by_the_client
+    reasons = [kind.reason for kind in concrete_errors()]
+    assert len(set(reasons)) == len(reasons)
+    for kind in concrete_errors():
+        assert re.fullmatch(r"[A-Z][A-Z_]{2,62}", kind.reason)
+        assert inspect.getdoc(kind)
+
+
+def contract() -> dict[str, tuple[str, set[str], bool]]:
+    """The table in the head of the contract: code, metadata and RetryInfo of each reason."""
+    rows = re.findall(
+        r"^//   ([A-Z_]+) +([A-Z_]+)((?: .*)?(?:\n//  {20,}.*)*)$", PROTO, re.MULTILINE
+    )
+    return {
+        reason: (
+            code,
+            set(re.findall(r"\b[a-z_]+\b", re.sub(r"\(.*?\)|//", "", rest, flags=re.DOTALL))),
+            "google.rpc.RetryInfo" in rest,
+        )
+        for code, reason, rest in rows
+    }
+
+
+@pytest.mark.parametrize("kind", status.CODES, ids=lambda kind: kind.__name__)
+def test_the_contract_tells_code_and_metadata_of_every_reason(kind):
+    code, metadata, retry = contract()[kind.reason]
+    assert code == status.CODES[kind].name
+    assert metadata == set(inspect.signature(kind).parameters)
+    assert retry == (kind in status.RETRY_DELAY_MS or issubclass(kind, errors.LimitReached))
+
+
+def test_the_contract_tells_of_no_reason_that_never_comes():
+    assert contract().keys() == {kind.reason for kind in status.CODES}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_contract_names_the_refusals_of_a_call_and_they_exist(method):
+    comment = re.search(rf"((?:^ *//.*\n)+) *rpc {method}\(", PROTO, re.MULTILINE).group(1)
+    named = set(re.findall(r"\b[A-Z]+_[A-Z_]+\b", comment))
+    assert named <= contract().keys()
+    takes_fields = bool(SERVICE.methods_by_name[method].input_type.fields)
+    assert ("INVALID_REQUEST" in named) == takes_fields
+
+
+def test_every_statement_is_used_by_the_store_and_says_what_it_is_for():
+    used = re.findall(r'SQL\["(\w+)"\]', inspect.getsource(store))
+    assert set(used) == store.SQL.keys()
+    for name, text in store.SQL.items():
+        assert text.startswith("-- "), name
+
+
+def test_every_function_of_the_store_has_a_caller():
+    callers = "".join(map(inspect.getsource, (transactions, load, ledger, verify)))
+    functions = [name for name, value in vars(store).items() if inspect.iscoroutinefunction(value)]
+    assert functions
+    for name in functions:
+        assert f"store.{name}(" in callers
+
+
+async def test_every_statement_prepares_for_the_service_on_a_migrated_database(database):
+    connection = await server_settings(database.service_url).address.connect()
+    try:
+        for name, text in store.SQL.items():
+            prepared = await connection.prepare(text)
+            kinds = {kind.name for kind in prepared.get_parameters()}
+            # What a distributed engine takes too.
+            allowed = {"uuid", "int8", "text", "bytea", "bool", "timestamptz"}
+            assert kinds <= allowed | {f"{kind}[]" for kind in allowed}, name
+    finally:
+        await connection.close()
+
+
+def python_files() -> list[Path]:
+    found = tracked("credit_service/*.py", "stripe_bridge/*.py")
+    return [path for path in found if path.parent.name != "v1"]
+
+
+@pytest.mark.parametrize("path", python_files(), ids=lambda path: f"{path.relative_to(ROOT)}")
+def test_a_module_fits_on_a_few_screens_and_says_what_lives_in_it(path):
+    text = path.read_text()
+    assert len(text.splitlines()) < LINES_MAX
+    assert ast.get_docstring(ast.parse(text))
+    assert path.stem not in {"utils", "helpers", "common", "base", "manager", "core"}
+
+
+def test_no_lock_file_holds_an_address():
+    locks = tracked("*.lock", "scripts/*.lock")
+    assert ROOT / "requirements.lock" in locks
+    for path in locks:
+        assert "://" not in path.read_text(), path
+
+
+def test_generated_code_is_not_tracked():
+    listing = ("git", "ls-files", "--", "credit_service/v1")
+    told = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert told.stdout.split() == ["credit_service/v1/__init__.py"]

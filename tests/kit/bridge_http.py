@@ -1,0 +1,75 @@
+"""What the tests of the bridge's HTTP share: requests byte by byte, answers, a locked account.
+
+A module takes the fixture by `alone = bridge_http.alone`.
+"""
+
+import asyncio
+import json
+
+import pytest
+from kit.bridges import NOWHERE, bridge_settings, event_of, running_bridge
+
+
+@pytest.fixture(scope="module")
+async def alone():
+    async with running_bridge(bridge_settings(NOWHERE)) as running_one:
+        yield running_one
+
+
+def told(response):
+    """Status, and outcome or reason of the answer."""
+    said = response.json()
+    return response.status_code, said.get("error", {}).get("reason") or said.get("outcome")
+
+
+async def balance(client, user_id):
+    return (await client.get_user_credit(user_id)).balance
+
+
+class Raw:
+    """A connection that sends what no HTTP library would."""
+
+    @classmethod
+    async def to(cls, bridge, sent=b""):
+        self = cls()
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", bridge.port)
+        await self.send(sent)
+        return self
+
+    async def send(self, sent):
+        self.writer.write(sent)
+        await self.writer.drain()
+
+    async def head(self):
+        """Waits for the head of an answer; returns its status."""
+        async with asyncio.timeout(10):
+            lines = await self.reader.readuntil(b"\r\n\r\n")
+        return int(lines.split()[1])
+
+    async def end(self):
+        """Waits until the other side closes; returns all that it had sent."""
+        async with asyncio.timeout(10):
+            sent = await self.reader.read()
+        self.close()
+        return sent
+
+    def close(self):
+        self.writer.transport.abort()
+
+
+def head(length, *lines, path="/stripe/webhooks"):
+    """The head of a request whose body is announced and still to come."""
+    told_lines = [f"POST {path} HTTP/1.1", "Host: a", f"Content-Length: {length}", *lines]
+    return "\r\n".join([*told_lines, "", ""]).encode()
+
+
+BODY = json.dumps(event_of({"id": "cs_1"}, "checkout.session.async_payment_failed")).encode()
+
+
+async def locked(database, user_id):
+    """Takes the account's lock, so that whoever writes there waits; returns who has it."""
+    await database.wait_longer_for_locks()
+    holder = await database.connect()
+    await holder.execute("BEGIN")
+    await holder.execute("SELECT FROM user_credits WHERE user_id = $1 FOR UPDATE", user_id)
+    return holder

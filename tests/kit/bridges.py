@@ -1,0 +1,149 @@
+"""The bridge in this process, on a real socket, and events as Stripe signs them."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from uuid import uuid4
+
+import httpx
+from kit.stripe_fakes import KEY, SECRET
+from stripe import WebhookSignature
+
+from stripe_bridge import server
+from stripe_bridge.bodies import Limits
+from stripe_bridge.catalog import Catalog, Policy
+from stripe_bridge.server import CreditService
+from stripe_bridge.webhook import Secret
+
+# Nobody is there; enough for what needs no credits or no Stripe.
+NOWHERE = "127.0.0.1:9"
+
+PACKS = """
+[[pack]]
+id = "starter"
+name = "100 credits"
+credits = 100
+price = "price_starter"
+amount_minor = 900
+currency = "eur"
+
+[[pack]]
+id = "studio"
+name = "1,000 credits"
+credits = 1000
+lookup_key = "credits_1000"
+amount_minor = 7900
+currency = "eur"
+"""
+
+
+@dataclass
+class Bridge:
+    """A bridge that runs, and a client of it."""
+
+    port: int
+    stop: asyncio.Event
+    task: asyncio.Task[None]
+    http: httpx.AsyncClient
+
+    async def deliver(self, event: dict, **options: object) -> httpx.Response:
+        """Posts an event as Stripe does."""
+        return await self.post(json.dumps(event).encode(), **options)
+
+    async def post(self, body: bytes, *, secret: str = SECRET) -> httpx.Response:
+        """Posts bytes, signed."""
+        headers = {"Stripe-Signature": signature(body, secret)}
+        return await self.http.post("/stripe/webhooks", content=body, headers=headers)
+
+
+def signature(body: bytes, secret: str = SECRET, at: int | None = None) -> str:
+    """Signs a body at a time, by default now; bytes that are no UTF-8 as if they were Latin-1."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        text = body.decode("latin-1")
+    return WebhookSignature.generate_signature_header(text, secret, at)
+
+
+def bridge_settings(credit_target: str, **changes: object) -> server.Settings:
+    """Settings of a bridge on any free port; without a Stripe, for none is asked in most tests."""
+    return replace(
+        server.Settings(
+            listen="127.0.0.1:0",
+            credit_service=CreditService(target=credit_target, token=None, credentials=None),
+            stripe_key=KEY,
+            stripe_address=f"http://{NOWHERE}",
+            secrets=(Secret(SECRET, live=False),),
+            policy=Policy(catalog=Catalog.parse(PACKS)),
+            checkout_token_sha256=None,
+            return_origins=frozenset(),
+            limits=Limits(),
+            poll_seconds=0,
+            unready_seconds=0,
+            metrics_port=None,
+            metrics_host="127.0.0.1",
+        ),
+        **changes,
+    )
+
+
+@asynccontextmanager
+async def running_bridge(settings: server.Settings) -> AsyncIterator[Bridge]:
+    """Runs a bridge in this process for the length of the block, and stops it."""
+    stop = asyncio.Event()
+    ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def started(port: int) -> None:
+        ready.set_result(port)
+
+    task = asyncio.create_task(server.serve(settings, stop, started))
+    await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+    if not ready.done():
+        task.result()
+        raise AssertionError("the bridge ended before it started")
+    url = f"http://127.0.0.1:{ready.result()}"
+    async with httpx.AsyncClient(base_url=url, timeout=20) as http:
+        try:
+            yield Bridge(ready.result(), stop, task, http)
+        finally:
+            stop.set()
+    await task
+
+
+def paid_session(user_id: object, credits_: int = 100, **changes: object) -> dict:
+    """A Checkout Session of ours that is paid."""
+    mark = uuid4().hex
+    return {
+        "id": f"cs_test_{mark}",
+        "object": "checkout.session",
+        "mode": "payment",
+        "payment_status": "paid",
+        "status": "complete",
+        "payment_intent": f"pi_{mark}",
+        "amount_total": 900,
+        "currency": "eur",
+        "customer": None,
+        "customer_details": {"email": "buyer@example.com"},
+        "metadata": {
+            "credit_user_id": str(user_id),
+            "credits": str(credits_),
+            "credits_v": "1",
+        },
+        **changes,
+    }
+
+
+def event_of(obj: dict, kind: str = "checkout.session.completed", **changes: object) -> dict:
+    """An event about an object, made at this moment."""
+    return {
+        "id": f"evt_{uuid4().hex}",
+        "object": "event",
+        "type": kind,
+        "created": int(time.time()),
+        "livemode": False,
+        "data": {"object": obj},
+        **changes,
+    }

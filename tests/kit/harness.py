@@ -1,0 +1,360 @@
+"""What the tests stand on: databases, the service in this process, and its refusals."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import asyncpg
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from credit_service import server
+from credit_service.client import CreditClient
+from credit_service.database.postgres import Address
+from credit_service.rpc.access import Doorkeeper
+from credit_service.rules.batch_state import Terms
+from credit_service.rules.pricing import Price, PriceList
+from credit_service.v1 import credit_service_pb2 as pb
+
+TERMS = Terms(
+    PriceList({"stem_separation": Price(10, "separation"), "render": Price(5, "render")}), 0
+)
+
+
+def payment(ref: str = "pi_1", amount_minor: int = 999, currency: str = "eur") -> pb.Payment:
+    """Makes the payment behind a purchase."""
+    return pb.Payment(ref=ref, amount_minor=amount_minor, currency=currency)
+
+
+def limits(minute: int = 0, hour: int = 0, day: int = 0) -> pb.SpendLimits:
+    """Makes the spend limits of an account, in credits; 0: none."""
+    return pb.SpendLimits(per_minute=minute, per_hour=hour, per_day=day)
+
+
+@dataclass(frozen=True)
+class Database:
+    """A migrated database of its own for one test."""
+
+    name: str
+    owner_url: str
+    service_url: str
+    connection: asyncpg.Connection | None = None
+
+    async def connect(self) -> asyncpg.Connection:
+        """Connects as the owner."""
+        return await asyncpg.connect(self.owner_url)
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[asyncpg.Connection]:
+        if self.connection is not None:
+            yield self.connection
+            return
+        connection = await self.connect()
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    @asynccontextmanager
+    async def kept_open(self) -> AsyncIterator["Database"]:
+        """The same database by one connection, for a test that looks at it hundreds of times."""
+        async with self._connected() as connection:
+            yield replace(self, connection=connection)
+
+    async def execute(self, sql: str, *args: object) -> str:
+        async with self._connected() as connection:
+            return await connection.execute(sql, *args)
+
+    async def fetch(self, sql: str, *args: object) -> list[asyncpg.Record]:
+        async with self._connected() as connection:
+            return await connection.fetch(sql, *args)
+
+    async def user(self, credits_: int = 0) -> UUID:
+        """Adds a user, with an account where it gets credits by an entry written here."""
+        user_id = uuid4()
+        async with self._connected() as connection:
+            await connection.execute("INSERT INTO auth.users (id) VALUES ($1)", user_id)
+            if credits_:
+                await _open(connection, user_id, credits_)
+        return user_id
+
+    async def faults(self) -> list[str]:
+        """Everything in the book that does not add up; the last line of every race."""
+        rows = await self.fetch(_FAULTS)
+        return [f"{row[0]}: {row[1]}" for row in rows]
+
+    async def book(self) -> list[str]:
+        """Every row of every table a call could change; equal books mean that nothing did."""
+        return [row[0] for row in await self.fetch(_BOOK)]
+
+    async def waits_for_a_lock(self) -> bool:
+        """Whether somebody waits for a lock that another transaction has."""
+        return bool(
+            await self.fetch(
+                "SELECT FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+        )
+
+    @asynccontextmanager
+    async def locked(self, *user_ids: UUID) -> AsyncIterator[None]:
+        """Keeps everybody from writing these accounts for the length of the block."""
+        holder = await self.connect()
+        try:
+            await holder.execute("BEGIN")
+            lock = "SELECT FROM user_credits WHERE user_id = ANY($1) FOR UPDATE"
+            await holder.execute(lock, user_ids)
+            yield
+        finally:
+            await holder.close()
+
+    async def wait_longer_for_locks(self) -> None:
+        """Gives the service's next connections more time, so that a wait is there to be seen."""
+        for limit in ("lock_timeout", "statement_timeout"):
+            await self.execute(
+                f"ALTER ROLE credit_service IN DATABASE {self.name} SET {limit} = '20s'"
+            )
+
+
+async def _open(connection: asyncpg.Connection, user_id: UUID, credits_: int) -> None:
+    async with connection.transaction():
+        await connection.execute(
+            "INSERT INTO user_credits (user_id, balance, seq, last_updated)"
+            " VALUES ($1, $2, 1, now())",
+            user_id,
+            credits_,
+        )
+        await connection.execute(
+            "INSERT INTO credit_transactions (user_id, seq, type, call, amount, requested_amount,"
+            " balance_change, held_change, balance_after, held_after, description, timestamp,"
+            " reference, idempotency_key, caller)"
+            " VALUES ($1, 1, 'purchase', 'PurchaseCredits', $2, $2, $2, 0, $2, 0, '', now(), '',"
+            " 'opened by the test', 'test')",
+            user_id,
+            credits_,
+        )
+
+
+_FAULTS = """
+    WITH book AS (
+        SELECT *,
+            row_number() OVER account AS place,
+            sum(balance_change) OVER account AS running_balance,
+            sum(held_change) OVER account AS running_held,
+            lag(timestamp) OVER account AS earlier
+        FROM credit_transactions
+        WINDOW account AS (PARTITION BY user_id ORDER BY seq)
+    )
+    SELECT user_id, 'seq has a gap' FROM book WHERE place <> seq
+    UNION ALL
+    SELECT user_id, 'balance_after is not the sum' FROM book WHERE running_balance <> balance_after
+    UNION ALL
+    SELECT user_id, 'held_after is not the sum' FROM book WHERE running_held <> held_after
+    UNION ALL
+    SELECT user_id, 'time runs backwards' FROM book WHERE timestamp < earlier
+    UNION ALL
+    SELECT account.user_id, 'account and book differ' FROM user_credits AS account
+    LEFT JOIN LATERAL (
+        SELECT count(*) AS entries, coalesce(sum(balance_change), 0) AS balance,
+            coalesce(sum(held_change), 0) AS held
+        FROM credit_transactions AS entry WHERE entry.user_id = account.user_id
+    ) AS summed ON true
+    WHERE (account.seq, account.balance, account.held)
+        <> (summed.entries, summed.balance, summed.held)
+    UNION ALL
+    SELECT account.user_id, 'account and holds differ' FROM user_credits AS account
+    LEFT JOIN LATERAL (
+        SELECT count(*) AS open_holds, coalesce(sum(amount), 0) AS held, min(expires_at) AS next
+        FROM credit_holds AS hold
+        WHERE hold.user_id = account.user_id AND hold.state = 'held'
+    ) AS summed ON true
+    WHERE (account.open_holds, account.held) <> (summed.open_holds, summed.held)
+        OR coalesce(account.next_hold_expiry > summed.next, summed.next IS NOT NULL)
+    UNION ALL
+    SELECT spend.user_id, 'refunds exceed the spend or their record'
+    FROM credit_transactions AS spend
+    INNER JOIN credit_transactions AS refund
+        ON spend.user_id = refund.user_id AND spend.seq = refund.related_seq
+        AND refund.type = 'refund'
+    LEFT JOIN credit_refunds AS record
+        ON spend.user_id = record.user_id AND spend.seq = record.spend_seq
+    GROUP BY spend.user_id, spend.seq, spend.amount, record.refunded
+    HAVING sum(refund.amount) > spend.amount OR sum(refund.amount) IS DISTINCT FROM record.refunded
+    UNION ALL
+    SELECT entry.user_id, 'purchase and payment differ' FROM credit_transactions AS entry
+    LEFT JOIN credit_purchases AS bought USING (payment_ref)
+    WHERE entry.payment_ref IS NOT NULL
+        AND (entry.user_id, entry.seq, entry.amount)
+        IS DISTINCT FROM (bought.user_id, bought.seq, bought.amount)
+    UNION ALL
+    SELECT bought.user_id, 'reversals took more or less than their share'
+    FROM credit_transactions AS bought
+    CROSS JOIN LATERAL (
+        SELECT coalesce(-sum(balance_change), 0) AS credits FROM credit_transactions AS entry
+        WHERE entry.user_id = bought.user_id AND entry.related_seq = bought.seq
+    ) AS taken
+    CROSS JOIN LATERAL (
+        SELECT sum(reversed_minor) AS money, max(paid_minor) AS paid FROM (
+            SELECT *, max(revision) OVER (PARTITION BY reversal_ref) AS last
+            FROM credit_reversals AS record WHERE record.payment_ref = bought.payment_ref
+        ) AS known WHERE revision = last
+    ) AS gone
+    WHERE bought.type = 'purchase' AND taken.credits <> coalesce(
+        trunc(bought.amount::numeric * least(gone.money, gone.paid) / gone.paid, 0), 0
+    )
+"""
+
+_BOOK = """
+    SELECT row::text FROM auth.users AS row
+    UNION ALL SELECT row::text FROM user_credits AS row
+    UNION ALL SELECT row::text FROM credit_transactions AS row
+    UNION ALL SELECT row::text FROM credit_refunds AS row
+    UNION ALL SELECT row::text FROM credit_purchases AS row
+    UNION ALL SELECT row::text FROM credit_holds AS row
+    UNION ALL SELECT row::text FROM credit_policy_changes AS row
+    UNION ALL SELECT row::text FROM credit_reversals AS row
+    ORDER BY 1
+"""
+
+
+@dataclass
+class Service:
+    """A service that runs in this process, on a real socket."""
+
+    port: int
+    settings: server.Settings
+    stop: asyncio.Event
+    clients: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def client(self, **options: object) -> CreditClient:
+        """A client that is closed with the service."""
+        return await self.clients.enter_async_context(CreditClient(self.target, **options))
+
+
+def server_settings(service_url: str, **changes: object) -> server.Settings:
+    """Settings of a server on any free port, as an ordinary start has them."""
+    return replace(
+        server.Settings(
+            listen="127.0.0.1:0",
+            health_listen=None,
+            address=Address(service_url),
+            terms=TERMS,
+            adds_users=False,
+            doorkeeper=Doorkeeper(None),
+            certificate=None,
+            lanes=4,
+            lane_queue=1000,
+            lane_batch=500,
+            pool_size=4,
+            calls_in_flight=4000,
+            drain_seconds=10,
+            connection_age_seconds=600,
+            share_port=False,
+            metrics_port=None,
+            metrics_host="127.0.0.1",
+        ),
+        **changes,
+    )
+
+
+@asynccontextmanager
+async def running(settings: server.Settings) -> AsyncIterator[Service]:
+    """Runs the service in this process for the length of the block, and drains it."""
+    stop = asyncio.Event()
+    ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def started(port: int) -> None:
+        ready.set_result(port)
+
+    task = asyncio.create_task(server.serve(settings, stop, started))
+    await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+    if not ready.done():
+        task.result()
+        raise AssertionError("the service ended before it started")
+    service = Service(ready.result(), settings, stop)
+    try:
+        async with service.clients:
+            yield service
+    finally:
+        stop.set()
+        await task
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A refusal as it came over the socket: the status and its standard details."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str = ""
+    domain: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
+    violations: dict[str, str] = field(default_factory=dict)
+    retry_seconds: float | None = None
+
+
+def refused(failure: BaseException) -> Refused:
+    """Reads a failed call, or the typed error that the client made of one."""
+    if not isinstance(failure, grpc.aio.AioRpcError):
+        assert isinstance(failure.__cause__, grpc.aio.AioRpcError), failure
+        failure = failure.__cause__
+    read = Refused(failure.code(), failure.details() or "")
+    sent = dict(failure.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
+    status = status_pb2.Status.FromString(sent)
+    if sent:
+        assert (status.code, status.message) == (read.code.value[0], read.message)
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        bad, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+        if detail.Unpack(info):
+            facts = dict(info.metadata)
+            read = replace(read, reason=info.reason, domain=info.domain, facts=facts)
+        elif detail.Unpack(bad):
+            found = {violation.field: violation.description for violation in bad.field_violations}
+            read = replace(read, violations=found)
+        elif detail.Unpack(retry):
+            read = replace(read, retry_seconds=retry.retry_delay.ToTimedelta().total_seconds())
+    return read
+
+
+async def eventually(
+    claim: Callable[[], object], seconds: float = 15, every: float = 0.05
+) -> object:
+    """Waits until a claim (plain or a coroutine function) holds; returns what it returned."""
+    deadline = time.monotonic() + seconds
+    while True:
+        result = claim()
+        if asyncio.iscoroutine(result):
+            result = await result
+        if result:
+            return result
+        if time.monotonic() > deadline:
+            raise AssertionError(f"never came true: {claim}")
+        await asyncio.sleep(every)
+
+
+async def add_api_roles(owner_url: str) -> None:
+    """Adds the roles of Supabase's data API, as Supabase has them; they are of the whole cluster.
+
+    A test whose result depends on them calls it first, for any other test may add them meanwhile.
+    """
+    connection = await asyncpg.connect(owner_url)
+    try:
+        for role in ("anon", "authenticated", "service_role BYPASSRLS"):
+            # Two at once fail in either of two ways.
+            with contextlib.suppress(asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError):
+                await connection.execute(f"CREATE ROLE {role} NOINHERIT")
+    finally:
+        await connection.close()
+
+
+ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,29 @@
+"""What the tests of held work share: a body that fails, an account, a hold that gets lost."""
+
+from datetime import timedelta
+
+from kit.harness import eventually
+
+from credit_service.v1 import credit_service_pb2 as pb
+
+SHORT = timedelta(seconds=2)
+
+
+class WorkFailedError(Exception):
+    """What goes wrong in the body."""
+
+
+async def account(client, user_id):
+    credit = await client.get_user_credit(user_id)
+    return credit.balance, credit.held
+
+
+async def lose(database, client, user_id, work):
+    """Stops the heartbeat, as a machine does that sleeps, until the hold has expired."""
+    work._heartbeat.cancel()
+
+    async def expired():
+        hold = await client.get_hold(user_id, work.hold.id)
+        return hold.state == pb.HOLD_STATE_EXPIRED
+
+    await eventually(expired)

@@ -1,0 +1,215 @@
+"""Desks with holds on them: what was there, what is asked, and what must come of it.
+
+Every row runs with what was there recalled from the book and decided in the same batch, and each
+time it is validated first, which must change nothing and tell the same.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+
+from kit.desks import ALICE, BOB, NOON, TERMS
+
+from credit_service.errors import (
+    InvalidRequest,
+    Refusal,
+)
+from credit_service.rules import holds
+from credit_service.rules.decide import Desk, Terms, decide
+from credit_service.rules.model import (
+    Account,
+    Capture,
+    Extend,
+    MakeHold,
+    Release,
+    Spent,
+)
+
+QUARTER = timedelta(minutes=15)
+INSTANT = timedelta(microseconds=1)
+
+
+def _common(user, key, changes):
+    return {
+        "user_id": user,
+        "idempotency_key": key,
+        "description": "",
+        "reference": "",
+        "metadata": {},
+        "validate_only": False,
+        "caller": "worker",
+    } | changes
+
+
+def hold(amount=10, key="h", *, ttl=QUARTER, user=ALICE, expected_cost=None, **changes):
+    return MakeHold(
+        amount=amount,
+        operation=None,
+        quantity=None,
+        expected_cost=expected_cost,
+        ttl=ttl,
+        **_common(user, key, changes),
+    )
+
+
+def hold_for(operation, quantity=1, key="h", *, expected_cost=None, **changes):
+    made = hold(None, key, expected_cost=expected_cost, **changes)
+    return replace(made, operation=operation, quantity=quantity)
+
+
+def capture(seq=1, amount=None, key="c", *, quantity=None, overage=False, user=ALICE, **changes):
+    return Capture(
+        hold_seq=seq,
+        amount=amount,
+        quantity=quantity,
+        allow_overage=overage,
+        **_common(user, key, changes),
+    )
+
+
+def release(seq=1, key="r", *, user=ALICE, **changes):
+    return Release(hold_seq=seq, **_common(user, key, changes))
+
+
+def extend(seq=1, ttl=QUARTER, *, user=ALICE):
+    return Extend(user_id=user, caller="worker", hold_seq=seq, ttl=ttl)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Alice's balance at first, then commands, passing time (timedelta) and altered account rows.
+
+    The row itself runs under `terms`.
+    """
+
+    balance: int
+    steps: tuple[object, ...]
+    terms: Terms
+
+    def desk(self, *, same_batch):
+        desk = Desk(NOON, {ALICE: Account(ALICE, self.balance), BOB: Account(BOB, 100)})
+        for step in self.steps:
+            if isinstance(step, timedelta):
+                desk = recalled(desk, step)
+            elif isinstance(step, dict):
+                desk.accounts[ALICE] = desk.accounts[ALICE]._replace(**step)
+            else:
+                assert not decide(desk, step, TERMS).replayed
+        return desk if same_batch else recalled(desk)
+
+
+def recalled(desk, later=timedelta(0)):
+    """What the next batch has before it: due holds ended, everything earlier recalled."""
+    spends = {place: Spent(spent.entry, spent.refunded) for place, spent in desk.spends.items()}
+    desk = Desk(
+        desk.now + later,
+        dict(desk.accounts),
+        dict(desk.by_key),
+        spends,
+        holds=dict(desk.holds),
+        ended=dict(desk.ended),
+    )
+    holds.expire_due(desk, ALICE)
+    return desk
+
+
+def given(balance=0, *steps, terms=TERMS):
+    return Given(balance, steps, terms)
+
+
+@dataclass(frozen=True)
+class Posts:
+    """An entry of this type: its changes of balance and held, and both after it.
+
+    The hold it leaves, where it concerns one: its state and the credits captured.
+    """
+
+    type: str
+    changes: tuple[int, int]
+    after: tuple[int, int]
+    hold: tuple[str, int] | None = None
+    late: bool = False
+
+
+@dataclass(frozen=True)
+class Replays:
+    """The entry in this place of Alice's book, and the hold as it is now."""
+
+    seq: int
+    hold: tuple[str, int]
+    late: bool = False
+
+
+@dataclass(frozen=True)
+class Invalid:
+    """An InvalidRequest that names this field; its words are for people."""
+
+    field: str
+
+
+FROZEN = {"frozen": True}
+LIMITED = {"limit_per_minute": 10}
+LATE = QUARTER + INSTANT
+
+
+def judge(before, command, expected, *, same_batch):
+    """Holds a row to what it says, once validated and once for real."""
+    desk = before.desk(same_batch=same_batch)
+    unchanged, places, seq = repr(desk), dict(desk.spends), _seq(desk, command)
+    validated = answer(desk, replace(command, validate_only=True), before.terms)
+    assert repr(desk) == unchanged
+    got = answer(desk, command, before.terms)
+    match expected:
+        case Invalid(name):
+            assert isinstance(got, InvalidRequest)
+            assert got.field == name
+            assert asdict(validated) == asdict(got)
+            assert repr(desk) == unchanged
+        case Refusal():
+            assert (type(got), asdict(got)) == (type(expected), asdict(expected))
+            assert asdict(validated) == asdict(expected)
+            assert repr(desk) == unchanged
+        case Replays():
+            assert got.replayed
+            assert got.entry == places[ALICE, expected.seq].entry
+            assert (got.hold.state, got.hold.captured) == expected.hold
+            assert got.late == expected.late
+            assert validated == got
+            assert repr(desk) == unchanged
+        case Posts():
+            entry = got.entry
+            changes = entry.balance_change, entry.held_change
+            after = entry.balance_after, entry.held_after
+            shown = got.hold and (got.hold.state, got.hold.captured)
+            assert Posts(entry.type, changes, after, shown, got.late) == expected
+            assert (entry.seq, got.replayed) == (seq + 1, False)
+            assert (got.account.balance, got.account.held, got.account.seq) == (*after, seq + 1)
+            assert got.account == desk.accounts[ALICE]
+            assert desk.posted[-1] == entry
+            assert validated.entry == entry
+            assert not validated.replayed
+            adds_up(desk)
+
+
+def _seq(desk, command):
+    account = desk.accounts.get(command.user_id)
+    return account.seq if account else None
+
+
+def answer(desk, command, terms):
+    try:
+        return decide(desk, command, terms)
+    except Refusal as refusal:
+        return refusal
+
+
+def adds_up(desk):
+    """Alice's row says what her holds say, and each hold what its entries say."""
+    account = desk.accounts[ALICE]
+    open_holds = [h for (user, _), h in desk.holds.items() if user == ALICE and h.state == "held"]
+    assert account.open_holds == len(open_holds)
+    assert account.held == sum(h.amount for h in open_holds)
+    if open_holds:
+        assert account.next_hold_expiry <= min(h.expires_at for h in open_holds)
+    for value in desk.holds.values():
+        assert (value.settled_seq is None) == (value.state == "held")
+        assert (value.captured > 0) == (value.captured_seq is not None)

@@ -1,0 +1,48 @@
+"""Whoever watches an account, and remembers what it was told."""
+
+import asyncio
+import re
+from contextlib import asynccontextmanager
+
+from kit.harness import eventually
+
+from credit_service.ledger import store
+
+POLL = "^" + re.escape(store.SQL["changed_accounts"].splitlines()[0])
+
+
+class Listener:
+    """Takes in a stream and remembers what it was told."""
+
+    def __init__(self, stream):
+        self.told = []
+        self._task = asyncio.create_task(self._listen(stream))
+
+    async def _listen(self, stream):
+        async for credit in stream:
+            self.told.append(credit)
+
+    @property
+    def seqs(self):
+        return [credit.seq for credit in self.told]
+
+    @property
+    def last(self):
+        return self.told[-1] if self.told else None
+
+    async def hears(self, claim):
+        """Waits until the newest state is as claimed."""
+        await eventually(lambda: self.told and claim(self.told[-1]))
+
+    async def stop(self):
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def listening(client, user_id, **options):
+    listener = Listener(client.watch_user_credit(user_id, **options))
+    try:
+        yield listener
+    finally:
+        await listener.stop()

@@ -1,0 +1,200 @@
+"""Callers who buy, spend and refund without pause, and hold the service to every word it said.
+
+Each caller keeps one call in flight and remembers what it sent and what came back. Afterwards
+`settle` repeats, with the same key, whatever got no final answer, and `check` compares the memory
+with the book: nothing acknowledged is missing, nothing happened twice, nothing happened unasked.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import grpc
+from kit.harness import Database, refused
+
+from credit_service.v1 import credit_service_pb2 as pb
+from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
+
+NO_FINAL_ANSWER = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+}
+_EXPECTED_REFUSALS = {"INSUFFICIENT_CREDITS", "REFUND_EXCEEDS_SPEND"}
+
+# A caller of its own connection, which is quick to try again when the service is away.
+_OPTIONS = (
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 300),
+)
+
+_METHODS = {
+    pb.PurchaseCreditsRequest: "PurchaseCredits",
+    pb.SpendCreditsRequest: "SpendCredits",
+    pb.RefundCreditsRequest: "RefundCredits",
+}
+
+
+@asynccontextmanager
+async def connected(target):
+    """A bare stub: no retries, one answer per call, whatever it is."""
+    async with grpc.aio.insecure_channel(target, options=_OPTIONS) as channel:
+        yield pb_grpc.CreditServiceStub(channel)
+
+
+async def call(stub, request, seconds=10.0):
+    """Sends a write; returns its response, or what failed as an `AioRpcError`."""
+    try:
+        return await getattr(stub, _METHODS[type(request)])(request, timeout=seconds)
+    except grpc.aio.AioRpcError as failure:
+        return failure
+
+
+@dataclass
+class _Asked:
+    """One key: what was asked under it, what was answered, and whether an answer is missing."""
+
+    request: object
+    answers: list = field(default_factory=list)
+    open: bool = False
+
+
+class Storm:
+    """Callers against one or several servers."""
+
+    def __init__(self, targets: list[str], users: list[UUID], *, callers: int = 12, seed: int = 1):
+        self.seed = seed
+        self._targets = targets
+        self._users = [str(user_id) for user_id in users]
+        self._lots = random.Random(seed)
+        self._asked: dict[str, _Asked] = {}
+        self._spends: list[pb.CreditTransaction] = []
+        self._stopping = asyncio.Event()
+        self._tasks: list[asyncio.Task] = []
+        self._callers = callers
+        self.acknowledged = 0
+        self.codes = Counter()
+        self.seconds = 5.0
+
+    def __str__(self):
+        return f"storm with seed {self.seed}: {dict(self.codes)}"
+
+    async def __aenter__(self):
+        print(self)  # pytest shows it when the test fails
+        self._tasks = [
+            asyncio.create_task(self._caller(self._targets[n % len(self._targets)]))
+            for n in range(self._callers)
+        ]
+        return self
+
+    async def __aexit__(self, *_):
+        await self.stop()
+
+    async def stop(self):
+        """Lets every caller finish the call it is in, and ends."""
+        self._stopping.set()
+        await asyncio.gather(*self._tasks)
+        print(self)
+
+    async def more(self, count, seconds=60.0):
+        """Waits for so many further acknowledged writes."""
+        goal = self.acknowledged + count
+        async with asyncio.timeout(seconds):
+            while self.acknowledged < goal:
+                await asyncio.sleep(0.01)
+                for task in self._tasks:
+                    if task.done():
+                        task.result()
+
+    async def _caller(self, target):
+        async with connected(target) as stub:
+            while not self._stopping.is_set():
+                asked = self._next()
+                if await self._send(stub, asked, self.seconds) in NO_FINAL_ANSWER:
+                    await asyncio.sleep(0.1)
+
+    def _next(self):
+        """Mostly something new; now and then something asked before, answered or not."""
+        lots = self._lots
+        if self._asked and lots.random() < 0.15:
+            return lots.choice(list(self._asked.values()))
+        key = f"{self.seed}:{len(self._asked)}"
+        user_id = lots.choice(self._users)
+        match lots.random():
+            case draw if draw < 0.15:
+                paid = pb.Payment(ref=key, amount_minor=100, currency="eur")
+                request = pb.PurchaseCreditsRequest(
+                    user_id=user_id, amount=lots.randint(1, 30), payment=paid
+                )
+            case draw if draw < 0.35 and self._spends:
+                spend = lots.choice(self._spends)
+                request = pb.RefundCreditsRequest(user_id=spend.user_id, transaction_id=spend.id)
+                if lots.random() < 0.7:
+                    request.amount = lots.randint(1, spend.amount)
+            case _:
+                request = pb.SpendCreditsRequest(user_id=user_id, amount=lots.randint(1, 10))
+        request.idempotency_key = key
+        self._asked[key] = asked = _Asked(request)
+        return asked
+
+    async def _send(self, stub, asked, seconds):
+        answer = await call(stub, asked.request, seconds)
+        if isinstance(answer, grpc.aio.AioRpcError):
+            code = answer.code()
+            self.codes[code.name] += 1
+            if code in NO_FINAL_ANSWER:
+                asked.open = True
+            else:
+                assert refused(answer).reason in _EXPECTED_REFUSALS, (answer, asked)
+            return code
+        self.codes["OK"] += 1
+        self.acknowledged += 1
+        asked.answers.append(answer)
+        if not answer.replayed and answer.transaction.type == pb.TRANSACTION_TYPE_SPEND:
+            self._spends.append(answer.transaction)
+        return grpc.StatusCode.OK
+
+    async def settle(self, target=None, seconds=60.0):
+        """Repeats what has no final answer until it has one: when all is well again, all answer."""
+        unanswered = [asked for asked in self._asked.values() if asked.open]
+
+        async def ask_again(stub):
+            while unanswered:
+                asked = unanswered.pop()
+                if await self._send(stub, asked, 5.0) in NO_FINAL_ANSWER:
+                    unanswered.append(asked)
+                    await asyncio.sleep(0.05)
+
+        async with asyncio.timeout(seconds), connected(target or self._targets[0]) as stub:
+            await asyncio.gather(*(ask_again(stub) for _ in range(8)))
+
+    async def check(self, database: Database):
+        """Holds the book to the answers, and the answers to each other."""
+        rows = await database.fetch(
+            "SELECT id, idempotency_key, type, amount, balance_after FROM credit_transactions"
+            " WHERE idempotency_key <> 'opened by the test'"
+        )
+        book = {row["idempotency_key"]: row for row in rows}
+        assert len(book) == len(rows), "a key has two entries"
+        happened = {key for key, asked in self._asked.items() if asked.answers}
+        assert happened - book.keys() == set(), "acknowledged and not in the book"
+        assert book.keys() - happened == set(), "in the book and not acknowledged"
+        for key in happened:
+            asked, row = self._asked[key], book[key]
+            for answer in asked.answers:
+                told = answer.transaction
+                assert (told.id, told.amount, told.balance_after) == (
+                    row["id"],
+                    row["amount"],
+                    row["balance_after"],
+                )
+            fresh = [answer for answer in asked.answers if not answer.replayed]
+            assert len(fresh) <= 1, f"{key} was done twice, so it was said"
+            assert fresh or asked.open, f"{key} was said to be a repeat"
+        assert not await database.faults()

@@ -1,0 +1,115 @@
+"""Reads of accounts share statements: what they show, and who may disturb whom."""
+
+import asyncio
+import re
+from uuid import uuid4
+
+import grpc
+import pytest
+from kit.commands import lane, spend, submit
+from kit.fault_proxy import Kind
+from kit.harness import running, server_settings
+
+from credit_service.database.postgres import Address
+from credit_service.errors import UserNotFound
+from credit_service.ledger import store
+from credit_service.ledger.account_reads import AccountReads
+from credit_service.v1 import credit_service_pb2 as pb
+from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
+
+READ = "^" + re.escape(store.SQL["changed_accounts"].splitlines()[0])
+
+
+@pytest.fixture
+async def client(proxy):
+    async with running(server_settings(proxy.url)) as service:
+        yield await service.client(deadline_seconds=20)
+
+
+async def held_up(client, proxy, user_id):
+    """A read that hangs in the database, and a count of those that follow it."""
+    held, following = proxy.on(READ, Kind.HOLD), proxy.on(READ, Kind.HOLD, nth=10**9)
+    first = asyncio.create_task(client.get_user_credit(user_id))
+    await held.met.wait()
+    return first, held, following
+
+
+async def arrived(client):
+    """Returns when the server has the calls that were begun before."""
+    await asyncio.sleep(0)
+    await client.list_prices()
+
+
+async def test_whoever_asks_during_a_read_shares_the_next_one(proxy, database):
+    users = [await database.user(credits_) for credits_ in range(1, 6)]
+    held, statements = proxy.on(READ, Kind.HOLD), proxy.on(READ, Kind.HOLD, nth=10**9)
+    async with Address(proxy.url).pool(4) as pool:
+        reads = AccountReads(pool.acquire)
+        first = reads.read(users[0])
+        await held.met.wait()
+        asked = [reads.read(users[n % 5]) for n in range(20)]
+        held.release()
+        assert (await first).balance == 1
+        assert [account.balance for account in await asyncio.gather(*asked)] == [1, 2, 3, 4, 5] * 4
+    assert statements.seen == 2
+
+
+async def test_a_read_shows_what_was_committed_before_it_was_asked_for(client, proxy, database):
+    user_id = await database.user(10)
+    first, held, _ = await held_up(client, proxy, user_id)
+    async with lane(database.service_url) as clerk:
+        await asyncio.gather(*submit(clerk, spend(user_id, 4)))
+    after = asyncio.create_task(client.get_user_credit(user_id))
+    await arrived(client)
+    held.release()
+    await first
+    assert (await after).balance == 6
+
+
+async def test_an_unknown_user_spoils_nobody_elses_read(client, proxy, database):
+    user_id, without_account = await database.user(10), await database.user(0)
+    first, held, _ = await held_up(client, proxy, user_id)
+    asked = [
+        asyncio.create_task(client.get_user_credit(each))
+        for each in (uuid4(), without_account, user_id)
+    ]
+    await arrived(client)
+    held.release()
+    await first
+    unknown, empty, known = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(unknown, UserNotFound)
+    assert (empty.balance, known.balance) == (0, 10)
+
+
+async def test_who_goes_away_takes_nobody_along(client, proxy, database):
+    user_id = await database.user(10)
+    first, held, _ = await held_up(client, proxy, user_id)
+    gone, stays = (asyncio.create_task(client.get_user_credit(user_id)) for _ in range(2))
+    await arrived(client)
+    first.cancel()
+    gone.cancel()
+    await asyncio.wait({first, gone})
+    held.release()
+    assert (await stays).balance == 10
+    assert (await client.get_user_credit(user_id)).balance == 10
+
+
+async def test_who_waits_for_a_read_that_fails_is_told_at_once(proxy, database):
+    request = pb.GetUserCreditRequest(user_id=str(await database.user(10)))
+    never_again = (("grpc.enable_retries", 0),)
+    async with (
+        running(server_settings(proxy.url)) as service,
+        grpc.aio.insecure_channel(service.target, never_again) as channel,
+    ):
+        stub = pb_grpc.CreditServiceStub(channel)
+        held, reads = proxy.on(READ, Kind.HOLD), proxy.on(READ, Kind.HOLD, nth=10**9)
+        first = asyncio.ensure_future(stub.GetUserCredit(request))
+        await held.met.wait()
+        second = asyncio.ensure_future(stub.GetUserCredit(request))
+        await stub.ListPrices(pb.ListPricesRequest())
+        proxy.cut_all()
+        answers = await asyncio.gather(first, second, return_exceptions=True)
+        assert [answer.code().name for answer in answers] == ["UNAVAILABLE", "UNAVAILABLE"]
+        assert reads.seen == 1
+        proxy.forget()
+        assert (await stub.GetUserCredit(request)).credit.balance == 10

@@ -1,0 +1,168 @@
+"""Processes killed under load: the service's own, and PostgreSQL's with a durable cluster."""
+
+import asyncio
+import os
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+from uuid import uuid4
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from kit.clusters import Cluster, lead, through
+from kit.fault_proxy import COMMIT, UPDATE, Kind
+from kit.harness import eventually, running, server_settings
+from kit.programs import free_port, process
+from kit.storm import Storm, call, connected
+
+from credit_service.database import migrations
+from credit_service.v1 import credit_service_pb2 as pb
+
+
+@pytest.fixture
+async def cluster():
+    directory = Path(tempfile.mkdtemp(prefix="credit-cluster-"))
+    os.chmod(directory, 0o755)  # noqa: PTH101  # where root runs this, the server is `nobody`
+    made = Cluster(directory)
+    try:
+        await asyncio.to_thread(made.start)
+        await migrations.migrate(made.database.owner_url, "credit_service", lambda _line: None)
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(directory)
+
+
+async def health(target):
+    async with grpc.aio.insecure_channel(target) as channel:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(), timeout=10
+        )
+    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+
+@pytest.mark.long
+async def test_a_database_that_stops_and_crashes_loses_nothing_and_doubles_nothing(cluster):
+    database = cluster.database
+    users = [await database.user(500) for _ in range(4)]
+    async with running(server_settings(database.service_url)) as service:
+
+        async def healthy(state):
+            return await health(service.target) == state
+
+        async with Storm([service.target], users, seed=5) as storm:
+            storm.seconds = 3.0
+            await storm.more(200)
+            for end in (cluster.stop, cluster.kill):
+                await asyncio.to_thread(end)
+                await eventually(lambda: healthy("NOT_SERVING"))
+                away = storm.codes["UNAVAILABLE"]
+                await eventually(lambda away=away: storm.codes["UNAVAILABLE"] > away)
+                await asyncio.to_thread(cluster.start)
+                await eventually(lambda: healthy("SERVING"))
+                await storm.more(200)
+            for _ in range(3):
+                await asyncio.to_thread(cluster.kill)
+                await asyncio.to_thread(cluster.start)
+                await storm.more(100)
+        await storm.settle()
+        await storm.check(database)
+
+
+async def test_a_server_killed_under_load_loses_nothing_and_doubles_nothing(database):
+    users = [await database.user(500) for _ in range(4)]
+    port = free_port()
+    listen = {"CREDIT_DATABASE_URL": database.service_url, "CREDIT_LISTEN": f"127.0.0.1:{port}"}
+    async with Storm([f"127.0.0.1:{port}"], users, seed=6) as storm:
+        for acknowledged in (40, 111, 7):
+            with process("serve", **listen) as server:
+                await asyncio.to_thread(server.wait_until_listening)
+                await storm.more(acknowledged)
+                server.signal(signal.SIGKILL)
+                await asyncio.to_thread(server.wait)
+        with process("serve", **listen) as server:
+            await storm.more(50)
+            await storm.stop()
+            await storm.settle()
+    await storm.check(database)
+
+
+@pytest.mark.parametrize("arrives", [False, True])
+async def test_a_server_killed_at_its_commit_leaves_the_truth_in_the_book(database, proxy, arrives):
+    user_id = await database.user(10)
+    request = pb.SpendCreditsRequest(user_id=str(user_id), amount=3, idempotency_key=uuid4().hex)
+    held = proxy.on(COMMIT, Kind.HOLD)
+    with process("serve", CREDIT_DATABASE_URL=proxy.url) as server:
+        port = await asyncio.to_thread(server.wait_until_listening)
+        async with connected(f"127.0.0.1:{port}") as stub:
+            asking = asyncio.create_task(call(stub, request))
+            await held.met.wait()
+            server.signal(signal.SIGKILL)
+            assert (await asking).code() is grpc.StatusCode.UNAVAILABLE
+    if not arrives:
+        proxy.cut_all()
+    held.release()
+    async with (
+        running(server_settings(database.service_url)) as service,
+        connected(service.target) as stub,
+    ):
+        again = await call(stub, request)
+    assert (again.replayed, again.credit.balance) == (arrives, 7)
+    assert not await database.faults()
+
+
+async def test_a_frozen_server_frees_its_users_and_thaws_without_harm(database, proxy):
+    user_id = await database.user(10)
+    request = pb.SpendCreditsRequest(user_id=str(user_id), amount=3, idempotency_key=uuid4().hex)
+    async with (
+        running(server_settings(database.service_url)) as service,
+        connected(service.target) as stub,
+    ):
+        with process("serve", CREDIT_DATABASE_URL=proxy.url) as server:
+            port = await asyncio.to_thread(server.wait_until_listening)
+            async with connected(f"127.0.0.1:{port}") as frozen:
+                held = proxy.on(UPDATE, Kind.HOLD)
+                asking = asyncio.create_task(call(frozen, request, 60))
+                await held.met.wait()
+                server.signal(signal.SIGSTOP)
+                held.release()
+                # Its transaction keeps the row locked until the database ends it.
+                assert (await call(stub, request)).code() is grpc.StatusCode.UNAVAILABLE
+
+                async def paid():
+                    answer = await call(stub, request)
+                    return None if isinstance(answer, grpc.aio.AioRpcError) else answer
+
+                given = await eventually(paid)
+                assert not given.replayed
+                server.signal(signal.SIGCONT)
+                late = await asking
+                # The call failed within its transaction, or its COMMIT did and the key told.
+                assert isinstance(late, grpc.aio.AioRpcError) or late.replayed
+                again = await call(frozen, request)
+    assert again.replayed
+    assert again.transaction == given.transaction
+    assert not await database.faults()
+
+
+async def test_a_server_that_starts_before_its_database_waits_for_it_and_says_so(database):
+    directory = Path(tempfile.mkdtemp(prefix="credit-link-"))
+    sockets = parse_qs(urlsplit(database.service_url).query)["host"][0]
+    user_id = await database.user(10)
+    try:
+        url = through(database.service_url, directory / "sockets")
+        with process("serve", CREDIT_DATABASE_URL=url) as server:
+            line = await asyncio.to_thread(server.wait_for, "not reachable, trying again")
+            assert "FileNotFoundError" in line.string
+            lead(directory / "sockets", sockets)
+            port = await asyncio.to_thread(server.wait_until_listening)
+            async with connected(f"127.0.0.1:{port}") as stub:
+                request = pb.SpendCreditsRequest(
+                    user_id=str(user_id), amount=3, idempotency_key=uuid4().hex
+                )
+                assert (await call(stub, request)).credit.balance == 7
+    finally:
+        shutil.rmtree(directory)

@@ -1,0 +1,307 @@
+"""Who may make which call, and how a caller is known; every answer is taken over a socket."""
+
+import asyncio
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from kit.callers import EVERY_ROLE, ROLES, bearer, opened, sha256
+from kit.harness import payment, running, server_settings
+
+from credit_service.errors import PermissionDenied
+from credit_service.rpc import access
+from credit_service.rpc.access import Caller
+from credit_service.server import StartRefusedError
+from credit_service.v1 import credit_service_pb2 as pb
+
+# The table of the contract, written out a second time.
+MAY_CALL = {
+    "GetUserCredit": ("worker", "gateway", "bridge", "operator", "auditor"),
+    "ListPrices": ("worker", "gateway", "bridge", "operator", "auditor"),
+    "QuoteCost": ("worker", "gateway", "bridge", "operator", "auditor"),
+    "GetTransaction": ("worker", "gateway", "bridge", "operator", "auditor"),
+    "GetTransactionHistory": ("gateway", "operator", "auditor"),
+    "SpendCredits": ("worker", "operator"),
+    "RefundCredits": ("worker", "operator"),
+    "PurchaseCredits": ("bridge", "operator"),
+    "ReversePurchase": ("bridge", "operator"),
+    "GetHold": ("worker", "gateway", "bridge", "operator", "auditor"),
+    "ListHolds": ("gateway", "operator", "auditor"),
+    "HoldCredits": ("worker", "gateway", "operator"),
+    "ReleaseHold": ("worker", "gateway", "operator"),
+    "CaptureHold": ("worker", "operator"),
+    "ExtendHold": ("worker", "operator"),
+    "BatchSpendCredits": ("worker", "operator"),
+    "WatchUserCredit": ("gateway", "operator", "auditor"),
+    "GrantCredits": ("operator",),
+    "SetAccountPolicy": ("operator",),
+    "GetUsageReport": ("operator", "auditor"),
+}
+
+
+@pytest.fixture
+async def door(database, tmp_path):
+    """A service that knows a caller of each role."""
+    async with opened(database, tmp_path / "identities.toml", EVERY_ROLE) as door:
+        yield door
+
+
+async def every_call(door, user_id):
+    """A request for each call that succeeds, whoever may make it."""
+    spend = await door.call(
+        "SpendCredits",
+        pb.SpendCreditsRequest(user_id=str(user_id), amount=5, idempotency_key="spend:1:1"),
+        bearer("operator"),
+    )
+    held, released = [
+        await door.call(
+            "HoldCredits",
+            pb.HoldCreditsRequest(user_id=str(user_id), amount=1, idempotency_key=key),
+            bearer("operator"),
+        )
+        for key in ("hold:1:1", "hold:2:1")
+    ]
+    bought = pb.PurchaseCreditsRequest(
+        user_id=str(user_id), amount=5, idempotency_key="bought", payment=payment("sold")
+    )
+    await door.call("PurchaseCredits", bought, bearer("operator"))
+    user = {"user_id": str(user_id)}
+    this = {**user, "hold_id": held.hold.id}
+    write = {**user, "idempotency_key": "the key"}
+    return {
+        "GetUserCredit": pb.GetUserCreditRequest(**user),
+        "ListPrices": pb.ListPricesRequest(),
+        "QuoteCost": pb.QuoteCostRequest(items=[pb.Charge(operation="render")], **user),
+        "GetTransaction": pb.GetTransactionRequest(idempotency_key="spend:1:1", **user),
+        "GetTransactionHistory": pb.GetTransactionHistoryRequest(**user),
+        "SpendCredits": pb.SpendCreditsRequest(**{**write, "idempotency_key": "2"}, amount=1),
+        "RefundCredits": pb.RefundCreditsRequest(**write, transaction_id=spend.transaction.id),
+        "PurchaseCredits": pb.PurchaseCreditsRequest(
+            **{**write, "idempotency_key": "3"}, amount=1, payment=payment()
+        ),
+        "ReversePurchase": pb.ReversePurchaseRequest(
+            payment_ref=bought.payment.ref,
+            reversal_ref="re_1",
+            revision=1,
+            reversed_minor=1,
+            paid_minor=1,
+            currency="eur",
+            reason="refund",
+        ),
+        "GetHold": pb.GetHoldRequest(**this),
+        "ListHolds": pb.ListHoldsRequest(**user),
+        "HoldCredits": pb.HoldCreditsRequest(**{**write, "idempotency_key": "4"}, amount=1),
+        "ExtendHold": pb.ExtendHoldRequest(**this),
+        "CaptureHold": pb.CaptureHoldRequest(**this, idempotency_key="5"),
+        "ReleaseHold": pb.ReleaseHoldRequest(**user, hold_id=released.hold.id, idempotency_key="6"),
+        "BatchSpendCredits": pb.BatchSpendCreditsRequest(
+            items=[pb.BatchSpendItem(**user, amount=1, idempotency_key="7")],
+            mode=pb.BATCH_MODE_ATOMIC,
+        ),
+        "WatchUserCredit": pb.WatchUserCreditRequest(**user),
+        "GrantCredits": pb.GrantCreditsRequest(
+            **user, amount=1, reason="goodwill", idempotency_key="8"
+        ),
+        "GetUsageReport": pb.GetUsageReportRequest(
+            start_time={"seconds": 1}, end_time={"seconds": 2}
+        ),
+        "SetAccountPolicy": pb.SetAccountPolicyRequest(**user, frozen=False),
+    }
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_each_role_may_make_its_calls_and_no_other(role, door, database):
+    requests = await every_call(door, await database.user(100))
+    assert requests.keys() == {
+        method.name for method in pb.DESCRIPTOR.services_by_name["CreditService"].methods
+    }
+    before = await database.book()
+    for name, request in requests.items():
+        if role in MAY_CALL[name]:
+            continue
+        answer = await door.refusal(name, request, bearer(role))
+        assert answer.code is grpc.StatusCode.PERMISSION_DENIED, name
+        assert (answer.reason, answer.domain) == ("PERMISSION_DENIED", "credit_service")
+        assert answer.message == f"A caller with the role {role} may not call {name}."
+        assert answer.facts == {"role": role, "action": f"call {name}"}
+    assert await database.book() == before
+    for name, request in requests.items():
+        if role in MAY_CALL[name]:
+            await door.call(name, request, bearer(role))
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_only_those_who_may_list_the_history_get_it_with_the_account(role, door, database):
+    user_id = await database.user(100)
+    plain = pb.GetUserCreditRequest(user_id=str(user_id))
+    with_history = pb.GetUserCreditRequest(user_id=str(user_id), history_size=1)
+    assert not (await door.call("GetUserCredit", plain, bearer(role))).credit.transaction_history
+    if role in MAY_CALL["GetTransactionHistory"]:
+        answer = await door.call("GetUserCredit", with_history, bearer(role))
+        assert len(answer.credit.transaction_history) == 1
+    else:
+        answer = await door.refusal("GetUserCredit", with_history, bearer(role))
+        assert answer.code is grpc.StatusCode.PERMISSION_DENIED
+        assert answer.message == f"A caller with the role {role} may not read the history."
+
+
+async def test_only_an_operator_refunds_without_naming_a_spend(door, database):
+    user_id = await database.user(100)
+    request = pb.RefundCreditsRequest(user_id=str(user_id), amount=5, idempotency_key="goodwill")
+    before = await database.book()
+    answer = await door.refusal("RefundCredits", request, bearer("worker"))
+    assert answer.code is grpc.StatusCode.PERMISSION_DENIED
+    assert answer.message == "A caller with the role worker may not refund without naming a spend."
+    assert await database.book() == before
+    assert (await door.call("RefundCredits", request, bearer("operator"))).credit.balance == 105
+
+
+async def test_only_an_operator_adds_credits_without_a_payment(door, database):
+    user_id = await database.user()
+    request = pb.PurchaseCreditsRequest(user_id=str(user_id), amount=5, idempotency_key="given")
+    before = await database.book()
+    answer = await door.refusal("PurchaseCredits", request, bearer("bridge"))
+    assert answer.code is grpc.StatusCode.PERMISSION_DENIED
+    assert answer.message == "A caller with the role bridge may not purchase without a payment."
+    assert await database.book() == before
+    assert (await door.call("PurchaseCredits", request, bearer("operator"))).credit.balance == 5
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        None,
+        "",
+        "token of operator",
+        "Basic token of operator",
+        "Bearer",
+        "Bearer ",
+        "Bearertoken of operator",
+        "Bearer unknown",
+        "Bearer token of operator, Bearer token of operator",
+        f"Bearer {sha256('token of operator')}",
+    ],
+)
+async def test_without_a_known_token_every_call_is_refused(authorization, door, database):
+    metadata = () if authorization is None else (("authorization", authorization),)
+    requests = await every_call(door, await database.user(100))
+    before = await database.book()
+    for name, request in requests.items():
+        answer = await door.refusal(name, request, metadata)
+        assert answer.code is grpc.StatusCode.UNAUTHENTICATED, name
+        assert (answer.reason, answer.domain) == ("UNAUTHENTICATED", "credit_service")
+        assert answer.message.endswith(".")
+        assert "token of operator" not in answer.message
+    assert await database.book() == before
+
+
+async def test_a_refused_caller_does_not_learn_whether_its_request_was_well_formed(door):
+    garbage = door.channel.unary_unary("/credit_service.v1.CreditService/SpendCredits")
+    for metadata in ((), bearer("auditor")):
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await garbage(b"\xff", metadata=metadata, timeout=10)
+        assert failure.value.code() in {
+            grpc.StatusCode.UNAUTHENTICATED,
+            grpc.StatusCode.PERMISSION_DENIED,
+        }
+
+
+async def test_the_scheme_of_the_authorization_may_be_written_in_any_case(door):
+    for scheme in ("bearer", "BEARER", "Bearer "):
+        metadata = (("authorization", f"{scheme} token of auditor"),)
+        assert (await door.call("ListPrices", pb.ListPricesRequest(), metadata)).prices
+
+
+async def test_health_is_open_to_everybody(door):
+    for metadata in ((), (("authorization", "Bearer unknown"),), bearer("worker")):
+        answer = await door.health.Check(health_pb2.HealthCheckRequest(), metadata=metadata)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        watch = door.health.Watch(health_pb2.HealthCheckRequest(), metadata=metadata)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
+
+
+async def test_reflection_is_for_operators(door):
+    listed = await door.reflect(bearer("operator"))
+    assert {"credit_service.v1.CreditService", "grpc.health.v1.Health"} <= set(listed)
+    for role in set(ROLES) - {"operator"}:
+        answer = await door.reflection_refusal(bearer(role))
+        assert answer.code is grpc.StatusCode.PERMISSION_DENIED
+        assert answer.message == f"A caller with the role {role} may not call ServerReflectionInfo."
+    answer = await door.reflection_refusal()
+    assert (answer.code, answer.reason) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
+
+
+async def test_an_unknown_method_is_unimplemented_with_and_without_credentials(door):
+    for path in ("/credit_service.v1.CreditService/Steal", "/other.Service/SpendCredits"):
+        for metadata in ((), bearer("operator")):
+            with pytest.raises(grpc.aio.AioRpcError) as failure:
+                await door.channel.unary_unary(path)(b"", metadata=metadata, timeout=10)
+            assert failure.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("missing", MAY_CALL)
+async def test_a_call_without_a_row_in_the_table_stops_the_start(missing, database, monkeypatch):
+    left = {right: who for right, who in access.RIGHTS.items() if not right.endswith("/" + missing)}
+    monkeypatch.setattr(access, "RIGHTS", left)
+    with pytest.raises(StartRefusedError, match=f"{missing} has no row"):
+        async with running(server_settings(database.service_url)):
+            pass
+
+
+def test_a_right_that_nobody_wrote_down_is_denied_to_everybody():
+    for role in ROLES:
+        with pytest.raises(PermissionDenied):
+            Caller("a", role).require("/credit_service.v1.CreditService/NewCall")
+
+
+async def test_every_entry_keeps_the_name_of_its_caller(door, database):
+    user_id = str(await database.user())
+    bought = await door.call(
+        "PurchaseCredits",
+        pb.PurchaseCreditsRequest(
+            user_id=user_id, amount=10, idempotency_key="1", payment=payment()
+        ),
+        bearer("bridge"),
+    )
+    spent = await door.call(
+        "SpendCredits",
+        pb.SpendCreditsRequest(user_id=user_id, amount=3, idempotency_key="2"),
+        bearer("worker"),
+    )
+    refund = await door.call(
+        "RefundCredits",
+        pb.RefundCreditsRequest(
+            user_id=user_id, transaction_id=spent.transaction.id, idempotency_key="3"
+        ),
+        bearer("operator"),
+    )
+    callers = [answer.transaction.caller for answer in (bought, spent, refund)]
+    assert callers == ["the-bridge", "the-worker", "the-operator"]
+    rows = await database.fetch("SELECT caller FROM credit_transactions ORDER BY seq")
+    assert [row["caller"] for row in rows] == callers
+
+
+async def test_without_identities_every_caller_is_the_operator_local(service, database):
+    client = await service.client(token="whatever")
+    bought = await client.purchase_credits(await database.user(), 5, payment=None)
+    assert bought.transaction.caller == "local"
+
+
+async def test_callers_of_different_roles_at_the_same_time_are_not_mixed_up(door, database):
+    user_id = str(await database.user())
+
+    async def purchase(role, number):
+        request = pb.PurchaseCreditsRequest(
+            user_id=user_id, amount=1, idempotency_key=f"{role} {number}"
+        )
+        if role == "operator":
+            return (
+                await door.call("PurchaseCredits", request, bearer(role))
+            ).transaction.caller == "the-operator"
+        answer = await door.refusal("PurchaseCredits", request, bearer(role))
+        return answer.code is grpc.StatusCode.PERMISSION_DENIED
+
+    calls = [purchase(role, number) for number in range(20) for role in ("operator", "bridge")]
+    assert all(await asyncio.gather(*calls))
+    assert not await database.faults()

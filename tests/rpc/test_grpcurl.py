@@ -1,0 +1,216 @@
+"""Operators at a command line: clients that know nothing but what reflection tells them."""
+
+import asyncio
+import base64
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from google.rpc import error_details_pb2
+from kit.harness import running, server_settings
+
+from credit_service.rpc.access import Doorkeeper
+
+SERVICE = "credit_service.v1.CreditService"
+METHODS = (
+    "GetTransaction",
+    "GetTransactionHistory",
+    "GetUserCredit",
+    "ListPrices",
+    "PurchaseCredits",
+    "QuoteCost",
+    "RefundCredits",
+    "SpendCredits",
+)
+
+
+@dataclass
+class Told:
+    """What a command printed, and whether it was content."""
+
+    ok: bool
+    output: str
+
+    @property
+    def message(self) -> dict:
+        assert self.ok, self.output
+        return json.loads(self.output)
+
+
+async def run(*command: str) -> Told:
+    told = await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, check=False, timeout=60
+    )
+    return Told(told.returncode == 0, told.stdout + told.stderr)
+
+
+class Grpcurl:
+    """grpcurl, as README.md shows it."""
+
+    unauthenticated = "Unauthenticated"
+
+    def __init__(self, target: str, token: str | None) -> None:
+        self._program = shutil.which("grpcurl")
+        if self._program is None:
+            pytest.skip("grpcurl is not installed")
+        header = ("-H", f"authorization: Bearer {token}") if token else ()
+        self._options = ("-plaintext", *header)
+        self._target = target
+
+    async def methods(self) -> Told:
+        return await run(self._program, *self._options, self._target, "list", SERVICE)
+
+    async def describe(self, symbol: str) -> Told:
+        return await run(self._program, *self._options, self._target, "describe", symbol)
+
+    async def call(self, method: str, **request: object) -> Told:
+        data = ("-d", json.dumps(request))
+        where = (self._target, f"{SERVICE}/{method}")
+        return await run(self._program, *self._options, *data, *where)
+
+
+class BufCurl:
+    """buf curl, which comes with the development tools."""
+
+    # It takes the code for one of its own registry.
+    unauthenticated = "not authenticated"
+
+    def __init__(self, target: str, token: str | None) -> None:
+        header = ("--header", f"authorization: Bearer {token}") if token else ()
+        self._target = f"http://{target}"
+        self._command = (
+            str(Path(sys.executable).with_name("buf")),
+            *("curl", "--protocol", "grpc", "--http2-prior-knowledge", *header),
+            *(("--reflect-header", header[1]) if header else ()),
+        )
+
+    async def methods(self) -> Told:
+        return await run(*self._command, "--list-methods", self._target)
+
+    async def call(self, method: str, **request: object) -> Told:
+        data = ("--data", json.dumps(request))
+        return await run(*self._command, *data, f"{self._target}/{SERVICE}/{method}")
+
+
+CLIENTS = pytest.mark.parametrize("program", [Grpcurl, BufCurl], ids=["grpcurl", "buf"])
+
+
+@pytest.fixture
+async def guarded(database, tmp_path):
+    """A service that knows an operator and a worker by their tokens."""
+    file = tmp_path / "identities.toml"
+    file.write_text(
+        "\n".join(
+            f'[[identity]]\nname = "{role}"\nrole = "{role}"\n'
+            f'token_sha256 = "{hashlib.sha256(f"{role}-token".encode()).hexdigest()}"'
+            for role in ("operator", "worker")
+        )
+    )
+    settings = server_settings(database.service_url, doorkeeper=Doorkeeper(file))
+    async with running(settings) as service:
+        yield service
+
+
+@CLIENTS
+async def test_reflection_lists_every_call(service, program):
+    told = await program(service.target, None).methods()
+    assert told.ok, told.output
+    for method in METHODS:
+        assert method in told.output
+
+
+async def test_reflection_describes_the_messages(service):
+    told = await Grpcurl(service.target, None).describe("credit_service.v1.SpendCreditsRequest")
+    assert told.ok, told.output
+    for field in ("oneof price", "optional int64 expected_cost", "map<string, string> metadata"):
+        assert field in told.output
+    health = await Grpcurl(service.target, None).describe("grpc.health.v1.Health")
+    assert "rpc Check" in health.output
+
+
+@CLIENTS
+async def test_an_operator_buys_spends_refunds_and_reads(service, database, program):
+    user_id = str(await database.user())
+    caller = program(service.target, None)
+    bought = await caller.call(
+        "PurchaseCredits",
+        user_id=user_id,
+        amount=100,
+        payment={"ref": "pi_1", "amount_minor": 999, "currency": "eur"},
+        idempotency_key="buy:1",
+    )
+    assert bought.message["credit"]["balance"] == "100"
+    assert bought.message["transaction"]["type"] == "TRANSACTION_TYPE_PURCHASE"
+    spend = {"user_id": user_id, "charge": {"operation": "render"}, "idempotency_key": "spend:1"}
+    spent = await caller.call("SpendCredits", **spend)
+    assert spent.message["credit"]["balance"] == "95"
+    assert (await caller.call("SpendCredits", **spend)).message["replayed"] is True
+    refunded = await caller.call(
+        "RefundCredits",
+        user_id=user_id,
+        transaction_id=spent.message["transaction"]["id"],
+        idempotency_key="refund:1",
+    )
+    assert refunded.message["credit"]["balance"] == "100"
+    history = await caller.call("GetTransactionHistory", user_id=user_id)
+    assert [entry["seq"] for entry in history.message["transactions"]] == ["3", "2", "1"]
+    assert not await database.faults()
+
+
+async def refused_spend(program, service, database) -> Told:
+    told = await program(service.target, None).call(
+        "SpendCredits",
+        user_id=str(await database.user(3)),
+        charge={"operation": "stem_separation"},
+        idempotency_key="spend:1",
+    )
+    assert not told.ok
+    assert "10 credits are needed and 3 are available" in told.output
+    return told
+
+
+async def test_grpcurl_shows_reason_and_figures_of_a_refusal(service, database):
+    told = await refused_spend(Grpcurl, service, database)
+    assert "Code: FailedPrecondition" in told.output
+    assert '"reason": "INSUFFICIENT_CREDITS"' in told.output
+    assert '"shortfall": "7"' in told.output
+    wrong = await Grpcurl(service.target, None).call("GetUserCredit", user_id="42")
+    assert not wrong.ok
+    assert "must be a UUID such as" in wrong.output
+    assert "google.rpc.BadRequest" in wrong.output
+
+
+async def test_buf_shows_the_details_of_a_refusal(service, database):
+    told = json.loads((await refused_spend(BufCurl, service, database)).output)
+    assert told["code"] == "failed_precondition"
+    (detail,) = told["details"]
+    assert detail["type"] == "google.rpc.ErrorInfo"
+    packed = base64.b64decode(detail["value"] + "=" * (-len(detail["value"]) % 4))
+    info = error_details_pb2.ErrorInfo.FromString(packed)
+    assert (info.reason, info.metadata["shortfall"]) == ("INSUFFICIENT_CREDITS", "7")
+
+
+@CLIENTS
+async def test_a_token_opens_the_door_and_none_is_told_so(guarded, database, program):
+    user_id = str(await database.user(5))
+    read = await program(guarded.target, "operator-token").call("GetUserCredit", user_id=user_id)
+    assert read.message["credit"]["balance"] == "5"
+    for token in (None, "wrong"):
+        told = await program(guarded.target, token).methods()
+        assert not told.ok
+        assert program.unauthenticated in told.output
+
+
+@CLIENTS
+async def test_reflection_is_for_operators(guarded, program):
+    assert (await program(guarded.target, "operator-token").methods()).ok
+    told = await program(guarded.target, "worker-token").methods()
+    assert not told.ok
+    assert "permission" in told.output.lower()
+    assert "a caller with the role worker may not call" in told.output.lower()
+    assert "SpendCredits" not in told.output

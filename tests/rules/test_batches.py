@@ -1,0 +1,195 @@
+"""What the rules write, and how the commands of one batch meet."""
+
+from datetime import timedelta
+
+import pytest
+from kit.desks import (
+    ALICE,
+    BOB,
+    NOON,
+    PARTLY_BACK,
+    PRICES,
+    SPENT,
+    TERMS,
+    answer,
+    charge,
+    given,
+    purchase,
+    refund,
+    spend,
+)
+
+from credit_service.errors import InsufficientCredits, PaymentReused
+from credit_service.rules.decide import Desk, Terms
+from credit_service.rules.model import Account, Entry, Payment, Purchased, transaction_id
+
+FACTS = {
+    "description": "a mix",
+    "reference": "job 7",
+    "metadata": {"track": "12"},
+    "caller": "worker-3",
+}
+
+
+def entry(**rest):
+    """An entry of a user whose book had three and whose account held 5 of 105 credits."""
+    empty = dict.fromkeys(Entry._fields)
+    common = {
+        "user_id": ALICE,
+        "seq": 4,
+        "held_change": 0,
+        "held_after": 5,
+        "timestamp": NOON,
+        "idempotency_key": "new",
+    }
+    return Entry(**empty | common | FACTS | rest)
+
+
+@pytest.mark.parametrize(
+    ("command", "kept"),
+    [
+        (
+            purchase(7, ref="pi_1", **FACTS),
+            entry(
+                type="purchase",
+                call="PurchaseCredits",
+                amount=7,
+                requested_amount=7,
+                balance_change=7,
+                balance_after=112,
+                payment=Payment("pi_1", 999, "eur"),
+            ),
+        ),
+        (
+            spend(7, **FACTS),
+            entry(
+                type="spend",
+                call="SpendCredits",
+                amount=7,
+                requested_amount=7,
+                balance_change=-7,
+                balance_after=98,
+                floor=-1,
+            ),
+        ),
+        (
+            charge("render", 3, expected_cost=15, **FACTS),
+            entry(
+                type="spend",
+                call="SpendCredits",
+                amount=15,
+                balance_change=-15,
+                balance_after=90,
+                floor=-1,
+                operation="render",
+                quantity=3,
+                unit_cost=5,
+                price_version=PRICES.version,
+            ),
+        ),
+        (
+            refund(1, **FACTS),
+            entry(
+                type="refund",
+                call="RefundCredits",
+                amount=10,
+                balance_change=10,
+                balance_after=115,
+                operation="render",
+                related_seq=1,
+            ),
+        ),
+        (
+            refund(1, 4, **FACTS),
+            entry(
+                type="refund",
+                call="RefundCredits",
+                amount=4,
+                requested_amount=4,
+                balance_change=4,
+                balance_after=109,
+                operation="render",
+                related_seq=1,
+            ),
+        ),
+        (
+            refund(None, 4, **FACTS),
+            entry(
+                type="refund",
+                call="RefundCredits",
+                amount=4,
+                requested_amount=4,
+                balance_change=4,
+                balance_after=109,
+            ),
+        ),
+    ],
+    ids=["purchase", "spend", "charge", "refund of all", "partial refund", "refund of no spend"],
+)
+def test_an_entry_keeps_what_was_asked_and_what_it_did(command, kept):
+    desk = given(10, charge("render", 2, "k")).desk(same_batch=False)
+    desk.accounts[ALICE] = Account(ALICE, 105, 5, 3, NOON)
+    desk.now = NOON
+    assert answer(desk, command, Terms(PRICES, -1)).entry == kept
+    assert desk.posted == [kept]
+
+
+EARLIER, LATER = NOON - timedelta(seconds=1), NOON + timedelta(seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("last_updated", "written"),
+    [(None, NOON), (EARLIER, NOON), (NOON, NOON), (LATER, LATER)],
+    ids=["first entry", "clock moved on", "clock stood", "clock was set back"],
+)
+def test_time_never_runs_backwards_in_an_account(last_updated, written):
+    desk = Desk(NOON, {ALICE: Account(ALICE, last_updated=last_updated), BOB: Account(BOB)})
+    first = answer(desk, purchase(1, "k1"), TERMS)
+    second = answer(desk, purchase(1, "k2"), TERMS)
+    assert first.entry.timestamp == second.entry.timestamp == written
+    assert desk.accounts[ALICE].last_updated == written
+    assert answer(desk, purchase(1, user=BOB), TERMS).entry.timestamp == NOON
+
+
+def test_a_refused_key_works_after_a_top_up():
+    desk = given(0).desk(same_batch=True)
+    assert isinstance(answer(desk, SPENT, TERMS), InsufficientCredits)
+    answer(desk, purchase(10), TERMS)
+    outcome = answer(desk, SPENT, TERMS)
+    assert (outcome.replayed, outcome.account.balance) == (False, 0)
+
+
+def test_two_commands_with_one_key_in_one_batch_are_one():
+    desk = given(30).desk(same_batch=True)
+    first, second = answer(desk, SPENT, TERMS), answer(desk, SPENT, TERMS)
+    assert (first.replayed, second.replayed) == (False, True)
+    assert (second.entry, second.account.balance) == (first.entry, 20)
+    third = answer(desk, spend(11, "k"), TERMS)
+    assert (third.field, third.transaction_id) == ("amount", transaction_id(ALICE, 1))
+    assert desk.posted == [first.entry]
+
+
+def test_one_payment_in_one_batch_is_credited_once():
+    desk = given().desk(same_batch=True)
+    first = answer(desk, purchase(5, "k1", "pi_1"), TERMS)
+    second = answer(desk, purchase(5, "k2", "pi_1"), TERMS)
+    assert (second.entry, second.replayed) == (first.entry, True)
+    assert isinstance(answer(desk, purchase(5, "k1", "pi_1", user=BOB), TERMS), PaymentReused)
+    assert list(desk.bought) == ["pi_1"]
+    assert desk.bought["pi_1"] == Purchased(ALICE, 1, 5, first.entry)
+
+
+def test_refunds_of_one_spend_in_one_batch_are_written_as_one_sum():
+    desk = PARTLY_BACK.desk(same_batch=False)
+    answer(desk, refund(1, 1, "r2"), TERMS)
+    answer(desk, refund(1, 2, "r3"), TERMS)
+    assert [spent.refunded for spent in desk.refunded.values()] == [7]
+
+
+def test_what_is_only_validated_is_not_there_for_those_behind_it():
+    desk = given(0).desk(same_batch=True)
+    checked = answer(desk, purchase(10, "k", "pi_1", validate_only=True), TERMS)
+    assert (checked.entry.balance_after, checked.account.balance) == (10, 0)
+    assert isinstance(answer(desk, spend(1, "k"), TERMS), InsufficientCredits)
+    assert not answer(desk, purchase(9, "k", "pi_1", user=BOB), TERMS).replayed
+    assert len(desk.posted) == 1

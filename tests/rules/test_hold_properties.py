@@ -1,0 +1,187 @@
+"""The rules of holds against the model: random batches, repeated, altered, and time moving on.
+
+Every ordinary run draws the same examples (derandomized); with `--long` they are drawn anew.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+from model.drawn_holds import (
+    ALICE,
+    CAP,
+    POLICIES,
+    TERMS,
+    UNIT_COSTS,
+    Again,
+    as_command,
+    as_done,
+    as_line,
+    as_refused,
+    asked,
+    opening,
+    steps,
+)
+from model.holds import ModelHolds, Refused, Request
+
+from credit_service.errors import Refusal
+from credit_service.rules import holds
+from credit_service.rules.decide import Desk, decide
+from credit_service.rules.model import (
+    Account,
+    Capture,
+    Extend,
+    Refund,
+    Release,
+    Spent,
+)
+
+SINCE = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """So many seconds after the one before."""
+
+    seconds: int
+    steps: list[Request | Again]
+
+
+class Book:
+    """What was written, and what a batch is given back of it: no more than it refers to."""
+
+    def __init__(self):
+        self.account = Account(ALICE)
+        self.entries = {}
+        self.refunded = {}
+        self.holds = {}
+
+    def desk(self, now, commands):
+        keys = {getattr(command, "idempotency_key", None) for command in commands}
+        by_key = {
+            (ALICE, entry.idempotency_key): entry
+            for entry in self.entries.values()
+            if entry.idempotency_key in keys and entry.idempotency_key is not None
+        }
+        spends = {c.spend_seq for c in commands if isinstance(c, Refund)}
+        named = {c.hold_seq for c in commands if isinstance(c, Capture | Release | Extend)}
+        named |= {entry.hold_seq for entry in by_key.values()}
+        recalled = {seq: hold for seq, hold in self.holds.items() if seq in named}
+        ended = {
+            (ALICE, seq): self.entries[hold.settled_seq]
+            for seq, hold in recalled.items()
+            if hold.settled_seq is not None
+        }
+        due = self.account.next_hold_expiry
+        if due is not None and due <= now:
+            recalled |= {seq: hold for seq, hold in self.holds.items() if hold.state == "held"}
+        desk = Desk(
+            now,
+            {ALICE: self.account},
+            by_key=by_key,
+            spends={
+                (ALICE, seq): Spent(self.entries[seq], self.refunded.get(seq, 0))
+                for seq in spends & self.entries.keys()
+            },
+            holds={(ALICE, seq): hold for seq, hold in recalled.items()},
+            ended=ended,
+        )
+        holds.expire_due(desk, ALICE)
+        return desk
+
+    def write(self, desk):
+        for entry in desk.posted:
+            assert entry.seq not in self.entries
+            self.entries[entry.seq] = entry
+        # What is not touched is not written.
+        if ALICE in desk.touched:
+            self.account = desk.accounts[ALICE]
+        self.refunded |= {seq: spent.refunded for (_, seq), spent in desk.refunded.items()}
+        self.holds |= {seq: hold for (_, seq), hold in desk.changed_holds.items()}
+
+    def adds_up(self):
+        account, entries = self.account, [self.entries[seq + 1] for seq in range(self.account.seq)]
+        assert len(entries) == len(self.entries)
+        assert account.balance == sum(entry.balance_change for entry in entries)
+        assert account.held == sum(entry.held_change for entry in entries) >= 0
+        opened = [hold for hold in self.holds.values() if hold.state == "held"]
+        assert account.held == sum(hold.amount for hold in opened)
+        assert account.open_holds == len(opened) <= CAP
+        assert (account.next_hold_expiry is None) == (not opened)
+        if opened:
+            assert account.next_hold_expiry <= min(hold.expires_at for hold in opened)
+        for hold in self.holds.values():
+            about = [entry for entry in entries if entry.hold_seq == hold.seq]
+            ends = [entry for entry in about if entry.held_change < 0]
+            captures = [entry for entry in about if entry.type == "capture"]
+            assert [entry.seq for entry in ends] == ([hold.settled_seq] if hold.settled_seq else [])
+            assert [entry.seq for entry in captures] == (
+                [hold.captured_seq] if hold.captured_seq else []
+            )
+            assert hold.captured == sum(entry.amount for entry in captures)
+            assert hold.expires_at - hold.created_at <= timedelta(hours=72)
+
+
+def rules_agree_with_the_model(credits_, batches):
+    book, model, earlier, now = Book(), ModelHolds(UNIT_COSTS, cap=CAP), [], 0
+    for batch in [Batch(0, opening(credits_)), *batches]:
+        now += batch.seconds
+        requests = asked(batch.steps, earlier)
+        commands = [as_command(request) for request in requests]
+        desk = book.desk(SINCE + timedelta(seconds=now), commands)
+        for request, command in zip(requests, commands, strict=True):
+            before = repr(desk)
+            try:
+                outcome = decide(desk, command, TERMS)
+            except Refusal as refusal:
+                answer = as_refused(refusal)
+                event(refusal.reason)
+            else:
+                answer = as_done(outcome, request)
+                event(f"{request.call} {'again' if answer.replayed else 'new'}")
+                if outcome.late:
+                    event("late")
+            assert answer == model.take(request, now)
+            if isinstance(answer, Refused) or answer.replayed or request.validate_only:
+                assert repr(desk) == before
+            account = desk.accounts[ALICE]
+            assert (account.balance, account.held) == (model.balance, model.held)
+            assert account.open_holds == len(model.open)
+        if requests:
+            assert [as_line(entry) for entry in desk.posted] == [
+                line for _, line in model.lines[book.account.seq :]
+            ]
+            book.write(desk)
+            book.adds_up()
+            for seq, hold in book.holds.items():
+                assert hold.expires_at == SINCE + timedelta(seconds=model.ends[seq])
+
+
+_BATCHES = st.lists(
+    st.builds(
+        Batch,
+        st.sampled_from([0, 1, 1, 2, 5, 80_000]),
+        st.lists(
+            steps(st.sampled_from([1, 2, 3, 10, 10, 86_400])) | POLICIES, min_size=1, max_size=6
+        ),
+    ),
+    min_size=3,
+    max_size=12,
+)
+_OPENINGS = st.sampled_from([4, 10, 10, 30])
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(_OPENINGS, _BATCHES)
+def test_the_rules_of_holds_agree_with_the_model(credits_, batches):
+    rules_agree_with_the_model(credits_, batches)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@settings(deadline=None, database=None, max_examples=4_000)
+@given(_OPENINGS, _BATCHES)
+def test_the_rules_of_holds_agree_with_the_model_over_many_sequences(credits_, batches):
+    rules_agree_with_the_model(credits_, batches)
