@@ -1,7 +1,7 @@
-"""Everything that may go wrong for a caller, each with its reason and its facts.
+"""Every error that a caller can get, each with its reason and its figures.
 
-The docstring of a class says what happened and what the caller does next. `status` carries these
-errors across the wire in both directions, so a worker catches the same classes the service raises.
+The docstring of a class says what happened and what the caller should do next. `status` turns these
+errors into gRPC statuses and back, so a worker catches the same classes that the service raises.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import ClassVar
 
 @dataclass(eq=False)
 class CreditError(Exception):
-    """Any answer that is not OK. `reason` is its name on the wire, its fields are its facts."""
+    """Any answer other than OK. `reason` is its name on the wire; its fields are the figures."""
 
     reason: ClassVar[str]
     text: ClassVar[str]
@@ -22,17 +22,21 @@ class CreditError(Exception):
         return self.text.format(**vars(self))
 
     def __reduce__(self) -> tuple[type[CreditError], tuple[object, ...]]:
-        """Lets a pool of processes hand it over, which sends errors pickled."""
+        """Makes the error picklable, so that a process pool can pass it on."""
         return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
 
 class Refusal(CreditError):
-    """A definite no: nothing was written, and time alone will not change the answer."""
+    """A definite no: nothing was written, and the same call would be refused again.
+
+    Something must change first: the request, the account or the price. Only a `LimitReached` can
+    also end by itself; its `retry_ms` says when.
+    """
 
 
 @dataclass(eq=False)
 class InvalidRequest(Refusal):
-    """A field is missing or malformed. Mend the call; `field` names the place."""
+    """A field is missing or malformed. Correct the request; `field` is the path of the field."""
 
     reason = "INVALID_REQUEST"
     text = "{field}: {problem}"
@@ -42,7 +46,7 @@ class InvalidRequest(Refusal):
 
 @dataclass(eq=False)
 class InsufficientCredits(Refusal):
-    """The credits are not there. Ask the user to buy `shortfall` more; do no work."""
+    """Too few credits are available. Do no work; the user must buy `shortfall` more first."""
 
     reason = "INSUFFICIENT_CREDITS"
     text = (
@@ -57,7 +61,7 @@ class InsufficientCredits(Refusal):
 
 @dataclass(eq=False)
 class PriceChanged(Refusal):
-    """The cost is no longer the expected one. Show the new `cost` and ask again."""
+    """The cost is not the expected one. Show the new `cost` to the user and ask again."""
 
     reason = "PRICE_CHANGED"
     text = "The cost is now {cost} credits (price list {price_version}); confirm it and call again."
@@ -67,15 +71,15 @@ class PriceChanged(Refusal):
 
 @dataclass(eq=False)
 class AccountFrozen(Refusal):
-    """The account is frozen: no spend and no hold. Ask an operator; do no work."""
+    """The account is frozen and cannot spend or hold. Do no work; ask an operator."""
 
     reason = "ACCOUNT_FROZEN"
-    text = "The account is frozen; an operator must release it first."
+    text = "The account is frozen; an operator must unfreeze it first."
 
 
 @dataclass(eq=False)
 class HoldNotActive(Refusal):
-    """The hold has ended, as `state` says. CAPTURED means that the work is paid."""
+    """The hold has already ended, as `state` says. CAPTURED means that the work is paid."""
 
     reason = "HOLD_NOT_ACTIVE"
     text = "The hold is {state} and no longer active."
@@ -84,7 +88,7 @@ class HoldNotActive(Refusal):
 
 @dataclass(eq=False)
 class HoldExpired(Refusal):
-    """The hold expired and its credits are gone. The work cannot be paid from it."""
+    """The hold has expired and its credits are gone. It can no longer pay for the work."""
 
     reason = "HOLD_EXPIRED"
     text = "The hold has expired and its credits are no longer available."
@@ -92,30 +96,30 @@ class HoldExpired(Refusal):
 
 @dataclass(eq=False)
 class RefundExceedsSpend(Refusal):
-    """More than is left of the spend. `refundable` credits can still be given back."""
+    """The refund is larger than what is left of the spend, which is `refundable` credits."""
 
     reason = "REFUND_EXCEEDS_SPEND"
-    text = "Only {refundable} credits of this spend are left to refund."
+    text = "Only {refundable} credits of this spend can still be refunded."
     refundable: int
 
 
 @dataclass(eq=False)
 class BalanceLimitExceeded(Refusal):
-    """The balance would leave the range the book can hold. Look for a wrong amount."""
+    """The balance would pass the limit of what an account can hold. Check the amount."""
 
     reason = "BALANCE_LIMIT_EXCEEDED"
-    text = "The balance of {balance} would go beyond {limit}; check the amount."
+    text = "The balance is {balance} credits and would pass the limit of {limit}; check the amount."
     balance: int
     limit: int
 
 
 class NotFound(Refusal):
-    """The thing named does not exist for this user."""
+    """What the request names does not exist for this user."""
 
 
 @dataclass(eq=False)
 class UserNotFound(NotFound):
-    """The user is not in the user table. Check the id, or create the user first."""
+    """The user is not in `auth.users`. Check the id, or create the user first."""
 
     reason = "USER_NOT_FOUND"
     text = "There is no user {user_id}; check the id."
@@ -124,7 +128,7 @@ class UserNotFound(NotFound):
 
 @dataclass(eq=False)
 class UserDeleted(NotFound):
-    """The payment was credited to a user who has since been deleted. It is never credited again."""
+    """The payment was credited to a user who has been deleted. It is never credited again."""
 
     reason = "USER_DELETED"
     text = "Payment {payment_ref} was credited to a user who was deleted; nothing is left to do."
@@ -133,7 +137,7 @@ class UserDeleted(NotFound):
 
 @dataclass(eq=False)
 class PaymentNotFound(NotFound):
-    """No purchase was made for the payment. Credit it first, or find the right reference."""
+    """No purchase was made for the payment. Credit it first, or check its reference."""
 
     reason = "PAYMENT_NOT_FOUND"
     text = "No purchase was made for payment {payment_ref}."
@@ -142,7 +146,7 @@ class PaymentNotFound(NotFound):
 
 @dataclass(eq=False)
 class TransactionNotFound(NotFound):
-    """No such entry for this user. A write that left no entry did not happen."""
+    """The user has no such entry. A write that left no entry did not happen."""
 
     reason = "TRANSACTION_NOT_FOUND"
     text = "This user has no transaction {lookup}."
@@ -151,7 +155,7 @@ class TransactionNotFound(NotFound):
 
 @dataclass(eq=False)
 class HoldNotFound(NotFound):
-    """No such hold for this user."""
+    """The user has no such hold."""
 
     reason = "HOLD_NOT_FOUND"
     text = "This user has no hold {hold_id}."
@@ -159,14 +163,14 @@ class HoldNotFound(NotFound):
 
 
 class LimitReached(Refusal):
-    """A limit of the account is reached; `retry_ms` tells when it may be worth another try."""
+    """The account has reached a limit. In `retry_ms` milliseconds a retry may succeed."""
 
     retry_ms: int
 
 
 @dataclass(eq=False)
 class SpendLimitExceeded(LimitReached):
-    """The account may spend no more in this window. Try again when the next one begins."""
+    """The account has spent its limit for this window. Try again when the next one begins."""
 
     reason = "SPEND_LIMIT_EXCEEDED"
     text = (
@@ -185,26 +189,29 @@ class SpendLimitExceeded(LimitReached):
 
 @dataclass(eq=False)
 class TooManyHolds(LimitReached):
-    """The account has as many open holds as it may. Capture or release one, or wait."""
+    """The account has the maximum number of open holds. Capture or release one, or wait."""
 
     reason = "TOO_MANY_HOLDS"
-    text = "The account has {limit} open holds, which is the most; the next one may end by itself."
+    text = (
+        "The account has {limit} open holds, which is the maximum; capture or release one, or wait"
+        " until one expires."
+    )
     limit: int
     retry_ms: int
 
 
 class Conflict(Refusal):
-    """A name that may mean one thing only already means another."""
+    """A key, payment or reversal is already in use for something else."""
 
 
 @dataclass(eq=False)
 class IdempotencyKeyReused(Conflict):
-    """The key belongs to another request, which stays as it was. A mistake in the caller."""
+    """The key belongs to another request, which is unchanged. The caller has a bug."""
 
     reason = "IDEMPOTENCY_KEY_REUSED"
     text = (
         "This idempotency key was used for transaction {transaction_id}, which differs in {field}; "
-        "use a new key for a new intent."
+        "use a new key for a new request."
     )
     field: str
     transaction_id: str
@@ -212,7 +219,7 @@ class IdempotencyKeyReused(Conflict):
 
 @dataclass(eq=False)
 class PaymentReused(Conflict):
-    """The payment was credited to another user or with another amount. A person must look."""
+    """The payment was credited to another user or with another amount. A person must decide."""
 
     reason = "PAYMENT_REUSED"
     text = "Payment {payment_ref} was already credited with another {field}."
@@ -222,7 +229,7 @@ class PaymentReused(Conflict):
 
 @dataclass(eq=False)
 class ReversalReused(Conflict):
-    """This revision of the reversal was recorded with another `field`. A person must look."""
+    """The reversal was recorded before with another `field`. A person must decide."""
 
     reason = "REVERSAL_REUSED"
     text = "Reversal {reversal_ref} was already recorded with another {field}."
@@ -232,11 +239,12 @@ class ReversalReused(Conflict):
 
 @dataclass(eq=False)
 class PaymentMismatch(Refusal):
-    """An earlier reversal said that another sum was paid. A person must look."""
+    """An earlier reversal of the payment names another sum as paid. A person must decide."""
 
     reason = "PAYMENT_MISMATCH"
     text = (
-        "An earlier reversal of payment {payment_ref} says that {paid_minor} {currency} was paid."
+        "An earlier reversal of payment {payment_ref} says that {paid_minor} minor units of"
+        " {currency} were paid; both must name the same sum."
     )
     payment_ref: str
     paid_minor: int
@@ -245,19 +253,19 @@ class PaymentMismatch(Refusal):
 
 @dataclass(eq=False)
 class BatchAborted(Refusal):
-    """Another item of the atomic batch was refused, so this one was not done either."""
+    """Another item of the atomic batch was refused, so this one was not carried out either."""
 
     reason = "BATCH_ABORTED"
-    text = "Another item of this atomic batch was refused; nothing of the batch was done."
+    text = "Another item of this atomic batch was refused, so nothing was written."
 
 
 class Unavailable(CreditError):
-    """No final answer; the call may or may not have happened. Repeat it with the same key."""
+    """No final answer: the call may or may not have happened. Repeat it with the same key."""
 
 
 @dataclass(eq=False)
 class Overloaded(Unavailable):
-    """Too many calls are waiting; this one was not started. Repeat it a little later."""
+    """Too many calls are waiting, so this one was not started. Repeat it a little later."""
 
     reason = "OVERLOADED"
     text = "Too many calls are waiting; call again shortly with the same key."
@@ -265,7 +273,7 @@ class Overloaded(Unavailable):
 
 @dataclass(eq=False)
 class LedgerUnavailable(Unavailable):
-    """The book cannot be reached or is busy. Repeat the call with the same key."""
+    """The ledger cannot be reached or is busy. Repeat the call with the same key."""
 
     reason = "LEDGER_UNAVAILABLE"
     text = "The ledger cannot be reached; call again with the same key to learn the outcome."
@@ -276,7 +284,7 @@ class OutcomeUnknown(CreditError):
     """A write got no final answer: it may or may not have happened. Do no work.
 
     Raised by the client. Repeat the call with `key`, now or days later: it happens at most once,
-    and the answer tells.
+    and the answer says whether it had happened before.
     """
 
     reason = "OUTCOME_UNKNOWN"
@@ -286,19 +294,19 @@ class OutcomeUnknown(CreditError):
 
 @dataclass(eq=False)
 class AlreadyPaid(CreditError):
-    """The job was done and paid before: its hold is captured. Do not do it again.
+    """The job was already done and paid: its hold is captured. Do not do it again.
 
-    Raised by the client. A job that is to run again after a refund takes a later attempt.
+    Raised by the client. To run a job again after a refund, use a later attempt.
     """
 
     reason = "ALREADY_PAID"
-    text = "Job {job} was paid before, by hold {hold_id}; there is nothing left to do."
+    text = "Job {job} was already paid by hold {hold_id}; there is nothing left to do."
     job: str
     hold_id: str
 
 
 class AccessError(CreditError):
-    """The caller may not do this."""
+    """The caller is not allowed to do this."""
 
 
 @dataclass(eq=False)
@@ -322,7 +330,7 @@ class PermissionDenied(AccessError):
 
 @dataclass(eq=False)
 class InternalError(CreditError):
-    """A fault in the service. Report it with the time; a write's outcome is told by its key."""
+    """The service failed. Report it with the time; repeat a write with its key to learn more."""
 
     reason = "INTERNAL"
     text = "The service failed on this call; the failure is logged."

@@ -89,7 +89,7 @@ class HeldWork:
             longest = len(self._key("release"))
             if longest > _KEY_LENGTH_MAX:
                 raise InvalidRequest(
-                    "job", f"makes keys of {longest} characters; {_KEY_LENGTH_MAX} is the most."
+                    "job", f"makes keys of {longest} characters; the maximum is {_KEY_LENGTH_MAX}."
                 )
             answer = await self._client.hold_credits(
                 self._user_id,

@@ -164,7 +164,7 @@ def _tolerant(deserialize: Any, name: str) -> Callable[[bytes], Any]:
     def read(data: bytes) -> Any:
         if len(data) > longest:
             return InvalidRequest(
-                "request", f"has {len(data)} bytes; {longest} is the most for {name}."
+                "request", f"has {len(data)} bytes; the maximum is {longest} for {name}."
             )
         try:
             return deserialize(data)

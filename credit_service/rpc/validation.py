@@ -95,7 +95,7 @@ def metadata(pairs: Mapping[str, str]) -> dict[str, str]:
         return {}
     if len(pairs) > METADATA_PAIRS_MAX:
         raise InvalidRequest(
-            "metadata", f"has {len(pairs)} pairs; {METADATA_PAIRS_MAX} is the most."
+            "metadata", f"has {len(pairs)} pairs; the maximum is {METADATA_PAIRS_MAX}."
         )
     size = 0
     for key, value in pairs.items():
@@ -106,7 +106,7 @@ def metadata(pairs: Mapping[str, str]) -> dict[str, str]:
         _text("metadata", value, METADATA_BYTES_MAX)
         size += len(key.encode()) + len(value.encode())
     if size > METADATA_BYTES_MAX:
-        raise InvalidRequest("metadata", f"has {size} bytes; {METADATA_BYTES_MAX} is the most.")
+        raise InvalidRequest("metadata", f"has {size} bytes; the maximum is {METADATA_BYTES_MAX}.")
     return dict(pairs)
 
 
@@ -222,7 +222,7 @@ def period(
 
 def _ascii(field: str, text: str, longest: int) -> str:
     if len(text) > longest:
-        raise InvalidRequest(field, f"has {len(text)} characters; {longest} is the most.")
+        raise InvalidRequest(field, f"has {len(text)} characters; the maximum is {longest}.")
     if not _PRINTABLE_ASCII.fullmatch(text):
         raise InvalidRequest(field, "may hold only printable ASCII characters.")
     return text
@@ -230,7 +230,7 @@ def _ascii(field: str, text: str, longest: int) -> str:
 
 def _text(field: str, text: str, longest: int) -> str:
     if len(text) > longest:
-        raise InvalidRequest(field, f"has {len(text)} characters; {longest} is the most.")
+        raise InvalidRequest(field, f"has {len(text)} characters; the maximum is {longest}.")
     if not text.isprintable() and any(unicodedata.category(c) == "Cc" for c in text):
         raise InvalidRequest(field, "must not hold control characters.")
     return text

@@ -202,7 +202,9 @@ def _captured_amount(command: Capture, hold: Hold) -> tuple[int, int | None]:
         raise InvalidRequest("quantity", "needs a hold of an operation; this one is of an amount.")
     amount = command.quantity * hold.unit_cost
     if amount > AMOUNT_MAX:
-        raise InvalidRequest("quantity", f"would cost {amount} credits; {AMOUNT_MAX} is the most.")
+        raise InvalidRequest(
+            "quantity", f"would cost {amount} credits; the maximum is {AMOUNT_MAX}."
+        )
     return amount, hold.unit_cost
 
 

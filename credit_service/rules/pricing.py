@@ -60,6 +60,6 @@ class PriceList:
         cost = price.unit_cost * quantity
         if cost > AMOUNT_MAX:
             raise InvalidRequest(
-                f"{field}.quantity", f"would cost {cost} credits; {AMOUNT_MAX} is the most."
+                f"{field}.quantity", f"would cost {cost} credits; the maximum is {AMOUNT_MAX}."
             )
         return Line(operation, quantity, price.unit_cost, cost)

@@ -44,7 +44,7 @@ USER = fields(
 )
 KEY = [
     ({"idempotency_key": ""}, "idempotency_key", "is missing"),
-    ({"idempotency_key": "k" * 129}, "idempotency_key", "has 129 characters; 128 is the most"),
+    ({"idempotency_key": "k" * 129}, "idempotency_key", "has 129 characters; the maximum is 128"),
     *(
         ({"idempotency_key": key}, "idempotency_key", "only printable ASCII")
         for key in ("schlüssel", "a\nb", "a\tb", "a\x00b", "a\x7fb", "🎛", "\xa0")
@@ -52,14 +52,14 @@ KEY = [
 ]
 CONTROLS = ("a\x00b", "a\nb", "a\tb", "\x1b[31mred", "a\x7fb", "a\x85b")
 TEXTS = [
-    ({"description": "d" * 501}, "description", "has 501 characters; 500 is the most"),
-    ({"reference": "r" * 256}, "reference", "has 256 characters; 255 is the most"),
+    ({"description": "d" * 501}, "description", "has 501 characters; the maximum is 500"),
+    ({"reference": "r" * 256}, "reference", "has 256 characters; the maximum is 255"),
     *(({"description": text}, "description", "control characters") for text in CONTROLS),
     *(({"reference": text}, "reference", "control characters") for text in CONTROLS),
 ]
 METADATA = [
-    ({"metadata": {str(n): "" for n in range(21)}}, "metadata", "has 21 pairs; 20 is the most"),
-    ({"metadata": {"k": "v" * 4096}}, "metadata", "4096 is the most"),
+    ({"metadata": {str(n): "" for n in range(21)}}, "metadata", "has 21 pairs; the maximum is 20"),
+    ({"metadata": {"k": "v" * 4096}}, "metadata", "the maximum is 4096"),
     ({"metadata": {f"{n:02}": "v" * 203 for n in range(20)}}, "metadata", "has 4100 bytes"),
     ({"metadata": {"k": "ü" * 2048}}, "metadata", "has 4097 bytes"),
     ({"metadata": {"": "v"}}, "metadata", "a pair without a key"),
@@ -96,7 +96,7 @@ def charges(place: str, wrap) -> list[Mistake]:
         (
             wrap(pb.Charge(operation="render", quantity=10**12)),
             f"{place}.quantity",
-            "would cost 5000000000000 credits; 1000000000000 is the most",
+            "would cost 5000000000000 credits; the maximum is 1000000000000",
         ),
     ]
 
@@ -137,7 +137,11 @@ MISTAKES: dict[str, list[Mistake]] = {
         *WRITE,
         *AMOUNT,
         ({"payment": pb.Payment()}, "payment.ref", "is missing"),
-        ({"payment": payment(ref="p" * 256)}, "payment.ref", "has 256 characters; 255 is the most"),
+        (
+            {"payment": payment(ref="p" * 256)},
+            "payment.ref",
+            "has 256 characters; the maximum is 255",
+        ),
         ({"payment": payment(ref="pi\x00")}, "payment.ref", "only printable ASCII"),
         ({"payment": payment(ref="überweisung")}, "payment.ref", "only printable ASCII"),
         ({"payment": payment(amount_minor=-1)}, "payment.amount_minor", "not be negative"),
@@ -167,7 +171,7 @@ MISTAKES: dict[str, list[Mistake]] = {
         *(({"types": [kind]}, "types", f"holds {kind}") for kind in (0, 99, -1)),
         *times("start_time"),
         *times("end_time"),
-        ({"reference": "r" * 256}, "reference", "255 is the most"),
+        ({"reference": "r" * 256}, "reference", "the maximum is 255"),
         *(({"reference": text}, "reference", "control characters") for text in CONTROLS),
         *ids("related_transaction_id"),
     ],
@@ -221,9 +225,9 @@ MISTAKES: dict[str, list[Mistake]] = {
         *METADATA,
         *AMOUNT,
         ({"reason": ""}, "reason", "is missing"),
-        ({"reason": "r" * 501}, "reason", "has 501 characters; 500 is the most"),
+        ({"reason": "r" * 501}, "reason", "has 501 characters; the maximum is 500"),
         *(({"reason": text}, "reason", "control characters") for text in CONTROLS),
-        ({"reference": "r" * 256}, "reference", "255 is the most"),
+        ({"reference": "r" * 256}, "reference", "the maximum is 255"),
     ],
     "ReversePurchase": [
         *(
@@ -231,7 +235,7 @@ MISTAKES: dict[str, list[Mistake]] = {
             for field in ("payment_ref", "reversal_ref")
             for text, words in (
                 ("", "is missing"),
-                ("r" * 256, "has 256 characters; 255 is the most"),
+                ("r" * 256, "has 256 characters; the maximum is 255"),
                 ("re\x00", "only printable ASCII"),
             )
         ),
@@ -246,7 +250,7 @@ MISTAKES: dict[str, list[Mistake]] = {
             for code in ("", "EUR", "eu", "euro", "e\u00fcr")
         ),
         ({"reason": ""}, "reason", "is missing"),
-        ({"reason": "r" * 501}, "reason", "has 501 characters; 500 is the most"),
+        ({"reason": "r" * 501}, "reason", "has 501 characters; the maximum is 500"),
         *(({"reason": text}, "reason", "control characters") for text in CONTROLS),
     ],
     "SetAccountPolicy": [

@@ -74,7 +74,7 @@ async def test_bytes_that_are_no_request_are_named_and_change_nothing(
         ("a length beyond the end", b"\x0a\x24abc", f"is not a {method} request."),
         ("a varint without an end", whole + b"\xf8\x3f\x80", f"is not a {method} request."),
         ("text", b"GET / HTTP/1.1\r\n\r\n", f"is not a {method} request."),
-        ("too long", whole + filler, f"has {len(whole + filler)} bytes; 65536 is the most"),
+        ("too long", whole + filler, f"has {len(whole + filler)} bytes; the maximum is 65536"),
     ):
         if name == "too long" and method == "BatchSpendCredits":
             continue

@@ -157,7 +157,7 @@ async def test_a_thousand_independent_items_over_many_users_are_each_answered(da
 
 
 async def test_a_full_message_is_accepted_and_answered(database, service):
-    """64 KiB is the most for other calls; a batch may fill the megabyte that gRPC lets through."""
+    """Other calls are limited to 64 KiB; a batch may use the whole megabyte that gRPC accepts."""
     user_id = await database.user(10**4)
     text = "\N{MUSICAL SYMBOL G CLEF}" * 200
     items = [

@@ -74,7 +74,7 @@ def test_a_key_is_printable_ascii(text):
     ("text", "problem"),
     [
         ("", "is missing; make one per intent, such as spend:<job>:<attempt>."),
-        ("x" * 129, "has 129 characters; 128 is the most."),
+        ("x" * 129, "has 129 characters; the maximum is 128."),
         ("a\tb", "may hold only printable ASCII characters."),
         ("a\n", "may hold only printable ASCII characters."),
         ("\0", "may hold only printable ASCII characters."),
@@ -99,7 +99,7 @@ def test_a_text_may_hold_any_writing(check, field, longest, text):
 
 @pytest.mark.parametrize(("check", "field", "longest"), TEXTS)
 def test_a_text_that_is_too_long_is_refused(check, field, longest):
-    problem = f"has {longest + 1} characters; {longest} is the most."
+    problem = f"has {longest + 1} characters; the maximum is {longest}."
     refused(field, problem, check, "ü" * (longest + 1))
 
 
@@ -137,12 +137,12 @@ def test_metadata_is_up_to_twenty_pairs_and_four_kibibytes(pairs):
 @pytest.mark.parametrize(
     ("pairs", "problem"),
     [
-        ({f"k{place}": "v" for place in range(21)}, "has 21 pairs; 20 is the most."),
+        ({f"k{place}": "v" for place in range(21)}, "has 21 pairs; the maximum is 20."),
         ({"": "v"}, "has a pair without a key."),
-        ({"k": "v" * 4096}, "has 4097 bytes; 4096 is the most."),
-        ({"ü": "ü" * 2048}, "has 4098 bytes; 4096 is the most."),
-        ({"a": "v" * 4000, "b": "v" * 95}, "has 4097 bytes; 4096 is the most."),
-        ({"k": "v" * 4097}, "has 4097 characters; 4096 is the most."),
+        ({"k": "v" * 4096}, "has 4097 bytes; the maximum is 4096."),
+        ({"ü": "ü" * 2048}, "has 4098 bytes; the maximum is 4096."),
+        ({"a": "v" * 4000, "b": "v" * 95}, "has 4097 bytes; the maximum is 4096."),
+        ({"k": "v" * 4097}, "has 4097 characters; the maximum is 4096."),
         ({"k\0": "v"}, "must not hold control characters."),
         ({"k": "v\n"}, "must not hold control characters."),
     ],
@@ -166,7 +166,7 @@ def test_a_payment_is_taken_as_its_provider_names_it(ref, amount_minor):
     ("message", "field", "problem"),
     [
         (payment(ref=""), "payment.ref", "is missing."),
-        (payment(ref="x" * 256), "payment.ref", "has 256 characters; 255 is the most."),
+        (payment(ref="x" * 256), "payment.ref", "has 256 characters; the maximum is 255."),
         (payment(ref="pi\n"), "payment.ref", "may hold only printable ASCII characters."),
         (payment(ref="é"), "payment.ref", "may hold only printable ASCII characters."),
         (payment(amount_minor=-1), "payment.amount_minor", "must not be negative."),

@@ -39,7 +39,7 @@ def test_work_that_would_cost_more_than_the_largest_amount_is_refused(quantity):
         PRICES.price("render", quantity, "charge")
     assert refusal.value.field == "charge.quantity"
     assert refusal.value.problem == (
-        f"would cost {5 * quantity} credits; 1000000000000 is the most."
+        f"would cost {5 * quantity} credits; the maximum is 1000000000000."
     )
 
 
