@@ -63,6 +63,7 @@ class Settings(EnvironmentSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX)
 
     program: ClassVar[str] = "credit-service"
+    reserved: ClassVar[tuple[str, ...]] = ("CREDIT_GATEWAY_",)
 
     listen: HostAndPort = Field(
         "127.0.0.1:50051", description="Address and port the service listens on."

@@ -14,7 +14,7 @@ from credit_service.errors import CreditError, InternalError, Unavailable
 from credit_service.v1 import credit_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncGenerator, Iterable, Mapping
     from datetime import datetime
     from uuid import UUID
 
@@ -137,13 +137,14 @@ class AccountCalls(Connection):
         return await self.read(self.stub.SetAccountPolicy, request)
 
     async def watch_user_credit(
-        self, user_id: UUID | str, *, after_seq: int | None = None
-    ) -> AsyncIterator[pb.UserCredit]:
+        self, user_id: UUID | str, *, after_seq: int | None = None, take_up: bool = True
+    ) -> AsyncGenerator[pb.UserCredit]:
         """Yields the account, and again whenever it changes; a cut stream is taken up again.
 
         Args:
             user_id: whose account.
             after_seq: the last `seq` seen; None: begin with the account as it is.
+            take_up: False: a cut stream raises LedgerUnavailable instead.
 
         Raises:
             UserNotFound: the user is not known.
@@ -162,7 +163,7 @@ class AccountCalls(Connection):
                         yield last
             except grpc.aio.AioRpcError as failure:
                 refused = typed(failure)
-                if not isinstance(refused, Unavailable):
+                if not take_up or not isinstance(refused, Unavailable):
                     raise refused from failure
             finally:
                 stream.cancel()

@@ -14,6 +14,7 @@ worker fails closed: without an answer it does no work.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from credit_service.client.accounts import AccountCalls, item_error
@@ -22,7 +23,7 @@ from credit_service.client.holds import HoldCalls
 from credit_service.v1 import credit_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncIterator, Iterable, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -219,6 +220,31 @@ class CreditClient(HoldCalls, AccountCalls):
                 return
             request.page_token = page.next_page_token
 
+    async def get_history_page(
+        self,
+        user_id: UUID | str,
+        *,
+        page_size: int = 0,
+        page_token: str = "",
+        types: Iterable[pb.TransactionType.ValueType] = (),
+    ) -> pb.GetTransactionHistoryResponse:
+        """Reads one page of the entries of a user, newest first, for pages of people.
+
+        Args:
+            user_id: whose entries.
+            page_size: how many at most; 0: 50.
+            page_token: the `next_page_token` of the page before; empty: the first page.
+            types: only entries of these types; none: every entry that moved the balance.
+
+        Raises:
+            InvalidRequest: the token was made for another user or other types.
+            UserNotFound: the user is not known.
+        """
+        request = pb.GetTransactionHistoryRequest(
+            user_id=str(user_id), page_size=page_size, page_token=page_token, types=list(types)
+        )
+        return await self.read(self.stub.GetTransactionHistory, request)
+
     async def get_transaction(
         self,
         user_id: UUID | str,
@@ -243,16 +269,20 @@ class CreditClient(HoldCalls, AccountCalls):
         return await self.read(self.stub.ListPrices, pb.ListPricesRequest())
 
     async def quote_cost(
-        self, items: Mapping[str, int], *, user_id: UUID | str | None = None
+        self,
+        items: Mapping[str, int] | Sequence[tuple[str, int]],
+        *,
+        user_id: UUID | str | None = None,
     ) -> pb.QuoteCostResponse:
         """Prices work before it is done.
 
         Args:
-            items: units by operation.
+            items: units by operation, or pairs of operation and units; a line for each.
             user_id: whose credits to look at; None: price only.
         """
+        pairs = items.items() if isinstance(items, Mapping) else items
         request = pb.QuoteCostRequest(
             user_id="" if user_id is None else str(user_id),
-            items=[pb.Charge(operation=name, quantity=units) for name, units in items.items()],
+            items=[pb.Charge(operation=name, quantity=units) for name, units in pairs],
         )
         return await self.read(self.stub.QuoteCost, request)

@@ -191,6 +191,31 @@ class HoldCalls(Connection):
                 return
             request.page_token = page.next_page_token
 
+    async def list_holds_page(
+        self,
+        user_id: UUID | str,
+        *,
+        state: pb.HoldState.ValueType = pb.HOLD_STATE_UNSPECIFIED,
+        page_size: int = 0,
+        page_token: str = "",
+    ) -> pb.ListHoldsResponse:
+        """Reads one page of the holds of a user, newest first, for pages of people.
+
+        Args:
+            user_id: whose holds.
+            state: only holds of this state; HOLD_STATE_UNSPECIFIED: all.
+            page_size: how many at most; 0: 50.
+            page_token: the `next_page_token` of the page before; empty: the first page.
+
+        Raises:
+            InvalidRequest: the token was made for another user or another state.
+            UserNotFound: the user is not known.
+        """
+        request = pb.ListHoldsRequest(
+            user_id=str(user_id), state=state, page_size=page_size, page_token=page_token
+        )
+        return await self.read(self.stub.ListHolds, request)
+
     def hold(
         self,
         user_id: UUID | str,

@@ -32,11 +32,17 @@ class ConfigurationError(Exception):
 
 
 class EnvironmentSettings(BaseSettings):
-    """Settings of one program; `program` is its name on the command line."""
+    """Settings of one program.
+
+    Attributes:
+        program: its name on the command line.
+        reserved: prefixes that begin as its own does and belong to other programs.
+    """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid")
 
     program: ClassVar[str]
+    reserved: ClassVar[tuple[str, ...]] = ()
 
 
 _Settings = TypeVar("_Settings", bound=EnvironmentSettings)
@@ -81,7 +87,11 @@ def read(kind: type[_Settings]) -> _Settings:
     """
     known = [variable(kind, name) for name in kind.model_fields]
     prefix = variable(kind, "")
-    ours = sorted(name for name in os.environ if name.upper().startswith(prefix))
+    ours = sorted(
+        name
+        for name in os.environ
+        if name.upper().startswith(prefix) and not name.startswith(kind.reserved)
+    )
     problems = [_unknown(kind, name) for name in ours if name not in known]
     problems += [
         f"{name}: is empty; give it a value or unset it"

@@ -1,0 +1,16 @@
+"""The web gateway: what end users see of the credit service, to mount or to run by itself."""
+
+from credit_service.gateway.app import Gateway
+from credit_service.gateway.limits import Limits, Rate
+from credit_service.gateway.problems import Problem, problem_response
+from credit_service.gateway.users import DevelopmentUsers, User
+
+__all__ = [
+    "DevelopmentUsers",
+    "Gateway",
+    "Limits",
+    "Problem",
+    "Rate",
+    "User",
+    "problem_response",
+]

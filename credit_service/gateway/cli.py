@@ -1,0 +1,153 @@
+"""The command line of credit-gateway: serve, settings, files, --version; `--help` tells more."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+import structlog
+from cyclopts import App
+
+from credit_service.gateway import config, files, server
+from credit_service.gateway.limits import Limits
+from credit_service.gateway.server import CreditService
+from credit_service.gateway.users import DevelopmentError, DevelopmentUsers
+from credit_service.runtime import logs
+from credit_service.runtime.environment import ConfigurationError, described
+
+if TYPE_CHECKING:
+    from credit_service.gateway.config import Settings
+    from credit_service.gateway.users import Users
+
+app = App(
+    name="credit-gateway",
+    help="What end users see of the credit service: live balances, prices and purchases over HTTP.",
+    version=lambda: f"credit-gateway {metadata.version('credit-service')}",
+    version_flags=["--version"],
+)
+
+_log = structlog.get_logger()
+
+
+class _Refused(Exception):
+    """Ends the command with one line and exit code 2."""
+
+
+@app.command
+def serve() -> None:
+    """Run the gateway until SIGTERM or Ctrl-C; every open stream is ended with `event: end`.
+
+    Settings are environment variables, listed by `credit-gateway settings`.
+    """
+    settings = config.read()
+    logs.configure(level=settings.log_level, as_json=settings.logs_json)
+    asyncio.run(_serve(settings, _server_settings(settings)))
+
+
+@app.command
+def settings() -> None:
+    """Print every setting with its value, default and meaning; secrets are masked."""
+    for line in described(config.read()):
+        print(line)
+
+
+@app.command(name="files")
+def write_files(directory: Path, /) -> None:
+    """Write the module, its typings and the OpenAPI document into a directory, for one's own CDN.
+
+    Scripts are written under their plain name and under the name that holds their hash, which may
+    be kept for ever.
+
+    Args:
+        directory: Where to; it is made where it is missing.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for each in files.packaged():
+        for name in (each.name, each.hashed_name) if each.is_script else (each.name,):
+            (directory / name).write_bytes(each.content)
+            print(directory / name)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line; a refusal is one line on standard error and exit code 2.
+
+    Args:
+        arguments: what stands behind the program's name; None: as the program was called.
+    """
+    try:
+        app(arguments)
+    except (_Refused, ConfigurationError, DevelopmentError, server.StartRefusedError) as refusal:
+        print(f"credit-gateway: {refusal}", file=sys.stderr)
+        sys.exit(2)
+
+
+async def _serve(settings: Settings, made: server.Settings) -> None:
+    """Serves until SIGTERM or SIGINT; a second one ends the process at once."""
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            _log.error("a second signal: ends at once")
+            os._exit(1)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+
+    async def started(port: int) -> None:
+        host = settings.listen.rpartition(":")[0]
+        print(f"credit-gateway listens on {host}:{port}")
+        print(f"balances come from {settings.credit_target}", flush=True)
+
+    await server.serve(made, stop, started)
+
+
+def _server_settings(settings: Settings) -> server.Settings:
+    return server.Settings(
+        listen=settings.listen,
+        credit_service=_credit_service(settings),
+        users=_users(settings),
+        origins=settings.origins,
+        grant_descriptions=settings.grant_descriptions,
+        limits=Limits(streams=settings.streams),
+        unready_seconds=settings.unready_seconds,
+        metrics_port=settings.metrics_port,
+        metrics_host=settings.metrics_host,
+    )
+
+
+def _users(settings: Settings) -> Users:
+    if settings.development:
+        _log.warning("development users: everybody on this machine is whoever they say they are")
+        return DevelopmentUsers(settings.development_user)
+    raise _Refused(
+        f"nobody could ask: for trying out on this machine, set {config.variable('development')}"
+        "=true"
+    )
+
+
+def _credit_service(settings: Settings) -> CreditService:
+    token, found = settings.credit_token, {}
+    for name in ("credit_tls_ca", "credit_tls_certificate", "credit_tls_key"):
+        path = getattr(settings, name)
+        try:
+            found[name] = None if path is None else path.read_bytes()
+        except OSError as error:
+            raise _Refused(f"{config.variable(name)}: {path}: {error.strerror}") from error
+    credentials = None
+    if any(found.values()):
+        credentials = grpc.ssl_channel_credentials(
+            found["credit_tls_ca"], found["credit_tls_key"], found["credit_tls_certificate"]
+        )
+    return CreditService(
+        target=settings.credit_target,
+        token=None if token is None else token.get_secret_value(),
+        credentials=credentials,
+    )

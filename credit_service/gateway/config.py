@@ -1,0 +1,159 @@
+"""Every setting of credit-gateway, with its unit, default and meaning."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
+from uuid import UUID
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from credit_service.runtime import environment
+from credit_service.runtime.environment import EnvironmentSettings, HostAndPort, Port, is_loopback
+
+PREFIX = "CREDIT_GATEWAY_"
+
+_HOST = r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])"
+_ADDRESS = re.compile(rf"(https?)://{_HOST}(:[0-9]{{1,5}})?(/[!-~]*)?")
+
+
+def _split(text: object) -> object:
+    return [part.strip() for part in text.split(",")] if isinstance(text, str) else text
+
+
+def _origin(text: str) -> str:
+    if not re.fullmatch(f"https?://{_HOST}(:[0-9]{{1,5}})?", text) or text != text.lower():
+        raise ValueError(
+            "must be origins such as https://app.example.com, in lower case and without a path,"
+            " several with commas between"
+        )
+    return text
+
+
+def _address(text: str) -> str:
+    parts = _ADDRESS.fullmatch(text)
+    if parts is None or (parts[1] == "http" and not is_loopback(f"{parts[2]}:0")):
+        raise ValueError("must be https://..., or http:// on this machine")
+    return text
+
+
+def _token(token: SecretStr) -> SecretStr:
+    if not re.fullmatch("[!-~]+", token.get_secret_value()):
+        raise ValueError("must be printable ASCII without spaces")
+    return token
+
+
+_T = TypeVar("_T")
+_Listed = Annotated[tuple[_T, ...], NoDecode, BeforeValidator(_split)]
+_Address = Annotated[str, AfterValidator(_address)]
+_Token = Annotated[SecretStr, AfterValidator(_token)]
+
+
+class Settings(EnvironmentSettings):
+    """The settings of the gateway; each is an environment variable with its prefix."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX)
+
+    program: ClassVar[str] = "credit-gateway"
+
+    listen: HostAndPort = Field(
+        "127.0.0.1:8082", description="Address and port that the gateway listens on."
+    )
+    allow_plaintext: bool = Field(
+        default=False,
+        description="Listen beyond loopback; the gateway has no TLS, so only behind a proxy that"
+        " has it.",
+    )
+    credit_target: HostAndPort = Field(
+        "127.0.0.1:50051", description="Address and port of the credit service."
+    )
+    credit_token: _Token | None = Field(
+        None, description="The gateway's bearer token for the credit service; its role is `web`."
+    )
+    credit_tls_ca: Path | None = Field(
+        None,
+        description="Who signs the credit service's certificate (PEM). Unset: no TLS, unless"
+        " there is a client certificate.",
+    )
+    credit_tls_certificate: Path | None = Field(
+        None, description="The gateway's client certificate for the credit service (PEM)."
+    )
+    credit_tls_key: Path | None = Field(
+        None, description="The private key of the client certificate (PEM)."
+    )
+    development: bool = Field(
+        default=False,
+        description="Take everybody on this machine for the user they say they are, for trying"
+        " out; only on loopback. A bearer token is the user's id itself.",
+    )
+    development_user: UUID | None = Field(
+        None, description="The development user who is asking where no token came. Unset: nobody."
+    )
+    origins: _Listed[Annotated[str, AfterValidator(_origin)]] = Field(
+        (),
+        description="Origins of pages on other hosts that may ask, with commas between. Unset:"
+        " only pages of this very origin.",
+    )
+    grant_descriptions: bool = Field(
+        default=False,
+        description="Show users what was written about a grant; it may be a note of the staff's.",
+    )
+    streams: int = Field(
+        2000, ge=1, le=100_000, description="Streams open at the same time; more get 503."
+    )
+    unready_seconds: float = Field(
+        0,
+        ge=0,
+        le=60 * 60,
+        description="How long, once a signal asks it to end, it still serves while /readyz says"
+        " 503, so that a load balancer looks elsewhere.",
+    )
+    metrics_port: Port | None = Field(None, description="Port for Prometheus. Unset: no metrics.")
+    metrics_host: str = Field("127.0.0.1", description="Address of the metrics port.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged."
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="auto: console on a terminal, JSON elsewhere."
+    )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if not is_loopback(self.listen) and not self.allow_plaintext:
+            raise ValueError(
+                f"{PREFIX}LISTEN: {self.listen} is beyond loopback and the gateway has no TLS;"
+                f" behind a proxy that has it, set {PREFIX}ALLOW_PLAINTEXT=true"
+            )
+        if (self.credit_tls_certificate is None) != (self.credit_tls_key is None):
+            raise ValueError(
+                f"{PREFIX}CREDIT_TLS_CERTIFICATE and {PREFIX}CREDIT_TLS_KEY go together; set both"
+            )
+        if self.development and not is_loopback(self.listen):
+            raise ValueError(
+                f"{PREFIX}DEVELOPMENT: {self.listen} is beyond loopback, where development users"
+                " would let everybody in"
+            )
+        if self.development_user is not None and not self.development:
+            raise ValueError(f"{PREFIX}DEVELOPMENT_USER needs {PREFIX}DEVELOPMENT=true")
+        return self
+
+    @property
+    def logs_json(self) -> bool | None:
+        """True or False as set; None: as the terminal decides."""
+        return None if self.log_format == "auto" else self.log_format == "json"
+
+
+def variable(name: str) -> str:
+    """Names the environment variable of a setting."""
+    return environment.variable(Settings, name)
+
+
+def read() -> Settings:
+    """Reads the settings from the environment.
+
+    Raises:
+        ConfigurationError: a value cannot be used, or a variable with the prefix is unknown.
+    """
+    return environment.read(Settings)

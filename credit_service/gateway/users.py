@@ -1,0 +1,117 @@
+"""Who is asking: what a resolver of users is, and the one for trying out.
+
+The gateway may read every account, so the resolver is the whole wall between users. There is no
+default.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
+
+from starlette.requests import Request
+
+from credit_service.gateway.problems import Problem
+
+if TYPE_CHECKING:
+    from starlette.datastructures import Headers
+
+TOKEN_BYTES_MAX = 8 * 1024
+_UUID = re.compile("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+
+DEVELOPMENT_VARIABLE = "CREDIT_GATEWAY_DEVELOPMENT"
+
+
+class User(NamedTuple):
+    """A user who has proved to be one.
+
+    Attributes:
+        id: the user at the credit service.
+        expires_at: when that proof ends, in seconds since 1970; None: never.
+    """
+
+    id: UUID
+    expires_at: float | None = None
+
+
+# Answers with the user of a request, or None where no valid credentials came with it. Raises
+# `Problem` where it cannot tell.
+Users = Callable[[Request], Awaitable[User | None]]
+
+
+def uuid_or_none(value: object) -> UUID | None:
+    """Reads a UUID in its usual form of 36 characters; None: it is none."""
+    return UUID(value) if isinstance(value, str) and _UUID.fullmatch(value) else None
+
+
+def bearer_token(request: Request) -> str | None:
+    """Reads the bearer token of a request; None: there is none, or one of more than 8 KiB."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    token = token.strip()
+    if scheme.lower() != "bearer" or not token or len(token) > TOKEN_BYTES_MAX:
+        return None
+    return token
+
+
+class DevelopmentError(Exception):
+    """Development users were asked for where they must not be."""
+
+
+@dataclass(frozen=True, slots=True)
+class DevelopmentUsers:
+    """Takes everybody on this machine for the user they say they are: for trying out.
+
+    A bearer token is the user's id itself. Answers 403 unless the connection comes from loopback
+    without a proxy, to a loopback host, and from a page of that very host if from any.
+
+    Attributes:
+        user: who is asking where no token came; None: nobody.
+
+    Raises:
+        DevelopmentError: the variable CREDIT_GATEWAY_DEVELOPMENT is not true.
+    """
+
+    user: UUID | None = None
+
+    def __post_init__(self) -> None:
+        if os.environ.get(DEVELOPMENT_VARIABLE, "").lower() not in {"true", "1"}:
+            raise DevelopmentError(f"development users need {DEVELOPMENT_VARIABLE}=true")
+
+    async def __call__(self, request: Request) -> User | None:
+        """Answers with the user that the token names."""
+        if not _is_on_this_machine(request):
+            raise Problem("DEVELOPMENT_ONLY")
+        if "authorization" not in request.headers:
+            return None if self.user is None else User(self.user)
+        user_id = uuid_or_none(bearer_token(request))
+        return None if user_id is None else User(user_id)
+
+
+def _is_on_this_machine(request: Request) -> bool:
+    host = request.headers.get("host", "")
+    return (
+        request.client is not None
+        and _is_loopback(request.client.host)
+        and _is_loopback(re.sub(":[0-9]+$", "", host).strip("[]"))
+        and not _came_through_a_proxy(request.headers)
+        and request.headers.get("origin", f"http://{host}") == f"http://{host}"
+    )
+
+
+def _came_through_a_proxy(headers: Headers) -> bool:
+    return any(
+        name in {"forwarded", "via", "x-real-ip"} or name.startswith("x-forwarded-")
+        for name in headers
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,159 @@
+"""Live balances: a snapshot first, then every newest state, and an end that says why."""
+
+import contextlib
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+from kit.gateways import bearer, gateway_settings, problem, running_gateway, unix_time
+from kit.harness import eventually, running, server_settings
+
+from credit_service.gateway import Limits, Rate
+
+LIMITS = Limits(link_seconds=0.2, streams_opened=Rate(1000, 1000))
+
+
+@pytest.fixture
+async def gateway(service):
+    async with running_gateway(gateway_settings(service.target, limits=LIMITS)) as gateway:
+        yield gateway
+
+
+async def test_a_page_is_sent_a_snapshot_and_then_every_change(database, client, gateway):
+    user_id = await database.user(100)
+    async with gateway.page(user_id) as page:
+        await page.shows(100)
+        assert page.events[0] == ("account", (await gateway.get(user_id, "/account")).json())
+        await client.spend_credits(user_id, amount=30)
+        await page.shows(70)
+        await client.hold_credits(user_id, amount=20)
+        await eventually(lambda: page.all("account")[-1]["held"] == 20)
+        await client.set_account_policy(user_id, frozen=True)
+        await eventually(lambda: page.all("account")[-1]["frozen"])
+    seqs = [account["seq"] for account in page.all("account")]
+    assert seqs == sorted(seqs)
+
+
+async def test_all_pages_of_a_user_share_one_watch_and_no_other_user_hears(
+    database, client, gateway
+):
+    user_id, other = await database.user(100), await database.user(55)
+    async with (
+        gateway.page(user_id) as first,
+        gateway.page(user_id) as second,
+        gateway.page(other) as third,
+    ):
+        await first.shows(100)
+        await second.shows(100)
+        await third.shows(55)
+        await client.spend_credits(user_id, amount=1)
+        await first.shows(99)
+        await second.shows(99)
+    assert {account["balance"] for account in third.all("account")} == {55}
+
+
+async def test_the_seventh_page_replaces_the_oldest(database, client, gateway):
+    user_id = await database.user(100)
+    async with (
+        gateway.page(user_id) as oldest,
+        gateway.page(user_id) as next_one,
+        gateway.page(user_id),
+        gateway.page(user_id),
+        gateway.page(user_id),
+        gateway.page(user_id),
+        gateway.page(user_id) as newest,
+    ):
+        assert await oldest.ends() == "replaced"
+        await newest.shows(100)
+        await client.spend_credits(user_id, amount=1)
+        await newest.shows(99)
+        await next_one.shows(99)
+        assert not next_one.closed
+
+
+async def test_a_stream_ends_before_its_token_does(database, gateway):
+    user_id = await database.user(100)
+    async with gateway.page(user_id, expires_at=unix_time(5.5)) as page:
+        await page.shows(100)
+        assert await page.ends() == "token_expiring"
+    expired = await gateway.http.get("/account/stream", headers=bearer(user_id, unix_time(-1)))
+    assert problem(expired) == (401, "UNAUTHENTICATED")
+
+
+async def test_a_quiet_stream_gives_signs_of_life_and_ends_by_age(service, database):
+    limits = replace(LIMITS, heartbeat_seconds=0.05, stream_seconds=1)
+    settings = gateway_settings(service.target, limits=limits)
+    user_id = await database.user(100)
+    async with running_gateway(settings) as gateway, gateway.page(user_id) as page:
+        await eventually(lambda: page.heartbeats >= 3)
+        assert await page.ends() == "max_age"
+        assert page.balance == 100
+
+
+async def test_a_user_unknown_until_the_first_purchase_sees_it(make_database):
+    database = await make_database()
+    async with (
+        running(server_settings(database.service_url, adds_users=True)) as service,
+        running_gateway(gateway_settings(service.target, limits=LIMITS)) as gateway,
+    ):
+        user_id = uuid4()
+        async with gateway.page(user_id) as page:
+            await page.shows(0)
+            await (await service.client()).grant_credits(user_id, 40, reason="welcome")
+            await page.shows(40)
+        assert not page.all("link")
+
+
+async def test_pages_are_told_that_the_service_is_away_and_back(database, client):
+    user_id = await database.user(100)
+    settings = server_settings(database.service_url, drain_seconds=0.1)
+    async with running(settings) as service:
+        port, target = service.port, service.target
+        gateway_running = running_gateway(gateway_settings(target, limits=LIMITS))
+        gateway = await gateway_running.__aenter__()
+        page_open = gateway.page(user_id)
+        page = await page_open.__aenter__()
+        await page.shows(100)
+    away = await page.hears("link")
+    assert away["up"] is False
+    assert away["as_of"].endswith("Z")
+    async with gateway.page(user_id) as late:
+        # A page that comes now is shown what is known, and that it may be old.
+        assert await late.hears("link") == away
+        await late.shows(100)
+        await client.spend_credits(user_id, amount=1)
+        async with running(replace(settings, listen=f"127.0.0.1:{port}")):
+            assert (await page.hears("link", 2))["up"] is True
+            await page.shows(99)
+            await late.shows(99)
+            assert not page.closed
+            await page_open.__aexit__(None, None, None)
+            await gateway_running.__aexit__(None, None, None)
+
+
+async def test_a_page_that_comes_while_the_service_is_away_is_told(database):
+    user_id = await database.user(100)
+    settings = server_settings(database.service_url)
+    async with running(settings) as service:
+        port = service.port
+    async with (
+        running_gateway(gateway_settings(f"127.0.0.1:{port}", limits=LIMITS)) as gateway,
+        gateway.page(user_id) as page,
+    ):
+        assert await page.hears("link") == {"up": False, "as_of": None}
+        assert not page.all("account")
+        async with running(replace(settings, listen=f"127.0.0.1:{port}")):
+            await page.shows(100)
+            assert page.all("link")[-1]["up"] is True
+
+
+async def test_a_stopping_gateway_ends_a_hundred_streams_with_a_reason(database, service):
+    users = [await database.user(10) for _ in range(25)]
+    settings = gateway_settings(service.target, limits=LIMITS)
+    async with running_gateway(settings) as gateway, contextlib.AsyncExitStack() as stack:
+        pages = [await stack.enter_async_context(gateway.page(user_id)) for user_id in users * 4]
+        for page in pages:
+            await page.shows(10)
+        gateway.stop.set()
+        assert {await page.ends() for page in pages} == {"stopping"}
+        await gateway.task
