@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from credit_service.client import CreditClient
     from stripe_bridge.bodies import Limits
     from stripe_bridge.catalog import Catalog
+    from stripe_bridge.checkout_status import CheckoutStatus
     from stripe_bridge.orders import Checkouts
+    from stripe_bridge.portal import Portal
     from stripe_bridge.settle import Settler
     from stripe_bridge.webhook import Event, Secret
 
@@ -212,10 +215,28 @@ class Probes:
         return ""
 
 
+@dataclass(frozen=True, slots=True)
+class Selling:
+    """What our own programs may ask for."""
+
+    checkouts: Checkouts
+    status: CheckoutStatus
+    portal: Portal
+
+    def routes(self) -> list[Route]:
+        """Makes the routes."""
+        return [
+            Route("/checkout-sessions", self.checkouts.post, methods=["POST"]),
+            Route("/checkout-sessions/{id}", self.status.get, methods=["GET"]),
+            Route("/checkout-sessions/{id}/refresh", self.status.refresh, methods=["POST"]),
+            Route("/portal-sessions", self.portal.post, methods=["POST"]),
+        ]
+
+
 def make_app(
-    webhooks: Webhooks, checkouts: Checkouts | None, probes: Probes, catalog: Catalog
+    webhooks: Webhooks, selling: Selling | None, probes: Probes, catalog: Catalog
 ) -> Starlette:
-    """Puts the routes together; without `checkouts` nothing is sold here."""
+    """Puts the routes together; without `selling` nothing is sold here."""
     packs = [
         {
             "id": pack.id,
@@ -241,8 +262,8 @@ def make_app(
         Route("/healthz", probes.health, methods=["GET"]),
         Route("/readyz", probes.ready, methods=["GET"]),
     ]
-    if checkouts is not None:
-        routes.append(Route("/checkout-sessions", checkouts.post, methods=["POST"]))
+    if selling is not None:
+        routes += selling.routes()
     app = Starlette(
         routes=routes, exception_handlers={HTTPException: _no_such_route, Exception: _bug}
     )

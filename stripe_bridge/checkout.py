@@ -131,8 +131,8 @@ def read_order(
         user_id=user_id,
         pack=pack,
         quantity=quantity,
-        success_url=_return_url(fields, "success_url", return_origins),
-        cancel_url=_return_url(fields, "cancel_url", return_origins),
+        success_url=return_url(fields, "success_url", return_origins),
+        cancel_url=return_url(fields, "cancel_url", return_origins),
         key=key,
     )
     most = min(credits_max, CREDITS_MAX)
@@ -204,7 +204,17 @@ async def _price_id(client: stripe.StripeClient, pack: Pack) -> str:
     return str(price["id"])
 
 
-def _return_url(fields: dict[str, Any], name: str, origins: Collection[str]) -> str:
+def return_url(fields: dict[str, Any], name: str, origins: Collection[str]) -> str:
+    """Reads an address to which Stripe may lead a buyer back.
+
+    Args:
+        fields: the JSON that came.
+        name: of the field.
+        origins: the only origins to lead back to; empty: any that has TLS.
+
+    Raises:
+        CheckoutRefused: 400 invalid_request.
+    """
     url = fields.get(name)
     parts = _URL.fullmatch(url) if isinstance(url, str) and len(url) <= _URL_LENGTH_MAX else None
     if not isinstance(url, str) or parts is None:

@@ -30,6 +30,16 @@ CHECKOUTS = Counter(
     "Requests for Checkout Sessions answered, by HTTP status and reason.",
     ("status", "reason"),
 )
+CHECKOUT_READS = Counter(
+    "stripe_bridge_checkout_reads",
+    "Requests for what became of a checkout answered, by HTTP status and reason.",
+    ("status", "reason"),
+)
+PORTALS = Counter(
+    "stripe_bridge_portals",
+    "Requests for sessions of Stripe's billing portal answered, by HTTP status and reason.",
+    ("status", "reason"),
+)
 READY = Gauge("stripe_bridge_ready", "1 while the credit service answers the bridge, else 0.")
 POLLED = Counter(
     "stripe_bridge_polled_events",

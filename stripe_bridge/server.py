@@ -15,9 +15,12 @@ from prometheus_client import start_http_server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from credit_service.client import CreditClient
-from stripe_bridge.app import Probes, Webhooks, make_app
+from stripe_bridge.app import Probes, Selling, Webhooks, make_app
+from stripe_bridge.checkout_status import CheckoutStatus, SessionReads
 from stripe_bridge.orders import Checkouts
+from stripe_bridge.own_programs import OwnPrograms
 from stripe_bridge.poll import Poller
+from stripe_bridge.portal import Portal
 from stripe_bridge.settle import Settler
 from stripe_bridge.stripe_api import StripeReads, stripe_client
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     import grpc
+    import stripe
 
     from stripe_bridge.bodies import Limits
     from stripe_bridge.catalog import Policy
@@ -122,17 +126,9 @@ async def serve(
         settler = Settler(reads, credit_service, settings.policy)
         webhooks = Webhooks(settler, secrets=settings.secrets, limits=settings.limits)
         stack.push_async_callback(webhooks.drained)
-        checkouts = None
-        if settings.checkout_token_sha256 is not None:
-            checkouts = Checkouts(
-                client,
-                settings.policy,
-                token_sha256=settings.checkout_token_sha256,
-                return_origins=settings.return_origins,
-                limits=settings.limits,
-            )
         probes = Probes(credit_service)
-        app = make_app(webhooks, checkouts, probes, settings.policy.catalog)
+        selling = _selling(settings, client, reads, settler, credit_service)
+        app = make_app(webhooks, selling, probes, settings.policy.catalog)
         server = _Server(_http(app))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         stack.push_async_callback(_stopped, server, serving)
@@ -147,6 +143,30 @@ async def serve(
         _log.info("stopping: not ready from now on, requests in flight are answered")
         await asyncio.sleep(settings.unready_seconds)
     _log.info("stopped")
+
+
+def _selling(
+    settings: Settings,
+    client: stripe.StripeClient,
+    reads: StripeReads,
+    settler: Settler,
+    credit_service: CreditClient,
+) -> Selling | None:
+    """Makes what our own programs may ask for; None: they have no token."""
+    if settings.checkout_token_sha256 is None:
+        return None
+    programs = OwnPrograms(token_sha256=settings.checkout_token_sha256, limits=settings.limits)
+    origins = settings.return_origins
+    return Selling(
+        Checkouts(client, settings.policy, programs, return_origins=origins),
+        CheckoutStatus(
+            SessionReads(client),
+            programs,
+            settler=settler,
+            looker=Settler(reads, credit_service, settings.policy, validate_only=True),
+        ),
+        Portal(client, programs, return_origins=origins),
+    )
 
 
 class _Connection(H11Protocol):

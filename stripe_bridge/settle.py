@@ -84,6 +84,11 @@ class Settler:
         self._policy = policy
         self._validate_only = validate_only
 
+    @property
+    def validate_only(self) -> bool:
+        """Whether it writes nothing."""
+        return self._validate_only
+
     async def event(self, kind: str, obj: Object) -> Settled:
         """Settles a snapshot event of type `kind` about `obj`."""
         settle = _BY_EVENT_TYPE.get(kind)

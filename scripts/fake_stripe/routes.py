@@ -5,6 +5,7 @@ https://docs.stripe.com/api
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Callable
 
 import orjson
@@ -318,6 +319,34 @@ def _create_customer(call: Call) -> Object:
     return call.show(payments.make_customer(call.stripe, {**call.params, "livemode": call.live}))
 
 
+def _search_customers(call: Call) -> Object:
+    """Finds customers by one pair of their metadata, which is all that our programs search for."""
+    asked = re.fullmatch(r"metadata\['(\w+)'\]:'([^']*)'", call.params.get("query", ""))
+    if asked is None:
+        raise Refused("The search query could not be read.", param="query")
+    found = [
+        call.show(each)
+        for each in call.stripe.state.all("customer")
+        if each["livemode"] == call.live and each["metadata"].get(asked[1]) == asked[2]
+    ]
+    return {"object": "search_result", "data": found, "has_more": False, "url": call.path}
+
+
+def _create_portal_session(call: Call) -> Object:
+    form, state = call.params, call.stripe.state
+    customer = payments.found(call.stripe, "customer", form["customer"], param="customer")
+    id_ = state.new_id("portal_session")
+    return {
+        "id": id_,
+        "object": "billing_portal.session",
+        "created": state.now(),
+        "customer": customer["id"],
+        "livemode": call.live,
+        "return_url": form.get("return_url"),
+        "url": f"{call.stripe.base_url}/_fake/portal/{id_}",
+    }
+
+
 def _account(call: Call) -> Object:
     return {"id": "acct_fake", "object": "account", "country": "DE", "default_currency": "eur"}
 
@@ -340,6 +369,8 @@ _ROUTES: dict[tuple[str, str], Handler] = {
     ("POST", "/v1/refunds"): _create_refund,
     ("POST", "/v1/prices"): _create_price,
     ("POST", "/v1/customers"): _create_customer,
+    ("GET", "/v1/customers/search"): _search_customers,
+    ("POST", "/v1/billing_portal/sessions"): _create_portal_session,
     ("GET", "/v1/events"): _events,
     ("GET", "/v1/events/{id}"): _event,
     ("GET", "/v2/core/events/{id}"): _thin_event,

@@ -30,6 +30,7 @@ PREFIXES = {
     "webhook_endpoint": "we",
     "event": "evt",
     "request": "req",
+    "portal_session": "bps",
 }
 
 # Lists of these are looked up far too often to walk every object for them.

@@ -1,0 +1,60 @@
+"""Opens Stripe's billing portal for a user, where receipts and cards are looked after."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stripe_bridge import metrics
+from stripe_bridge.checkout import CheckoutRefused, return_url
+from stripe_bridge.fields import uuid_or_none
+from stripe_bridge.grants import USER_KEY
+from stripe_bridge.stripe_api import stripe_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    import stripe
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from stripe_bridge.own_programs import OwnPrograms
+
+
+class Portal:
+    """Answers `POST /portal-sessions`, for our own programs alone."""
+
+    def __init__(
+        self,
+        client: stripe.StripeClient,
+        programs: OwnPrograms,
+        *,
+        return_origins: Collection[str],
+    ) -> None:
+        self._client = client
+        self._programs = programs
+        self._return_origins = return_origins
+
+    async def post(self, request: Request) -> Response:
+        """Makes a portal session of the customer whose metadata names the user."""
+        return await self._programs.answer(request, self._opened, "portal", metrics.PORTALS)
+
+    async def _opened(self, request: Request, facts: dict[str, object]) -> dict[str, object]:
+        fields = await self._programs.fields(request)
+        if not isinstance(fields, dict) or fields.keys() != {"user_id", "return_url"}:
+            raise CheckoutRefused(400, "invalid_request", "send user_id and return_url")
+        user_id = uuid_or_none(fields["user_id"])
+        if user_id is None:
+            raise CheckoutRefused(400, "invalid_request", "user_id must be a UUID")
+        back = return_url(fields, "return_url", self._return_origins)
+        facts["user"] = str(user_id)
+        with stripe_errors("portal session"):
+            # A UUID has nothing that the query would have to quote.
+            found = await self._client.v1.customers.search_async(
+                {"query": f"metadata['{USER_KEY}']:'{user_id}'", "limit": 1}
+            )
+            if not found.data:
+                raise CheckoutRefused(404, "no_customer", "no customer in Stripe is this user's")
+            session = await self._client.v1.billing_portal.sessions.create_async(
+                {"customer": found.data[0].id, "return_url": back}
+            )
+        return {"url": session.url}
