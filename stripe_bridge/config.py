@@ -158,8 +158,8 @@ class Settings(EnvironmentSettings):
     )
     checkout_token_sha256: Annotated[str, AfterValidator(_token_sha256)] | None = Field(
         None,
-        description="SHA-256 of the bearer token for POST /checkout-sessions. Unset: no such"
-        " route.",
+        description="SHA-256 of the bearer token for /checkout-sessions and /portal-sessions."
+        " Unset: no such routes.",
     )
     return_origins: _Listed[Annotated[str, AfterValidator(_origin)]] = Field(
         (),

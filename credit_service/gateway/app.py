@@ -14,8 +14,9 @@ from credit_service.gateway import files
 from credit_service.gateway.account_routes import AccountRoutes
 from credit_service.gateway.browsers import Browsers
 from credit_service.gateway.endpoint import Door, PersonalEndpoint, PublicEndpoint
-from credit_service.gateway.limits import Bucket, Limits
+from credit_service.gateway.limits import Bucket, Limits, Rate
 from credit_service.gateway.problems import Problem, problem_response
+from credit_service.gateway.purchase_routes import PurchaseRoutes
 from credit_service.gateway.signals import Signals
 from credit_service.gateway.site_routes import Probes, Site
 from credit_service.gateway.streams import Streams
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from credit_service.client import CreditClient
+    from credit_service.gateway.bridge import Bridge
     from credit_service.gateway.endpoint import Personal, Public
-    from credit_service.gateway.limits import Rate
     from credit_service.gateway.streams import EventStream
     from credit_service.gateway.users import User, Users
 
@@ -54,6 +55,7 @@ class Gateway:
         client: CreditClient,
         *,
         users: Users,
+        bridge: Bridge | None = None,
         origins: Collection[str] = (),
         grant_descriptions: bool = False,
         limits: Limits | None = None,
@@ -64,6 +66,7 @@ class Gateway:
         Args:
             client: of the credit service; its role is `web`. It is not closed with the gateway.
             users: tells who asks; there is no default, because it is the whole wall between users.
+            bridge: sells packs; None: nothing is sold. It is closed with the gateway.
             origins: of pages on other hosts that may ask, such as https://app.example.com.
             grant_descriptions: show users what was written about a grant.
             limits: how much of everything; None: the defaults.
@@ -80,8 +83,14 @@ class Gateway:
             client, self._streams, self._limits, grant_descriptions=grant_descriptions
         )
         self.probes = Probes(client)
-        site = Site(checkout_hosts=(), checkout=False, portal=False)
-        account = self._account
+        self._bridge = bridge
+        site = Site(
+            checkout_hosts=() if bridge is None else bridge.checkout_hosts,
+            checkout=bridge is not None,
+            portal=bridge is not None and bridge.has_portal,
+        )
+        account, purchases = self._account, PurchaseRoutes(bridge, self._streams)
+        checkouts = Bucket(self._limits.checkouts)
         app = Starlette(
             routes=[
                 self._personal("/account", account.account),
@@ -91,6 +100,13 @@ class Gateway:
                 self._personal("/prices", account.prices),
                 self._personal("/quotes", account.quote, self._limits.quotes, method="POST"),
                 self._personal("/usage", account.usage, self._limits.usage),
+                self._personal("/packs", purchases.packs),
+                self._personal("/checkouts", purchases.open, checkouts, method="POST"),
+                self._personal("/checkouts/{id}", purchases.state, checkouts),
+                self._personal(
+                    "/checkouts/{id}/refresh", purchases.refresh, checkouts, method="POST"
+                ),
+                self._personal("/portal", purchases.portal, checkouts, method="POST"),
                 self._public("/config", site.config),
                 self._public("/healthz", self.probes.health),
                 self._public("/readyz", self.probes.ready),
@@ -127,18 +143,24 @@ class Gateway:
         """Stops, and gives back what the gateway has opened."""
         await self._streams.aclose()
         self._signals.release()
-        close = getattr(self._users, "aclose", None)
-        if close is not None:
-            await close()
+        for owned in (self._users, self._bridge):
+            close = getattr(owned, "aclose", None)
+            if close is not None:
+                await close()
 
     async def _stream(self, request: Request, user: User) -> EventStream:
         self._signals.chain(asyncio.get_running_loop(), self.stop)
         return await self._account.stream(request, user)
 
     def _personal(
-        self, path: str, answer: Personal, rate: Rate | None = None, *, method: str = "GET"
+        self,
+        path: str,
+        answer: Personal,
+        limit: Rate | Bucket | None = None,
+        *,
+        method: str = "GET",
     ) -> Route:
-        bucket = None if rate is None else Bucket(rate)
+        bucket = Bucket(limit) if isinstance(limit, Rate) else limit
         endpoint = PersonalEndpoint(path, answer, self._door, bucket, logs=self._logs)
         return Route(path, endpoint, methods=[method])
 

@@ -15,6 +15,7 @@ import structlog
 from cyclopts import App
 
 from credit_service.gateway import config, files, server
+from credit_service.gateway.bridge import Bridge
 from credit_service.gateway.limits import Limits
 from credit_service.gateway.server import CreditService
 from credit_service.gateway.users import DevelopmentError, DevelopmentUsers
@@ -114,6 +115,7 @@ def _server_settings(settings: Settings) -> server.Settings:
         listen=settings.listen,
         credit_service=_credit_service(settings),
         users=_users(settings),
+        bridge=_bridge(settings),
         origins=settings.origins,
         grant_descriptions=settings.grant_descriptions,
         limits=Limits(streams=settings.streams),
@@ -130,6 +132,23 @@ def _users(settings: Settings) -> Users:
     raise _Refused(
         f"nobody could ask: for trying out on this machine, set {config.variable('development')}"
         "=true"
+    )
+
+
+def _bridge(settings: Settings) -> Bridge | None:
+    address, token = settings.bridge_address, settings.bridge_token
+    success_url, cancel_url = settings.success_url, settings.cancel_url
+    if address is None or token is None or success_url is None or cancel_url is None:
+        # The settings come together or not at all.
+        return None
+    return Bridge(
+        address,
+        token=token.get_secret_value(),
+        success_url=success_url,
+        cancel_url=cancel_url,
+        portal_return_url=settings.portal_return_url,
+        checkout_hosts=settings.checkout_hosts,
+        portal_hosts=settings.portal_hosts,
     )
 
 

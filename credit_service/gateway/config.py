@@ -16,7 +16,7 @@ from credit_service.runtime.environment import EnvironmentSettings, HostAndPort,
 PREFIX = "CREDIT_GATEWAY_"
 
 _HOST = r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])"
-_ADDRESS = re.compile(rf"(https?)://{_HOST}(:[0-9]{{1,5}})?(/[!-~]*)?")
+_ADDRESS = re.compile(rf"(https?)://{_HOST}(:[0-9]{{1,5}})?([/?#][!-~]*)?")
 
 
 def _split(text: object) -> object:
@@ -36,6 +36,12 @@ def _address(text: str) -> str:
     parts = _ADDRESS.fullmatch(text)
     if parts is None or (parts[1] == "http" and not is_loopback(f"{parts[2]}:0")):
         raise ValueError("must be https://..., or http:// on this machine")
+    return text
+
+
+def _host(text: str) -> str:
+    if not re.fullmatch(rf"{_HOST}(:[0-9]{{1,5}})?", text) or text != text.lower():
+        raise ValueError("must be hosts such as checkout.stripe.com, with commas between")
     return text
 
 
@@ -91,6 +97,36 @@ class Settings(EnvironmentSettings):
     development_user: UUID | None = Field(
         None, description="The development user who is asking where no token came. Unset: nobody."
     )
+    bridge_address: _Address | None = Field(
+        None,
+        description="Where the Stripe bridge is, such as http://127.0.0.1:8081. Unset: nothing is"
+        " sold.",
+    )
+    bridge_token: _Token | None = Field(
+        None,
+        description="The bearer token that the bridge knows by"
+        " STRIPE_BRIDGE_CHECKOUT_TOKEN_SHA256.",
+    )
+    success_url: _Address | None = Field(
+        None,
+        description="Where Stripe leads after a payment; {CHECKOUT_SESSION_ID} in it becomes the"
+        " checkout's id.",
+    )
+    cancel_url: _Address | None = Field(
+        None, description="Where Stripe leads a buyer who turns back."
+    )
+    portal_return_url: _Address | None = Field(
+        None,
+        description="Where Stripe's billing portal leads back. Unset: the portal is not offered.",
+    )
+    checkout_hosts: _Listed[Annotated[str, AfterValidator(_host)]] = Field(
+        ("checkout.stripe.com",),
+        description="Hosts of the pages where buyers pay, with commas between; http is taken from"
+        " this machine only.",
+    )
+    portal_hosts: _Listed[Annotated[str, AfterValidator(_host)]] = Field(
+        ("billing.stripe.com",), description="Hosts of the billing portal, with commas between."
+    )
     origins: _Listed[Annotated[str, AfterValidator(_origin)]] = Field(
         (),
         description="Origins of pages on other hosts that may ask, with commas between. Unset:"
@@ -137,6 +173,14 @@ class Settings(EnvironmentSettings):
             )
         if self.development_user is not None and not self.development:
             raise ValueError(f"{PREFIX}DEVELOPMENT_USER needs {PREFIX}DEVELOPMENT=true")
+        selling = ("bridge_address", "bridge_token", "success_url", "cancel_url")
+        lacking = [name for name in selling if getattr(self, name) is None]
+        if lacking and len(lacking) < len(selling):
+            raise ValueError(
+                f"{PREFIX}BRIDGE_ADDRESS needs {', '.join(PREFIX + n.upper() for n in lacking)}"
+                if lacking[0] != selling[0]
+                else f"{PREFIX}BRIDGE_ADDRESS is unset, and something is to be sold through it"
+            )
         return self
 
     @property

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from credit_service.gateway.bridge import Bridge
     from credit_service.gateway.limits import Limits
     from credit_service.gateway.users import Users
 
@@ -63,6 +64,7 @@ class Settings:
         listen: host:port; port 0 takes any free one.
         credit_service: where balances are read.
         users: tells who asks.
+        bridge: sells packs; None: nothing is sold.
         origins: of pages on other hosts that may ask.
         grant_descriptions: whether users see what was written about a grant.
         limits: how much of everything.
@@ -74,6 +76,7 @@ class Settings:
     listen: str
     credit_service: CreditService
     users: Users
+    bridge: Bridge | None
     origins: tuple[str, ...]
     grant_descriptions: bool
     limits: Limits
@@ -103,6 +106,7 @@ async def serve(
             Gateway(
                 client,
                 users=settings.users,
+                bridge=settings.bridge,
                 origins=settings.origins,
                 grant_descriptions=settings.grant_descriptions,
                 limits=settings.limits,

@@ -128,6 +128,7 @@ def gateway_settings(credit_target: str, **changes: object) -> server.Settings:
             listen="127.0.0.1:0",
             credit_service=CreditService(target=credit_target, token=None, credentials=None),
             users=named_users,
+            bridge=None,
             origins=(),
             grant_descriptions=False,
             limits=Limits(),

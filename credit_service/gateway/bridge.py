@@ -1,0 +1,256 @@
+"""What the gateway asks of the Stripe bridge, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+import orjson
+
+from credit_service.gateway.problems import ROWS, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+    from uuid import UUID
+
+_Read = TypeVar("_Read")
+
+# A little more than the bridge takes for itself.
+_SECONDS = 9.0
+_BYTES_MAX = 256 * 1024
+_PACKS_KEPT_SECONDS = 60.0
+_ADDRESS = re.compile(r"https?://[^\s/?#]+(/[!-~]*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A pack of credits on sale."""
+
+    id: str
+    name: str
+    credits: int
+    amount_minor: int
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkout:
+    """A checkout that can be paid: which, where, and until when (seconds since 1970)."""
+
+    id: str
+    url: str
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckoutState:
+    """What became of a checkout: open, processing, credited or expired."""
+
+    id: str
+    state: str
+    credits: int | None
+
+
+class Bridge:
+    """The Stripe bridge, as the gateway knows it.
+
+    Where buyers are led back to is fixed here and never taken from a request.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str,
+        success_url: str,
+        cancel_url: str,
+        portal_return_url: str | None = None,
+        checkout_hosts: Collection[str] = ("checkout.stripe.com",),
+        portal_hosts: Collection[str] = ("billing.stripe.com",),
+    ) -> None:
+        """Prepares the connection; it is made with the first request.
+
+        Args:
+            address: of the bridge, such as http://127.0.0.1:8081.
+            token: that the bridge knows by STRIPE_BRIDGE_CHECKOUT_TOKEN_SHA256.
+            success_url: where Stripe leads after the payment; `{CHECKOUT_SESSION_ID}` in it becomes
+                the checkout's id.
+            cancel_url: where Stripe leads a buyer who turns back.
+            portal_return_url: where the billing portal leads back; None: there is no portal.
+            checkout_hosts: host, or host:port, of the pages where buyers pay; http is taken from
+                this machine only.
+            portal_hosts: the same for the billing portal.
+        """
+        self._address = address.rstrip("/")
+        self._token = token
+        self._success_url = success_url
+        self._cancel_url = cancel_url
+        self._portal_return_url = portal_return_url
+        self.checkout_hosts = tuple(checkout_hosts)
+        self._portal_hosts = tuple(portal_hosts)
+        self._http: httpx.AsyncClient | None = None
+        self._packs: tuple[float, asyncio.Task[list[Pack]]] | None = None
+
+    @property
+    def has_portal(self) -> bool:
+        """Whether the billing portal can be opened."""
+        return self._portal_return_url is not None
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        if self._http is not None:
+            await self._http.aclose()
+            self._http = None
+
+    async def packs(self) -> list[Pack]:
+        """Lists what is on sale; kept for a minute.
+
+        Raises:
+            Problem: as every method here: what the bridge refuses, or 503.
+        """
+        now = time.monotonic()
+        if self._packs is None or now - self._packs[0] >= _PACKS_KEPT_SECONDS:
+            listing = asyncio.create_task(self._listed_packs())
+            # Whoever waited may have gone, and then nobody asks the task what came of it.
+            listing.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._packs = now, listing
+        try:
+            # Shielded, because others may wait for the same answer.
+            return await asyncio.shield(self._packs[1])
+        except Problem:
+            self._packs = None
+            raise
+
+    async def _listed_packs(self) -> list[Pack]:
+        def read(told: dict[str, Any]) -> list[Pack]:
+            return [
+                Pack(
+                    _text(pack["id"]),
+                    _text(pack["name"]),
+                    _whole(pack["credits"]),
+                    _whole(pack["amount_minor"]),
+                    _text(pack["currency"]),
+                )
+                for pack in told["packs"]
+            ]
+
+        return await self._ask("GET", "/credit-packs", read)
+
+    async def open_checkout(
+        self, user_id: UUID, pack: str, quantity: int, idempotency_key: str
+    ) -> Checkout:
+        """Opens a checkout, or finds the one that the user opened under the same key."""
+        order = {
+            "user_id": str(user_id),
+            "pack": pack,
+            "quantity": quantity,
+            "success_url": self._success_url,
+            "cancel_url": self._cancel_url,
+            "idempotency_key": idempotency_key,
+        }
+
+        def read(told: dict[str, Any]) -> Checkout:
+            url = _leading_to(told["url"], self.checkout_hosts)
+            return Checkout(_text(told["id"]), url, _whole(told["expires_at"]))
+
+        return await self._ask("POST", "/checkout-sessions", read, body=order)
+
+    async def checkout(self, user_id: UUID, checkout_id: str) -> CheckoutState:
+        """Reads what became of a checkout of the user's."""
+        path = f"/checkout-sessions/{checkout_id}"
+        return await self._ask("GET", path, _state, parameters={"user_id": str(user_id)})
+
+    async def refresh_checkout(self, user_id: UUID, checkout_id: str) -> CheckoutState:
+        """Settles a checkout of the user's and reads what became of it."""
+        path = f"/checkout-sessions/{checkout_id}/refresh"
+        return await self._ask("POST", path, _state, body={"user_id": str(user_id)})
+
+    async def portal(self, user_id: UUID) -> str:
+        """Opens Stripe's billing portal for the user; returns its address."""
+        if self._portal_return_url is None:
+            raise Problem("NOT_SOLD_HERE")
+        order = {"user_id": str(user_id), "return_url": self._portal_return_url}
+
+        def read(told: dict[str, Any]) -> str:
+            return _leading_to(told["url"], self._portal_hosts)
+
+        return await self._ask("POST", "/portal-sessions", read, body=order)
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        read: Callable[[dict[str, Any]], _Read],
+        *,
+        body: Mapping[str, object] | None = None,
+        parameters: dict[str, str] | None = None,
+    ) -> _Read:
+        if self._http is None:
+            self._http = httpx.AsyncClient(
+                base_url=self._address,
+                headers={"Authorization": f"Bearer {self._token}"},
+                follow_redirects=False,
+                timeout=_SECONDS,
+                trust_env=False,
+            )
+        try:
+            async with (
+                asyncio.timeout(_SECONDS),
+                self._http.stream(method, path, json=body, params=parameters) as response,
+            ):
+                content = bytearray()
+                async for chunk in response.aiter_bytes():
+                    content += chunk
+                    if len(content) > _BYTES_MAX:
+                        raise Problem("MISCONFIGURED", "the bridge answers too much")
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise Problem("BRIDGE_UNAVAILABLE", type(error).__name__) from None
+        try:
+            told = orjson.loads(content)
+            if response.is_success:
+                return read(told)
+            refused = told["error"]
+            reason, message = _text(refused["reason"]), _text(refused["message"])
+        except (ValueError, KeyError, TypeError):
+            # Somebody else answers there, such as a proxy in front of a bridge that is away.
+            away = response.status_code >= 500  # noqa: PLR2004  # the class of HTTP's server errors
+            raise Problem("BRIDGE_UNAVAILABLE" if away else "MISCONFIGURED") from None
+        if ("bridge", reason) not in ROWS:
+            raise Problem("MISCONFIGURED", f"the bridge refuses: {reason}")
+        raise Problem(reason, message, source="bridge")
+
+
+def _state(told: dict[str, Any]) -> CheckoutState:
+    credits_ = told["credits"]
+    return CheckoutState(
+        _text(told["id"]), _text(told["state"]), None if credits_ is None else _whole(credits_)
+    )
+
+
+def _leading_to(url: object, hosts: Collection[str]) -> str:
+    """Reads an address that a buyer is to be sent to, which must be of one of these hosts."""
+    text = _text(url)
+    parts = urlsplit(text)
+    safe = parts.scheme == "https" or (
+        parts.scheme == "http" and parts.hostname in {"127.0.0.1", "localhost", "::1"}
+    )
+    if not _ADDRESS.match(text) or not safe or parts.netloc.lower() not in hosts:
+        raise Problem("MISCONFIGURED", "the bridge leads to a host that is not among the settings")
+    return text
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError
+    return value
