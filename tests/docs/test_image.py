@@ -222,7 +222,7 @@ def test_the_package_in_it_names_its_licence_and_brings_the_text(image: Image) -
 @pytest.mark.long
 def test_it_holds_only_what_its_lock_names(image: Image) -> None:
     lock = (ROOT / "scripts" / "image-requirements.lock").read_text()
-    named = set(re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE))
+    named = set(re.findall(r"^([a-z0-9-]+)(?:\[.*\])?==", lock, re.MULTILINE))
     listing = (
         "import importlib.metadata as m, re\n"
         "for d in m.distributions(): print(re.sub('[-_.]+', '-', d.name).lower())"
