@@ -15,6 +15,7 @@ DOCUMENTS = [
     README,
     ROOT / "CHANGELOG.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
     ROOT / "scripts" / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]

@@ -1,0 +1,334 @@
+-- The schema as it is after all migrations. Written by scripts/schema; do not edit it.
+--
+-- Each table is followed by its indexes and triggers, and by the rights of the service's role,
+-- credit_service. The owner of the tables, who migrates, is another role. The time limits of the
+-- service's role are in docs/deploy.md.
+
+CREATE SCHEMA auth;
+GRANT USAGE ON SCHEMA auth TO credit_service;
+
+-- Deleting a user in auth.users reaches accounts and entries through foreign keys, and so from
+-- within another trigger. Nothing else may change or delete them, not even the owner.
+CREATE FUNCTION refuse_to_change_the_book()
+RETURNS trigger
+LANGUAGE plpgsql
+SET search_path TO ''
+AS $$
+BEGIN
+    IF TG_OP = 'DELETE' AND pg_trigger_depth() > 1 THEN
+        RETURN OLD;
+    END IF;
+    RAISE EXCEPTION '% of % is not allowed: the book is append-only', TG_OP, TG_TABLE_NAME
+    USING ERRCODE = 'restrict_violation';
+END
+$$;
+
+-- Who is a user. The first migration makes this table unless there is one, as on Supabase.
+CREATE TABLE auth.users (
+    id uuid NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT users_pkey PRIMARY KEY (id)
+);
+
+GRANT INSERT (id) ON auth.users TO credit_service;
+
+-- The accounts: one row per user, which is the running total and the lock of everything that
+-- happens to the user. There is no further index and room on each page, so that an update stays on
+-- its page (heap-only tuples).
+--
+-- next_hold_expiry is at or before the earliest expiry of the open holds, so that a batch need not
+-- look for expired holds. The counters spent_this_... belong to the minute, hour and day in UTC
+-- that counted_at lies in.
+CREATE TABLE user_credits (
+    user_id uuid NOT NULL,
+    balance bigint NOT NULL DEFAULT 0,
+    held bigint NOT NULL DEFAULT 0,
+    seq bigint NOT NULL DEFAULT 0,
+    last_updated timestamptz NOT NULL,
+    open_holds bigint NOT NULL DEFAULT 0,
+    next_hold_expiry timestamptz,
+    frozen boolean NOT NULL DEFAULT false,
+    min_balance bigint,
+    limit_per_minute bigint,
+    limit_per_hour bigint,
+    limit_per_day bigint,
+    counted_at timestamptz,
+    spent_this_minute bigint NOT NULL DEFAULT 0,
+    spent_this_hour bigint NOT NULL DEFAULT 0,
+    spent_this_day bigint NOT NULL DEFAULT 0,
+    policy_changes bigint NOT NULL DEFAULT 0,
+    CONSTRAINT one_account_per_user PRIMARY KEY (user_id),
+    CONSTRAINT account_belongs_to_a_user FOREIGN KEY (user_id)
+        REFERENCES auth.users(id) ON DELETE CASCADE,
+    CONSTRAINT balance_in_range CHECK (balance >= -1000000000000000
+        AND balance <= 1000000000000000),
+    CONSTRAINT held_not_negative CHECK (held >= 0),
+    CONSTRAINT seq_not_negative CHECK (seq >= 0),
+    CONSTRAINT open_holds_not_negative CHECK (open_holds >= 0),
+    CONSTRAINT held_only_with_open_holds CHECK ((held = 0) = (open_holds = 0)),
+    CONSTRAINT floor_in_range CHECK (min_balance >= -1000000000000
+        AND min_balance <= 1000000000000),
+    CONSTRAINT limits_are_positive CHECK (limit_per_minute > 0 AND limit_per_hour > 0
+        AND limit_per_day > 0)
+) WITH (fillfactor=70);
+
+CREATE TRIGGER accounts_go_with_their_user
+    BEFORE DELETE ON user_credits
+    FOR EACH ROW EXECUTE FUNCTION refuse_to_change_the_book();
+CREATE TRIGGER accounts_are_never_truncated
+    BEFORE TRUNCATE ON user_credits
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
+
+GRANT INSERT, SELECT, UPDATE ON user_credits TO credit_service;
+
+-- The entries, append-only. An entry is also the memory of its idempotency key. seq is assigned
+-- under the lock of the account.
+--
+-- The foreign key refers to the account and not to auth.users, because otherwise the deletion of a
+-- user and a batch that writes for this user would wait for each other.
+CREATE TABLE credit_transactions (
+    user_id uuid NOT NULL,
+    seq bigint NOT NULL,
+    id text NOT NULL GENERATED ALWAYS AS ((user_id::text || '-') || seq::text) STORED,
+    type text NOT NULL,
+    call text NOT NULL,
+    amount bigint NOT NULL,
+    requested_amount bigint,
+    balance_change bigint NOT NULL,
+    held_change bigint NOT NULL,
+    balance_after bigint NOT NULL,
+    held_after bigint NOT NULL,
+    floor bigint,
+    description text NOT NULL,
+    timestamp timestamptz NOT NULL,
+    operation text,
+    quantity bigint,
+    unit_cost bigint,
+    price_version text,
+    reference text NOT NULL,
+    metadata jsonb,
+    related_seq bigint,
+    idempotency_key text,
+    caller text NOT NULL,
+    payment_ref text,
+    payment_amount_minor bigint,
+    payment_currency text,
+    hold_seq bigint,
+    CONSTRAINT one_entry_per_place PRIMARY KEY (user_id, seq),
+    CONSTRAINT one_entry_per_key UNIQUE (user_id, idempotency_key),
+    CONSTRAINT entry_belongs_to_an_account FOREIGN KEY (user_id)
+        REFERENCES user_credits(user_id) ON DELETE CASCADE,
+    CONSTRAINT entry_settles_an_entry FOREIGN KEY (user_id, related_seq)
+        REFERENCES credit_transactions(user_id, seq),
+    CONSTRAINT seq_counts_from_one CHECK (seq >= 1),
+    CONSTRAINT amount_in_range CHECK (amount >= 1 AND amount <= 1000000000000 OR call = 'adopted'
+        AND amount >= 0),
+    CONSTRAINT balance_in_range CHECK (balance_after >= -1000000000000000
+        AND balance_after <= 1000000000000000),
+    CONSTRAINT held_not_negative CHECK (held_after >= 0),
+    CONSTRAINT payment_is_complete
+        CHECK ((num_nulls(payment_ref, payment_amount_minor, payment_currency) IN (0, 3))
+        AND (payment_amount_minor IS NULL OR payment_amount_minor >= 0)),
+    CONSTRAINT type_is_known CHECK (type
+        IN ('purchase', 'spend', 'refund', 'grant', 'reversal', 'hold', 'capture', 'release', 'expire')),
+    CONSTRAINT spend_keeps_the_floor CHECK ((type NOT IN ('spend', 'hold')) OR call = 'adopted'
+        OR floor IS NOT NULL AND (balance_after - held_after) >= floor),
+    CONSTRAINT capture_keeps_the_floor CHECK (type <> 'capture' OR balance_change >= held_change
+        OR floor IS NOT NULL AND (balance_after - held_after) >= floor),
+    CONSTRAINT cost_is_quantity_times_unit_cost CHECK (quantity IS NULL OR operation IS NOT NULL
+        AND unit_cost IS NOT NULL AND price_version IS NOT NULL AND quantity >= 1
+        AND amount = (quantity * unit_cost)),
+    CONSTRAINT hold_is_named CHECK ((hold_seq IS NOT NULL) = (type
+        IN ('hold', 'capture', 'release', 'expire'))),
+    CONSTRAINT changes_follow_type CHECK (CASE
+        WHEN type IN ('purchase', 'refund', 'grant') THEN balance_change = amount
+            AND held_change = 0
+        WHEN type = 'spend' THEN balance_change = -amount AND held_change = 0
+        WHEN type = 'reversal' THEN abs(balance_change) = amount AND held_change = 0
+        WHEN type = 'hold' THEN balance_change = 0 AND held_change = amount
+        WHEN type = 'capture' THEN balance_change = -amount AND held_change <= 0
+        ELSE balance_change = 0 AND held_change = -amount
+    END),
+    CONSTRAINT key_is_present CHECK ((call IN ('adopted', 'expiry', 'ReversePurchase'))
+        OR idempotency_key IS NOT NULL AND length(idempotency_key) >= 1
+        AND length(idempotency_key) <= 128)
+);
+
+CREATE INDEX entries_by_what_they_settle ON credit_transactions (user_id, related_seq)
+    WHERE related_seq IS NOT NULL;
+CREATE INDEX entries_by_time ON credit_transactions USING brin ("timestamp");
+
+CREATE TRIGGER entries_never_change
+    BEFORE DELETE OR UPDATE ON credit_transactions
+    FOR EACH ROW EXECUTE FUNCTION refuse_to_change_the_book();
+CREATE TRIGGER entries_are_never_truncated
+    BEFORE TRUNCATE ON credit_transactions
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
+
+GRANT INSERT, SELECT ON credit_transactions TO credit_service;
+
+-- How much of a spend or capture was refunded; written with its first refund.
+CREATE TABLE credit_refunds (
+    user_id uuid NOT NULL,
+    spend_seq bigint NOT NULL,
+    spent bigint NOT NULL,
+    refunded bigint NOT NULL,
+    CONSTRAINT one_sum_per_spend PRIMARY KEY (user_id, spend_seq),
+    CONSTRAINT refund_gives_back_an_entry FOREIGN KEY (user_id, spend_seq)
+        REFERENCES credit_transactions(user_id, seq) ON DELETE CASCADE,
+    CONSTRAINT refunds_within_spend CHECK (refunded >= 1 AND refunded <= spent)
+);
+
+CREATE TRIGGER refunds_go_with_their_spend
+    BEFORE DELETE ON credit_refunds
+    FOR EACH ROW EXECUTE FUNCTION refuse_to_change_the_book();
+CREATE TRIGGER refunds_are_never_truncated
+    BEFORE TRUNCATE ON credit_refunds
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
+
+GRANT INSERT, SELECT, UPDATE ON credit_refunds TO credit_service;
+
+-- Which payment was credited to whom. It has no foreign key and outlives a deleted user, so that a
+-- payment is never credited twice.
+CREATE TABLE credit_purchases (
+    payment_ref text NOT NULL,
+    user_id uuid NOT NULL,
+    seq bigint NOT NULL,
+    amount bigint NOT NULL,
+    amount_minor bigint NOT NULL,
+    currency text NOT NULL,
+    purchased_at timestamptz NOT NULL,
+    CONSTRAINT one_purchase_per_payment PRIMARY KEY (payment_ref),
+    CONSTRAINT amount_in_range CHECK (amount >= 1 AND amount <= 1000000000000)
+);
+
+CREATE TRIGGER purchases_never_change
+    BEFORE DELETE OR UPDATE ON credit_purchases
+    FOR EACH ROW EXECUTE FUNCTION refuse_to_change_the_book();
+CREATE TRIGGER purchases_are_never_truncated
+    BEFORE TRUNCATE ON credit_purchases
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
+
+GRANT INSERT, SELECT ON credit_purchases TO credit_service;
+
+-- The holds in their present state. The entry at seq made the hold, the one at settled_seq ended
+-- it, and the one at captured_seq captured it, in time or late.
+CREATE TABLE credit_holds (
+    user_id uuid NOT NULL,
+    seq bigint NOT NULL,
+    state text NOT NULL,
+    amount bigint NOT NULL,
+    captured bigint NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    operation text,
+    quantity bigint,
+    unit_cost bigint,
+    price_version text,
+    reference text NOT NULL,
+    settled_seq bigint,
+    captured_seq bigint,
+    CONSTRAINT one_hold_per_entry PRIMARY KEY (user_id, seq),
+    CONSTRAINT hold_belongs_to_an_account FOREIGN KEY (user_id)
+        REFERENCES user_credits(user_id) ON DELETE CASCADE,
+    CONSTRAINT state_is_known CHECK (state IN ('held', 'captured', 'released', 'expired')),
+    CONSTRAINT amount_in_range CHECK (amount >= 1 AND amount <= 1000000000000),
+    CONSTRAINT settled_once CHECK ((state = 'held') = (settled_seq IS NULL)),
+    CONSTRAINT captured_when_said CHECK (CASE state
+        WHEN 'captured' THEN captured >= 1 AND NOT captured_seq IS DISTINCT FROM settled_seq
+        WHEN 'expired' THEN (captured >= 1) = (captured_seq IS NOT NULL)
+        ELSE captured = 0 AND captured_seq IS NULL
+    END),
+    CONSTRAINT life_is_limited CHECK (expires_at <= (created_at + '72:00:00'::interval))
+);
+
+CREATE INDEX open_holds ON credit_holds (user_id, expires_at) WHERE state = 'held';
+
+CREATE TRIGGER holds_go_with_their_account
+    BEFORE DELETE ON credit_holds
+    FOR EACH ROW EXECUTE FUNCTION refuse_to_change_the_book();
+CREATE TRIGGER holds_are_never_truncated
+    BEFORE TRUNCATE ON credit_holds
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
+
+GRANT INSERT, SELECT, UPDATE ON credit_holds TO credit_service;
+
+-- Who changed what an account may do, and when. Append-only.
+CREATE TABLE credit_policy_changes (
+    user_id uuid NOT NULL,
+    change bigint NOT NULL,
+    changed_at timestamptz NOT NULL,
+    caller text NOT NULL,
+    frozen boolean NOT NULL,
+    min_balance bigint,
+    limit_per_minute bigint,
+    limit_per_hour bigint,
+    limit_per_day bigint,
+    CONSTRAINT one_change_per_place PRIMARY KEY (user_id, change),
+    CONSTRAINT change_belongs_to_an_account FOREIGN KEY (user_id)
+        REFERENCES user_credits(user_id) ON DELETE CASCADE
+);
+
+CREATE TRIGGER policy_changes_never_change
+    BEFORE DELETE OR UPDATE ON credit_policy_changes
+    FOR EACH ROW EXECUTE FUNCTION refuse_to_change_the_book();
+CREATE TRIGGER policy_changes_are_never_truncated
+    BEFORE TRUNCATE ON credit_policy_changes
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
+
+GRANT INSERT, SELECT ON credit_policy_changes TO credit_service;
+
+-- Every revision of every refund and dispute; the highest revision of each counts. Append-only. It
+-- has no foreign key and outlives a deleted user.
+CREATE TABLE credit_reversals (
+    reversal_ref text NOT NULL,
+    revision bigint NOT NULL,
+    payment_ref text NOT NULL,
+    user_id uuid NOT NULL,
+    seq bigint,
+    reversed_minor bigint NOT NULL,
+    paid_minor bigint NOT NULL,
+    currency text NOT NULL,
+    reason text NOT NULL,
+    recorded_at timestamptz NOT NULL,
+    caller text NOT NULL,
+    CONSTRAINT one_record_per_revision PRIMARY KEY (reversal_ref, revision),
+    CONSTRAINT revision_counts_from_one CHECK (revision >= 1),
+    CONSTRAINT money_in_range CHECK (paid_minor >= 1 AND paid_minor <= 1000000000000
+        AND reversed_minor >= 0 AND reversed_minor <= 1000000000000)
+);
+
+CREATE INDEX reversals_by_payment ON credit_reversals (payment_ref);
+
+CREATE TRIGGER reversals_never_change
+    BEFORE DELETE OR UPDATE ON credit_reversals
+    FOR EACH ROW EXECUTE FUNCTION refuse_to_change_the_book();
+CREATE TRIGGER reversals_are_never_truncated
+    BEFORE TRUNCATE ON credit_reversals
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
+
+GRANT INSERT, SELECT ON credit_reversals TO credit_service;
+
+-- Which migrations were applied.
+CREATE TABLE credit_migrations (
+    version bigint NOT NULL,
+    name text NOT NULL,
+    checksum text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT credit_migrations_pkey PRIMARY KEY (version)
+);
+
+GRANT SELECT ON credit_migrations TO credit_service;
+
+-- Which of these ids are users. It runs with the rights of its owner, because on Supabase the
+-- service's role cannot be given any in the schema auth, and row-level security hides the users. It
+-- is not a view, because a role with rights on a view by mistake could delete users through it.
+CREATE FUNCTION credit_users(asked uuid[])
+RETURNS SETOF uuid
+LANGUAGE sql
+STABLE SECURITY DEFINER
+SET search_path TO ''
+AS $$SELECT id FROM auth.users WHERE id = ANY(asked)$$;
+
+REVOKE ALL ON FUNCTION credit_users(uuid[]) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION credit_users(uuid[]) TO credit_service;
