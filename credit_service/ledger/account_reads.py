@@ -1,4 +1,4 @@
-"""Reads of present accounts: whoever asks while a read is under way shares the next one."""
+"""Reads of present accounts: calls that arrive while a read is running share the next one."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _NEVER_SEEN = (-1, -1)
 
 
 class AccountReads:
-    """Reads accounts with one statement at a time, for all who ask; a lonely call waits for nobody.
+    """Reads accounts with one statement at a time, for all that wait; a lone call waits for none.
 
-    A read begins after it was asked for, so it shows whatever was answered before.
+    A read begins after it was asked for, so it shows every write answered before.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class AccountReads:
         """Asks for an account.
 
         Returns:
-            A future of the account. It raises UserNotFound where nobody knows the user, and
+            A future of the account. It raises UserNotFound where the user is unknown, and
             LedgerUnavailable where the database is away.
         """
         answer: asyncio.Future[Account] = asyncio.get_running_loop().create_future()

@@ -43,9 +43,9 @@ _log = structlog.get_logger()
 _ATTEMPTS = 5
 
 # For how long a user whose row somebody else kept locked is served apart from the others.
-_ASIDE_SECONDS = 10.0
+_CONTENDED_SECONDS = 10.0
 
-# How long a call waits aside for its row, and how often it is looked at.
+# How long a call waits for its contended row, and how often the row is looked at.
 _PATIENCE_SECONDS = 0.5
 _GLANCE_SECONDS = 0.025
 
@@ -71,7 +71,7 @@ class _Waiting:
         command: what to do.
         answer: what its caller awaits.
         deadline: until when (loop time).
-        patience: until when (loop time) it waits aside for its row; None before it does.
+        patience: until when (loop time) it waits for its contended row; None before it does.
     """
 
     command: Command
@@ -93,7 +93,7 @@ class Lane:
         queue_limit: int,
         batch_limit: int,
         locked: dict[UUID, float],
-        aside: Lane | None,
+        contended: Lane | None,
     ) -> None:
         """Starts it; it connects when it has something to write.
 
@@ -104,12 +104,12 @@ class Lane:
             adds_users: whether a purchase for an unknown user adds the user.
             queue_limit: commands that may wait.
             batch_limit: commands that a transaction takes at most.
-            locked: takes the users whose rows somebody else kept locked, and until when (loop
-                time) they are to be served aside.
-            aside: the lane that serves them; None: this one.
+            locked: takes the users whose rows another transaction kept locked, and until when
+                (loop time) the contended lane serves them.
+            contended: the lane that serves them; None: this one.
         """
         self._locked = locked
-        self._aside = aside
+        self._contended = contended
         self._transactions = Transactions(address, terms, adds_users=adds_users)
         self._queue_limit = queue_limit
         self._batch_limit = batch_limit
@@ -125,7 +125,7 @@ class Lane:
 
         Args:
             command: what to do.
-            deadline: the loop time after which nobody waits; past it the command is not started.
+            deadline: the loop time after which no caller waits; past it the command is not started.
 
         Returns:
             A future of the outcome; its exception is what `rules.decide` or the lane raised.
@@ -192,7 +192,7 @@ class Lane:
 
     def _without_locked(self, batch: list[_Waiting]) -> list[_Waiting]:
         """Hands over what came before its user's row was found locked, and keeps the rest."""
-        if not self._locked or self._aside is None:
+        if not self._locked or self._contended is None:
             return batch
         now = asyncio.get_running_loop().time()
         for user_id in [user_id for user_id, until in self._locked.items() if until <= now]:
@@ -200,7 +200,7 @@ class Lane:
         return [
             waiting
             for waiting in batch
-            if waiting.command.user_id not in self._locked or not self._aside.take_over(waiting)
+            if waiting.command.user_id not in self._locked or not self._contended.take_over(waiting)
         ]
 
     async def _serve_pile(self, batch: list[_Waiting]) -> None:
@@ -251,7 +251,7 @@ class Lane:
             await self._serve_halves(batch, lost)
 
     async def _serve_unlocked(self, batch: list[_Waiting], lost: Sequence[Entry]) -> None:
-        """Serves all but those whose rows somebody else keeps locked; these wait aside."""
+        """Serves all but those whose rows are kept locked; these wait in the contended lane."""
         users = {waiting.command.user_id for waiting in batch}
         try:
             locked = await self._find_locked(users)
@@ -264,7 +264,7 @@ class Lane:
             for user_id in users:
                 await self._serve(_of(batch, {user_id}), lost)
             return
-        self._send_aside(locked)
+        self._mark_contended(locked)
         # Another lane knows nothing of lost entries and would call them repeated.
         if not lost:
             batch = self._without_locked(batch)
@@ -281,13 +281,13 @@ class Lane:
             locked = await self._transactions.find_locked(locked)
         return locked
 
-    def _send_aside(self, users: set[UUID]) -> None:
-        until = asyncio.get_running_loop().time() + _ASIDE_SECONDS
+    def _mark_contended(self, users: set[UUID]) -> None:
+        until = asyncio.get_running_loop().time() + _CONTENDED_SECONDS
         self._locked.update(dict.fromkeys(users, until))
 
     def _hurried(self) -> bool:
         # Where some rows are kept locked there are more to be met.
-        return self._aside is not None and bool(self._locked)
+        return self._contended is not None and bool(self._locked)
 
     async def _serve_halves(self, batch: list[_Waiting], lost: Sequence[Entry]) -> None:
         """Halves a batch, and its halves, until the command that spoils it stands alone."""
@@ -300,7 +300,7 @@ class Lane:
         _log.warning("batch disturbed", fault=type(fault).__name__, commands=len(batch))
 
 
-class _Aside(Lane):
+class _ContendedLane(Lane):
     """Serves whom it finds unlocked and looks at the others again.
 
     It holds no row while it waits for another: two processes would keep a row from each other for
@@ -336,7 +336,7 @@ class _Aside(Lane):
         for waiting in batch:
             waiting.patience = waiting.patience or now + _PATIENCE_SECONDS
         late = [waiting for waiting in batch if (waiting.patience or now) <= now]
-        self._send_aside({waiting.command.user_id for waiting in late})
+        self._mark_contended({waiting.command.user_id for waiting in late})
         _fail(late, LedgerUnavailable)
         self._queue.extendleft(each for each in reversed(_wanted(batch)))
         self._filled.set()
@@ -346,7 +346,7 @@ class _Aside(Lane):
 
 
 class Lanes:
-    """The lanes of a process, and one aside for users whose rows somebody else keeps locked."""
+    """The lanes of a process, and one for users whose rows another transaction keeps locked."""
 
     def __init__(
         self,
@@ -358,10 +358,10 @@ class Lanes:
         queue_limit: int,
         batch_limit: int,
     ) -> None:
-        """Starts `count` lanes and the one aside; the rest is as for `Lane`."""
+        """Starts `count` lanes and the contended one; the rest is as for `Lane`."""
         self._locked: dict[UUID, float] = {}
 
-        def lane(kind: type[Lane], name: str, aside: Lane | None) -> Lane:
+        def lane(kind: type[Lane], name: str, contended: Lane | None) -> Lane:
             return kind(
                 name,
                 address,
@@ -370,24 +370,24 @@ class Lanes:
                 queue_limit=queue_limit,
                 batch_limit=batch_limit,
                 locked=self._locked,
-                aside=aside,
+                contended=contended,
             )
 
-        self._aside = lane(_Aside, "aside", None)
-        self._lanes = [lane(Lane, str(number), self._aside) for number in range(count)]
+        self._contended = lane(_ContendedLane, "contended", None)
+        self._lanes = [lane(Lane, str(number), self._contended) for number in range(count)]
 
     def of(self, user_id: UUID) -> Lane:
         """Chooses the lane of a user; the only place that may know about shards."""
         if self._locked:
             until = self._locked.get(user_id)
             if until is not None and asyncio.get_running_loop().time() < until:
-                return self._aside
+                return self._contended
         return self._lanes[user_id.int % len(self._lanes)]
 
     async def close(self) -> None:
         """Closes all of them, as `Lane.close` does one."""
         await asyncio.gather(*(lane.close() for lane in self._lanes))
-        await self._aside.close()
+        await self._contended.close()
 
 
 def _of(batch: list[_Waiting], users: set[UUID]) -> list[_Waiting]:

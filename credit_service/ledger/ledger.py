@@ -95,7 +95,7 @@ class Ledger:
         Returns:
             A future, done after the COMMIT. It raises a Refusal where the rules said no,
             Unavailable where there is no final answer, and InternalError where the command failed
-            in a way that no caller can mend.
+            in a way that no caller can cure.
 
         Raises:
             Overloaded: the lane is full.
@@ -108,7 +108,7 @@ class Ledger:
         """Finds the user to whom a payment was credited.
 
         Raises:
-            PaymentNotFound: it was credited to nobody.
+            PaymentNotFound: it was never credited.
             LedgerUnavailable: the database is away.
         """
         async with self._reading() as connection:
@@ -142,7 +142,7 @@ class Ledger:
             seq = await store.count_entries_before(connection, user_id, time + _RESOLUTION)
             if seq == 0:
                 return account._replace(balance=0, held=0, seq=0, last_updated=None)
-            entry = (await store.recall_places(connection, [(user_id, seq)]))[user_id, seq]
+            entry = (await store.load_entries(connection, [(user_id, seq)]))[user_id, seq]
             # Held by the entries, but over by the clock: recorded only when somebody looked.
             over = await store.expired_unrecorded_at(connection, user_id, seq, time)
             return account._replace(
@@ -196,23 +196,23 @@ class Ledger:
         return entries, onward if onward > oldest_excluded else None
 
     async def entry_at(self, user_id: UUID, seq: int) -> Entry | None:
-        """Reads the entry in a place of the user's book; None where there is none."""
+        """Reads an entry of the user by its seq; None where there is none."""
         async with self._reading() as connection:
             await _account(connection, user_id)
-            return (await store.recall_places(connection, [(user_id, seq)])).get((user_id, seq))
+            return (await store.load_entries(connection, [(user_id, seq)])).get((user_id, seq))
 
     async def entry_under(self, user_id: UUID, key: str) -> Entry | None:
         """Reads the entry that a call with this idempotency key made; None where there is none."""
         async with self._reading() as connection:
             await _account(connection, user_id)
-            _, entries = await store.recall_keys(connection, [user_id], [key])
+            _, entries = await store.load_entries_by_key(connection, [user_id], [key])
             return entries[0] if entries else None
 
     async def hold(self, user_id: UUID, seq: int) -> Hold:
         """Reads a hold in its present state.
 
         Raises:
-            HoldNotFound: the user has no hold in this place.
+            HoldNotFound: the user has no hold with this seq.
             UserNotFound: the user is not in the user table.
             LedgerUnavailable: the database is away.
         """

@@ -1,4 +1,4 @@
-"""The beginning of a batch: lock its accounts, then recall, in new statements, what it needs."""
+"""The beginning of a batch: lock its accounts, then load, in new statements, what it needs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from credit_service.ledger import store
 from credit_service.rules import holds
-from credit_service.rules.batch_state import Desk
+from credit_service.rules.batch_state import BatchState
 from credit_service.rules.model import (
     Account,
     Capture,
@@ -35,10 +35,10 @@ _OPENING = (Purchase, Grant, SetPolicy)
 _SETTLING = (Capture, Release, Extend)
 
 
-async def recall(
+async def load(
     connection: asyncpg.Connection, commands: list[Command], *, adds_users: bool
-) -> tuple[dict[UUID, Account], Desk]:
-    """Locks the accounts of a batch and recalls what its commands refer to.
+) -> tuple[dict[UUID, Account], BatchState]:
+    """Locks the accounts of a batch and loads what its commands refer to.
 
     Args:
         connection: in the batch's transaction.
@@ -46,7 +46,7 @@ async def recall(
         adds_users: whether a user may be opened who is not in the user table.
 
     Returns:
-        The accounts as locked, and the desk, on which holds whose time has passed are ended.
+        The accounts as locked, and the state of the batch, in which due holds are ended.
 
     Raises:
         StaleAccountError: an account was opened meanwhile; the batch must start over.
@@ -54,33 +54,33 @@ async def recall(
     user_ids = {command.user_id for command in commands}
     locked = await store.lock_accounts(connection, user_ids)
     keyed = [command for command in _each(commands) if isinstance(command, Keyed)]
-    now, entries = await store.recall_keys(
+    now, entries = await store.load_entries_by_key(
         connection,
         [command.user_id for command in keyed],
         [command.idempotency_key for command in keyed],
     )
-    desk = Desk(now, dict(locked))
+    state = BatchState(now, dict(locked))
     for entry in entries:
         assert entry.idempotency_key is not None  # noqa: S101  # it was found by it
-        desk.by_key[entry.user_id, entry.idempotency_key] = entry
+        state.by_key[entry.user_id, entry.idempotency_key] = entry
     without_account = user_ids - locked.keys()
     if without_account:
         known = await store.find_users(connection, without_account)
         if adds_users:
             known |= {c.user_id for c in commands if isinstance(c, _OPENING)} & without_account
-        desk.accounts.update((user_id, Account(user_id)) for user_id in known)
-    await _recall_spends(connection, desk, commands)
-    await _recall_purchases(connection, desk, commands)
-    await _recall_reversals(connection, desk, commands)
-    await _recall_holds(connection, desk, commands)
-    recalled = [*entries, *(spent.entry for spent in desk.spends.values())]
-    recalled += [bought.entry for bought in desk.purchases.values() if bought.entry]
-    if any(entry.user_id in without_account for entry in recalled):
+        state.accounts.update((user_id, Account(user_id)) for user_id in known)
+    await _load_spends(connection, state, commands)
+    await _load_purchases(connection, state, commands)
+    await _load_reversals(connection, state, commands)
+    await _load_holds(connection, state, commands)
+    loaded = [*entries, *(spent.entry for spent in state.spends.values())]
+    loaded += [bought.entry for bought in state.purchases.values() if bought.entry]
+    if any(entry.user_id in without_account for entry in loaded):
         # There was no row to lock and now there is one, so the zero above is out of date.
         raise store.StaleAccountError("an account was opened after the lock")
     for user_id in locked:
-        holds.expire_due(desk, user_id)
-    return locked, desk
+        holds.expire_due(state, user_id)
+    return locked, state
 
 
 def _each(commands: Iterable[Command]) -> Iterator[Command]:
@@ -91,23 +91,23 @@ def _each(commands: Iterable[Command]) -> Iterator[Command]:
             yield command
 
 
-async def _recall_spends(
-    connection: asyncpg.Connection, desk: Desk, commands: list[Command]
+async def _load_spends(
+    connection: asyncpg.Connection, state: BatchState, commands: list[Command]
 ) -> None:
-    places = {
+    spend_ids = {
         (command.user_id, command.spend_seq)
         for command in commands
         if isinstance(command, Refund) and command.spend_seq is not None
     }
-    if not places:
+    if not spend_ids:
         return
-    refunded = await store.recall_refunds(connection, places)
-    for place, entry in (await store.recall_places(connection, places)).items():
-        desk.spends[place] = Spent(entry, refunded.get(place, 0))
+    refunded = await store.load_refunds(connection, spend_ids)
+    for spend_id, entry in (await store.load_entries(connection, spend_ids)).items():
+        state.spends[spend_id] = Spent(entry, refunded.get(spend_id, 0))
 
 
-async def _recall_purchases(
-    connection: asyncpg.Connection, desk: Desk, commands: list[Command]
+async def _load_purchases(
+    connection: asyncpg.Connection, state: BatchState, commands: list[Command]
 ) -> None:
     refs = {
         command.payment.ref
@@ -115,72 +115,72 @@ async def _recall_purchases(
         if isinstance(command, Purchase) and command.payment is not None
     }
     refs |= {command.payment_ref for command in commands if isinstance(command, Reverse)}
-    purchases = await store.recall_purchases(connection, refs) if refs else {}
+    purchases = await store.load_purchases(connection, refs) if refs else {}
     if not purchases:
         return
-    places = {(bought.user_id, bought.seq) for bought in purchases.values()}
-    entries = await store.recall_places(connection, places)
+    entry_ids = {(bought.user_id, bought.seq) for bought in purchases.values()}
+    entries = await store.load_entries(connection, entry_ids)
     for ref, bought in purchases.items():
         entry = entries.get((bought.user_id, bought.seq))
-        # A user who was deleted and made anew has other entries in the same places.
+        # A user who was deleted and created again has other entries with the same seqs.
         if entry is not None and (entry.payment is None or entry.payment.ref != ref):
             entry = None
-        desk.purchases[ref] = bought._replace(entry=entry)
+        state.purchases[ref] = bought._replace(entry=entry)
 
 
-async def _recall_reversals(
-    connection: asyncpg.Connection, desk: Desk, commands: list[Command]
+async def _load_reversals(
+    connection: asyncpg.Connection, state: BatchState, commands: list[Command]
 ) -> None:
     asked = [command for command in commands if isinstance(command, Reverse)]
     if not asked:
         return
-    recorded = await store.recall_reversals(
+    recorded = await store.load_reversals(
         connection,
         {command.payment_ref for command in asked},
         {command.reversal_ref for command in asked},
     )
     repeated = {(command.reversal_ref, command.revision) for command in asked} & recorded.keys()
-    places = {
+    entry_ids = {
         (reversal.user_id, reversal.seq)
         for reversal in (recorded[identity] for identity in repeated)
         if reversal.seq is not None
     }
-    entries = await store.recall_places(connection, places) if places else {}
+    entries = await store.load_entries(connection, entry_ids) if entry_ids else {}
     for identity in repeated:
         reversal = recorded[identity]
         if reversal.seq is not None:
             entry = entries.get((reversal.user_id, reversal.seq))
             recorded[identity] = reversal._replace(entry=entry)
-    desk.reversals.update(recorded)
+    state.reversals.update(recorded)
 
 
-async def _recall_holds(
-    connection: asyncpg.Connection, desk: Desk, commands: list[Command]
+async def _load_holds(
+    connection: asyncpg.Connection, state: BatchState, commands: list[Command]
 ) -> None:
-    places = {
+    hold_ids = {
         (command.user_id, command.hold_seq)
         for command in commands
         if isinstance(command, _SETTLING)
     }
-    places |= {
+    hold_ids |= {
         (entry.user_id, entry.hold_seq)
-        for entry in desk.by_key.values()
+        for entry in state.by_key.values()
         if entry.hold_seq is not None
     }
-    if places:
-        desk.holds.update(await store.recall_holds(connection, places))
+    if hold_ids:
+        state.holds.update(await store.load_holds(connection, hold_ids))
         ended = {
             (hold.user_id, hold.settled_seq): hold.seq
-            for hold in desk.holds.values()
+            for hold in state.holds.values()
             if hold.settled_seq is not None
         }
         if ended:
-            for (user_id, seq), entry in (await store.recall_places(connection, ended)).items():
-                desk.ended[user_id, ended[user_id, seq]] = entry
+            for (user_id, seq), entry in (await store.load_entries(connection, ended)).items():
+                state.ended[user_id, ended[user_id, seq]] = entry
     due = [
         account.user_id
-        for account in desk.accounts.values()
-        if account.next_hold_expiry is not None and account.next_hold_expiry <= desk.now
+        for account in state.accounts.values()
+        if account.next_hold_expiry is not None and account.next_hold_expiry <= state.now
     ]
     if due:
-        desk.holds.update(await store.recall_open_holds(connection, due))
+        state.holds.update(await store.load_open_holds(connection, due))

@@ -1,4 +1,4 @@
-"""One function per SQL statement, values in, values out; the statements stand in sql/."""
+"""One function per SQL statement, values in, values out; the statements are in sql/."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
-    from credit_service.rules.model import Spent
+    from credit_service.rules.model import EntryId, Spent
 
     _Connection = asyncpg.Connection | PoolConnectionProxy
 
@@ -72,37 +72,37 @@ async def add_users(connection: _Connection, user_ids: Collection[UUID]) -> None
     await connection.execute(SQL["add_users"], user_ids)
 
 
-async def recall_keys(
+async def load_entries_by_key(
     connection: _Connection, user_ids: Sequence[UUID], keys: Sequence[str]
 ) -> tuple[datetime, list[Entry]]:
     """Reads the database's time and the entries under the pairs of user and key."""
-    rows = await connection.fetch(SQL["recall_keys"], user_ids, keys)
+    rows = await connection.fetch(SQL["load_entries_by_key"], user_ids, keys)
     return rows[0][0], [_entry(row[1:]) for row in rows if row[1] is not None]
 
 
-async def recall_places(
-    connection: _Connection, places: Collection[tuple[UUID, int]]
-) -> dict[tuple[UUID, int], Entry]:
-    """Reads the entries at the pairs of user and seq."""
-    user_ids, seqs = _columns(places, 2)
-    rows = await connection.fetch(SQL["recall_places"], user_ids, seqs)
+async def load_entries(
+    connection: _Connection, entry_ids: Collection[EntryId]
+) -> dict[EntryId, Entry]:
+    """Reads the entries with these ids."""
+    user_ids, seqs = _columns(entry_ids, 2)
+    rows = await connection.fetch(SQL["load_entries"], user_ids, seqs)
     return {(row[0], row[1]): _entry(row) for row in rows}
 
 
-async def recall_refunds(
-    connection: _Connection, places: Collection[tuple[UUID, int]]
-) -> dict[tuple[UUID, int], int]:
-    """Reads how many credits were given back of the spends at the pairs of user and seq."""
-    user_ids, seqs = _columns(places, 2)
-    rows = await connection.fetch(SQL["recall_refunds"], user_ids, seqs)
+async def load_refunds(
+    connection: _Connection, spend_ids: Collection[EntryId]
+) -> dict[EntryId, int]:
+    """Reads how many credits were given back of these spends."""
+    user_ids, seqs = _columns(spend_ids, 2)
+    rows = await connection.fetch(SQL["load_refunds"], user_ids, seqs)
     return {(row[0], row[1]): row[2] for row in rows}
 
 
-async def recall_purchases(
+async def load_purchases(
     connection: _Connection, payment_refs: Collection[str]
 ) -> dict[str, Purchased]:
     """Reads what the payments bought; the entries are not filled in."""
-    rows = await connection.fetch(SQL["recall_purchases"], payment_refs)
+    rows = await connection.fetch(SQL["load_purchases"], payment_refs)
     return {row[0]: Purchased(row[1], row[2], row[3], entry=None) for row in rows}
 
 
@@ -181,37 +181,35 @@ async def insert_reversals(connection: _Connection, reversals: Collection[Revers
     _expect(await connection.execute(SQL["insert_reversals"], *columns), len(reversals))
 
 
-async def recall_reversals(
+async def load_reversals(
     connection: _Connection, payment_refs: Collection[str], reversal_refs: Collection[str]
 ) -> dict[tuple[str, int], Reversal]:
     """Reads every revision of the reversals of these payments, and of these reversals.
 
     The entries are not filled in.
     """
-    rows = await connection.fetch(SQL["recall_reversals"], payment_refs, reversal_refs)
+    rows = await connection.fetch(SQL["load_reversals"], payment_refs, reversal_refs)
     return {(row[0], row[1]): Reversal(*row) for row in rows}
 
 
 async def find_payer(connection: _Connection, payment_ref: str) -> UUID | None:
     """Finds the user to whom a payment was credited."""
-    found = await recall_purchases(connection, [payment_ref])
+    found = await load_purchases(connection, [payment_ref])
     return found[payment_ref].user_id if found else None
 
 
-async def recall_holds(
-    connection: _Connection, places: Collection[tuple[UUID, int]]
-) -> dict[tuple[UUID, int], Hold]:
-    """Reads the holds at the pairs of user and seq."""
-    user_ids, seqs = _columns(places, 2)
-    rows = await connection.fetch(SQL["recall_holds"], user_ids, seqs)
+async def load_holds(connection: _Connection, hold_ids: Collection[EntryId]) -> dict[EntryId, Hold]:
+    """Reads the holds with these ids."""
+    user_ids, seqs = _columns(hold_ids, 2)
+    rows = await connection.fetch(SQL["load_holds"], user_ids, seqs)
     return {(row[0], row[1]): Hold(*row) for row in rows}
 
 
-async def recall_open_holds(
+async def load_open_holds(
     connection: _Connection, user_ids: Collection[UUID]
-) -> dict[tuple[UUID, int], Hold]:
+) -> dict[EntryId, Hold]:
     """Reads all open holds of the users."""
-    rows = await connection.fetch(SQL["recall_open_holds"], user_ids)
+    rows = await connection.fetch(SQL["load_open_holds"], user_ids)
     return {(row[0], row[1]): Hold(*row) for row in rows}
 
 
@@ -231,7 +229,7 @@ async def find_due_users(connection: _Connection, limit: int) -> list[UUID]:
 async def expired_unrecorded_at(
     connection: _Connection, user_id: UUID, seq: int, time: datetime
 ) -> int:
-    """Sums what stood as held at seq and time though its time had passed, in credits."""
+    """Sums what was still recorded as held at seq and time though it had expired, in credits."""
     return await connection.fetchval(SQL["expired_unrecorded_at"], user_id, seq, time) or 0
 
 

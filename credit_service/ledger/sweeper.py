@@ -1,4 +1,4 @@
-"""The sweeper: records the expiry of holds on accounts that nobody touches.
+"""The sweeper: records the expiry of holds on accounts that no call touches.
 
 No answer ever needs it, for expiry is decided by a comparison. It submits commands like any other
 caller, so every replica may run one at the same time.

@@ -1,6 +1,6 @@
 """A batch of commands as one READ COMMITTED transaction.
 
-Lock the accounts in the order of their users, recall in a new statement what the commands refer to,
+Lock the accounts in the order of their users, load in a new statement what the commands refer to,
 decide in Python, write each row once, commit. Nobody is answered before the COMMIT, the refused
 neither, for a refusal may rest on an entry of the same batch.
 """
@@ -15,7 +15,7 @@ import asyncpg
 from credit_service.database.postgres import unreachable
 from credit_service.errors import CreditError, Refusal
 from credit_service.ledger import metrics, store
-from credit_service.ledger.load import recall
+from credit_service.ledger.load import load
 from credit_service.rules import decide
 from credit_service.rules.model import Outcome
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from credit_service.database.postgres import Address
-    from credit_service.rules.batch_state import Desk, Terms
+    from credit_service.rules.batch_state import BatchState, Terms
     from credit_service.rules.model import Account, Command, Entry
 
 
@@ -77,17 +77,17 @@ class Transactions:
         connection = await self._connected()
         try:
             await connection.execute(_BEGIN_HURRIED if hurried else _BEGIN)
-            locked, desk = await recall(connection, commands, adds_users=self._adds_users)
-            answers = [_decide(desk, command, self._terms) for command in commands]
-            await self._write(connection, locked, desk)
+            locked, state = await load(connection, commands, adds_users=self._adds_users)
+            answers = [_decide(state, command, self._terms) for command in commands]
+            await self._write(connection, locked, state)
         except Exception as fault:
             await self._roll_back(connection, fault)
             raise
-        await self._commit(connection, desk.posted)
-        _count(desk.posted)
-        # An expiry is nobody's doing: whoever is answered with one is told of an earlier end.
+        await self._commit(connection, state.posted)
+        _count(state.posted)
+        # No call makes an expiry: a call that is answered with one repeats an earlier end.
         unclaimed = [entry for entry in lost if entry.type != "expire"]
-        return [_settled(answer, desk, unclaimed) for answer in answers]
+        return [_settled(answer, state, unclaimed) for answer in answers]
 
     async def find_locked(self, user_ids: set[UUID]) -> set[UUID]:
         """Tells whose account's row another transaction has locked at this moment.
@@ -114,12 +114,12 @@ class Transactions:
             self._connection.terminate()
 
     async def _write(
-        self, connection: asyncpg.Connection, locked: dict[UUID, Account], desk: Desk
+        self, connection: asyncpg.Connection, locked: dict[UUID, Account], state: BatchState
     ) -> None:
-        opened = [desk.accounts[user_id] for user_id in desk.touched - locked.keys()]
+        opened = [state.accounts[user_id] for user_id in state.touched - locked.keys()]
         changed = [
-            (desk.accounts[user_id], locked[user_id].seq)
-            for user_id in desk.touched & locked.keys()
+            (state.accounts[user_id], locked[user_id].seq)
+            for user_id in state.touched & locked.keys()
         ]
         if opened:
             if self._adds_users:
@@ -127,19 +127,19 @@ class Transactions:
             await store.insert_accounts(connection, opened)
         if changed:
             await store.update_accounts(connection, changed)
-        if desk.posted:
-            await store.insert_entries(connection, desk.posted)
-        if desk.refunded:
-            await store.upsert_refunds(connection, list(desk.refunded.values()))
-        if desk.bought:
-            entries = [bought.entry for bought in desk.bought.values() if bought.entry]
+        if state.posted:
+            await store.insert_entries(connection, state.posted)
+        if state.refunded:
+            await store.upsert_refunds(connection, list(state.refunded.values()))
+        if state.bought:
+            entries = [bought.entry for bought in state.bought.values() if bought.entry]
             await store.insert_purchases(connection, entries)
-        if desk.changed_holds:
-            await store.upsert_holds(connection, desk.changed_holds.values())
-        if desk.new_reversals:
-            await store.insert_reversals(connection, desk.new_reversals)
-        if desk.policy_changes:
-            await store.insert_policy_changes(connection, desk.policy_changes)
+        if state.changed_holds:
+            await store.upsert_holds(connection, state.changed_holds.values())
+        if state.new_reversals:
+            await store.insert_reversals(connection, state.new_reversals)
+        if state.policy_changes:
+            await store.insert_policy_changes(connection, state.policy_changes)
 
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
@@ -169,14 +169,16 @@ class Transactions:
             raise store.StaleAccountError(tag)
 
 
-def _decide(desk: Desk, command: Command, terms: Terms) -> Outcome | CreditError:
+def _decide(state: BatchState, command: Command, terms: Terms) -> Outcome | CreditError:
     try:
-        return decide.decide(desk, command, terms)
+        return decide.decide(state, command, terms)
     except Refusal as refusal:
         return refusal
 
 
-def _settled(answer: Outcome | CreditError, desk: Desk, lost: list[Entry]) -> Outcome | CreditError:
+def _settled(
+    answer: Outcome | CreditError, state: BatchState, lost: list[Entry]
+) -> Outcome | CreditError:
     """Shows the account as the batch left it, and a resolved COMMIT as the first run it was."""
     if isinstance(answer, CreditError):
         return answer
@@ -185,8 +187,8 @@ def _settled(answer: Outcome | CreditError, desk: Desk, lost: list[Entry]) -> Ou
         lost.remove(entry)
         replayed = False
     if parts:
-        parts = tuple(_settled(part, desk, lost) for part in parts)
-    return Outcome(entry, desk.accounts[account.user_id], replayed, hold, parts)
+        parts = tuple(_settled(part, state, lost) for part in parts)
+    return Outcome(entry, state.accounts[account.user_id], replayed, hold, parts)
 
 
 def _count(entries: Iterable[Entry]) -> None:

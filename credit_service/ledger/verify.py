@@ -31,8 +31,8 @@ async def verify(
     Args:
         connection: to the database.
         user_id: the account; None: all.
-        say: told each fault, a line at a time.
-        progress: told how many accounts were verified so far.
+        say: called with each fault, a line at a time.
+        progress: called with the number of accounts verified so far.
 
     Returns:
         How many accounts there were, and how many of them have a fault.

@@ -28,17 +28,17 @@ POLL_SECONDS = 0.1
 WATCHERS_MAX = 10_000
 
 
-def is_newer(account: Account, told: Account) -> bool:
-    """Tells whether an account has changed since another reading of it.
+def is_newer(account: Account, shown: Account) -> bool:
+    """Whether a reading of an account is later than the one that was shown.
 
     The poll and the first reading of a listener go separate ways, so that the older of two states
     may come last.
     """
-    return _place(account) > _place(told)
+    return _version(account) > _version(shown)
 
 
-def _place(account: Account) -> tuple[datetime, int, int]:
-    # The time comes first, for a user who was deleted and made anew counts from one again.
+def _version(account: Account) -> tuple[datetime, int, int]:
+    # The time comes first because a user who was deleted and created again counts from one.
     time = account.last_updated or datetime.min.replace(tzinfo=UTC)
     return time, account.seq, account.policy_changes
 

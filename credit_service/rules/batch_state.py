@@ -1,4 +1,4 @@
-"""What a batch has before it: the part of the book it needs, as recalled and then as decided."""
+"""The state of a batch: the part of the book that it needs, as loaded and then as decided."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from credit_service.rules.model import (
     Account,
     Command,
     Entry,
+    EntryId,
     Hold,
     Keyed,
     Payment,
@@ -57,7 +58,7 @@ class Terms:
 
 
 @dataclass(slots=True)
-class Desk:
+class BatchState:
     """The book as a batch sees it.
 
     Attributes:
@@ -71,26 +72,26 @@ class Desk:
         posted: the new entries, in order.
         touched: the users whose account rows change.
         refunded: spends whose refunded sum changed.
-        bought: payments credited anew.
+        bought: payments that this batch credits.
         changed_holds: holds that were made or changed.
         policy_changes: changes of what accounts may do.
         reversals: all recorded reversals of the batch's payments, and all revisions of those that
             the batch names.
-        new_reversals: reversals recorded anew.
+        new_reversals: reversals that this batch records.
     """
 
     now: datetime
     accounts: dict[UUID, Account]
     by_key: dict[tuple[UUID, str], Entry] = field(default_factory=dict)
-    spends: dict[tuple[UUID, int], Spent] = field(default_factory=dict)
+    spends: dict[EntryId, Spent] = field(default_factory=dict)
     purchases: dict[str, Purchased] = field(default_factory=dict)
-    holds: dict[tuple[UUID, int], Hold] = field(default_factory=dict)
-    ended: dict[tuple[UUID, int], Entry] = field(default_factory=dict)
+    holds: dict[EntryId, Hold] = field(default_factory=dict)
+    ended: dict[EntryId, Entry] = field(default_factory=dict)
     posted: list[Entry] = field(default_factory=list)
     touched: set[UUID] = field(default_factory=set)
-    refunded: dict[tuple[UUID, int], Spent] = field(default_factory=dict)
+    refunded: dict[EntryId, Spent] = field(default_factory=dict)
     bought: dict[str, Purchased] = field(default_factory=dict)
-    changed_holds: dict[tuple[UUID, int], Hold] = field(default_factory=dict)
+    changed_holds: dict[EntryId, Hold] = field(default_factory=dict)
     policy_changes: list[PolicyChange] = field(default_factory=list)
     reversals: dict[tuple[str, int], Reversal] = field(default_factory=dict)
     new_reversals: list[Reversal] = field(default_factory=list)
@@ -99,7 +100,7 @@ class Desk:
         """Finds an account.
 
         Raises:
-            UserNotFound: nobody knows the user.
+            UserNotFound: the user is unknown.
         """
         account = self.accounts.get(user_id)
         if account is None:
@@ -175,7 +176,7 @@ class Desk:
         return last if last is not None and last > self.now else self.now
 
     def post(self, entry: Entry, *, counted: int = 0, expires_at: datetime | None = None) -> None:
-        """Takes an entry into the book as this batch sees it; later commands recall it.
+        """Takes an entry into the book as this batch sees it.
 
         Args:
             entry: the entry.
@@ -247,8 +248,8 @@ class Desk:
 
     def put_hold(self, hold: Hold) -> None:
         """Takes a hold, made or changed, into the book as this batch sees it."""
-        place = hold.user_id, hold.seq
-        self.holds[place] = self.changed_holds[place] = hold
+        hold_id = hold.user_id, hold.seq
+        self.holds[hold_id] = self.changed_holds[hold_id] = hold
 
     def put_reversal(self, reversal: Reversal) -> None:
         """Takes a recorded reversal into the book as this batch sees it."""

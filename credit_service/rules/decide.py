@@ -33,7 +33,7 @@ from credit_service.errors import (
     UserDeleted,
 )
 from credit_service.rules import holds, reversals, spending
-from credit_service.rules.batch_state import Desk, Terms
+from credit_service.rules.batch_state import BatchState, Terms
 from credit_service.rules.model import (
     Capture,
     Command,
@@ -59,29 +59,29 @@ from credit_service.rules.model import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Desk", "Terms", "decide"]
+__all__ = ["BatchState", "Terms", "decide"]
 
 REFUNDABLE_TYPES = ("spend", "capture")
 
 
-def decide(desk: Desk, command: Command, terms: Terms) -> Outcome:
-    """Decides one command and, unless it only validates, posts its entry on the desk.
+def decide(state: BatchState, command: Command, terms: Terms) -> Outcome:
+    """Decides one command and, unless it only validates, posts its entry in the state of the batch.
 
     Returns:
         The entry, the account after it, the hold it concerns, and whether it was a repeat.
 
     Raises:
-        Refusal: what the contract lists for the call; the desk is as it was.
+        Refusal: what the contract lists for the call; the state of the batch is unchanged.
     """
     if isinstance(command, Keyed):
-        earlier = desk.by_key.get((command.user_id, command.idempotency_key))
+        earlier = state.by_key.get((command.user_id, command.idempotency_key))
         if earlier is not None:
             _require_same_request(command, earlier)
             hold = (
-                None if earlier.hold_seq is None else desk.holds[earlier.user_id, earlier.hold_seq]
+                None if earlier.hold_seq is None else state.holds[earlier.user_id, earlier.hold_seq]
             )
-            return Outcome(earlier, desk.accounts[command.user_id], replayed=True, hold=hold)
-    return _RULES[type(command)](desk, command, terms)
+            return Outcome(earlier, state.accounts[command.user_id], replayed=True, hold=hold)
+    return _RULES[type(command)](state, command, terms)
 
 
 # What makes two requests the same, in the order in which a difference is named.
@@ -125,9 +125,9 @@ def _request(command: Keyed) -> tuple[object, ...]:
             raise TypeError(command)
 
 
-def _purchase(desk: Desk, command: Purchase, _terms: Terms) -> Outcome:
+def _purchase(state: BatchState, command: Purchase, _terms: Terms) -> Outcome:
     payment = command.payment
-    earlier = desk.purchases.get(payment.ref) if payment is not None else None
+    earlier = state.purchases.get(payment.ref) if payment is not None else None
     if payment is not None and earlier is not None:
         if earlier.entry is None:
             raise UserDeleted(payment.ref)
@@ -135,19 +135,24 @@ def _purchase(desk: Desk, command: Purchase, _terms: Terms) -> Outcome:
             raise PaymentReused(payment.ref, "user_id")
         if earlier.amount != command.amount:
             raise PaymentReused(payment.ref, "amount")
-        return Outcome(earlier.entry, desk.accounts[command.user_id], replayed=True)
-    return _add(desk, command, kind="purchase", amount=command.amount, payment=payment)
+        return Outcome(earlier.entry, state.accounts[command.user_id], replayed=True)
+    return _add(state, command, kind="purchase", amount=command.amount, payment=payment)
 
 
-def _grant(desk: Desk, command: Grant, _terms: Terms) -> Outcome:
-    return _add(desk, command, kind="grant", amount=command.amount)
+def _grant(state: BatchState, command: Grant, _terms: Terms) -> Outcome:
+    return _add(state, command, kind="grant", amount=command.amount)
 
 
 def _add(
-    desk: Desk, command: Purchase | Grant, *, kind: str, amount: int, payment: Payment | None = None
+    state: BatchState,
+    command: Purchase | Grant,
+    *,
+    kind: str,
+    amount: int,
+    payment: Payment | None = None,
 ) -> Outcome:
-    desk.account(command.user_id)
-    entry = desk.entry(
+    state.account(command.user_id)
+    entry = state.entry(
         command,
         kind=kind,
         amount=amount,
@@ -155,17 +160,17 @@ def _add(
         balance_change=amount,
         payment=payment,
     )
-    return _posted(desk, command, entry)
+    return _posted(state, command, entry)
 
 
-def _spend(desk: Desk, command: Spend, terms: Terms) -> Outcome:
-    account = desk.account(command.user_id)
+def _spend(state: BatchState, command: Spend, terms: Terms) -> Outcome:
+    account = state.account(command.user_id)
     spending.require_not_frozen(account)
     priced = spending.price(command, terms)
     cost = priced["amount"]
-    spending.require_within_limits(account, cost, desk.now)
+    spending.require_within_limits(account, cost, state.now)
     spending.require_affordable(account, cost, terms)
-    entry = desk.entry(
+    entry = state.entry(
         command,
         kind="spend",
         balance_change=-cost,
@@ -173,30 +178,30 @@ def _spend(desk: Desk, command: Spend, terms: Terms) -> Outcome:
         floor=terms.floor(account),
         **priced,
     )
-    return _posted(desk, command, entry, counted=cost)
+    return _posted(state, command, entry, counted=cost)
 
 
-def _spend_together(desk: Desk, command: SpendTogether, terms: Terms) -> Outcome:
-    before = desk.account(command.user_id)
-    touched, posted = command.user_id in desk.touched, len(desk.posted)
+def _spend_together(state: BatchState, command: SpendTogether, terms: Terms) -> Outcome:
+    before = state.account(command.user_id)
+    touched, posted = command.user_id in state.touched, len(state.posted)
     parts: list[Outcome | CreditError] = []
     for spend in command.spends:
         try:
-            parts.append(decide(desk, spend, terms))
+            parts.append(decide(state, spend, terms))
         except Refusal as refusal:
-            desk.take_back(before, touched=touched, posted=posted)
+            state.take_back(before, touched=touched, posted=posted)
             parts = [BatchAborted() for _ in command.spends]
             parts[command.spends.index(spend)] = refusal
             break
-    return Outcome(None, desk.accounts[command.user_id], replayed=False, parts=tuple(parts))
+    return Outcome(None, state.accounts[command.user_id], replayed=False, parts=tuple(parts))
 
 
-def _refund(desk: Desk, command: Refund, _terms: Terms) -> Outcome:
-    desk.account(command.user_id)
+def _refund(state: BatchState, command: Refund, _terms: Terms) -> Outcome:
+    state.account(command.user_id)
     operation = None
     amount = command.amount
     if command.spend_seq is not None:
-        spent = desk.spends.get((command.user_id, command.spend_seq))
+        spent = state.spends.get((command.user_id, command.spend_seq))
         if spent is None:
             raise TransactionNotFound(transaction_id(command.user_id, command.spend_seq))
         if spent.entry.type not in REFUNDABLE_TYPES:
@@ -211,7 +216,7 @@ def _refund(desk: Desk, command: Refund, _terms: Terms) -> Outcome:
             raise RefundExceedsSpend(refundable)
         operation = spent.entry.operation
     assert amount is not None  # noqa: S101  # the shape was checked: a spend or an amount
-    entry = desk.entry(
+    entry = state.entry(
         command,
         kind="refund",
         amount=amount,
@@ -220,12 +225,12 @@ def _refund(desk: Desk, command: Refund, _terms: Terms) -> Outcome:
         operation=operation,
         related_seq=command.spend_seq,
     )
-    return _posted(desk, command, entry)
+    return _posted(state, command, entry)
 
 
-def _set_policy(desk: Desk, command: SetPolicy, _terms: Terms) -> Outcome:
-    account = desk.account(command.user_id)
-    time = desk.time_for(account)
+def _set_policy(state: BatchState, command: SetPolicy, _terms: Terms) -> Outcome:
+    account = state.account(command.user_id)
+    time = state.time_for(account)
     minute, hour, day = (
         (account.limit_per_minute, account.limit_per_hour, account.limit_per_day)
         if command.limits is None
@@ -251,22 +256,22 @@ def _set_policy(desk: Desk, command: SetPolicy, _terms: Terms) -> Outcome:
         hour,
         day,
     )
-    desk.put_policy(account, change)
+    state.put_policy(account, change)
     return Outcome(None, account, replayed=False)
 
 
-def _posted(desk: Desk, command: Keyed, entry: Entry, *, counted: int = 0) -> Outcome:
+def _posted(state: BatchState, command: Keyed, entry: Entry, *, counted: int = 0) -> Outcome:
     if not command.validate_only:
-        desk.post(entry, counted=counted)
-    return Outcome(entry, desk.accounts[command.user_id], replayed=False)
+        state.post(entry, counted=counted)
+    return Outcome(entry, state.accounts[command.user_id], replayed=False)
 
 
-def _expire(desk: Desk, command: Expire, _terms: Terms) -> Outcome:
+def _expire(state: BatchState, command: Expire, _terms: Terms) -> Outcome:
     # What is due was ended before the batch decided anything.
-    return Outcome(None, desk.account(command.user_id), replayed=False)
+    return Outcome(None, state.account(command.user_id), replayed=False)
 
 
-_RULES: dict[type[Command], Callable[[Desk, Any, Terms], Outcome]] = {
+_RULES: dict[type[Command], Callable[[BatchState, Any, Terms], Outcome]] = {
     Purchase: _purchase,
     Spend: _spend,
     Refund: _refund,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from credit_service.rules.batch_state import Desk, Terms
+    from credit_service.rules.batch_state import BatchState, Terms
     from credit_service.rules.model import (
         Account,
         Capture,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 LIFE_MAX = timedelta(hours=72)
 
-# Who stands on the entries that the service makes by itself.
+# The caller on entries that the service makes by itself.
 SERVICE = "credit_service"
 
 
@@ -47,24 +47,24 @@ def at(hold: Hold, now: datetime) -> Hold:
     )
 
 
-def expire_due(desk: Desk, user_id: UUID) -> None:
-    """Ends the account's holds whose time has passed; all its open holds must be on the desk."""
-    account = desk.accounts[user_id]
-    if account.next_hold_expiry is None or account.next_hold_expiry > desk.now:
+def expire_due(state: BatchState, user_id: UUID) -> None:
+    """Ends the account's holds whose time has passed; all its open holds must be loaded."""
+    account = state.accounts[user_id]
+    if account.next_hold_expiry is None or account.next_hold_expiry > state.now:
         return
     command = Expire(user_id=user_id, caller=SERVICE)
     open_holds = sorted(
         (
             hold
-            for (user, _), hold in desk.holds.items()
+            for (user, _), hold in state.holds.items()
             if user == user_id and hold.state == "held"
         ),
         key=lambda hold: (hold.expires_at, hold.seq),
     )
     for hold in open_holds:
-        if hold.expires_at > desk.now:
+        if hold.expires_at > state.now:
             break
-        entry = desk.entry(
+        entry = state.entry(
             command,
             kind="expire",
             amount=hold.amount,
@@ -72,28 +72,28 @@ def expire_due(desk: Desk, user_id: UUID) -> None:
             operation=hold.operation,
             hold_seq=hold.seq,
         )
-        desk.post(entry)
-        _end(desk, hold, entry, "expired")
-    later = [hold.expires_at for hold in open_holds if hold.expires_at > desk.now]
-    desk.accounts[user_id] = desk.accounts[user_id]._replace(
+        state.post(entry)
+        _end(state, hold, entry, "expired")
+    later = [hold.expires_at for hold in open_holds if hold.expires_at > state.now]
+    state.accounts[user_id] = state.accounts[user_id]._replace(
         next_hold_expiry=min(later, default=None)
     )
-    desk.touched.add(user_id)
+    state.touched.add(user_id)
 
 
-def make(desk: Desk, command: MakeHold, terms: Terms) -> Outcome:
+def make(state: BatchState, command: MakeHold, terms: Terms) -> Outcome:
     """Sets credits aside."""
-    account = desk.account(command.user_id)
+    account = state.account(command.user_id)
     spending.require_not_frozen(account)
     priced = spending.price(command, terms)
     if account.open_holds >= terms.open_holds:
-        soonest = account.next_hold_expiry or desk.now
-        wait_ms = max(1, int((soonest - desk.now).total_seconds() * 1000))
+        soonest = account.next_hold_expiry or state.now
+        wait_ms = max(1, int((soonest - state.now).total_seconds() * 1000))
         raise TooManyHolds(terms.open_holds, wait_ms)
     amount = priced["amount"]
-    spending.require_within_limits(account, amount, desk.now)
+    spending.require_within_limits(account, amount, state.now)
     spending.require_affordable(account, amount, terms)
-    entry = desk.entry(
+    entry = state.entry(
         command,
         kind="hold",
         held_change=amount,
@@ -103,7 +103,7 @@ def make(desk: Desk, command: MakeHold, terms: Terms) -> Outcome:
     )
     hold = Hold(
         user_id=command.user_id,
-        # Its place is another's to take where this one is only validated.
+        # A hold that is only validated gets no seq; the next entry takes that one.
         seq=0 if command.validate_only else entry.seq,
         state="held",
         captured=0,
@@ -115,17 +115,17 @@ def make(desk: Desk, command: MakeHold, terms: Terms) -> Outcome:
         **priced,
     )
     if not command.validate_only:
-        desk.post(entry, counted=amount, expires_at=hold.expires_at)
-        desk.put_hold(hold)
-    return Outcome(entry, desk.accounts[command.user_id], replayed=False, hold=hold)
+        state.post(entry, counted=amount, expires_at=hold.expires_at)
+        state.put_hold(hold)
+    return Outcome(entry, state.accounts[command.user_id], replayed=False, hold=hold)
 
 
-def capture(desk: Desk, command: Capture, terms: Terms) -> Outcome:
+def capture(state: BatchState, command: Capture, terms: Terms) -> Outcome:
     """Takes the credits of a hold; of one that has expired, as a fresh spend."""
-    hold = _hold(desk, command.user_id, command.hold_seq)
-    account = desk.accounts[command.user_id]
+    hold = _hold(state, command.user_id, command.hold_seq)
+    account = state.accounts[command.user_id]
     if command.amount == 0:
-        return _give_up(desk, command, hold)
+        return _give_up(state, command, hold)
     if hold.captured_seq is not None:
         raise HoldNotActive("CAPTURED")
     if hold.state == "released":
@@ -140,9 +140,9 @@ def capture(desk: Desk, command: Capture, terms: Terms) -> Outcome:
     over = max(0, amount - hold.amount)
     if late or over:
         spending.require_not_frozen(account)
-        spending.require_within_limits(account, over, desk.now)
+        spending.require_within_limits(account, over, state.now)
         _require_payable(account, hold, amount, terms, late=late)
-    entry = desk.entry(
+    entry = state.entry(
         command,
         kind="capture",
         amount=amount,
@@ -158,37 +158,37 @@ def capture(desk: Desk, command: Capture, terms: Terms) -> Outcome:
     )
     if command.validate_only:
         return Outcome(entry, account, replayed=False, hold=hold)
-    desk.post(entry, counted=over)
+    state.post(entry, counted=over)
     if late:
         hold = hold._replace(captured=amount, captured_seq=entry.seq)
-        desk.put_hold(hold)
+        state.put_hold(hold)
     else:
-        hold = _end(desk, hold, entry, "captured")
-    return Outcome(entry, desk.accounts[command.user_id], replayed=False, hold=hold)
+        hold = _end(state, hold, entry, "captured")
+    return Outcome(entry, state.accounts[command.user_id], replayed=False, hold=hold)
 
 
-def release(desk: Desk, command: Release, _terms: Terms) -> Outcome:
+def release(state: BatchState, command: Release, _terms: Terms) -> Outcome:
     """Gives up a hold; one that has already ended without capture stays as it is."""
-    return _give_up(desk, command, _hold(desk, command.user_id, command.hold_seq))
+    return _give_up(state, command, _hold(state, command.user_id, command.hold_seq))
 
 
-def extend(desk: Desk, command: Extend, _terms: Terms) -> Outcome:
+def extend(state: BatchState, command: Extend, _terms: Terms) -> Outcome:
     """Lets a hold end later, within its longest life."""
-    hold = _hold(desk, command.user_id, command.hold_seq)
+    hold = _hold(state, command.user_id, command.hold_seq)
     if hold.state == "expired" and hold.captured_seq is None:
         raise HoldExpired
     if hold.state != "held":
         raise HoldNotActive("CAPTURED" if hold.captured_seq is not None else hold.state.upper())
     latest = hold.created_at + LIFE_MAX
-    until = max(hold.expires_at, min(desk.now + command.ttl, latest))
+    until = max(hold.expires_at, min(state.now + command.ttl, latest))
     hold = hold._replace(expires_at=until)
-    desk.put_hold(hold)
-    return Outcome(None, desk.accounts[command.user_id], replayed=False, hold=hold)
+    state.put_hold(hold)
+    return Outcome(None, state.accounts[command.user_id], replayed=False, hold=hold)
 
 
-def _hold(desk: Desk, user_id: UUID, seq: int) -> Hold:
-    desk.account(user_id)
-    hold = desk.holds.get((user_id, seq))
+def _hold(state: BatchState, user_id: UUID, seq: int) -> Hold:
+    state.account(user_id)
+    hold = state.holds.get((user_id, seq))
     if hold is None:
         raise HoldNotFound(transaction_id(user_id, seq))
     return hold
@@ -222,13 +222,13 @@ def _require_payable(
         raise
 
 
-def _give_up(desk: Desk, command: Release | Capture, hold: Hold) -> Outcome:
+def _give_up(state: BatchState, command: Release | Capture, hold: Hold) -> Outcome:
     if hold.captured_seq is not None:
         raise HoldNotActive("CAPTURED")
-    account = desk.accounts[command.user_id]
+    account = state.accounts[command.user_id]
     if hold.state != "held":
-        return Outcome(desk.ended[hold.user_id, hold.seq], account, replayed=True, hold=hold)
-    entry = desk.entry(
+        return Outcome(state.ended[hold.user_id, hold.seq], account, replayed=True, hold=hold)
+    entry = state.entry(
         command,
         kind="release",
         amount=hold.amount,
@@ -239,15 +239,15 @@ def _give_up(desk: Desk, command: Release | Capture, hold: Hold) -> Outcome:
     )
     if command.validate_only:
         return Outcome(entry, account, replayed=False, hold=hold)
-    desk.post(entry)
-    hold = _end(desk, hold, entry, "released")
-    return Outcome(entry, desk.accounts[command.user_id], replayed=False, hold=hold)
+    state.post(entry)
+    hold = _end(state, hold, entry, "released")
+    return Outcome(entry, state.accounts[command.user_id], replayed=False, hold=hold)
 
 
-def _end(desk: Desk, hold: Hold, entry: Entry, state: str) -> Hold:
-    hold = hold._replace(state=state, settled_seq=entry.seq)
-    if state == "captured":
+def _end(state: BatchState, hold: Hold, entry: Entry, end: str) -> Hold:
+    hold = hold._replace(state=end, settled_seq=entry.seq)
+    if end == "captured":
         hold = hold._replace(captured=entry.amount, captured_seq=entry.seq)
-    desk.ended[hold.user_id, hold.seq] = entry
-    desk.put_hold(hold)
+    state.ended[hold.user_id, hold.seq] = entry
+    state.put_hold(hold)
     return hold

@@ -19,22 +19,25 @@ if TYPE_CHECKING:
 AMOUNT_MAX = 10**12
 BALANCE_MAX = 10**15
 
+# User and seq, which together name an entry, and the hold that it made.
+EntryId = tuple[UUID, int]
+
 
 def transaction_id(user_id: UUID | str, seq: int) -> str:
-    """Names an entry for callers. It tells user and place, so no index of ids is needed."""
+    """Makes the public id of an entry; it holds user and seq, so no index of ids is needed."""
     return f"{user_id}-{seq}"
 
 
-def parse_transaction_id(text: str) -> tuple[UUID, int] | None:
-    """Turns a name made by `transaction_id` back into user and seq; None for anything else."""
-    user, _, place = text.rpartition("-")
-    if not (place.isascii() and place.isdigit() and len(place) <= len(str(BALANCE_MAX))):
+def parse_transaction_id(text: str) -> EntryId | None:
+    """Turns an id made by `transaction_id` back into user and seq; None for anything else."""
+    user, _, digits = text.rpartition("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= len(str(BALANCE_MAX))):
         return None
     try:
         user_id = UUID(user)
     except ValueError:
         return None
-    seq = int(place)
+    seq = int(digits)
     return (user_id, seq) if transaction_id(user_id, seq) == text else None
 
 
@@ -113,10 +116,10 @@ class Hold(NamedTuple):
     """Credits set aside, in their present state: held, captured, released or expired.
 
     Attributes:
-        seq: the place of the entry that made it.
+        seq: the seq of the entry that made it.
         captured: credits taken; above zero for an expired hold that was captured late.
-        settled_seq: the place of the entry that ended it.
-        captured_seq: the place of the entry that took credits.
+        settled_seq: the seq of the entry that ended it.
+        captured_seq: the seq of the entry that took credits.
     """
 
     user_id: UUID
@@ -193,7 +196,10 @@ class Purchase(Keyed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reverse(Command):
-    """Tells how one refund or dispute of a payment stands; money in minor units of `currency`."""
+    """Records the state of one refund or dispute of a payment.
+
+    Money is in minor units of `currency`.
+    """
 
     call = "ReversePurchase"
     payment_ref: str
@@ -326,8 +332,8 @@ class Reversal(NamedTuple):
     """A revision of a refund or dispute, as recorded.
 
     Attributes:
-        seq: the place of the entry that it made; None when it moved no credits.
-        entry: that entry; None also where nobody asked for it.
+        seq: the seq of the entry that it made; None when it moved no credits.
+        entry: that entry; None also where it was not loaded.
     """
 
     reversal_ref: str

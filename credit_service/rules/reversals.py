@@ -14,23 +14,23 @@ from credit_service.rules.model import Outcome, Reversal
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from credit_service.rules.batch_state import Desk, Terms
+    from credit_service.rules.batch_state import BatchState, Terms
     from credit_service.rules.model import Reverse
 
 
-def reverse(desk: Desk, command: Reverse, _terms: Terms) -> Outcome:
+def reverse(state: BatchState, command: Reverse, _terms: Terms) -> Outcome:
     """Records a revision and posts the difference that it makes, in either direction."""
-    purchase = desk.purchases.get(command.payment_ref)
+    purchase = state.purchases.get(command.payment_ref)
     if purchase is None:
         raise PaymentNotFound(command.payment_ref)
     if purchase.entry is None:
         raise UserDeleted(command.payment_ref)
-    account = desk.account(command.user_id)
-    recorded = desk.reversals.get((command.reversal_ref, command.revision))
+    account = state.account(command.user_id)
+    recorded = state.reversals.get((command.reversal_ref, command.revision))
     if recorded is not None:
         _require_same(command, recorded)
         return Outcome(recorded.entry, account, replayed=True)
-    others = list(desk.reversals.values())
+    others = list(state.reversals.values())
     if any(
         other.reversal_ref == command.reversal_ref and other.payment_ref != command.payment_ref
         for other in others
@@ -50,12 +50,12 @@ def reverse(desk: Desk, command: Reverse, _terms: Terms) -> Outcome:
         paid_minor=command.paid_minor,
         currency=command.currency,
         reason=command.reason,
-        recorded_at=desk.time_for(account),
+        recorded_at=state.time_for(account),
         caller=command.caller,
     )
     more = taken(purchase.amount, [*earlier, new]) - taken(purchase.amount, earlier)
     if more:
-        entry = desk.entry(
+        entry = state.entry(
             command,
             kind="reversal",
             amount=abs(more),
@@ -67,9 +67,9 @@ def reverse(desk: Desk, command: Reverse, _terms: Terms) -> Outcome:
         new = new._replace(seq=entry.seq, entry=entry)
     if not command.validate_only:
         if new.entry is not None:
-            desk.post(new.entry)
-        desk.put_reversal(new)
-    return Outcome(new.entry, desk.accounts[command.user_id], replayed=False)
+            state.post(new.entry)
+        state.put_reversal(new)
+    return Outcome(new.entry, state.accounts[command.user_id], replayed=False)
 
 
 def taken(granted: int, reversals: Iterable[Reversal]) -> int:

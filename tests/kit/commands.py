@@ -15,7 +15,7 @@ _LIMITS = {"adds_users": False, "queue_limit": 1000, "batch_limit": 500}
 
 @asynccontextmanager
 async def lane(url, **changes):
-    made = Lane("test", Address(url), TERMS, locked={}, aside=None, **_LIMITS | changes)
+    made = Lane("test", Address(url), TERMS, locked={}, contended=None, **_LIMITS | changes)
     try:
         yield made
     finally:

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 # The statements of a lane's transaction, in their order.
 BEGIN = "^BEGIN"
 LOCK = "FOR NO KEY UPDATE$"
-RECALL = "AS asked \\(user_id, idempotency_key\\)"
+LOAD_KEYS = "AS asked \\(user_id, idempotency_key\\)"
 UPDATE = "^UPDATE user_credits"
 INSERT = "^INSERT INTO credit_transactions"
 COMMIT = "^COMMIT"

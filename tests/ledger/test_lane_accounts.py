@@ -15,7 +15,7 @@ from kit.commands import (
     spend,
     submit,
 )
-from kit.fault_proxy import COMMIT, RECALL, Kind
+from kit.fault_proxy import COMMIT, LOAD_KEYS, Kind
 from kit.harness import eventually
 
 from credit_service.errors import (
@@ -69,7 +69,7 @@ async def test_two_lanes_may_open_one_account_by_one_key(database, proxy):
 async def test_a_repeat_shows_the_account_that_was_opened_after_its_own_look(database, proxy):
     user_id = await database.user()
     command = purchase(user_id, 10, ref="pi_1")
-    held = proxy.on(RECALL, Kind.HOLD)
+    held = proxy.on(LOAD_KEYS, Kind.HOLD)
     async with lane(proxy.url) as slow, lane(database.service_url) as fast:
         late = submit(slow, command)
         await held.met.wait()

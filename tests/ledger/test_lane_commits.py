@@ -1,4 +1,4 @@
-"""A COMMIT whose answer is lost, and a key that comes more than once: one entry, told truly."""
+"""A COMMIT whose answer is lost, and a key that comes more than once: one entry, reported truly."""
 
 import asyncio
 
@@ -28,7 +28,7 @@ from credit_service.rules.model import Outcome
 LOSSES = [Kind.CUT_BEFORE, Kind.CUT_AFTER, Kind.SWALLOW]
 
 
-def told(given):
+def new_and_replayed(given):
     """How many of the answers say that the call did it, and how many that it was done before."""
     flags = [answer.replayed for answer in given]
     return flags.count(False), flags.count(True)
@@ -44,9 +44,9 @@ async def test_a_lost_commit_is_resolved_by_its_keys(database, proxy, kind, time
         first = await ask(clerk, *commands, spend(user_id, 1000))
         assert fault.met.is_set()
         assert kinds(first) == [Outcome, Outcome, Outcome, InsufficientCredits]
-        assert told(first[:3]) == (3, 0)
+        assert new_and_replayed(first[:3]) == (3, 0)
         again = await ask(clerk, *commands)
-    assert told(again) == (0, 3)
+    assert new_and_replayed(again) == (0, 3)
     assert [answer.entry for answer in again] == [answer.entry for answer in first[:3]]
     assert await written(database, *commands) == 3
     assert not await database.faults()
@@ -59,7 +59,7 @@ async def test_twins_behind_a_lost_commit_are_told_apart(database, proxy, kind):
     proxy.on(COMMIT, kind)
     async with lane(proxy.url) as clerk:
         given = await ask(clerk, *[command] * 4)
-    assert told(given) == (1, 3)
+    assert new_and_replayed(given) == (1, 3)
     assert len({answer.entry.seq for answer in given}) == 1
     assert await written(database, command) == 1
 

@@ -76,15 +76,15 @@ async def test_many_locked_accounts_hold_up_the_others_no_longer_than_one(databa
     assert not await database.faults()
 
 
-async def test_aside_nobody_waits_for_the_row_of_another_nor_is_held_by_who_waits(database):
+async def test_contended_calls_wait_only_for_their_own_row_and_hold_no_other(database):
     free, locked = sorted([await database.user(1000) for _ in range(2)])
     async with lanes(database.service_url, count=1) as clerks, database.locked(locked):
         async with database.locked(free):
             for user_id in (free, locked):
                 [found] = await ask(clerks.of(user_id), spend(user_id))
                 assert kinds([found]) == [LedgerUnavailable]
-        aside = clerks.of(free)
-        kept, served = submit(aside, spend(locked), spend(free))
+        contended = clerks.of(free)
+        kept, served = submit(contended, spend(locked), spend(free))
         done, _ = await asyncio.wait({kept, served}, return_when=asyncio.FIRST_COMPLETED)
         assert done == {served}
         # Another process could write there meanwhile.
@@ -95,7 +95,7 @@ async def test_aside_nobody_waits_for_the_row_of_another_nor_is_held_by_who_wait
     assert not await database.faults()
 
 
-async def test_aside_a_lock_that_no_account_shows_fails_its_own_user_only(database):
+async def test_contended_lock_that_no_account_shows_fails_its_own_user_only(database):
     newcomer, free = await database.user(), await database.user(10)
     async with lanes(database.service_url, count=1) as clerks:
         async with database.locked(free):
@@ -110,7 +110,7 @@ async def test_aside_a_lock_that_no_account_shows_fails_its_own_user_only(databa
     assert not await database.faults()
 
 
-async def test_who_waits_aside_is_served_while_the_lanes_close(database):
+async def test_calls_in_the_contended_lane_are_served_while_the_lanes_close(database):
     users = sorted([await database.user(10) for _ in range(2)])
     async with lanes(database.service_url, count=1) as clerks:
         usual = clerks.of(users[0])
@@ -141,7 +141,7 @@ async def test_a_locked_table_fails_the_batch_and_not_one_user_after_the_other(d
 
 
 async def test_a_user_whose_row_was_locked_comes_back_to_the_others(database, monkeypatch):
-    monkeypatch.setattr("credit_service.ledger.lanes._ASIDE_SECONDS", 0.0)
+    monkeypatch.setattr("credit_service.ledger.lanes._CONTENDED_SECONDS", 0.0)
     user_id = await database.user(10)
     async with lanes(database.service_url, count=1) as clerks:
         usual = clerks.of(user_id)

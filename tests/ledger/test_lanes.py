@@ -120,7 +120,7 @@ async def _failing(database, sqlstate, times, table, event):
         BEGIN
             -- A sequence is not rolled back with the transaction that fails.
             IF nextval('public.failures') <= {times} THEN
-                RAISE EXCEPTION 'as told' USING ERRCODE = '{sqlstate}';
+                RAISE EXCEPTION 'as ordered' USING ERRCODE = '{sqlstate}';
             END IF;
             RETURN NULL;
         END $$;
@@ -149,7 +149,7 @@ async def test_a_collision_that_does_not_pass_is_no_fault_of_the_neighbours(data
         CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
             IF NEW.description = 'colliding' THEN
-                RAISE EXCEPTION 'as told' USING ERRCODE = '40001';
+                RAISE EXCEPTION 'as ordered' USING ERRCODE = '40001';
             END IF;
             RETURN NEW;
         END $$;
@@ -301,10 +301,10 @@ async def test_a_fault_in_the_rules_fails_a_call_and_not_the_lane(database, monk
     user_id = await database.user(100)
     as_ever = decide.decide
 
-    def broken(desk, command, terms):
+    def broken(state, command, terms):
         if command.description == "broken":
             raise ZeroDivisionError
-        return as_ever(desk, command, terms)
+        return as_ever(state, command, terms)
 
     monkeypatch.setattr(decide, "decide", broken)
     async with lane(database.service_url) as clerk:

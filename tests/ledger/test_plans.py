@@ -101,8 +101,8 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         "lock_accounts": [[user_id, newcomer]],
         "insert_accounts": columns(Account(newcomer, 5, 0, 1, now)),
         "update_accounts": [*columns(Account(user_id, 5, 0, seq + 1, now)), [seq]],
-        "recall_holds": [three, [1, seq // 2, seq]],
-        "recall_open_holds": [[user_id, newcomer]],
+        "load_holds": [three, [1, seq // 2, seq]],
+        "load_open_holds": [[user_id, newcomer]],
         "upsert_holds": columns(hold),
         "list_holds": [user_id, seq, None, 50],
         "find_due_users": [500],
@@ -113,11 +113,11 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         "find_faults": [[user_id]],
         "report_usage": [early, now],
         "report_usage_of_user": [user_id, max(0, seq - 100), seq],
-        "recall_keys": [three, ["key 7", f"key {seq // 2}", "never used"]],
-        "recall_places": [three, [1, seq // 2, seq]],
-        "recall_refunds": [three, [1, 2, seq]],
-        "recall_purchases": [["pi_1", "pi_2", "pi_3"]],
-        "recall_reversals": [["pi_1", "pi_2"], ["re_1"]],
+        "load_entries_by_key": [three, ["key 7", f"key {seq // 2}", "never used"]],
+        "load_entries": [three, [1, seq // 2, seq]],
+        "load_refunds": [three, [1, 2, seq]],
+        "load_purchases": [["pi_1", "pi_2", "pi_3"]],
+        "load_reversals": [["pi_1", "pi_2"], ["re_1"]],
         "insert_reversals": columns(reversal),
         "insert_entries": store._columns([store._row(entry)], 26),
         "insert_purchases": [["pi_new"], [user_id], [seq + 1], [5], [1], ["eur"], [now]],
@@ -259,7 +259,7 @@ async def test_a_page_and_a_past_balance_cost_the_same_at_100_and_at_100000_entr
     costs = {}
     async with session(database.service_url) as prepared:
         for user_id, entries in ((few, 100), (many, ENTRIES)):
-            for name in ("get_account", "list_entries", "count_entries_before", "recall_places"):
+            for name in ("get_account", "list_entries", "count_entries_before", "load_entries"):
                 plan = await prepared.plan(name, arguments(user_id, few, entries)[name])
                 rows = sum(node["Actual Rows"] * node["Actual Loops"] for node in nodes(plan))
                 costs[name, entries] = (pages_touched(plan), round(rows))

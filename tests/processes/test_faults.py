@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from kit.fault_proxy import BEGIN, COMMIT, INSERT, LOCK, RECALL, UPDATE, Kind
+from kit.fault_proxy import BEGIN, COMMIT, INSERT, LOAD_KEYS, LOCK, UPDATE, Kind
 from kit.harness import eventually, refused, running, server_settings
 from kit.storm import NO_FINAL_ANSWER, Storm, call, connected
 
@@ -16,7 +16,7 @@ from credit_service.v1 import credit_service_pb2 as pb
 TRANSACTION = [
     pytest.param(BEGIN, id="begin"),
     pytest.param(LOCK, id="lock"),
-    pytest.param(RECALL, id="recall"),
+    pytest.param(LOAD_KEYS, id="load"),
     pytest.param(UPDATE, id="update"),
     pytest.param(INSERT, id="insert"),
     pytest.param(COMMIT, id="commit"),
@@ -195,7 +195,7 @@ async def _disturb(database, proxy, lots, seconds, longest_silence):
     while loop.time() < end:
         kind = lots.choice(list(counts))
         counts[kind] += 1
-        statement = lots.choice((BEGIN, LOCK, RECALL, UPDATE, INSERT, COMMIT))
+        statement = lots.choice((BEGIN, LOCK, LOAD_KEYS, UPDATE, INSERT, COMMIT))
         nth = lots.randint(1, 4)
         match kind:
             case "cut":

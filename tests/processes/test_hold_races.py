@@ -11,7 +11,7 @@ import pytest
 from kit.commands import ask, lane
 from kit.fault_proxy import COMMIT, Kind
 from kit.harness import eventually
-from kit.hold_desks import capture, extend, hold, release
+from kit.hold_tables import capture, extend, hold, release
 from kit.programs import process
 from kit.shown_holds import CAPTURED, EXPIRED, HELD, RELEASED
 

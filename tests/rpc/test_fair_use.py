@@ -7,8 +7,8 @@ from uuid import uuid4
 import grpc
 import pytest
 from kit.callers import EVERY_ROLE, bearer
-from kit.desks import ALICE, NOON, TERMS, spend
 from kit.harness import eventually, limits, running, server_settings
+from kit.rule_tables import ALICE, NOON, TERMS, spend
 from kit.storm import connected
 
 from credit_service.client import item_error
@@ -22,7 +22,7 @@ from credit_service.errors import (
     UserNotFound,
 )
 from credit_service.rpc.access import Doorkeeper
-from credit_service.rules.batch_state import Desk
+from credit_service.rules.batch_state import BatchState
 from credit_service.rules.decide import decide
 from credit_service.rules.model import Account
 from credit_service.v1 import credit_service_pb2 as pb
@@ -135,9 +135,9 @@ async def test_an_expired_hold_below_a_raised_floor_is_not_collected(database, c
 
 
 def test_a_floor_of_zero_is_a_floor_of_the_account():
-    desk = Desk(NOON, {ALICE: Account(ALICE, 10, min_balance=0)})
+    state = BatchState(NOON, {ALICE: Account(ALICE, 10, min_balance=0)})
     with pytest.raises(InsufficientCredits):
-        decide(desk, spend(11), replace(TERMS, min_balance=-5))
+        decide(state, spend(11), replace(TERMS, min_balance=-5))
 
 
 async def test_what_is_unset_stays_and_zero_removes_a_limit(database, client):

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from kit.commands import ask, lane, spend
 from kit.harness import eventually, refused, running, server_settings
-from kit.hold_desks import hold as hold_command
+from kit.hold_tables import hold as hold_command
 from kit.shown_holds import (
     CAPTURED,
     EXPIRED,

@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from kit.commands import ask, lane
 from kit.harness import TERMS, eventually, refused, running, server_settings
-from kit.hold_desks import hold as hold_command
+from kit.hold_tables import hold as hold_command
 from kit.shown_holds import CAPTURED, EXPIRED, HELD, RELEASED, SECOND, figures, recorded, shows
 
 from credit_service.errors import (

@@ -123,7 +123,7 @@ async def test_calls_are_counted_by_method_code_and_reason(measured, database):
         "one caller, one at a time"
     )
     assert metrics.value("credit_lane_batch_seconds_count") == commands
-    assert metrics.all("credit_lane_queue_commands", "lane") == {"0": 0, "aside": 0}
+    assert metrics.all("credit_lane_queue_commands", "lane") == {"0": 0, "contended": 0}
     assert metrics.value("credit_serving") == 1
 
 
@@ -168,12 +168,15 @@ async def test_a_lane_tells_what_waits_in_it_and_how_large_its_batches_are(datab
 
                 async def four_wait():
                     metrics = await scrape(port)
-                    return metrics.all("credit_lane_queue_commands", "lane") == {"0": 4, "aside": 0}
+                    return metrics.all("credit_lane_queue_commands", "lane") == {
+                        "0": 4,
+                        "contended": 0,
+                    }
 
                 await eventually(four_wait, every=0.01)
             await asyncio.gather(*spends)
         metrics = await scrape(port)
-        assert metrics.all("credit_lane_queue_commands", "lane") == {"0": 0, "aside": 0}
+        assert metrics.all("credit_lane_queue_commands", "lane") == {"0": 0, "contended": 0}
         assert metrics.value("credit_lane_batch_commands_count") == 2
         assert metrics.value("credit_lane_batch_commands_sum") == 5
         sizes = metrics.all("credit_lane_batch_commands_bucket", "le")

@@ -6,14 +6,14 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from kit.desks import ALICE, TERMS, spend
 from kit.harness import limits, refused
 from kit.programs import process
+from kit.rule_tables import ALICE, TERMS, spend
 from kit.storm import connected
 
 from credit_service.client import CreditClient, item_error
 from credit_service.errors import AccountFrozen, SpendLimitExceeded
-from credit_service.rules.batch_state import Desk
+from credit_service.rules.batch_state import BatchState
 from credit_service.rules.decide import decide
 from credit_service.rules.model import Account
 from credit_service.v1 import credit_service_pb2 as pb
@@ -87,9 +87,9 @@ async def test_a_reached_limit_says_when_to_come_back(database, service):
 
 def decided(account, amount, now, **changes_):
     """The account after a spend at this time."""
-    desk = Desk(now, {ALICE: account})
-    decide(desk, spend(amount, key=uuid4().hex, **changes_), TERMS)
-    return desk.accounts[ALICE]
+    state = BatchState(now, {ALICE: account})
+    decide(state, spend(amount, key=uuid4().hex, **changes_), TERMS)
+    return state.accounts[ALICE]
 
 
 LIMITED = Account(ALICE, 10_000, limit_per_minute=10, limit_per_hour=25, limit_per_day=40)

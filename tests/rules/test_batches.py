@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 import pytest
-from kit.desks import (
+from kit.rule_tables import (
     ALICE,
     BOB,
     NOON,
@@ -20,7 +20,7 @@ from kit.desks import (
 )
 
 from credit_service.errors import InsufficientCredits, PaymentReused
-from credit_service.rules.decide import Desk, Terms
+from credit_service.rules.decide import BatchState, Terms
 from credit_service.rules.model import Account, Entry, Payment, Purchased, transaction_id
 
 FACTS = {
@@ -127,11 +127,11 @@ def entry(**rest):
     ids=["purchase", "spend", "charge", "refund of all", "partial refund", "refund of no spend"],
 )
 def test_an_entry_keeps_what_was_asked_and_what_it_did(command, kept):
-    desk = given(10, charge("render", 2, "k")).desk(same_batch=False)
-    desk.accounts[ALICE] = Account(ALICE, 105, 5, 3, NOON)
-    desk.now = NOON
-    assert answer(desk, command, Terms(PRICES, -1)).entry == kept
-    assert desk.posted == [kept]
+    state = given(10, charge("render", 2, "k")).state(same_batch=False)
+    state.accounts[ALICE] = Account(ALICE, 105, 5, 3, NOON)
+    state.now = NOON
+    assert answer(state, command, Terms(PRICES, -1)).entry == kept
+    assert state.posted == [kept]
 
 
 EARLIER, LATER = NOON - timedelta(seconds=1), NOON + timedelta(seconds=1)
@@ -143,53 +143,53 @@ EARLIER, LATER = NOON - timedelta(seconds=1), NOON + timedelta(seconds=1)
     ids=["first entry", "clock moved on", "clock stood", "clock was set back"],
 )
 def test_time_never_runs_backwards_in_an_account(last_updated, written):
-    desk = Desk(NOON, {ALICE: Account(ALICE, last_updated=last_updated), BOB: Account(BOB)})
-    first = answer(desk, purchase(1, "k1"), TERMS)
-    second = answer(desk, purchase(1, "k2"), TERMS)
+    state = BatchState(NOON, {ALICE: Account(ALICE, last_updated=last_updated), BOB: Account(BOB)})
+    first = answer(state, purchase(1, "k1"), TERMS)
+    second = answer(state, purchase(1, "k2"), TERMS)
     assert first.entry.timestamp == second.entry.timestamp == written
-    assert desk.accounts[ALICE].last_updated == written
-    assert answer(desk, purchase(1, user=BOB), TERMS).entry.timestamp == NOON
+    assert state.accounts[ALICE].last_updated == written
+    assert answer(state, purchase(1, user=BOB), TERMS).entry.timestamp == NOON
 
 
 def test_a_refused_key_works_after_a_top_up():
-    desk = given(0).desk(same_batch=True)
-    assert isinstance(answer(desk, SPENT, TERMS), InsufficientCredits)
-    answer(desk, purchase(10), TERMS)
-    outcome = answer(desk, SPENT, TERMS)
+    state = given(0).state(same_batch=True)
+    assert isinstance(answer(state, SPENT, TERMS), InsufficientCredits)
+    answer(state, purchase(10), TERMS)
+    outcome = answer(state, SPENT, TERMS)
     assert (outcome.replayed, outcome.account.balance) == (False, 0)
 
 
 def test_two_commands_with_one_key_in_one_batch_are_one():
-    desk = given(30).desk(same_batch=True)
-    first, second = answer(desk, SPENT, TERMS), answer(desk, SPENT, TERMS)
+    state = given(30).state(same_batch=True)
+    first, second = answer(state, SPENT, TERMS), answer(state, SPENT, TERMS)
     assert (first.replayed, second.replayed) == (False, True)
     assert (second.entry, second.account.balance) == (first.entry, 20)
-    third = answer(desk, spend(11, "k"), TERMS)
+    third = answer(state, spend(11, "k"), TERMS)
     assert (third.field, third.transaction_id) == ("amount", transaction_id(ALICE, 1))
-    assert desk.posted == [first.entry]
+    assert state.posted == [first.entry]
 
 
 def test_one_payment_in_one_batch_is_credited_once():
-    desk = given().desk(same_batch=True)
-    first = answer(desk, purchase(5, "k1", "pi_1"), TERMS)
-    second = answer(desk, purchase(5, "k2", "pi_1"), TERMS)
+    state = given().state(same_batch=True)
+    first = answer(state, purchase(5, "k1", "pi_1"), TERMS)
+    second = answer(state, purchase(5, "k2", "pi_1"), TERMS)
     assert (second.entry, second.replayed) == (first.entry, True)
-    assert isinstance(answer(desk, purchase(5, "k1", "pi_1", user=BOB), TERMS), PaymentReused)
-    assert list(desk.bought) == ["pi_1"]
-    assert desk.bought["pi_1"] == Purchased(ALICE, 1, 5, first.entry)
+    assert isinstance(answer(state, purchase(5, "k1", "pi_1", user=BOB), TERMS), PaymentReused)
+    assert list(state.bought) == ["pi_1"]
+    assert state.bought["pi_1"] == Purchased(ALICE, 1, 5, first.entry)
 
 
 def test_refunds_of_one_spend_in_one_batch_are_written_as_one_sum():
-    desk = PARTLY_BACK.desk(same_batch=False)
-    answer(desk, refund(1, 1, "r2"), TERMS)
-    answer(desk, refund(1, 2, "r3"), TERMS)
-    assert [spent.refunded for spent in desk.refunded.values()] == [7]
+    state = PARTLY_BACK.state(same_batch=False)
+    answer(state, refund(1, 1, "r2"), TERMS)
+    answer(state, refund(1, 2, "r3"), TERMS)
+    assert [spent.refunded for spent in state.refunded.values()] == [7]
 
 
 def test_what_is_only_validated_is_not_there_for_those_behind_it():
-    desk = given(0).desk(same_batch=True)
-    checked = answer(desk, purchase(10, "k", "pi_1", validate_only=True), TERMS)
+    state = given(0).state(same_batch=True)
+    checked = answer(state, purchase(10, "k", "pi_1", validate_only=True), TERMS)
     assert (checked.entry.balance_after, checked.account.balance) == (10, 0)
-    assert isinstance(answer(desk, spend(1, "k"), TERMS), InsufficientCredits)
-    assert not answer(desk, purchase(9, "k", "pi_1", user=BOB), TERMS).replayed
-    assert len(desk.posted) == 1
+    assert isinstance(answer(state, spend(1, "k"), TERMS), InsufficientCredits)
+    assert not answer(state, purchase(9, "k", "pi_1", user=BOB), TERMS).replayed
+    assert len(state.posted) == 1

@@ -1,14 +1,13 @@
 """The rules of captures as a table: in time, late, in part, beyond what is held, and refunded.
 
-Every row runs with what was there recalled from the book and decided in the same batch, and each
+Every row runs with what came before loaded from the book and decided in the same batch, and each
 time it is validated first, which must change nothing and tell the same.
 """
 
 from datetime import timedelta
 
 import pytest
-from kit.desks import ALICE, BOB, OTHER_TERMS, PRICES, STRANGER, TERMS, refund, row, spend
-from kit.hold_desks import (
+from kit.hold_tables import (
     FROZEN,
     INSTANT,
     LATE,
@@ -24,6 +23,7 @@ from kit.hold_desks import (
     judge,
     release,
 )
+from kit.rule_tables import ALICE, BOB, OTHER_TERMS, PRICES, STRANGER, TERMS, refund, row, spend
 
 from credit_service.errors import (
     AccountFrozen,
@@ -351,19 +351,19 @@ REFUNDING = [
 ]
 
 
-@pytest.mark.parametrize("same_batch", [False, True], ids=["recalled", "same batch"])
+@pytest.mark.parametrize("same_batch", [False, True], ids=["loaded", "same batch"])
 @pytest.mark.parametrize(("before", "command", "expected"), CAPTURING)
 def test_capturing_in_time(before, command, expected, same_batch):
     judge(before, command, expected, same_batch=same_batch)
 
 
-@pytest.mark.parametrize("same_batch", [False, True], ids=["recalled", "same batch"])
+@pytest.mark.parametrize("same_batch", [False, True], ids=["loaded", "same batch"])
 @pytest.mark.parametrize(("before", "command", "expected"), CAPTURING_LATE)
 def test_capturing_late(before, command, expected, same_batch):
     judge(before, command, expected, same_batch=same_batch)
 
 
-@pytest.mark.parametrize("same_batch", [False, True], ids=["recalled", "same batch"])
+@pytest.mark.parametrize("same_batch", [False, True], ids=["loaded", "same batch"])
 @pytest.mark.parametrize(("before", "command", "expected"), REFUNDING)
 def test_refunding_a_capture(before, command, expected, same_batch):
     judge(before, command, expected, same_batch=same_batch)
@@ -374,22 +374,22 @@ def test_refunding_a_capture(before, command, expected, same_batch):
     [(capture(), (None, None, None)), (capture(quantity=2), (2, 5, PRICES.version))],
 )
 def test_capture_keeps_the_price_it_used(command, priced):
-    desk = given(99, hold_for("render", 3)).desk(same_batch=True)
-    entry = decide(desk, command, OTHER_TERMS).entry
+    state = given(99, hold_for("render", 3)).state(same_batch=True)
+    entry = decide(state, command, OTHER_TERMS).entry
     assert (entry.operation, entry.hold_seq) == ("render", 1)
     assert (entry.quantity, entry.unit_cost, entry.price_version) == priced
 
 
 @pytest.mark.parametrize("later", [timedelta(0), LATE])
 def test_a_refund_of_a_capture_carries_its_operation(later):
-    desk = given(99, hold_for("render"), later, capture()).desk(same_batch=True)
-    captured = desk.posted[-1].seq
-    assert decide(desk, refund(captured), TERMS).entry.operation == "render"
+    state = given(99, hold_for("render"), later, capture()).state(same_batch=True)
+    captured = state.posted[-1].seq
+    assert decide(state, refund(captured), TERMS).entry.operation == "render"
 
 
 @pytest.mark.parametrize(
     ("command", "counted"), [(capture(), 10), (capture(amount=13, overage=True), 13)]
 )
 def test_a_hold_counts_when_it_is_made_and_a_capture_only_what_is_more(command, counted):
-    desk = given(99, LIMITED | {"limit_per_minute": 50}, hold(10), command).desk(same_batch=True)
-    assert desk.accounts[ALICE].spent_this_minute == counted
+    state = given(99, LIMITED | {"limit_per_minute": 50}, hold(10), command).state(same_batch=True)
+    assert state.accounts[ALICE].spent_this_minute == counted

@@ -2,13 +2,13 @@
 
 In the order in which a command is decided, after its key (test_rules_keys): the state of what it
 refers to, price and expected cost, the balance. Every row runs four ways: with what was there
-recalled from the book or decided in the same batch, and for real or only validated.
+loaded from the book or decided in the same batch, and for real or only validated.
 """
 
 from dataclasses import replace
 
 import pytest
-from kit.desks import (
+from kit.rule_tables import (
     ALICE,
     ALL_BACK,
     BOB,
@@ -130,7 +130,7 @@ ROWS = [
         Writes(+100, 0, 200),
     ),
     row(
-        "purchases without a payment are told apart by key",
+        "purchases without a payment differ by key",
         given(0, purchase(5, "k")),
         purchase(5, "k2"),
         Writes(+5, 0, 10),
@@ -347,7 +347,7 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("same_batch", [False, True], ids=["recalled", "same batch"])
+@pytest.mark.parametrize("same_batch", [False, True], ids=["loaded", "same batch"])
 @pytest.mark.parametrize(("before", "command", "expected"), ROWS)
 def test_rule(before, command, expected, same_batch):
     judge(before, command, expected, same_batch=same_batch)

@@ -1,14 +1,13 @@
-"""Keys of holds, captures and releases: a repeat is told from another request.
+"""Keys of holds, captures and releases: a repeat is distinguished from another request.
 
-Every row runs with what was there recalled from the book and decided in the same batch, and each
+Every row runs with what came before loaded from the book and decided in the same batch, and each
 time it is validated first, which must change nothing and tell the same.
 """
 
 from datetime import timedelta
 
 import pytest
-from kit.desks import NOON, OTHER_TERMS, PRICES, TERMS, reused, row, spend
-from kit.hold_desks import (
+from kit.hold_tables import (
     FROZEN,
     LATE,
     QUARTER,
@@ -21,6 +20,7 @@ from kit.hold_desks import (
     judge,
     release,
 )
+from kit.rule_tables import NOON, OTHER_TERMS, PRICES, TERMS, reused, row, spend
 
 from credit_service.rules.decide import Terms, decide
 
@@ -141,12 +141,12 @@ KEYS = [
 ]
 
 
-@pytest.mark.parametrize("same_batch", [False, True], ids=["recalled", "same batch"])
+@pytest.mark.parametrize("same_batch", [False, True], ids=["loaded", "same batch"])
 @pytest.mark.parametrize(("before", "command", "expected"), KEYS)
 def test_a_key_tells_a_repeat_from_another_request(before, command, expected, same_batch):
     judge(before, command, expected, same_batch=same_batch)
 
 
 def test_a_repeat_of_a_hold_shows_its_extended_end():
-    desk = given(10, hold(), QUARTER / 3, extend()).desk(same_batch=False)
-    assert decide(desk, hold(), TERMS).hold.expires_at == NOON + QUARTER * 4 / 3
+    state = given(10, hold(), QUARTER / 3, extend()).state(same_batch=False)
+    assert decide(state, hold(), TERMS).hold.expires_at == NOON + QUARTER * 4 / 3

@@ -28,7 +28,7 @@ from model.holds import ModelHolds, Refused, Request
 
 from credit_service.errors import Refusal
 from credit_service.rules import holds
-from credit_service.rules.decide import Desk, decide
+from credit_service.rules.decide import BatchState, decide
 from credit_service.rules.model import (
     Account,
     Capture,
@@ -58,7 +58,7 @@ class Book:
         self.refunded = {}
         self.holds = {}
 
-    def desk(self, now, commands):
+    def state(self, now, commands):
         keys = {getattr(command, "idempotency_key", None) for command in commands}
         by_key = {
             (ALICE, entry.idempotency_key): entry
@@ -68,16 +68,16 @@ class Book:
         spends = {c.spend_seq for c in commands if isinstance(c, Refund)}
         named = {c.hold_seq for c in commands if isinstance(c, Capture | Release | Extend)}
         named |= {entry.hold_seq for entry in by_key.values()}
-        recalled = {seq: hold for seq, hold in self.holds.items() if seq in named}
+        loaded = {seq: hold for seq, hold in self.holds.items() if seq in named}
         ended = {
             (ALICE, seq): self.entries[hold.settled_seq]
-            for seq, hold in recalled.items()
+            for seq, hold in loaded.items()
             if hold.settled_seq is not None
         }
         due = self.account.next_hold_expiry
         if due is not None and due <= now:
-            recalled |= {seq: hold for seq, hold in self.holds.items() if hold.state == "held"}
-        desk = Desk(
+            loaded |= {seq: hold for seq, hold in self.holds.items() if hold.state == "held"}
+        state = BatchState(
             now,
             {ALICE: self.account},
             by_key=by_key,
@@ -85,21 +85,21 @@ class Book:
                 (ALICE, seq): Spent(self.entries[seq], self.refunded.get(seq, 0))
                 for seq in spends & self.entries.keys()
             },
-            holds={(ALICE, seq): hold for seq, hold in recalled.items()},
+            holds={(ALICE, seq): hold for seq, hold in loaded.items()},
             ended=ended,
         )
-        holds.expire_due(desk, ALICE)
-        return desk
+        holds.expire_due(state, ALICE)
+        return state
 
-    def write(self, desk):
-        for entry in desk.posted:
+    def write(self, state):
+        for entry in state.posted:
             assert entry.seq not in self.entries
             self.entries[entry.seq] = entry
         # What is not touched is not written.
-        if ALICE in desk.touched:
-            self.account = desk.accounts[ALICE]
-        self.refunded |= {seq: spent.refunded for (_, seq), spent in desk.refunded.items()}
-        self.holds |= {seq: hold for (_, seq), hold in desk.changed_holds.items()}
+        if ALICE in state.touched:
+            self.account = state.accounts[ALICE]
+        self.refunded |= {seq: spent.refunded for (_, seq), spent in state.refunded.items()}
+        self.holds |= {seq: hold for (_, seq), hold in state.changed_holds.items()}
 
     def adds_up(self):
         account, entries = self.account, [self.entries[seq + 1] for seq in range(self.account.seq)]
@@ -130,11 +130,11 @@ def rules_agree_with_the_model(credits_, batches):
         now += batch.seconds
         requests = asked(batch.steps, earlier)
         commands = [as_command(request) for request in requests]
-        desk = book.desk(SINCE + timedelta(seconds=now), commands)
+        state = book.state(SINCE + timedelta(seconds=now), commands)
         for request, command in zip(requests, commands, strict=True):
-            before = repr(desk)
+            before = repr(state)
             try:
-                outcome = decide(desk, command, TERMS)
+                outcome = decide(state, command, TERMS)
             except Refusal as refusal:
                 answer = as_refused(refusal)
                 event(refusal.reason)
@@ -145,15 +145,15 @@ def rules_agree_with_the_model(credits_, batches):
                     event("late")
             assert answer == model.take(request, now)
             if isinstance(answer, Refused) or answer.replayed or request.validate_only:
-                assert repr(desk) == before
-            account = desk.accounts[ALICE]
+                assert repr(state) == before
+            account = state.accounts[ALICE]
             assert (account.balance, account.held) == (model.balance, model.held)
             assert account.open_holds == len(model.open)
         if requests:
-            assert [as_line(entry) for entry in desk.posted] == [
+            assert [as_line(entry) for entry in state.posted] == [
                 line for _, line in model.lines[book.account.seq :]
             ]
-            book.write(desk)
+            book.write(state)
             book.adds_up()
             for seq, hold in book.holds.items():
                 assert hold.expires_at == SINCE + timedelta(seconds=model.ends[seq])

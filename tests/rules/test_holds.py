@@ -1,6 +1,6 @@
 """The rules of holds as a table: making, releasing and extending them, and their ends by time.
 
-Every row runs with what was there recalled from the book and decided in the same batch, and each
+Every row runs with what came before loaded from the book and decided in the same batch, and each
 time it is validated first, which must change nothing and tell the same.
 """
 
@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 
 import pytest
-from kit.desks import ALICE, BOB, NOON, PRICES, STRANGER, TERMS, row, spend
-from kit.hold_desks import (
+from kit.hold_tables import (
     FROZEN,
     INSTANT,
     LATE,
@@ -26,9 +25,10 @@ from kit.hold_desks import (
     hold,
     hold_for,
     judge,
-    recalled,
+    loaded,
     release,
 )
+from kit.rule_tables import ALICE, BOB, NOON, PRICES, STRANGER, TERMS, row, spend
 
 from credit_service.errors import (
     AccountFrozen,
@@ -217,15 +217,15 @@ RELEASING = [
 ]
 
 
-@pytest.mark.parametrize("same_batch", [False, True], ids=["recalled", "same batch"])
+@pytest.mark.parametrize("same_batch", [False, True], ids=["loaded", "same batch"])
 @pytest.mark.parametrize(("before", "command", "expected"), [*MAKING, *RELEASING])
 def test_making_and_releasing(before, command, expected, same_batch):
     judge(before, command, expected, same_batch=same_batch)
 
 
 def test_hold_takes_its_facts_from_its_making():
-    desk = given(99).desk(same_batch=True)
-    made = decide(desk, hold_for("render", 3, reference="job 7", ttl=QUARTER), TERMS)
+    state = given(99).state(same_batch=True)
+    made = decide(state, hold_for("render", 3, reference="job 7", ttl=QUARTER), TERMS)
     value, entry = made.hold, made.entry
     assert (value.user_id, value.seq, value.created_at) == (ALICE, entry.seq, NOON)
     assert value.expires_at == NOON + QUARTER
@@ -305,78 +305,78 @@ EXTENDING = [
 ]
 
 
-@pytest.mark.parametrize("same_batch", [False, True], ids=["recalled", "same batch"])
+@pytest.mark.parametrize("same_batch", [False, True], ids=["loaded", "same batch"])
 @pytest.mark.parametrize(("before", "command", "expected"), EXTENDING)
 def test_extending(before, command, expected, same_batch):
-    desk = before.desk(same_batch=same_batch)
-    unchanged, account = repr(desk), desk.accounts.get(command.user_id)
-    got = answer(desk, command, before.terms)
+    state = before.state(same_batch=same_batch)
+    unchanged, account = repr(state), state.accounts.get(command.user_id)
+    got = answer(state, command, before.terms)
     if isinstance(expected, Refusal):
         assert (type(got), asdict(got)) == (type(expected), asdict(expected))
-        assert repr(desk) == unchanged
+        assert repr(state) == unchanged
         return
     assert (got.hold.state, got.hold.expires_at) == ("held", NOON + expected.after)
     assert got.entry is None
     assert got.account == account
-    assert desk.changed_holds[ALICE, 1] == got.hold
-    assert answer(desk, command, before.terms).hold == got.hold
-    adds_up(desk)
+    assert state.changed_holds[ALICE, 1] == got.hold
+    assert answer(state, command, before.terms).hold == got.hold
+    adds_up(state)
 
 
 def test_due_holds_end_before_anything_else_the_soonest_first():
     before = given(
         10, hold(3), hold(2, "h2", ttl=QUARTER / 3), hold(5, "h3", ttl=2 * QUARTER), LATE
     )
-    desk = before.desk(same_batch=True)
-    decide(desk, spend(5, "s"), TERMS)
-    written = [(e.type, e.call, e.hold_seq, e.held_after, e.caller) for e in desk.posted]
+    state = before.state(same_batch=True)
+    decide(state, spend(5, "s"), TERMS)
+    written = [(e.type, e.call, e.hold_seq, e.held_after, e.caller) for e in state.posted]
     assert written == [
         ("expire", "expiry", 2, 8, "credit_service"),
         ("expire", "expiry", 1, 5, "credit_service"),
         ("spend", "SpendCredits", None, 5, "worker"),
     ]
-    account = desk.accounts[ALICE]
+    account = state.accounts[ALICE]
     assert (account.open_holds, account.next_hold_expiry) == (1, NOON + 2 * QUARTER)
-    adds_up(desk)
+    adds_up(state)
 
 
 def test_a_due_hold_ends_once_and_an_extended_one_not_yet():
     before = given(10, hold(3), hold(2, "h2"), QUARTER / 3, extend(2), QUARTER - INSTANT)
-    desk = before.desk(same_batch=True)
-    assert [(e.type, e.hold_seq) for e in desk.posted] == [("expire", 1)]
-    assert desk.accounts[ALICE].next_hold_expiry == NOON + QUARTER * 4 / 3
-    desk = recalled(desk, timedelta(0))
-    assert desk.posted == []
-    desk = recalled(desk, QUARTER)
-    assert [(e.type, e.hold_seq) for e in desk.posted] == [("expire", 2)]
-    assert desk.accounts[ALICE].next_hold_expiry is None
+    state = before.state(same_batch=True)
+    assert [(e.type, e.hold_seq) for e in state.posted] == [("expire", 1)]
+    assert state.accounts[ALICE].next_hold_expiry == NOON + QUARTER * 4 / 3
+    state = loaded(state, timedelta(0))
+    assert state.posted == []
+    state = loaded(state, QUARTER)
+    assert [(e.type, e.hold_seq) for e in state.posted] == [("expire", 2)]
+    assert state.accounts[ALICE].next_hold_expiry is None
 
 
 @pytest.mark.parametrize(
-    ("command", "state"),
+    ("command", "end"),
     [(capture(), "captured"), (capture(amount=0), "released"), (release(), "released")],
 )
-def test_a_hold_is_made_and_settled_in_one_batch(command, state):
-    desk = given(10, hold(), command).desk(same_batch=True)
-    assert [e.seq for e in desk.posted] == [1, 2]
-    assert desk.changed_holds.keys() == {(ALICE, 1)}
-    assert desk.changed_holds[ALICE, 1].state == state
-    assert (desk.accounts[ALICE].open_holds, desk.accounts[ALICE].next_hold_expiry) == (0, None)
+def test_a_hold_is_made_and_settled_in_one_batch(command, end):
+    state = given(10, hold(), command).state(same_batch=True)
+    assert [e.seq for e in state.posted] == [1, 2]
+    assert state.changed_holds.keys() == {(ALICE, 1)}
+    assert state.changed_holds[ALICE, 1].state == end
+    assert (state.accounts[ALICE].open_holds, state.accounts[ALICE].next_hold_expiry) == (0, None)
 
 
 def test_a_hold_that_was_only_validated_is_not_there():
-    desk = given(10).desk(same_batch=True)
-    validated = decide(desk, hold(validate_only=True), TERMS).hold
+    state = given(10).state(same_batch=True)
+    validated = decide(state, hold(validate_only=True), TERMS).hold
     assert (validated.state, validated.amount) == ("held", 10)
-    assert isinstance(answer(desk, capture(), TERMS), HoldNotFound)
-    decide(desk, hold(5, "h2"), TERMS)
-    assert (ALICE, validated.seq) not in desk.holds
+    assert isinstance(answer(state, capture(), TERMS), HoldNotFound)
+    decide(state, hold(5, "h2"), TERMS)
+    assert (ALICE, validated.seq) not in state.holds
 
 
 def test_one_outcome_for_each_hold_whatever_is_tried():
     attempts = [capture(key="1"), release(key="2"), capture(amount=0, key="3"), capture(key="4")]
     for first in attempts:
-        desk = given(10, hold(), first).desk(same_batch=True)
+        state = given(10, hold(), first).state(same_batch=True)
         for second in attempts:
-            answer(desk, replace(second, idempotency_key=f"{second.idempotency_key}'"), TERMS)
-        assert len([e for e in desk.posted if e.hold_seq == 1 and e.type != "hold"]) == 1
+            answer(state, replace(second, idempotency_key=f"{second.idempotency_key}'"), TERMS)
+        assert len([e for e in state.posted if e.hold_seq == 1 and e.type != "hold"]) == 1

@@ -1,13 +1,13 @@
 """Idempotency keys as a table: the key is looked at before everything else.
 
-Every row runs four ways: with what was there recalled from the book or decided in the same batch,
+Every row runs four ways: with what came before loaded from the book or decided in the same batch,
 and for real or only validated.
 """
 
 from dataclasses import replace
 
 import pytest
-from kit.desks import (
+from kit.rule_tables import (
     ALL_BACK,
     BOB,
     BOUGHT,
@@ -180,7 +180,7 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("same_batch", [False, True], ids=["recalled", "same batch"])
+@pytest.mark.parametrize("same_batch", [False, True], ids=["loaded", "same batch"])
 @pytest.mark.parametrize(("before", "command", "expected"), ROWS)
 def test_key(before, command, expected, same_batch):
     judge(before, command, expected, same_batch=same_batch)

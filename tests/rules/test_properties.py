@@ -16,7 +16,7 @@ from model.ledger import BALANCE_LIMIT, Done, ModelLedger, Refused, Request
 
 from credit_service.errors import Refusal
 from credit_service.rules import model
-from credit_service.rules.decide import Desk, Terms, decide
+from credit_service.rules.decide import BatchState, Terms, decide
 from credit_service.rules.model import Account, Payment, Purchase, Purchased, Refund, Spend, Spent
 from credit_service.rules.pricing import Price, PriceList
 
@@ -99,14 +99,14 @@ class Book:
 
     def delete(self, user):
         self.accounts.pop(user)
-        self.entries = {place: e for place, e in self.entries.items() if place[0] != user}
+        self.entries = {entry_id: e for entry_id, e in self.entries.items() if entry_id[0] != user}
 
-    def desk(self, now, commands):
+    def state(self, now, commands):
         users = {command.user_id for command in commands}
         keys = {(command.user_id, command.idempotency_key) for command in commands}
-        places = {(c.user_id, c.spend_seq) for c in commands if isinstance(c, Refund)}
+        spend_ids = {(c.user_id, c.spend_seq) for c in commands if isinstance(c, Refund)}
         refs = {c.payment.ref for c in commands if isinstance(c, Purchase) and c.payment}
-        return Desk(
+        return BatchState(
             now,
             accounts={user: a for user, a in self.accounts.items() if user in users},
             by_key={
@@ -115,9 +115,9 @@ class Book:
                 if (key := (user, entry.idempotency_key)) in keys
             },
             spends={
-                place: Spent(entry, self.refunded.get(place, 0))
-                for place, entry in self.entries.items()
-                if place in places
+                entry_id: Spent(entry, self.refunded.get(entry_id, 0))
+                for entry_id, entry in self.entries.items()
+                if entry_id in spend_ids
             },
             purchases={
                 ref: bought._replace(entry=self.entries.get((bought.user_id, bought.seq)))
@@ -126,14 +126,16 @@ class Book:
             },
         )
 
-    def write(self, desk):
-        for entry in desk.posted:
-            place = entry.user_id, entry.seq
-            assert place not in self.entries
-            self.entries[place] = entry
-        self.accounts.update(desk.accounts)
-        self.refunded.update({place: spent.refunded for place, spent in desk.refunded.items()})
-        for ref, bought in desk.bought.items():
+    def write(self, state):
+        for entry in state.posted:
+            entry_id = entry.user_id, entry.seq
+            assert entry_id not in self.entries
+            self.entries[entry_id] = entry
+        self.accounts.update(state.accounts)
+        self.refunded.update(
+            {entry_id: spent.refunded for entry_id, spent in state.refunded.items()}
+        )
+        for ref, bought in state.bought.items():
             assert ref not in self.bought
             self.bought[ref] = Purchased(bought.user_id, bought.seq, bought.amount, None)
 
@@ -192,30 +194,30 @@ def rules_agree_with_the_model(openings, batches):
             ledger.delete(batch.deleted)
         requests = asked(batch.steps, earlier)
         commands = [as_command(request) for request in requests]
-        desk = book.desk(now, commands)
+        state = book.state(now, commands)
         for request, command in zip(requests, commands, strict=True):
-            before = repr(desk)
+            before = repr(state)
             try:
-                outcome = decide(desk, command, batch.terms)
+                outcome = decide(state, command, batch.terms)
             except Refusal as refusal:
                 answer = as_refused(refusal)
                 event(refusal.reason)
             else:
                 answer = Done(as_entry(outcome.entry), outcome.replayed)
-                assert outcome.account == desk.accounts[request.user]
+                assert outcome.account == state.accounts[request.user]
                 event("replayed" if outcome.replayed else request.call)
             assert answer == ledger.take(request, as_prices(batch.terms))
             if isinstance(answer, Refused) or answer.replayed or request.validate_only:
-                assert repr(desk) == before
+                assert repr(state) == before
             else:
-                assert len(desk.posted) == desk.posted.index(outcome.entry) + 1
+                assert len(state.posted) == state.posted.index(outcome.entry) + 1
                 assert outcome.entry.floor == (
                     batch.terms.min_balance if outcome.entry.type == "spend" else None
                 )
-            for user, account in desk.accounts.items():
+            for user, account in state.accounts.items():
                 assert account.balance == ledger.balance(user)
                 assert account.held == 0
-        book.write(desk)
+        book.write(state)
         for user in book.accounts:
             book.adds_up(user)
 

@@ -1,4 +1,4 @@
--- Counts a user's entries before a time, which is the place of the last of them. Times never fall
+-- Counts a user's entries before a time, which is the seq of the last of them. Times never fall
 -- along seq, so halving the range finds it in some twenty steps without an index of times. The
 -- LIMIT makes each step a look-up; joined, a planner that knows of many users with few entries each
 -- reads all entries of the user in every step.

@@ -1,6 +1,6 @@
--- Sums what stood as held at a place of the book and a time, though its time had passed. Such a
--- hold is open still, or was ended right after that place: whoever writes next first ends what is
--- due, so no entry of another type comes between.
+-- Sums what was still recorded as held at a seq and a time, though its own time had passed. Such a
+-- hold is open still, or was ended right after that seq: the next batch first ends what is due, so
+-- no entry of another type comes between.
 SELECT coalesce(sum(unrecorded.amount), 0)::bigint AS amount
 FROM (
     SELECT hold.amount

@@ -12,7 +12,7 @@ WITH book AS (
         related_seq,
         hold_seq,
         payment_ref,
-        row_number() OVER account AS place,
+        row_number() OVER account AS position,
         sum(balance_change) OVER account AS running_balance,
         sum(held_change) OVER account AS running_held,
         lag(timestamp) OVER account AS earlier
@@ -24,7 +24,7 @@ WITH book AS (
 summed AS (
     SELECT DISTINCT ON (user_id)
         user_id,
-        place AS entries,
+        position AS entries,
         running_balance AS balance,
         running_held AS held
     FROM book
@@ -85,7 +85,7 @@ SELECT
     user_id,
     'the entries have a gap or a double at seq ' || seq AS fault
 FROM book
-WHERE place <> seq
+WHERE position <> seq
 UNION ALL
 SELECT
     user_id,

@@ -1,5 +1,5 @@
 -- Records payments as credited. A payment that another batch credits at the same time collides
--- here, and the later batch starts over and recalls it.
+-- here, and the later batch starts over and loads it.
 INSERT INTO credit_purchases (
     payment_ref, user_id, seq, amount, amount_minor, currency, purchased_at
 )

@@ -1,27 +1,27 @@
 -- Records revisions of refunds and disputes. One that another batch records at the same time
--- collides here, and the later batch starts over and recalls it.
+-- collides here, and the later batch starts over and loads it.
 INSERT INTO credit_reversals (
     reversal_ref, revision, payment_ref, user_id, seq, reversed_minor, paid_minor, currency, reason,
     recorded_at, caller
 )
 SELECT
-    told.reversal_ref,
-    told.revision,
-    told.payment_ref,
-    told.user_id,
-    told.seq,
-    told.reversed_minor,
-    told.paid_minor,
-    told.currency,
-    told.reason,
-    told.recorded_at,
-    told.caller
+    recorded.reversal_ref,
+    recorded.revision,
+    recorded.payment_ref,
+    recorded.user_id,
+    recorded.seq,
+    recorded.reversed_minor,
+    recorded.paid_minor,
+    recorded.currency,
+    recorded.reason,
+    recorded.recorded_at,
+    recorded.caller
 FROM
     unnest(
         $1::text[], $2::bigint[], $3::text[], $4::uuid[], $5::bigint[], $6::bigint[],
         $7::bigint[], $8::text[], $9::text[], $10::timestamptz[], $11::text[]
-    ) AS told (
+    ) AS recorded (
         reversal_ref, revision, payment_ref, user_id, seq, reversed_minor, paid_minor, currency,
         reason, recorded_at, caller
     )
-ORDER BY told.reversal_ref, told.revision
+ORDER BY recorded.reversal_ref, recorded.revision

@@ -1,4 +1,4 @@
--- Lists entries of a user between two places, newest first. Without types: those that moved the
+-- Lists entries of a user between two seqs, newest first. Without types: those that moved the
 -- balance.
 SELECT
     user_id,

@@ -1,4 +1,4 @@
--- Lists holds of a user before a place, newest first, in one state or any. A hold whose time has
+-- Lists holds of a user up to a seq, newest first, in one state or any. A hold whose time has
 -- passed counts as expired, whether that was recorded yet or not.
 SELECT
     clock.now,

@@ -1,4 +1,4 @@
--- Adds up what a user spent, got back and held between two places, per day of UTC and operation.
+-- Adds up what a user spent, got back and held between two seqs, per day of UTC and operation.
 SELECT
     to_char(timestamp AT TIME ZONE 'UTC', 'YYYY-MM-DD') AS day,
     coalesce(operation, '') AS operation,

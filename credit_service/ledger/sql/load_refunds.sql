@@ -1,4 +1,4 @@
--- Recalls how much was given back of these spends.
+-- Loads how much was given back of these spends.
 SELECT
     refund.user_id,
     refund.spend_seq,

@@ -1,4 +1,4 @@
-"""Desks to decide on: commands in few words, what was there before them, what must come of them."""
+"""The rules as rows of a table: what was before, a command in few words, what must come of it."""
 
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from credit_service.errors import IdempotencyKeyReused, Refusal
-from credit_service.rules.decide import Desk, Terms, decide
+from credit_service.rules.decide import BatchState, Terms, decide
 from credit_service.rules.model import (
     Account,
     Command,
@@ -81,18 +81,20 @@ class Given:
     terms: Terms = TERMS
     deleted: dict[str, Purchased] = field(default_factory=dict)
 
-    def desk(self, *, same_batch):
+    def state(self, *, same_batch):
         accounts = {ALICE: Account(ALICE, self.balance, self.held), BOB: Account(BOB)}
-        desk = Desk(NOON, accounts, purchases=dict(self.deleted))
+        state = BatchState(NOON, accounts, purchases=dict(self.deleted))
         for command in self.done:
-            assert not decide(desk, command, TERMS).replayed
-        return desk if same_batch else recalled(desk)
+            assert not decide(state, command, TERMS).replayed
+        return state if same_batch else loaded(state)
 
 
-def recalled(desk):
+def loaded(state):
     """What the next batch has before it."""
-    spends = {(e.user_id, e.seq): Spent(e, refunded=0) for e in desk.posted} | desk.refunded
-    return Desk(desk.now + timedelta(seconds=1), desk.accounts, desk.by_key, spends, desk.purchases)
+    spends = {(e.user_id, e.seq): Spent(e, refunded=0) for e in state.posted} | state.refunded
+    return BatchState(
+        state.now + timedelta(seconds=1), state.accounts, state.by_key, spends, state.purchases
+    )
 
 
 def given(balance=0, *done, **rest):
@@ -110,7 +112,7 @@ class Writes:
 
 @dataclass(frozen=True)
 class Replays:
-    """The entry that Alice's book has in this place, and her account as it is now."""
+    """The entry with this seq in Alice's book, and her account as it is now."""
 
     seq: int
 
@@ -135,40 +137,40 @@ FAR_AWAY = Purchased(STRANGER, 7, 100, entry=None)
 
 def judge(before, command, expected, *, same_batch):
     """Holds a row to what it says, once validated and once for real."""
-    desk = before.desk(same_batch=same_batch)
-    unchanged, places = repr(desk), dict(desk.spends)
-    account = desk.accounts.get(command.user_id)
+    state = before.state(same_batch=same_batch)
+    unchanged, entries = repr(state), dict(state.spends)
+    account = state.accounts.get(command.user_id)
 
-    validated = answer(desk, replace(command, validate_only=True), before.terms)
-    assert repr(desk) == unchanged
-    got = answer(desk, command, before.terms)
+    validated = answer(state, replace(command, validate_only=True), before.terms)
+    assert repr(state) == unchanged
+    got = answer(state, command, before.terms)
 
     match expected:
         case Refusal():
             assert (type(got), asdict(got)) == (type(expected), asdict(expected))
             assert asdict(validated) == asdict(expected)
-            assert repr(desk) == unchanged
+            assert repr(state) == unchanged
         case Replays(seq):
             assert got.replayed
-            assert got.entry == places[ALICE, seq].entry
+            assert got.entry == entries[ALICE, seq].entry
             assert got.account == account
             assert validated == got
-            assert repr(desk) == unchanged
+            assert repr(state) == unchanged
         case Writes():
             entry = got.entry
             assert Writes(entry.balance_change, entry.held_change, entry.balance_after) == expected
             assert (entry.seq, entry.held_after) == (account.seq + 1, account.held)
             assert not got.replayed
-            assert got.account == desk.accounts[command.user_id]
+            assert got.account == state.accounts[command.user_id]
             after = got.account
             assert (after.balance, after.held) == (entry.balance_after, entry.held_after)
             assert (after.seq, after.last_updated) == (entry.seq, entry.timestamp)
-            assert desk.posted[-1] == entry
+            assert state.posted[-1] == entry
             assert validated == got._replace(account=account)
 
 
-def answer(desk, command, terms):
+def answer(state, command, terms):
     try:
-        return decide(desk, command, terms)
+        return decide(state, command, terms)
     except Refusal as refusal:
         return refusal

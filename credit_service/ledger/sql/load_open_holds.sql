@@ -1,4 +1,4 @@
--- Recalls all open holds of these users.
+-- Loads all open holds of these users.
 SELECT
     user_id,
     seq,

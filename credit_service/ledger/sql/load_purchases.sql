@@ -1,4 +1,4 @@
--- Recalls what these payments bought, over all users.
+-- Loads what these payments bought, over all users.
 SELECT
     payment_ref,
     user_id,

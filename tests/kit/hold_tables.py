@@ -1,20 +1,20 @@
-"""Desks with holds on them: what was there, what is asked, and what must come of it.
+"""What holds do, as rows of a table: what was before, what is asked, what must come of it.
 
-Every row runs with what was there recalled from the book and decided in the same batch, and each
+Every row runs with what came before loaded from the book and decided in the same batch, and each
 time it is validated first, which must change nothing and tell the same.
 """
 
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 
-from kit.desks import ALICE, BOB, NOON, TERMS
+from kit.rule_tables import ALICE, BOB, NOON, TERMS
 
 from credit_service.errors import (
     InvalidRequest,
     Refusal,
 )
 from credit_service.rules import holds
-from credit_service.rules.decide import Desk, Terms, decide
+from credit_service.rules.decide import BatchState, Terms, decide
 from credit_service.rules.model import (
     Account,
     Capture,
@@ -85,31 +85,33 @@ class Given:
     steps: tuple[object, ...]
     terms: Terms
 
-    def desk(self, *, same_batch):
-        desk = Desk(NOON, {ALICE: Account(ALICE, self.balance), BOB: Account(BOB, 100)})
+    def state(self, *, same_batch):
+        state = BatchState(NOON, {ALICE: Account(ALICE, self.balance), BOB: Account(BOB, 100)})
         for step in self.steps:
             if isinstance(step, timedelta):
-                desk = recalled(desk, step)
+                state = loaded(state, step)
             elif isinstance(step, dict):
-                desk.accounts[ALICE] = desk.accounts[ALICE]._replace(**step)
+                state.accounts[ALICE] = state.accounts[ALICE]._replace(**step)
             else:
-                assert not decide(desk, step, TERMS).replayed
-        return desk if same_batch else recalled(desk)
+                assert not decide(state, step, TERMS).replayed
+        return state if same_batch else loaded(state)
 
 
-def recalled(desk, later=timedelta(0)):
-    """What the next batch has before it: due holds ended, everything earlier recalled."""
-    spends = {place: Spent(spent.entry, spent.refunded) for place, spent in desk.spends.items()}
-    desk = Desk(
-        desk.now + later,
-        dict(desk.accounts),
-        dict(desk.by_key),
+def loaded(state, later=timedelta(0)):
+    """What the next batch has before it: due holds ended, everything earlier loaded."""
+    spends = {
+        entry_id: Spent(spent.entry, spent.refunded) for entry_id, spent in state.spends.items()
+    }
+    state = BatchState(
+        state.now + later,
+        dict(state.accounts),
+        dict(state.by_key),
         spends,
-        holds=dict(desk.holds),
-        ended=dict(desk.ended),
+        holds=dict(state.holds),
+        ended=dict(state.ended),
     )
-    holds.expire_due(desk, ALICE)
-    return desk
+    holds.expire_due(state, ALICE)
+    return state
 
 
 def given(balance=0, *steps, terms=TERMS):
@@ -132,7 +134,7 @@ class Posts:
 
 @dataclass(frozen=True)
 class Replays:
-    """The entry in this place of Alice's book, and the hold as it is now."""
+    """The entry with this seq in Alice's book, and the hold as it is now."""
 
     seq: int
     hold: tuple[str, int]
@@ -153,28 +155,28 @@ LATE = QUARTER + INSTANT
 
 def judge(before, command, expected, *, same_batch):
     """Holds a row to what it says, once validated and once for real."""
-    desk = before.desk(same_batch=same_batch)
-    unchanged, places, seq = repr(desk), dict(desk.spends), _seq(desk, command)
-    validated = answer(desk, replace(command, validate_only=True), before.terms)
-    assert repr(desk) == unchanged
-    got = answer(desk, command, before.terms)
+    state = before.state(same_batch=same_batch)
+    unchanged, entries, seq = repr(state), dict(state.spends), _seq(state, command)
+    validated = answer(state, replace(command, validate_only=True), before.terms)
+    assert repr(state) == unchanged
+    got = answer(state, command, before.terms)
     match expected:
         case Invalid(name):
             assert isinstance(got, InvalidRequest)
             assert got.field == name
             assert asdict(validated) == asdict(got)
-            assert repr(desk) == unchanged
+            assert repr(state) == unchanged
         case Refusal():
             assert (type(got), asdict(got)) == (type(expected), asdict(expected))
             assert asdict(validated) == asdict(expected)
-            assert repr(desk) == unchanged
+            assert repr(state) == unchanged
         case Replays():
             assert got.replayed
-            assert got.entry == places[ALICE, expected.seq].entry
+            assert got.entry == entries[ALICE, expected.seq].entry
             assert (got.hold.state, got.hold.captured) == expected.hold
             assert got.late == expected.late
             assert validated == got
-            assert repr(desk) == unchanged
+            assert repr(state) == unchanged
         case Posts():
             entry = got.entry
             changes = entry.balance_change, entry.held_change
@@ -183,33 +185,33 @@ def judge(before, command, expected, *, same_batch):
             assert Posts(entry.type, changes, after, shown, got.late) == expected
             assert (entry.seq, got.replayed) == (seq + 1, False)
             assert (got.account.balance, got.account.held, got.account.seq) == (*after, seq + 1)
-            assert got.account == desk.accounts[ALICE]
-            assert desk.posted[-1] == entry
+            assert got.account == state.accounts[ALICE]
+            assert state.posted[-1] == entry
             assert validated.entry == entry
             assert not validated.replayed
-            adds_up(desk)
+            adds_up(state)
 
 
-def _seq(desk, command):
-    account = desk.accounts.get(command.user_id)
+def _seq(state, command):
+    account = state.accounts.get(command.user_id)
     return account.seq if account else None
 
 
-def answer(desk, command, terms):
+def answer(state, command, terms):
     try:
-        return decide(desk, command, terms)
+        return decide(state, command, terms)
     except Refusal as refusal:
         return refusal
 
 
-def adds_up(desk):
+def adds_up(state):
     """Alice's row says what her holds say, and each hold what its entries say."""
-    account = desk.accounts[ALICE]
-    open_holds = [h for (user, _), h in desk.holds.items() if user == ALICE and h.state == "held"]
+    account = state.accounts[ALICE]
+    open_holds = [h for (user, _), h in state.holds.items() if user == ALICE and h.state == "held"]
     assert account.open_holds == len(open_holds)
     assert account.held == sum(h.amount for h in open_holds)
     if open_holds:
         assert account.next_hold_expiry <= min(h.expires_at for h in open_holds)
-    for value in desk.holds.values():
+    for value in state.holds.values():
         assert (value.settled_seq is None) == (value.state == "held")
         assert (value.captured > 0) == (value.captured_seq is not None)

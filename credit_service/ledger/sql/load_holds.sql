@@ -1,4 +1,4 @@
--- Recalls holds by the places of the entries that made them.
+-- Loads holds by user and the seq of the entry that made each.
 SELECT
     hold.user_id,
     hold.seq,

@@ -1,4 +1,4 @@
--- Recalls every revision of the reversals of these payments, and of these reversals.
+-- Loads every revision of the reversals of these payments, and of these reversals.
 SELECT
     reversal_ref,
     revision,

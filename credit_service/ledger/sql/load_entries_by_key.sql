@@ -1,4 +1,4 @@
--- Recalls the time and the earlier entries under a batch's keys. A statement of its own, after the
+-- Loads the time and the earlier entries under a batch's keys. A statement of its own, after the
 -- lock: one that waited for a lock sees other rows as of before the wait. The time is read here for
 -- the same reason; at least one row comes back, with the time alone when no key is known.
 SELECT

@@ -1,4 +1,4 @@
--- Recalls entries by their places in the book.
+-- Loads entries by user and seq.
 SELECT
     entry.user_id,
     entry.seq,
