@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from credit_service.rules.model import AMOUNT_MAX
+from credit_service.fields import AMOUNT_MAX, is_operation
 from credit_service.rules.pricing import Price, PriceList
 from credit_service.runtime import environment
 from credit_service.runtime.environment import (
@@ -162,7 +162,7 @@ class Settings(EnvironmentSettings):
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         for name in self.other_prices:
-            if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
+            if not is_operation(name):
                 raise ValueError(
                     f"{PREFIX}OTHER_PRICES: {name!r} is no name for an operation; take lower-case"
                     " letters, digits and _"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from credit_service import status
+from credit_service import fields, status
 from credit_service.errors import (
     BatchAborted,
     CreditError,
@@ -13,7 +13,7 @@ from credit_service.errors import (
     Refusal,
     UserNotFound,
 )
-from credit_service.rpc import access, requests, responses, validation
+from credit_service.rpc import access, requests, responses
 from credit_service.rules.model import Spend, SpendTogether
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
@@ -106,10 +106,10 @@ def _require_different_keys(items: Sequence[pb.BatchSpendItem]) -> None:
 def _spend(item: pb.BatchSpendItem, caller: str) -> Spend | Refusal:
     try:
         return Spend(
-            user_id=validation.user_id(item.user_id),
-            idempotency_key=validation.idempotency_key(item.idempotency_key),
-            description=validation.description(item.description),
-            reference=validation.reference(item.reference),
+            user_id=fields.user_id(item.user_id),
+            idempotency_key=fields.idempotency_key(item.idempotency_key),
+            description=fields.description(item.description),
+            reference=fields.reference(item.reference),
             metadata={},
             validate_only=False,
             caller=caller,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from credit_service import fields
 from credit_service.errors import InvalidRequest
 from credit_service.rpc import access, page_tokens, requests, responses, validation
 from credit_service.rules.model import Capture, Extend, MakeHold, Release
@@ -48,9 +49,9 @@ class HoldCalls(pb_grpc.CreditServiceServicer):
         amount = quantity = None
         match request.WhichOneof("part"):
             case "amount":
-                amount = validation.amount_or_none(request.amount)
+                amount = fields.amount_or_none(request.amount)
             case "quantity":
-                quantity = validation.amount_or_none(request.quantity, "quantity") or None
+                quantity = fields.amount_or_none(request.quantity, "quantity") or None
                 amount = None if quantity else 0
         command = Capture(
             **common,
@@ -88,7 +89,7 @@ class HoldCalls(pb_grpc.CreditServiceServicer):
         self, request: pb.ExtendHoldRequest, context: Context
     ) -> pb.ExtendHoldResponse:
         """Keeps a hold alive."""
-        user_id = validation.user_id(request.user_id)
+        user_id = fields.user_id(request.user_id)
         command = Extend(
             user_id=user_id,
             caller=access.CALLER.get().name,
@@ -100,7 +101,7 @@ class HoldCalls(pb_grpc.CreditServiceServicer):
 
     async def GetHold(self, request: pb.GetHoldRequest, context: Context) -> pb.GetHoldResponse:
         """Answers with a hold."""
-        user_id = validation.user_id(request.user_id)
+        user_id = fields.user_id(request.user_id)
         seq = requests.hold_place(request.hold_id, user_id)
         return pb.GetHoldResponse(hold=responses.hold(await self._ledger.hold(user_id, seq)))
 
@@ -108,8 +109,8 @@ class HoldCalls(pb_grpc.CreditServiceServicer):
         self, request: pb.ListHoldsRequest, context: Context
     ) -> pb.ListHoldsResponse:
         """Lists holds, a page at a time."""
-        user_id = validation.user_id(request.user_id)
-        size = validation.page_size(request.page_size, "page_size")
+        user_id = fields.user_id(request.user_id)
+        size = fields.page_size(request.page_size, "page_size")
         state = None
         if request.state != pb.HOLD_STATE_UNSPECIFIED:
             state = responses.HOLD_STATE_NAMES.get(request.state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypedDict
 
+from credit_service import fields
 from credit_service.errors import HoldNotFound, InvalidRequest, TransactionNotFound
 from credit_service.rpc import access, call_log, responses, validation
 
@@ -57,11 +58,11 @@ class Asked(TypedDict):
 def common(request: KeyedRequest) -> Common:
     """Reads what every keyed write takes."""
     return {
-        "user_id": validation.user_id(request.user_id),
-        "idempotency_key": validation.idempotency_key(request.idempotency_key),
-        "description": validation.description(request.description),
-        "reference": validation.reference(request.reference),
-        "metadata": validation.metadata(request.metadata),
+        "user_id": fields.user_id(request.user_id),
+        "idempotency_key": fields.idempotency_key(request.idempotency_key),
+        "description": fields.description(request.description),
+        "reference": fields.reference(request.reference),
+        "metadata": fields.metadata(request.metadata),
         "validate_only": request.validate_only,
         "caller": access.CALLER.get().name,
     }
@@ -76,7 +77,7 @@ def asked(
         case "charge":
             operation, quantity = validation.charge(request.charge, "charge")
         case "amount":
-            amount = validation.amount(request.amount)
+            amount = fields.amount(request.amount)
         case _:
             raise InvalidRequest("price", "is missing: name a charge or an amount.")
     expected = request.HasField("expected_cost")
@@ -84,7 +85,7 @@ def asked(
         "amount": amount,
         "operation": operation,
         "quantity": quantity,
-        "expected_cost": validation.amount(request.expected_cost, "expected_cost")
+        "expected_cost": fields.amount(request.expected_cost, "expected_cost")
         if expected
         else None,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from credit_service import fields
 from credit_service.errors import InvalidRequest, TransactionNotFound
 from credit_service.ledger.ledger import HistoryQuery
 from credit_service.ledger.watch import is_newer
@@ -47,8 +48,8 @@ class CreditServicer(HoldCalls, BatchCalls):
         self, request: pb.GetUserCreditRequest, context: Context
     ) -> pb.GetUserCreditResponse:
         """Answers with the account, now or at a past time."""
-        user_id = validation.user_id(request.user_id)
-        size = validation.page_size(request.history_size, "history_size")
+        user_id = fields.user_id(request.user_id)
+        size = fields.page_size(request.history_size, "history_size")
         if size > 0:
             access.CALLER.get().require(access.HISTORY)
         if request.HasField("as_of"):
@@ -69,7 +70,7 @@ class CreditServicer(HoldCalls, BatchCalls):
             access.CALLER.get().require(access.PURCHASE_WITHOUT_PAYMENT)
         command = Purchase(
             **requests.common(request),
-            amount=validation.amount(request.amount),
+            amount=fields.amount(request.amount),
             payment=validation.payment(request.payment) if request.HasField("payment") else None,
         )
         outcome = await requests.submit(self._ledger, command, context)
@@ -96,7 +97,7 @@ class CreditServicer(HoldCalls, BatchCalls):
     ) -> pb.RefundCreditsResponse:
         """Gives back a spend."""
         common = requests.common(request)
-        amount = validation.amount(request.amount) if request.HasField("amount") else None
+        amount = fields.amount(request.amount) if request.HasField("amount") else None
         seq = None
         if request.transaction_id:
             seq = requests.place(request.transaction_id, common["user_id"], "transaction_id")
@@ -117,14 +118,14 @@ class CreditServicer(HoldCalls, BatchCalls):
     ) -> pb.GrantCreditsResponse:
         """Gives credits without a payment."""
         command = Grant(
-            user_id=validation.user_id(request.user_id),
-            idempotency_key=validation.idempotency_key(request.idempotency_key),
-            description=validation.reason(request.reason),
-            reference=validation.reference(request.reference),
-            metadata=validation.metadata(request.metadata),
+            user_id=fields.user_id(request.user_id),
+            idempotency_key=fields.idempotency_key(request.idempotency_key),
+            description=fields.reason(request.reason),
+            reference=fields.reference(request.reference),
+            metadata=fields.metadata(request.metadata),
             validate_only=request.validate_only,
             caller=access.CALLER.get().name,
-            amount=validation.amount(request.amount),
+            amount=fields.amount(request.amount),
         )
         outcome = await requests.submit(self._ledger, command, context)
         return pb.GrantCreditsResponse(
@@ -137,13 +138,13 @@ class CreditServicer(HoldCalls, BatchCalls):
         self, request: pb.ReversePurchaseRequest, context: Context
     ) -> pb.ReversePurchaseResponse:
         """Takes back credits whose money went back."""
-        payment_ref = validation.provider_ref(request.payment_ref, "payment_ref")
-        reversal_ref = validation.provider_ref(request.reversal_ref, "reversal_ref")
-        revision = validation.amount(request.revision, "revision")
-        reversed_minor = validation.amount_or_none(request.reversed_minor, "reversed_minor")
-        paid_minor = validation.amount(request.paid_minor, "paid_minor")
-        currency = validation.currency(request.currency, "currency")
-        reason = validation.reason(request.reason)
+        payment_ref = fields.provider_ref(request.payment_ref, "payment_ref")
+        reversal_ref = fields.provider_ref(request.reversal_ref, "reversal_ref")
+        revision = fields.amount(request.revision, "revision")
+        reversed_minor = fields.amount_or_none(request.reversed_minor, "reversed_minor")
+        paid_minor = fields.amount(request.paid_minor, "paid_minor")
+        currency = fields.currency(request.currency, "currency")
+        reason = fields.reason(request.reason)
         user_id = await self._ledger.payer(payment_ref)
         call_log.CALL.get().user = str(user_id)
         command = Reverse(
@@ -171,16 +172,16 @@ class CreditServicer(HoldCalls, BatchCalls):
         """Changes what an account may do."""
         limits = request.spend_limits
         command = SetPolicy(
-            user_id=validation.user_id(request.user_id),
+            user_id=fields.user_id(request.user_id),
             caller=access.CALLER.get().name,
             frozen=request.frozen if request.HasField("frozen") else None,
-            min_balance=validation.balance(request.min_balance, "min_balance")
+            min_balance=fields.balance(request.min_balance, "min_balance")
             if request.HasField("min_balance")
             else None,
             limits=(
-                validation.limit(limits.per_minute, "spend_limits.per_minute"),
-                validation.limit(limits.per_hour, "spend_limits.per_hour"),
-                validation.limit(limits.per_day, "spend_limits.per_day"),
+                fields.limit(limits.per_minute, "spend_limits.per_minute"),
+                fields.limit(limits.per_hour, "spend_limits.per_hour"),
+                fields.limit(limits.per_day, "spend_limits.per_day"),
             )
             if request.HasField("spend_limits")
             else None,
@@ -197,8 +198,8 @@ class CreditServicer(HoldCalls, BatchCalls):
         self, request: pb.GetTransactionHistoryRequest, context: Context
     ) -> pb.GetTransactionHistoryResponse:
         """Lists entries, a page at a time."""
-        user_id = validation.user_id(request.user_id)
-        size = validation.page_size(request.page_size, "page_size")
+        user_id = fields.user_id(request.user_id)
+        size = fields.page_size(request.page_size, "page_size")
         related = request.related_transaction_id
         for value in request.types:
             if value not in responses.TYPE_NAMES:
@@ -214,7 +215,7 @@ class CreditServicer(HoldCalls, BatchCalls):
             end=validation.time(request.end_time, "end_time", round_up=True)
             if request.HasField("end_time")
             else None,
-            reference=validation.reference(request.reference) or None,
+            reference=fields.reference(request.reference) or None,
             related_seq=requests.place(related, user_id, "related_transaction_id")
             if related
             else None,
@@ -232,7 +233,7 @@ class CreditServicer(HoldCalls, BatchCalls):
         self, request: pb.GetTransactionRequest, context: Context
     ) -> pb.GetTransactionResponse:
         """Answers with one entry."""
-        user_id = validation.user_id(request.user_id)
+        user_id = fields.user_id(request.user_id)
         entry: Entry | None
         match request.WhichOneof("lookup"):
             case "transaction_id":
@@ -240,7 +241,7 @@ class CreditServicer(HoldCalls, BatchCalls):
                 seq = requests.place(lookup, user_id, "transaction_id")
                 entry = await self._ledger.entry_at(user_id, seq)
             case "idempotency_key":
-                lookup = validation.idempotency_key(request.idempotency_key)
+                lookup = fields.idempotency_key(request.idempotency_key)
                 entry = await self._ledger.entry_under(user_id, lookup)
             case _:
                 raise InvalidRequest(
@@ -260,7 +261,7 @@ class CreditServicer(HoldCalls, BatchCalls):
         self, request: pb.QuoteCostRequest, context: Context
     ) -> pb.QuoteCostResponse:
         """Prices work before it is done."""
-        user_id = validation.user_id(request.user_id) if request.user_id else None
+        user_id = fields.user_id(request.user_id) if request.user_id else None
         if not 1 <= len(request.items) <= validation.QUOTE_ITEMS_MAX:
             raise InvalidRequest("items", f"must be 1 to {validation.QUOTE_ITEMS_MAX}.")
         lines = []
@@ -294,7 +295,7 @@ class CreditServicer(HoldCalls, BatchCalls):
         self, request: pb.WatchUserCreditRequest, context: Context
     ) -> AsyncIterator[pb.WatchUserCreditResponse]:
         """Sends the account, and again whenever it changes."""
-        user_id = validation.user_id(request.user_id)
+        user_id = fields.user_id(request.user_id)
         with self._watchers.watch(user_id) as watcher:
             account = await self._ledger.account(user_id)
             seen = request.HasField("after_seq") and request.after_seq == account.seq
@@ -319,7 +320,7 @@ class CreditServicer(HoldCalls, BatchCalls):
             request.end_time if request.HasField("end_time") else None,
             REPORT_PERIOD_MAX,
         )
-        user_id = validation.user_id(request.user_id) if request.user_id else None
+        user_id = fields.user_id(request.user_id) if request.user_id else None
         return pb.GetUsageReportResponse(
             lines=[responses.usage(line) for line in await self._ledger.usage(user_id, start, end)]
         )

@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from credit_service.errors import BalanceLimitExceeded, UserNotFound
+from credit_service.fields import BALANCE_MAX
 from credit_service.rules.model import (
-    BALANCE_MAX,
     Account,
     Command,
     Entry,

@@ -17,8 +17,9 @@ from credit_service.errors import (
     InvalidRequest,
     TooManyHolds,
 )
+from credit_service.fields import AMOUNT_MAX
 from credit_service.rules import spending
-from credit_service.rules.model import AMOUNT_MAX, Expire, Hold, Outcome, transaction_id
+from credit_service.rules.model import Expire, Hold, Outcome, transaction_id
 
 if TYPE_CHECKING:
     from datetime import datetime

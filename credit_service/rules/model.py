@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from uuid import UUID
 
+from credit_service.fields import BALANCE_MAX
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime, timedelta
 
     from credit_service.errors import CreditError
-
-AMOUNT_MAX = 10**12
-BALANCE_MAX = 10**15
 
 # User and seq, which together name an entry, and the hold that it made.
 EntryId = tuple[UUID, int]

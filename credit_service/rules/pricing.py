@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 
 from credit_service.errors import InvalidRequest
-from credit_service.rules.model import AMOUNT_MAX
+from credit_service.fields import AMOUNT_MAX
 
 
 @dataclass(frozen=True, slots=True)

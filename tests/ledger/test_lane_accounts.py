@@ -24,7 +24,8 @@ from credit_service.errors import (
     UserDeleted,
     UserNotFound,
 )
-from credit_service.rules.model import AMOUNT_MAX, BALANCE_MAX, Outcome
+from credit_service.fields import AMOUNT_MAX, BALANCE_MAX
+from credit_service.rules.model import Outcome
 
 DELETE = "DELETE FROM auth.users WHERE id = $1"
 

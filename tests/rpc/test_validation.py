@@ -7,9 +7,11 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from credit_service import fields
 from credit_service.errors import InvalidRequest
+from credit_service.fields import AMOUNT_MAX
 from credit_service.rpc import validation
-from credit_service.rules.model import AMOUNT_MAX, Payment, transaction_id
+from credit_service.rules.model import Payment, transaction_id
 from credit_service.v1 import credit_service_pb2 as pb
 
 USER = UUID("3f2b8c1e-9d4a-4f6b-8a57-0c1d2e3f4a5b")
@@ -25,7 +27,7 @@ def refused(field, problem, check, *args, **options):
 
 @pytest.mark.parametrize("text", [str(USER), str(USER).upper()])
 def test_a_user_is_a_uuid_in_either_case(text):
-    assert validation.user_id(text) == USER
+    assert fields.user_id(text) == USER
 
 
 @pytest.mark.parametrize(
@@ -46,28 +48,28 @@ def test_a_user_is_a_uuid_in_either_case(text):
 )
 def test_anything_but_a_uuid_in_its_usual_form_is_refused(text):
     problem = "must be a UUID such as 3f2b8c1e-9d4a-4f6b-8a57-0c1d2e3f4a5b."
-    refused("user_id", problem, validation.user_id, text)
+    refused("user_id", problem, fields.user_id, text)
 
 
 def test_a_missing_user_is_called_missing():
-    refused("user_id", "is missing.", validation.user_id, "")
+    refused("user_id", "is missing.", fields.user_id, "")
 
 
 @pytest.mark.parametrize("value", [1, 2, AMOUNT_MAX])
 def test_an_amount_is_one_to_a_million_million(value):
-    assert validation.amount(value) == value
+    assert fields.amount(value) == value
 
 
 @pytest.mark.parametrize("value", [0, -1, -(2**63), AMOUNT_MAX + 1, 2**63 - 1])
 def test_any_other_amount_is_refused(value):
     problem = f"must be 1 to 1000000000000, not {value}."
-    refused("amount", problem, validation.amount, value)
-    refused("expected_cost", problem, validation.amount, value, "expected_cost")
+    refused("amount", problem, fields.amount, value)
+    refused("expected_cost", problem, fields.amount, value, "expected_cost")
 
 
 @pytest.mark.parametrize("text", ["k", "spend:7:1", "a b", " ", "~", "x" * 128])
 def test_a_key_is_printable_ascii(text):
-    assert validation.idempotency_key(text) == text
+    assert fields.idempotency_key(text) == text
 
 
 @pytest.mark.parametrize(
@@ -83,10 +85,10 @@ def test_a_key_is_printable_ascii(text):
     ],
 )
 def test_any_other_key_is_refused(text, problem):
-    refused("idempotency_key", problem, validation.idempotency_key, text)
+    refused("idempotency_key", problem, fields.idempotency_key, text)
 
 
-TEXTS = [(validation.description, "description", 500), (validation.reference, "reference", 255)]
+TEXTS = [(fields.description, "description", 500), (fields.reference, "reference", 255)]
 
 
 @pytest.mark.parametrize(("check", "field", "longest"), TEXTS)
@@ -131,7 +133,7 @@ def test_a_text_with_control_characters_is_refused(check, field, longest, contro
     ],
 )
 def test_metadata_is_up_to_twenty_pairs_and_four_kibibytes(pairs):
-    assert validation.metadata(pairs) == pairs
+    assert fields.metadata(pairs) == pairs
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_metadata_is_up_to_twenty_pairs_and_four_kibibytes(pairs):
     ],
 )
 def test_any_other_metadata_is_refused(pairs, problem):
-    refused("metadata", problem, validation.metadata, pairs)
+    refused("metadata", problem, fields.metadata, pairs)
 
 
 def payment(ref="pi_1", amount_minor=999, currency="eur"):
@@ -287,11 +289,11 @@ def test_anything_but_a_transaction_id_as_it_was_given_out_is_refused(text):
 
 @pytest.mark.parametrize(("asked", "size"), [(0, 0), (1, 1), (1000, 1000), (1001, 1000)])
 def test_a_page_holds_a_thousand_at_most(asked, size):
-    assert validation.page_size(asked, "page_size") == size
+    assert fields.page_size(asked, "page_size") == size
 
 
 def test_a_negative_page_size_is_refused():
-    refused("history_size", "must not be negative.", validation.page_size, -1, "history_size")
+    refused("history_size", "must not be negative.", fields.page_size, -1, "history_size")
 
 
 FIRST, LAST = -62135596800, 253402300799

@@ -35,9 +35,9 @@ from credit_service.errors import (
     SpendLimitExceeded,
     UserNotFound,
 )
+from credit_service.fields import AMOUNT_MAX
 from credit_service.rules.decide import Terms, decide
 from credit_service.rules.model import (
-    AMOUNT_MAX,
     transaction_id,
 )
 

@@ -44,10 +44,9 @@ from credit_service.errors import (
     UserDeleted,
     UserNotFound,
 )
+from credit_service.fields import AMOUNT_MAX, BALANCE_MAX
 from credit_service.rules.decide import Terms
 from credit_service.rules.model import (
-    AMOUNT_MAX,
-    BALANCE_MAX,
     Account,
     Payment,
     transaction_id,

@@ -29,8 +29,8 @@ from kit.rule_tables import (
     spend,
 )
 
+from credit_service.fields import BALANCE_MAX
 from credit_service.rules.decide import Terms
-from credit_service.rules.model import BALANCE_MAX
 
 ROWS = [
     # The key comes first: a repeat answers with its entry, whatever has become of the rest.

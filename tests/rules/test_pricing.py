@@ -3,7 +3,7 @@
 import pytest
 
 from credit_service.errors import InvalidRequest
-from credit_service.rules.model import AMOUNT_MAX
+from credit_service.fields import AMOUNT_MAX
 from credit_service.rules.pricing import Line, Price, PriceList
 
 STEMS, RENDER = Price(10, "separation"), Price(5, "render")
