@@ -288,7 +288,7 @@ async def test_a_client_certificate_tells_who_is_calling(secured):
 
 async def test_accounts_are_looked_after_as_told(site):
     require("grpcurl", site.shell)
-    policy, show, verify = snippets(DEPLOY, "Looking after accounts", "sh")
+    policy, show, verify = snippets(DEPLOY, "Managing accounts", "sh")
     add_user = f"INSERT INTO auth.users VALUES ('{USER_ID}') ON CONFLICT DO NOTHING"
     await site.sql(add_user, "credit_owner", "credit")
     today = datetime.now(UTC).date()
