@@ -153,7 +153,9 @@ def health(target: str | None = None) -> None:
 
 
 @app.command
-def token(name: str, role: Literal["worker", "gateway", "bridge", "operator", "auditor"]) -> None:
+def token(
+    name: str, role: Literal["worker", "gateway", "web", "bridge", "operator", "auditor"]
+) -> None:
     """Make a bearer token for a caller, and the lines that make it known to the service.
 
     The lines go to standard output, for the file of CREDIT_IDENTITIES. The token goes to standard

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-ROLES = frozenset({"worker", "gateway", "bridge", "operator", "auditor"})
+ROLES = frozenset({"worker", "gateway", "web", "bridge", "operator", "auditor"})
 
 _SERVICE = "/credit_service.v1.CreditService/"
 
@@ -31,6 +31,7 @@ NAME = re.compile("[ -~]{1,64}")
 
 # Rights narrower than a call, as the servicer asks for them.
 HISTORY = "read the history"
+REPORT_ON_ALL_USERS = "report on all users"
 REFUND_WITHOUT_SPEND = "refund without naming a spend"
 PURCHASE_WITHOUT_PAYMENT = "purchase without a payment"
 
@@ -39,24 +40,25 @@ RIGHTS: Mapping[str, frozenset[str]] = {
     _SERVICE + "ListPrices": ROLES,
     _SERVICE + "QuoteCost": ROLES,
     _SERVICE + "GetTransaction": ROLES,
-    _SERVICE + "GetTransactionHistory": frozenset({"gateway", "operator", "auditor"}),
+    _SERVICE + "GetTransactionHistory": frozenset({"gateway", "web", "operator", "auditor"}),
     _SERVICE + "SpendCredits": frozenset({"worker", "operator"}),
     _SERVICE + "RefundCredits": frozenset({"worker", "operator"}),
     _SERVICE + "PurchaseCredits": frozenset({"bridge", "operator"}),
     _SERVICE + "ReversePurchase": frozenset({"bridge", "operator"}),
     _SERVICE + "GetHold": ROLES,
-    _SERVICE + "ListHolds": frozenset({"gateway", "operator", "auditor"}),
+    _SERVICE + "ListHolds": frozenset({"gateway", "web", "operator", "auditor"}),
     _SERVICE + "HoldCredits": frozenset({"worker", "gateway", "operator"}),
     _SERVICE + "ReleaseHold": frozenset({"worker", "gateway", "operator"}),
     _SERVICE + "CaptureHold": frozenset({"worker", "operator"}),
     _SERVICE + "ExtendHold": frozenset({"worker", "operator"}),
     _SERVICE + "BatchSpendCredits": frozenset({"worker", "operator"}),
-    _SERVICE + "WatchUserCredit": frozenset({"gateway", "operator", "auditor"}),
-    _SERVICE + "GetUsageReport": frozenset({"operator", "auditor"}),
+    _SERVICE + "WatchUserCredit": frozenset({"gateway", "web", "operator", "auditor"}),
+    _SERVICE + "GetUsageReport": frozenset({"web", "operator", "auditor"}),
     _SERVICE + "GrantCredits": frozenset({"operator"}),
     _SERVICE + "SetAccountPolicy": frozenset({"operator"}),
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": frozenset({"operator"}),
-    HISTORY: frozenset({"gateway", "operator", "auditor"}),
+    HISTORY: frozenset({"gateway", "web", "operator", "auditor"}),
+    REPORT_ON_ALL_USERS: frozenset({"operator", "auditor"}),
     REFUND_WITHOUT_SPEND: frozenset({"operator"}),
     PURCHASE_WITHOUT_PAYMENT: frozenset({"operator"}),
 }

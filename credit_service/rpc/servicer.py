@@ -315,6 +315,8 @@ class CreditServicer(HoldCalls, BatchCalls):
         self, request: pb.GetUsageReportRequest, context: Context
     ) -> pb.GetUsageReportResponse:
         """Adds up what was spent, given back and held."""
+        if not request.user_id:
+            access.CALLER.get().require(access.REPORT_ON_ALL_USERS)
         start, end = validation.period(
             request.start_time if request.HasField("start_time") else None,
             request.end_time if request.HasField("end_time") else None,

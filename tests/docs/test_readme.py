@@ -18,6 +18,7 @@ from kit.programs import process
 from credit_service import config
 from credit_service.cli import app
 from credit_service.client import CreditClient
+from credit_service.gateway import config as gateway_config
 from credit_service.ledger import metrics
 from credit_service.rpc import access
 from credit_service.v1 import credit_service_pb2 as pb
@@ -233,6 +234,7 @@ def test_every_file_a_document_names_exists(document):
 def test_every_setting_and_command_a_document_names_exists(document):
     text = document.read_text()
     known = {config.variable(name) for name in config.Settings.model_fields}
+    known |= {gateway_config.variable(name) for name in gateway_config.Settings.model_fields}
     assert set(re.findall(r"\bCREDIT_[A-Z_]*[A-Z]\b", text)) <= known
     assert set(re.findall(r"(?:`|^|/)credit-service ([a-z]+)", text, re.MULTILINE)) <= set(app)
 
@@ -252,6 +254,8 @@ def test_the_table_of_rights_is_the_one_that_holds():
         "RefundCredits without a spend": access.REFUND_WITHOUT_SPEND,
         "PurchaseCredits with a payment": "PurchaseCredits",
         "PurchaseCredits without a payment": access.PURCHASE_WITHOUT_PAYMENT,
+        "GetUsageReport of one user": "GetUsageReport",
+        "GetUsageReport of all users": access.REPORT_ON_ALL_USERS,
         "reflection": "ServerReflectionInfo",
     }
     rights = {right.rpartition("/")[2]: roles for right, roles in access.RIGHTS.items()}

@@ -12,7 +12,7 @@ from kit.harness import refused, running, server_settings
 from credit_service.rpc.access import Doorkeeper
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
-ROLES = ("worker", "gateway", "bridge", "operator", "auditor")
+ROLES = ("worker", "gateway", "web", "bridge", "operator", "auditor")
 
 
 def sha256(token):

@@ -183,6 +183,12 @@ def test_every_mistake_is_told_at_once(refused):
     assert all(name in line for name in ("CREDIT_LANES", "CREDIT_USERS", "CREDIT_POOL_SIZE"))
 
 
+def test_the_variables_of_the_gateway_are_left_to_the_gateway(read):
+    assert read(CREDIT_GATEWAY_LISTEN="127.0.0.1:1", CREDIT_GATEWAY_STREAMS="none").listen == (
+        config.Settings.model_fields["listen"].default
+    )
+
+
 @pytest.mark.parametrize(
     ("unknown", "meant"),
     [
@@ -191,6 +197,9 @@ def test_every_mistake_is_told_at_once(refused):
         ("CREDIT_COST_PER_RENDERING", "CREDIT_COST_PER_RENDER"),
         ("credit_listen", "CREDIT_LISTEN"),
         ("CREDIT_FAVOURITE_COLOUR", None),
+        # The gateway's prefix is reserved, and only that.
+        ("CREDIT_GATWAY_LISTEN", "CREDIT_HEALTH_LISTEN"),
+        ("credit_gateway_listen", "CREDIT_HEALTH_LISTEN"),
     ],
 )
 def test_an_unknown_variable_is_refused_with_the_nearest_name(refused, unknown, meant):

@@ -16,26 +16,26 @@ from credit_service.v1 import credit_service_pb2 as pb
 
 # The table of the contract, written out a second time.
 MAY_CALL = {
-    "GetUserCredit": ("worker", "gateway", "bridge", "operator", "auditor"),
-    "ListPrices": ("worker", "gateway", "bridge", "operator", "auditor"),
-    "QuoteCost": ("worker", "gateway", "bridge", "operator", "auditor"),
-    "GetTransaction": ("worker", "gateway", "bridge", "operator", "auditor"),
-    "GetTransactionHistory": ("gateway", "operator", "auditor"),
+    "GetUserCredit": ("worker", "gateway", "web", "bridge", "operator", "auditor"),
+    "ListPrices": ("worker", "gateway", "web", "bridge", "operator", "auditor"),
+    "QuoteCost": ("worker", "gateway", "web", "bridge", "operator", "auditor"),
+    "GetTransaction": ("worker", "gateway", "web", "bridge", "operator", "auditor"),
+    "GetTransactionHistory": ("gateway", "web", "operator", "auditor"),
     "SpendCredits": ("worker", "operator"),
     "RefundCredits": ("worker", "operator"),
     "PurchaseCredits": ("bridge", "operator"),
     "ReversePurchase": ("bridge", "operator"),
-    "GetHold": ("worker", "gateway", "bridge", "operator", "auditor"),
-    "ListHolds": ("gateway", "operator", "auditor"),
+    "GetHold": ("worker", "gateway", "web", "bridge", "operator", "auditor"),
+    "ListHolds": ("gateway", "web", "operator", "auditor"),
     "HoldCredits": ("worker", "gateway", "operator"),
     "ReleaseHold": ("worker", "gateway", "operator"),
     "CaptureHold": ("worker", "operator"),
     "ExtendHold": ("worker", "operator"),
     "BatchSpendCredits": ("worker", "operator"),
-    "WatchUserCredit": ("gateway", "operator", "auditor"),
+    "WatchUserCredit": ("gateway", "web", "operator", "auditor"),
     "GrantCredits": ("operator",),
     "SetAccountPolicy": ("operator",),
-    "GetUsageReport": ("operator", "auditor"),
+    "GetUsageReport": ("web", "operator", "auditor"),
 }
 
 
@@ -103,7 +103,7 @@ async def every_call(door, user_id):
             **user, amount=1, reason="goodwill", idempotency_key="8"
         ),
         "GetUsageReport": pb.GetUsageReportRequest(
-            start_time={"seconds": 1}, end_time={"seconds": 2}
+            **user, start_time={"seconds": 1}, end_time={"seconds": 2}
         ),
         "SetAccountPolicy": pb.SetAccountPolicyRequest(**user, frozen=False),
     }
@@ -154,6 +154,19 @@ async def test_only_an_operator_refunds_without_naming_a_spend(door, database):
     assert answer.message == "A caller with the role worker may not refund without naming a spend."
     assert await database.book() == before
     assert (await door.call("RefundCredits", request, bearer("operator"))).credit.balance == 105
+
+
+async def test_the_web_gateway_reports_on_one_user_and_never_on_all(door, database):
+    period = {"start_time": {"seconds": 1}, "end_time": {"seconds": 2}}
+    of_all = pb.GetUsageReportRequest(**period)
+    of_one = pb.GetUsageReportRequest(user_id=str(await database.user(1)), **period)
+    answer = await door.refusal("GetUsageReport", of_all, bearer("web"))
+    assert answer.code is grpc.StatusCode.PERMISSION_DENIED
+    assert answer.message == "A caller with the role web may not report on all users."
+    for role, request in (("web", of_one), ("operator", of_all), ("auditor", of_all)):
+        assert await door.call("GetUsageReport", request, bearer(role)) == (
+            pb.GetUsageReportResponse()
+        )
 
 
 async def test_only_an_operator_adds_credits_without_a_payment(door, database):
