@@ -18,6 +18,8 @@ from credit_service.gateway import config, files, server
 from credit_service.gateway.bridge import Bridge
 from credit_service.gateway.limits import Limits
 from credit_service.gateway.server import CreditService
+from credit_service.gateway.supabase import SupabaseUsers
+from credit_service.gateway.tokens import JwtUsers, hashed_claim, uuid_claim
 from credit_service.gateway.users import DevelopmentError, DevelopmentUsers
 from credit_service.runtime import logs
 from credit_service.runtime.environment import ConfigurationError, described
@@ -126,12 +128,38 @@ def _server_settings(settings: Settings) -> server.Settings:
 
 
 def _users(settings: Settings) -> Users:
+    try:
+        return _resolver(settings)
+    except ValueError as error:
+        raise _Refused(f"{config.variable('jwt_algorithms')} or an address: {error}") from None
+
+
+def _resolver(settings: Settings) -> Users:
     if settings.development:
         _log.warning("development users: everybody on this machine is whoever they say they are")
         return DevelopmentUsers(settings.development_user)
+    if settings.supabase_url is not None:
+        key = settings.supabase_api_key
+        return SupabaseUsers(
+            settings.supabase_url,
+            anonymous=settings.supabase_anonymous,
+            shared_secret_project=settings.supabase_shared_secret,
+            api_key=None if key is None else key.get_secret_value(),
+        )
+    issuer, audience, keys_url = settings.jwt_issuer, settings.jwt_audience, settings.jwt_keys_url
+    if issuer is not None and audience is not None and keys_url is not None:
+        namespace, claim = settings.jwt_user_namespace, settings.jwt_user_claim
+        return JwtUsers(
+            issuer,
+            audience,
+            keys_url,
+            algorithms=settings.jwt_algorithms,
+            user_id=uuid_claim(claim) if namespace is None else hashed_claim(namespace, claim),
+        )
     raise _Refused(
-        f"nobody could ask: for trying out on this machine, set {config.variable('development')}"
-        "=true"
+        f"nobody could ask: set {config.variable('supabase_url')} or"
+        f" {config.variable('jwt_issuer')}, or, for trying out on this machine,"
+        f" {config.variable('development')}=true"
     )
 
 

@@ -97,6 +97,41 @@ class Settings(EnvironmentSettings):
     development_user: UUID | None = Field(
         None, description="The development user who is asking where no token came. Unset: nobody."
     )
+    supabase_url: _Address | None = Field(
+        None,
+        description="The Supabase project whose users ask, such as https://project.supabase.co.",
+    )
+    supabase_anonymous: bool = Field(
+        default=False, description="Whether the project's anonymous users have credits."
+    )
+    supabase_shared_secret: bool = Field(
+        default=False,
+        description="Whether tokens are signed with the project's shared secret; its auth server is"
+        " then asked.",
+    )
+    supabase_api_key: _Token | None = Field(
+        None,
+        description="The project's publishable key, which its auth server wants; only with a"
+        " shared secret.",
+    )
+    jwt_issuer: str | None = Field(
+        None, description="The issuer of the users' tokens, exactly as their claim `iss` has it."
+    )
+    jwt_audience: str | None = Field(
+        None, description="What the claim `aud` of the users' tokens must name."
+    )
+    jwt_keys_url: _Address | None = Field(
+        None, description="Address of the issuer's key set (JWKS)."
+    )
+    jwt_algorithms: _Listed[str] = Field(
+        ("ES256",), description="Algorithms that the issuer signs with, with commas between."
+    )
+    jwt_user_claim: str = Field("sub", description="The claim that names the user.")
+    jwt_user_namespace: UUID | None = Field(
+        None,
+        description="Set where that claim is no UUID: the user's id is then the uuid5 of this"
+        " namespace, the issuer, a newline and the claim. It must never change.",
+    )
     bridge_address: _Address | None = Field(
         None,
         description="Where the Stripe bridge is, such as http://127.0.0.1:8081. Unset: nothing is"
@@ -173,6 +208,7 @@ class Settings(EnvironmentSettings):
             )
         if self.development_user is not None and not self.development:
             raise ValueError(f"{PREFIX}DEVELOPMENT_USER needs {PREFIX}DEVELOPMENT=true")
+        self._users_fit_together()
         selling = ("bridge_address", "bridge_token", "success_url", "cancel_url")
         lacking = [name for name in selling if getattr(self, name) is None]
         if lacking and len(lacking) < len(selling):
@@ -182,6 +218,25 @@ class Settings(EnvironmentSettings):
                 else f"{PREFIX}BRIDGE_ADDRESS is unset, and something is to be sold through it"
             )
         return self
+
+    def _users_fit_together(self) -> None:
+        issuer = {
+            name: getattr(self, name) for name in ("jwt_issuer", "jwt_audience", "jwt_keys_url")
+        }
+        if None in issuer.values() and any(issuer.values()):
+            raise ValueError(
+                f"{' and '.join(PREFIX + name.upper() for name in issuer)} go together; set all"
+            )
+        ways = (self.development, self.supabase_url is not None, self.jwt_issuer is not None)
+        if sum(ways) > 1:
+            raise ValueError(
+                f"set one of {PREFIX}SUPABASE_URL, {PREFIX}JWT_ISSUER and {PREFIX}DEVELOPMENT: each"
+                " tells on its own who is asking"
+            )
+        if self.supabase_shared_secret != (self.supabase_api_key is not None):
+            raise ValueError(
+                f"{PREFIX}SUPABASE_SHARED_SECRET and {PREFIX}SUPABASE_API_KEY go together; set both"
+            )
 
     @property
     def logs_json(self) -> bool | None:

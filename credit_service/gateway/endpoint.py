@@ -47,7 +47,7 @@ class Door:
         """
         self._browsers.check(request)
         user = await self._users(request)
-        if user is None or (user.expires_at is not None and user.expires_at <= time.time()):
+        if user is None:
             raise Problem("UNAUTHENTICATED")
         return user
 

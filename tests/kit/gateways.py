@@ -20,7 +20,9 @@ async def named_users(request):
     """Takes the token for the user's id, and what follows an @ for the end of the token."""
     user, _, expires_at = (bearer_token(request) or "").partition("@")
     user_id = uuid_or_none(user)
-    return None if user_id is None else User(user_id, float(expires_at) if expires_at else None)
+    if user_id is None or (expires_at and float(expires_at) <= time.time()):
+        return None
+    return User(user_id, float(expires_at) if expires_at else None)
 
 
 def bearer(user_id, expires_at=None):

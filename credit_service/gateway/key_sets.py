@@ -1,0 +1,162 @@
+"""The keys with which an issuer signs its tokens: a JSON Web Key Set (RFC 7517), fetched and kept.
+
+PyJWT's own client is synchronous and waits up to 30 s under a lock, so the set is fetched by httpx.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import jwt
+import orjson
+import structlog
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+
+from credit_service.gateway import metrics
+from credit_service.gateway.problems import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_log = structlog.get_logger()
+
+_FETCH_SECONDS = 5.0
+_BYTES_MAX = 64 * 1024
+_KEYS_MAX = 100
+# A key that the issuer has withdrawn is taken for so long, and for so much longer while the issuer
+# is away.
+KEPT_SECONDS = 5 * 60.0
+STALE_SECONDS = 10 * 60.0
+# Between two fetches for key ids that are not in the set; strangers can name any number of them.
+UNKNOWN_SECONDS = 30.0
+_AFTER_FAILURE_SECONDS = 5.0
+RSA_BITS_MIN = 2048
+
+
+class KeySet:
+    """The key set of one issuer."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._keys: Mapping[str | None, jwt.PyJWK] = {}
+        self._fetched_at = float("-inf")
+        self._failed_at = float("-inf")
+        self._unknown_at = float("-inf")
+        self._fetching: asyncio.Task[None] | None = None
+        self._http: httpx.AsyncClient | None = None
+        self.version = 0
+
+    async def aclose(self) -> None:
+        """Closes the connection."""
+        if self._fetching is not None:
+            self._fetching.cancel()
+            await asyncio.wait({self._fetching})
+        if self._http is not None:
+            await self._http.aclose()
+            self._http = None
+
+    async def current(self) -> int:
+        """Makes sure that the set is young enough; returns a number that changes with the set.
+
+        Raises:
+            Problem: 503, the issuer is away and the last set is too old.
+        """
+        age = time.monotonic() - self._fetched_at
+        if age >= KEPT_SECONDS:
+            if time.monotonic() - self._failed_at >= _AFTER_FAILURE_SECONDS:
+                await self._fetch()
+            age = time.monotonic() - self._fetched_at
+            if age >= KEPT_SECONDS + STALE_SECONDS:
+                raise Problem("ISSUER_UNAVAILABLE")
+        return self.version
+
+    async def key(self, key_id: str | None) -> jwt.PyJWK | None:
+        """Finds a key by its id; None for the id stands for the only key of a set.
+
+        Returns:
+            The key; None: a set that was fetched after the request came has none of that id.
+
+        Raises:
+            Problem: 503, it cannot be told: the issuer is away, or was asked a moment ago.
+        """
+        asked_at = time.monotonic()
+        await self.current()
+        key = self._found(key_id)
+        if key is not None or self._fetched_at >= asked_at:
+            return key
+        fetching = self._fetching is not None and not self._fetching.done()
+        if not fetching:
+            wait = self._unknown_at + UNKNOWN_SECONDS - asked_at
+            if wait > 0:
+                raise Problem("ISSUER_UNAVAILABLE", retry_after=wait)
+            self._unknown_at = asked_at
+        await self._fetch()
+        if self._fetched_at < asked_at:
+            raise Problem("ISSUER_UNAVAILABLE")
+        return self._found(key_id)
+
+    def _found(self, key_id: str | None) -> jwt.PyJWK | None:
+        if key_id is None:
+            return next(iter(self._keys.values())) if len(self._keys) == 1 else None
+        return self._keys.get(key_id)
+
+    async def _fetch(self) -> None:
+        """Fetches the set, once for all who wait; a failure leaves the last one."""
+        if self._fetching is None or self._fetching.done():
+            self._fetching = asyncio.create_task(self._fetched())
+        await asyncio.shield(self._fetching)
+
+    async def _fetched(self) -> None:
+        try:
+            async with asyncio.timeout(_FETCH_SECONDS):
+                keys = _usable(await self._read())
+        except (httpx.HTTPError, TimeoutError, ValueError, jwt.PyJWTError) as error:
+            self._failed_at = time.monotonic()
+            metrics.ALERTS.labels("ISSUER_UNAVAILABLE").inc()
+            _log.error("key set not fetched", url=self._url, problem=type(error).__name__)
+            return
+        self._fetched_at = time.monotonic()
+        self._keys = keys
+        self.version += 1
+
+    async def _read(self) -> Any:
+        if self._http is None:
+            self._http = httpx.AsyncClient(follow_redirects=False, timeout=_FETCH_SECONDS)
+        async with self._http.stream("GET", self._url) as response:
+            if response.status_code != httpx.codes.OK:
+                raise ValueError(f"status {response.status_code}")
+            content = bytearray()
+            async for chunk in response.aiter_bytes():
+                content += chunk
+                if len(content) > _BYTES_MAX:
+                    raise ValueError("too large")
+        return orjson.loads(content)
+
+
+def _usable(told: Any) -> dict[str | None, jwt.PyJWK]:
+    """Reads the keys that may verify; one whose id stands there twice is none."""
+    listed = told["keys"] if isinstance(told, dict) else None
+    if not isinstance(listed, list) or len(listed) > _KEYS_MAX:
+        raise ValueError("no key set")
+    ids = [each.get("kid") for each in listed if isinstance(each, dict)]
+    usable: dict[str | None, jwt.PyJWK] = {}
+    for each in listed:
+        if not isinstance(each, dict) or ids.count(each.get("kid")) > 1:
+            continue
+        if each.get("use", "sig") != "sig" or "verify" not in each.get("key_ops", ["verify"]):
+            continue
+        try:
+            key = jwt.PyJWK(each)
+        except jwt.PyJWTError:
+            # Of a kind that nobody signs tokens with here.
+            continue
+        if each.get("kty") == "oct" or "d" in each:
+            # A secret has no place in a public set.
+            continue
+        if isinstance(key.key, RSAPublicKey) and key.key.key_size < RSA_BITS_MIN:
+            continue
+        usable[each.get("kid")] = key
+    return usable
