@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from starlette.requests import ClientDisconnect
 
+from credit_service.fields import AMOUNT_MAX
 from credit_service.gateway.problems import Problem, invalid
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ PAGE_SIZE_MAX = 200
 USAGE_DAYS_MAX = 31
 _USAGE_DAYS_DEFAULT = 30
 _CURSOR_LENGTH_MAX = 512
-_AMOUNT_MAX = 10**12
 _KEY = re.compile("[!-~]{1,128}")
 
 
@@ -156,8 +156,8 @@ def text(fields: dict[str, Any], name: str, *, length_max: int) -> str:
 def amount(fields: dict[str, Any], name: str, where: str, default: int) -> int:
     """Reads a whole number from 1 on; `where` names its place."""
     value = fields.get(name, default)
-    if type(value) is not int or not 1 <= value <= _AMOUNT_MAX:
-        raise invalid(where, f"must be a whole number, 1 to {_AMOUNT_MAX}.")
+    if type(value) is not int or not 1 <= value <= AMOUNT_MAX:
+        raise invalid(where, f"must be a whole number, 1 to {AMOUNT_MAX}.")
     return value
 
 

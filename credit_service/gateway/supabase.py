@@ -16,6 +16,7 @@ import httpx
 import orjson
 import structlog
 
+from credit_service.fields import uuid_or_none
 from credit_service.gateway import metrics
 from credit_service.gateway.problems import Problem
 from credit_service.gateway.tokens import (
@@ -25,7 +26,7 @@ from credit_service.gateway.tokens import (
     header_of,
     user_of,
 )
-from credit_service.gateway.users import User, bearer_token, uuid_or_none
+from credit_service.gateway.users import User, bearer_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable

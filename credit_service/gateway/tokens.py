@@ -15,8 +15,9 @@ from uuid import UUID, uuid5
 
 import jwt
 
+from credit_service.fields import uuid_or_none
 from credit_service.gateway.key_sets import KeySet
-from credit_service.gateway.users import User, bearer_token, uuid_or_none
+from credit_service.gateway.users import User, bearer_token
 
 if TYPE_CHECKING:
     from collections.abc import Collection

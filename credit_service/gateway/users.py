@@ -12,17 +12,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
-from uuid import UUID
 
 from starlette.requests import Request
 
+from credit_service.fields import uuid_or_none
 from credit_service.gateway.problems import Problem
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from starlette.datastructures import Headers
 
 TOKEN_BYTES_MAX = 8 * 1024
-_UUID = re.compile("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 DEVELOPMENT_VARIABLE = "CREDIT_GATEWAY_DEVELOPMENT"
 
@@ -42,11 +43,6 @@ class User(NamedTuple):
 # Answers with the user of a request, or None where no valid credentials came with it. Raises
 # `Problem` where it cannot tell.
 Users = Callable[[Request], Awaitable[User | None]]
-
-
-def uuid_or_none(value: object) -> UUID | None:
-    """Reads a UUID in its usual form of 36 characters; None: it is none."""
-    return UUID(value) if isinstance(value, str) and _UUID.fullmatch(value) else None
 
 
 def bearer_token(request: Request) -> str | None:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 import httpx
 from kit.harness import eventually
 
+from credit_service.fields import uuid_or_none
 from credit_service.gateway import Limits, User, server
 from credit_service.gateway.server import CreditService
-from credit_service.gateway.users import bearer_token, uuid_or_none
+from credit_service.gateway.users import bearer_token
 
 
 async def named_users(request):
