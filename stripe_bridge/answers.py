@@ -17,11 +17,11 @@ from credit_service.errors import (
     Unavailable,
 )
 from stripe_bridge.model import Unresolved
-from stripe_bridge.settle import IN_OTHER_CURRENCY
 from stripe_bridge.stripe_api import StripeAway, StripeRefuses
 
 if TYPE_CHECKING:
-    from stripe_bridge.settle import Settled
+    from stripe_bridge.model import Settled
+    from stripe_bridge.webhook import Refusal
 
 Outcome = Literal[
     "committed", "replayed", "nothing", "conflict", "parked",
@@ -30,8 +30,6 @@ Outcome = Literal[
 
 # The header for whoever may ask again.
 RETRY_AFTER = {"Retry-After": "2"}
-
-_A_PERSON_MUST_ACT = {"conflict", "unresolved", "failed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +43,16 @@ class Answer:
             unresolved: a person must act first; unavailable: time mends it; failed: time does not.
         reason: a snake_case word that is counted and logged.
         problem: a sentence for the log.
+        alerts: a person must look.
+        closes: the connection cannot be used again.
     """
 
     status: int
     outcome: Outcome
     reason: str
     problem: str = ""
-
-    @property
-    def alerts(self) -> bool:
-        """Tells whether a person must look."""
-        return (
-            self.outcome in _A_PERSON_MUST_ACT
-            # Signed by Stripe and out of time: the clock of this machine is wrong.
-            or self.reason == "signature_timestamp"
-            or (self.outcome == "committed" and self.reason == IN_OTHER_CURRENCY)
-        )
+    alerts: bool = False
+    closes: bool = False
 
     @property
     def body(self) -> dict[str, object]:
@@ -82,9 +74,20 @@ def error_body(reason: str, message: str) -> dict[str, object]:
     return {"error": {"reason": reason, "message": message}}
 
 
+def of_refusal(refusal: Refusal) -> Answer:
+    """Answers what is no event of Stripe's."""
+    return Answer(refusal.status, "refused", refusal.reason, alerts=refusal.alerts)
+
+
 def of_settled(settled: Settled) -> Answer:
-    """Answers an event that has been settled; a conflict too, for no repetition mends it."""
-    return Answer(200, settled.outcome, settled.reason)
+    """Answers an event that has been settled; a conflict too, because no repetition ends it."""
+    return Answer(200, settled.outcome, settled.reason, alerts=settled.alerts)
+
+
+def is_bug(error: Exception) -> bool:
+    """Tells whether an error is none that settling is known to raise."""
+    known = (Unresolved, StripeAway, StripeRefuses, CreditError, TimeoutError)
+    return not isinstance(error, known)
 
 
 def of_error(error: Exception, *, age_seconds: float, park_after_seconds: float) -> Answer:
@@ -96,24 +99,23 @@ def of_error(error: Exception, *, age_seconds: float, park_after_seconds: float)
         park_after_seconds: from this age on, what only a person resolves is answered 200: Stripe
             gives up an endpoint that goes on failing, and reconcile finds the object again.
     """
-    if isinstance(error, Unresolved):
-        parked = age_seconds >= park_after_seconds
-        outcome: Outcome = "parked" if parked else "unresolved"
-        return Answer(200 if parked else 422, outcome, error.reason, error.detail)
     match error:
+        case Unresolved() if age_seconds >= park_after_seconds:
+            answer = Answer(200, "parked", error.reason, error.detail)
+        case Unresolved():
+            answer = Answer(422, "unresolved", error.reason, error.detail, alerts=True)
         case StripeAway():
-            mended_by_time, reason = True, "stripe_away"
+            answer = Answer(503, "unavailable", "stripe_away", str(error))
         case TimeoutError():
-            mended_by_time, reason = True, "out_of_time"
+            answer = Answer(503, "unavailable", "out_of_time", str(error))
+        case Unavailable() | OutcomeUnknown() | InternalError():
+            answer = Answer(503, "unavailable", error.reason.lower(), str(error))
         case StripeRefuses():
-            mended_by_time, reason = False, "stripe_refuses"
+            answer = Answer(500, "failed", "stripe_refuses", str(error), alerts=True)
         case CreditError():
             # Whatever else the credit service refuses, the settler has made something of it.
-            mended_by_time = isinstance(error, (Unavailable, OutcomeUnknown, InternalError))
-            reason = error.reason.lower()
+            answer = Answer(500, "failed", error.reason.lower(), str(error), alerts=True)
         case _:
-            # Its text might hold anything, so only its kind is told.
-            return Answer(500, "failed", "bug", type(error).__name__)
-    if mended_by_time:
-        return Answer(503, "unavailable", reason, str(error))
-    return Answer(500, "failed", reason, str(error))
+            # Its text might hold anything, so only its kind is shown.
+            answer = Answer(500, "failed", "bug", type(error).__name__, alerts=True)
+    return answer

@@ -19,7 +19,8 @@ from credit_service.errors import CreditError
 from stripe_bridge import answers, bugs, metrics, webhook
 from stripe_bridge.answers import RETRY_AFTER, Answer, error_body
 from stripe_bridge.bodies import Bodies, TooLarge, TooMuch
-from stripe_bridge.settle import EVENT_NEVER_MADE, EVENT_TYPES, Settled
+from stripe_bridge.model import Settled
+from stripe_bridge.settle import EVENT_NEVER_MADE, EVENT_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,7 +99,8 @@ class Webhooks:
         except TooMuch:
             return Answer(503, "unavailable", "too_many_bytes")
         except TimeoutError:
-            return Answer(408, "refused", "too_slow")
+            # The rest of the body may never come.
+            return Answer(408, "refused", "too_slow", closes=True)
         except ClientDisconnect:
             return Answer(400, "refused", "incomplete")
         admitted = webhook.admit(
@@ -108,7 +110,7 @@ class Webhooks:
             now=time.time(),
         )
         if isinstance(admitted, webhook.Refusal):
-            return Answer(admitted.status, "refused", admitted.reason)
+            return answers.of_refusal(admitted)
         return admitted
 
     async def _settled(self, event: Event, started: float) -> Answer:
@@ -122,7 +124,7 @@ class Webhooks:
                 age_seconds=time.time() - event.created,
                 park_after_seconds=self._limits.park_after_seconds,
             )
-            if answer.reason == "bug":
+            if answers.is_bug(error):
                 bugs.tell("bug", error, event_id=event.id)
         return _told(answer, event, started)
 
@@ -166,8 +168,7 @@ def _response(answer: Answer) -> Response:
     headers: dict[str, str] = {}
     if answer.outcome == "unavailable":
         headers |= RETRY_AFTER
-    if answer.reason == "too_slow":
-        # The rest of the body may never come.
+    if answer.closes:
         headers["Connection"] = "close"
     return JSONResponse(answer.body, answer.status, headers)
 

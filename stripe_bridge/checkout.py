@@ -16,7 +16,7 @@ import stripe
 
 from stripe_bridge.catalog import CREDITS_MAX
 from stripe_bridge.fields import uuid_or_none
-from stripe_bridge.grants import frozen_metadata
+from stripe_bridge.metadata import frozen_metadata
 from stripe_bridge.stripe_api import StripeRefuses, stripe_errors
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import structlog
 from stripe_bridge import metrics
 from stripe_bridge.checkout import CheckoutRefused
 from stripe_bridge.fields import Object, child, uuid_or_none
-from stripe_bridge.grants import CREDITS_KEY, USER_KEY
+from stripe_bridge.metadata import CREDITS_KEY, USER_KEY
 from stripe_bridge.model import Unresolved
 from stripe_bridge.stripe_api import StripeMissing, stripe_errors
 
@@ -152,14 +152,14 @@ async def _state_of(session: Object, settler: Settler) -> State:
         failed = child(session, "payment_intent").get("status") in _FAILED
         return "expired" if failed else "processing"
     try:
-        settled = await settler.session(session)
+        settled = await settler.purchases.session(session)
     except Unresolved as unresolved:
         # The buyer has paid, and a person must act; the webhook's answer says the same.
         _log.error("checkout unresolved", reason=unresolved.reason, problem=unresolved.detail)
         metrics.ALERTS.labels(unresolved.reason).inc()
         return "processing"
-    if settled.outcome == "conflict":
-        _log.error("checkout in conflict", reason=settled.reason, refs=settled.refs)
+    if settled.alerts:
+        _log.error("checkout needs a person", reason=settled.reason, refs=settled.refs)
         metrics.ALERTS.labels(settled.reason).inc()
     written = settled.outcome == "replayed" or (
         settled.outcome == "committed" and not settler.validate_only

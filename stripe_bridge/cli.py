@@ -21,12 +21,18 @@ from credit_service.runtime.environment import ConfigurationError, described
 from stripe_bridge import config, inspection, server
 from stripe_bridge.bodies import Limits
 from stripe_bridge.endpoint import EndpointExists, make_endpoint
-from stripe_bridge.model import Unresolved
+from stripe_bridge.model import Settled, Unresolved
 from stripe_bridge.reconcile import Summary
 from stripe_bridge.reconcile import reconcile as walk_everything
 from stripe_bridge.server import CreditService
-from stripe_bridge.settle import Settled, Settler
-from stripe_bridge.stripe_api import StripeAway, StripeReads, StripeRefuses, stripe_client
+from stripe_bridge.settle import Settler
+from stripe_bridge.stripe_api import (
+    StripeAway,
+    StripeReads,
+    StripeRefuses,
+    kind_of,
+    stripe_client,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -320,7 +326,7 @@ async def _reconcile(
 
 
 async def _replay(settings: Settings, id: str) -> Settled:  # noqa: A002  # Stripe's own word
-    async with _settler(settings) as (reads, settler):
-        if not reads.knows(id):
-            raise _Refused(f"{id!a} is no id of an event, session, payment, refund or dispute")
+    if kind_of(id) is None:
+        raise _Refused(f"{id!a} is no id of an event, session, payment, refund or dispute")
+    async with _settler(settings) as (_, settler):
         return await settler.replay(id)

@@ -1,4 +1,4 @@
-"""What the bridge's parts hand to each other. Stripe's objects are plain dicts, as JSON has them.
+"""The values that the bridge's parts hand to each other. Stripe's objects are plain dicts.
 
 Everything is named after Stripe's objects and never after events, so that two events about the same
 money are the same call, in any order and at any time.
@@ -7,10 +7,36 @@ money are the same call, in any order and at any time.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from uuid import UUID
+
+# committed: written now; replayed: written before; nothing: there is nothing to write; conflict:
+# the credit service has other figures under that name, which stay.
+Outcome = Literal["conflict", "committed", "replayed", "nothing"]
+
+
+class Needed(StrEnum):
+    """What a rule may have to read from Stripe before it can decide."""
+
+    SESSION = "session"
+    LINE_ITEMS = "line_items"
+    INVOICE_LINES = "invoice_lines"
+    DISPUTE = "dispute"
+    CUSTOMER = "customer"
+
+
+class Notice(StrEnum):
+    """Why a person should look at a reversal although it is posted."""
+
+    OTHER_CURRENCY = "reversal_in_other_currency"
+
+
+def ref(stripe_id: str) -> str:
+    """Names one of Stripe's objects to the credit service."""
+    return f"stripe:{stripe_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,44 +44,61 @@ class Grant:
     """Credits that were paid for.
 
     Attributes:
-        payment_ref: `stripe:pi_...`, `stripe:in_...` or, for a free order, `stripe:cs_...`; it is
-            the idempotency key too.
+        paid_by: the id of what paid for them: a payment intent, an invoice or, for a free order,
+            a Checkout Session.
         user_id: who gets them.
         credits: how many, 1 to 10^12.
         amount_minor: what was paid, in minor units of the currency.
-        currency: in lower case.
-        source: the id of the object that told it.
+        currency: a three-letter code in lower case.
+        source: the id of the object that says so.
     """
 
-    payment_ref: str
+    paid_by: str
     user_id: UUID
     credits: int
     amount_minor: int
     currency: str
     source: str
 
+    @property
+    def payment_ref(self) -> str:
+        """Names the payment to the credit service; it is the idempotency key too."""
+        return ref(self.paid_by)
+
 
 @dataclass(frozen=True, slots=True)
 class Reversal:
-    """Money that went back, as one refund or dispute now stands; absolute, not an increment.
+    """Money that went back by one refund or dispute; absolute, not an increment.
 
     Attributes:
-        payment_ref: of the purchase.
-        reversal_ref: `stripe:re_...` or `stripe:du_...`.
-        revision: the higher one holds.
-        reversed_minor: what went back, in minor units of the charge's currency.
-        paid_minor: the amount of the charge, which all its refunds add up to.
-        currency: of the charge, in lower case.
+        paid_by: the id of what paid for the purchase, as in `Grant`.
+        caused_by: the id of the refund or dispute.
+        revision: the reversal's state; the highest one counts.
+        reversed_minor: what went back, in minor units of the currency.
+        paid_minor: what was paid, which `reversed_minor` is a share of.
+        currency: of both, in lower case.
         reason: a few words for people.
+        notice: why a person should look at it; None: there is no need.
     """
 
-    payment_ref: str
-    reversal_ref: str
+    paid_by: str
+    caused_by: str
     revision: int
     reversed_minor: int
     paid_minor: int
     currency: str
     reason: str
+    notice: Notice | None = None
+
+    @property
+    def payment_ref(self) -> str:
+        """Names the payment to the credit service."""
+        return ref(self.paid_by)
+
+    @property
+    def reversal_ref(self) -> str:
+        """Names the refund or dispute to the credit service."""
+        return ref(self.caused_by)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +106,23 @@ class Nothing:
     """There is nothing to write. `reason` is a snake_case word that is counted and logged."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What came of settling an object.
+
+    Attributes:
+        outcome: what happened at the credit service.
+        reason: a snake_case word that is counted and logged.
+        refs: the payments and reversals it was about.
+        alerts: a person should look.
+    """
+
+    outcome: Outcome
+    reason: str
+    refs: tuple[str, ...] = ()
+    alerts: bool = False
 
 
 class Unresolved(Exception):
@@ -83,11 +143,11 @@ class Needs(Exception):
     """An object lacks what decides; it must be read from Stripe.
 
     Attributes:
-        what: session, line_items, invoice_lines (with their prices expanded), dispute or customer.
+        what: the object or list to read; invoice lines come with their prices expanded.
         id: of the object to read, or of the one whose list it is.
     """
 
-    def __init__(self, what: str, id: str) -> None:  # noqa: A002  # Stripe's own word
+    def __init__(self, what: Needed, id: str) -> None:  # noqa: A002  # Stripe's own word
         super().__init__(f"{what} of {id}")
         self.what = what
         self.id = id

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from stripe_bridge import bugs, metrics
-from stripe_bridge.settle import EVENT_TYPES, Settled
+from stripe_bridge.model import Settled
+from stripe_bridge.settle import EVENT_TYPES
 from stripe_bridge.stripe_api import StripeAway, StripeRefuses
 from stripe_bridge.walk import Finding, walk
 
@@ -28,9 +29,6 @@ _log = structlog.get_logger()
 LOOK_BACK_SECONDS = 24 * 60 * 60
 OVERLAP_SECONDS = 10 * 60
 GRACE_SECONDS = 30
-
-# Nobody takes credits, or Stripe does not answer.
-_AWAY = {"stripe_away", "ledger_unavailable", "overloaded", "outcome_unknown"}
 
 
 class Poller:
@@ -95,7 +93,7 @@ class Poller:
             for event, found in group:
                 if isinstance(found, Finding) and found.passing:
                     left += 1
-                    away += found.reason in _AWAY
+                    away += found.away
                 else:
                     self._settled[event["id"]] = event["created"]
                 newest = max(newest, event["created"])
@@ -124,11 +122,15 @@ class Poller:
 
 
 def _tell(event: Object, found: Settled | Finding) -> None:
-    outcome = "unresolved" if isinstance(found, Finding) else found.outcome
+    if isinstance(found, Finding):
+        outcome, alerts, quiet = "unresolved", not found.passing, False
+    else:
+        outcome, alerts = found.outcome, found.alerts
+        quiet = outcome in ("replayed", "nothing") and not alerts
     metrics.POLLED.labels(outcome, found.reason).inc()
-    if outcome in ("replayed", "nothing"):
+    if quiet:
         return
-    if outcome != "committed" and not (isinstance(found, Finding) and found.passing):
+    if alerts:
         metrics.ALERTS.labels(found.reason).inc()
     _log.warning(
         "polled",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from stripe_bridge import metrics
 from stripe_bridge.checkout import CheckoutRefused, return_url
 from stripe_bridge.fields import uuid_or_none
-from stripe_bridge.grants import USER_KEY
+from stripe_bridge.metadata import USER_KEY
 from stripe_bridge.stripe_api import stripe_errors
 
 if TYPE_CHECKING:

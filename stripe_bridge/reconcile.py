@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import structlog
 
-from stripe_bridge.settle import Settled
+from stripe_bridge.model import Settled
 from stripe_bridge.stripe_api import StripeAway, StripeRefuses
 from stripe_bridge.walk import Finding, walk
 
@@ -63,7 +63,7 @@ class Summary:
             self.nothing += 1
         else:
             refs = ", ".join(found.refs)
-            self.conflicts.append(Finding(name, found.reason, refs, passing=False))
+            self.conflicts.append(Finding(name, found.reason, refs))
 
 
 class _After(TypedDict, total=False):
@@ -120,26 +120,28 @@ async def reconcile(
     await settle_all(
         "sessions",
         lambda after: stripe.sessions(created={"gte": created}, status="complete", **after),
-        settler.session,
+        settler.purchases.session,
     )
     await settle_all(
         "invoices",
         lambda after: stripe.invoices(created={"gte": created}, status="paid", **after),
-        settler.invoice,
+        settler.purchases.invoice,
     )
     # What the sessions did not settle, for an intent may carry our metadata and have no session.
     await settle_all(
         "payment intents",
         lambda after: stripe.payment_intents(created={"gte": created}, **after),
-        settler.payment_intent,
+        settler.purchases.payment_intent,
     )
     await settle_all(
-        "refunds", lambda after: stripe.refunds(created={"gte": created}, **after), settler.refund
+        "refunds",
+        lambda after: stripe.refunds(created={"gte": created}, **after),
+        settler.money_back.refund,
     )
     await settle_all(
         "disputes",
         lambda after: stripe.disputes(created={"gte": disputed}, **after),
-        settler.dispute,
+        settler.money_back.dispute,
     )
     return summary
 

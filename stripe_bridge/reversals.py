@@ -11,19 +11,22 @@ import re
 from typing import TYPE_CHECKING
 
 from stripe_bridge.fields import MINOR_MAX, Object, currency, id_of, minor, objects
-from stripe_bridge.model import Needs, Nothing, Reversal, Unresolved
+from stripe_bridge.model import Needed, Needs, Nothing, Notice, Reversal, Unresolved
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# Ends the reason of a reversal that takes a dispute in a foreign currency for the whole charge.
-OTHER_CURRENCY = "in another currency than the charge"
-
+_INQUIRIES = {
+    "warning_needs_response",
+    "warning_under_review",
+    "warning_closed",
+    "prevented",
+}
 _WORD = re.compile(r"[a-z_]{1,40}")
 
 
 def of_refund(
-    refund: Object, *, charge: Object, payment_ref: str, failed: bool = False
+    refund: Object, *, charge: Object, paid_by: str, failed: bool = False
 ) -> Reversal | Nothing:
     """Says what a refund takes back (Stripe: "The Refund object").
 
@@ -33,7 +36,7 @@ def of_refund(
     Args:
         refund: in any API version.
         charge: the charge it refunds.
-        payment_ref: of the purchase that the charge paid.
+        paid_by: the id of what paid for the purchase: an intent or an invoice.
         failed: the event was `refund.failed`, whatever the status says.
 
     Returns:
@@ -44,22 +47,22 @@ def of_refund(
         Unresolved: id_malformed, amount_malformed, currency_malformed; currency_mismatch, when a
             refund stands in another currency than its charge, for then its share is unknown.
     """
-    reversal_ref = f"stripe:{id_of(refund)}"
+    refund_id = id_of(refund)
     paid, paid_currency = _paid(charge)
     status = refund.get("status")
     if failed or status in ("failed", "canceled"):
         reason = "refund canceled" if status == "canceled" else "refund failed"
-        return Reversal(payment_ref, reversal_ref, 2, 0, paid, paid_currency, reason)
+        return Reversal(paid_by, refund_id, 2, 0, paid, paid_currency, reason)
     amount = minor(refund, "amount")
     if currency(refund) != paid_currency:
         raise Unresolved(
             "currency_mismatch",
-            f"{id_of(refund)} is in another currency than its charge {id_of(charge)}.",
+            f"{refund_id} is in another currency than its charge {id_of(charge)}.",
         )
-    return Reversal(payment_ref, reversal_ref, 1, min(amount, paid), paid, paid_currency, "refund")
+    return Reversal(paid_by, refund_id, 1, min(amount, paid), paid, paid_currency, "refund")
 
 
-def of_dispute(dispute: Object, *, charge: Object, payment_ref: str) -> Reversal | Nothing:
+def of_dispute(dispute: Object, *, charge: Object, paid_by: str) -> Reversal | Nothing:
     """Says what a dispute takes back (Stripe: "The Dispute object", `balance_transactions`).
 
     Status and event name decide nothing: the transactions tell what was withdrawn and what came
@@ -68,12 +71,12 @@ def of_dispute(dispute: Object, *, charge: Object, payment_ref: str) -> Reversal
     Args:
         dispute: in any API version.
         charge: the disputed charge.
-        payment_ref: of the purchase that the charge paid.
+        paid_by: the id of what paid for the purchase: an intent or an invoice.
 
     Returns:
         The reversal, whose revision is the number of balance transactions; a dispute in another
-        currency takes the whole charge, and its reason ends with `OTHER_CURRENCY`. Nothing while
-        no money was withdrawn: `inquiry`, or `not_withdrawn`.
+        currency takes the whole charge, with `Notice.OTHER_CURRENCY`. Nothing while no money was
+        withdrawn: `inquiry`, or `not_withdrawn`.
 
     Raises:
         Needs: dispute, when the object lacks its balance transactions.
@@ -83,12 +86,11 @@ def of_dispute(dispute: Object, *, charge: Object, payment_ref: str) -> Reversal
     dispute_id = id_of(dispute)
     listed = dispute.get("balance_transactions")
     if listed is None:
-        raise Needs("dispute", dispute_id)
+        raise Needs(Needed.DISPUTE, dispute_id)
     moves = _moves(listed, dispute_id)
     first = next((-amount for amount in moves if amount < 0), 0)
     if not first:
-        status = str(dispute.get("status"))
-        inquiry = status.startswith("warning_") or status == "prevented"
+        inquiry = str(dispute.get("status")) in _INQUIRIES
         return Nothing("inquiry" if inquiry else "not_withdrawn")
     paid, paid_currency = _paid(charge)
     net = min(max(-sum(moves), 0), first)
@@ -96,13 +98,14 @@ def of_dispute(dispute: Object, *, charge: Object, payment_ref: str) -> Reversal
     foreign = currency(dispute) != paid_currency
     reversed_minor = min((paid if foreign else amount) * net // first, paid)
     return Reversal(
-        payment_ref,
-        f"stripe:{dispute_id}",
+        paid_by,
+        dispute_id,
         len(moves),
         reversed_minor,
         paid,
         paid_currency,
         ", ".join(_words(dispute, net, first, foreign=foreign)),
+        Notice.OTHER_CURRENCY if foreign else None,
     )
 
 
@@ -148,4 +151,4 @@ def _words(dispute: Object, net: int, first: int, *, foreign: bool) -> Iterable[
     if net < first:
         yield "partly returned" if net else "returned"
     if foreign:
-        yield OTHER_CURRENCY
+        yield "in another currency than the charge"

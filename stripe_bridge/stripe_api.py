@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import asynccontextmanager, contextmanager
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Unpack
 
 import stripe
@@ -22,9 +23,42 @@ STRIPE_VERSION = "2026-10-28.endive"
 
 CALL_SECONDS = 4.0
 
+
+class Kind(Enum):
+    """The kinds of objects that the bridge reads by their ids."""
+
+    SESSION = "checkout.session"
+    PAYMENT_INTENT = "payment_intent"
+    CHARGE = "charge"
+    REFUND = "refund"
+    DISPUTE = "dispute"
+    INVOICE = "invoice"
+    CUSTOMER = "customer"
+    EVENT = "event"
+
+
+_BY_PREFIX = {
+    "cs": Kind.SESSION,
+    "pi": Kind.PAYMENT_INTENT,
+    "ch": Kind.CHARGE,
+    "py": Kind.CHARGE,
+    "re": Kind.REFUND,
+    "pyr": Kind.REFUND,
+    "du": Kind.DISPUTE,
+    "dp": Kind.DISPUTE,
+    "in": Kind.INVOICE,
+    "cus": Kind.CUSTOMER,
+    "evt": Kind.EVENT,
+}
+
 _PAGE = 100  # objects, the most that Stripe gives at once
 _MISSING = {"resource_missing", "not_found"}
 _KEY = re.compile(r"\b[rs]k_\S+")
+
+
+def kind_of(id: str) -> Kind | None:  # noqa: A002  # Stripe's own word
+    """Tells the kind of the object of an id by its prefix; None: no kind that is read here."""
+    return _BY_PREFIX.get(id.partition("_")[0])
 
 
 class StripeAway(Exception):
@@ -115,34 +149,28 @@ class StripeReads:
         """Reads through `client`, whose key decides account and mode."""
         self._v1 = client.v1
         self._v2 = client.v2
-        self._one: dict[str, Callable[[str], Awaitable[stripe.StripeObject]]] = {
-            "cs": self._v1.checkout.sessions.retrieve_async,
-            "pi": self._v1.payment_intents.retrieve_async,
-            "ch": self._v1.charges.retrieve_async,
-            "py": self._v1.charges.retrieve_async,
-            "re": self._v1.refunds.retrieve_async,
-            "pyr": self._v1.refunds.retrieve_async,
-            "du": self._v1.disputes.retrieve_async,
-            "dp": self._v1.disputes.retrieve_async,
-            "in": self._v1.invoices.retrieve_async,
-            "cus": self._v1.customers.retrieve_async,
-            "evt": self._v1.events.retrieve_async,
+        self._one: dict[Kind, Callable[[str], Awaitable[stripe.StripeObject]]] = {
+            Kind.SESSION: self._v1.checkout.sessions.retrieve_async,
+            Kind.PAYMENT_INTENT: self._v1.payment_intents.retrieve_async,
+            Kind.CHARGE: self._v1.charges.retrieve_async,
+            Kind.REFUND: self._v1.refunds.retrieve_async,
+            Kind.DISPUTE: self._v1.disputes.retrieve_async,
+            Kind.INVOICE: self._v1.invoices.retrieve_async,
+            Kind.CUSTOMER: self._v1.customers.retrieve_async,
+            Kind.EVENT: self._v1.events.retrieve_async,
         }
-
-    def knows(self, id: str) -> bool:  # noqa: A002  # Stripe's own word
-        """Tells whether an id is of a kind that `read` reads."""
-        return id.partition("_")[0] in self._one
 
     async def read(self, id: str) -> Object:  # noqa: A002  # Stripe's own word
         """Reads the object of an id, whose prefix tells its kind.
 
         Raises:
-            StripeMissing: there is none, or its kind is not one of those that `knows` tells.
+            StripeMissing: there is none, or its kind is none of `Kind`.
         """
-        if not self.knows(id):
+        kind = kind_of(id)
+        if kind is None:
             raise StripeMissing(id)
         with stripe_errors(id):
-            return (await self._one[id.partition("_")[0]](id)).to_dict()
+            return (await self._one[kind](id)).to_dict()
 
     async def thin_event(self, id: str) -> Object:  # noqa: A002  # Stripe's own word
         """Reads a thin event with its data."""

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from credit_service.errors import CreditError
+from credit_service.errors import CreditError, OutcomeUnknown, Unavailable
 from stripe_bridge import bugs
 from stripe_bridge.model import Unresolved
 from stripe_bridge.stripe_api import StripeAway, StripeRefuses
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from stripe_bridge.fields import Object
-    from stripe_bridge.settle import Settled
+    from stripe_bridge.model import Settled
 
 _AT_ONCE = 8
 
@@ -30,12 +30,14 @@ class Finding:
         reason: a snake_case word.
         detail: a sentence for the operator.
         passing: another try may succeed later, with the object as it is.
+        away: Stripe or the credit service gives no answer, to this object or any other.
     """
 
     id: str
     reason: str
     detail: str
-    passing: bool
+    passing: bool = False
+    away: bool = False
 
 
 async def walk(
@@ -99,14 +101,15 @@ async def _once(obj: Object, settle: Callable[[Object], Awaitable[Settled]]) -> 
     try:
         return await settle(obj)
     except Unresolved as unresolved:
-        return Finding(name, unresolved.reason, unresolved.detail, passing=False)
-    except StripeAway as away:
-        return Finding(name, "stripe_away", str(away), passing=True)
+        return Finding(name, unresolved.reason, unresolved.detail)
+    except StripeAway as error:
+        return Finding(name, "stripe_away", str(error), passing=True, away=True)
     except StripeRefuses as refuses:
         return Finding(name, "stripe_refuses", str(refuses), passing=True)
     except CreditError as error:
-        return Finding(name, error.reason.lower(), str(error), passing=True)
+        away = isinstance(error, (Unavailable, OutcomeUnknown))
+        return Finding(name, error.reason.lower(), str(error), passing=True, away=away)
     except Exception as error:
         # A fault of ours with one object must not hide the payments behind it.
         bugs.tell("settling_failed", error, object=name)
-        return Finding(name, "failed", "An unexpected failure, which is logged.", passing=False)
+        return Finding(name, "failed", "An unexpected failure, which is logged.")

@@ -64,10 +64,17 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A request that is no event from Stripe: the HTTP status, and a snake_case word to count."""
+    """A request that is no event from Stripe.
+
+    Attributes:
+        status: the HTTP status that says so.
+        reason: a snake_case word to count.
+        alerts: a person must look, because Stripe signed it: the clock of this machine is wrong.
+    """
 
     status: int
     reason: str
+    alerts: bool = False
 
 
 def admit(
@@ -95,7 +102,7 @@ def admit(
     if timestamp is None:
         return Refusal(400, "signature")
     if abs(now - timestamp) > TOLERANCE_SECONDS:
-        return Refusal(400, "signature_timestamp")
+        return Refusal(400, "signature_timestamp", alerts=True)
     try:
         event = json.loads(body.decode(), parse_constant=_no_json)
     except (ValueError, RecursionError):

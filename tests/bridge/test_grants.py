@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from kit.bridge_rules import BY_PRICE_ID, NO_CATALOGUE, POLICY, judged, needed, unresolved
 from kit.stripe_bodies import STORAGE, STUDIO, USER, names, thing
 
-from stripe_bridge import grants
 from stripe_bridge.catalog import CREDITS_MAX
+from stripe_bridge.metadata import frozen_metadata
 from stripe_bridge.model import Grant, Needs, Nothing, Unresolved
 
 OTHER_USER = "00000000-0000-4000-8000-0000000000aa"
@@ -28,7 +28,7 @@ def granted(name, amount, amount_minor):
     """The grant that a recorded body tells of."""
     obj = thing(name)
     paid_by = obj["payment_intent"] if obj["object"] == "checkout.session" else obj["id"]
-    return Grant(f"stripe:{paid_by}", UUID(USER), amount, amount_minor, "eur", obj["id"])
+    return Grant(paid_by, UUID(USER), amount, amount_minor, "eur", obj["id"])
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_session_and_its_payment_intent_give_the_same_grant(version):
 def test_a_session_and_its_intent_agree_whatever_was_bought(
     user, bought, total, captured, currency
 ):
-    told = {"metadata": grants.frozen_metadata(user, bought), "currency": currency}
+    told = {"metadata": frozen_metadata(user, bought), "currency": currency}
     session = thing(PAID, amount_total=total, **told)
     intent = thing(INTENT, amount=total, amount_received=captured, **told)
     grant = judged(session)
@@ -283,7 +283,7 @@ def test_a_free_order_gives_credits_only_where_they_are_allowed_and_by_its_own_i
     free = thing("2026-10-28.endive/checkout.session.completed-free", payment_status=status)
     assert judged(free) == Nothing("free_order")
     grant = judged(free, replace(POLICY, allow_free_orders=True))
-    assert grant == Grant(f"stripe:{free['id']}", UUID(USER), 1000, 0, "eur", free["id"])
+    assert grant == Grant(free["id"], UUID(USER), 1000, 0, "eur", free["id"])
 
 
 def test_a_paid_session_that_names_no_payment_waits_for_a_person():

@@ -159,13 +159,16 @@ async def test_a_failure_of_ours_with_one_object_does_not_hide_the_others(
     sessions = [await fake.session(user) for user in users]
     await fake.batch(*(("pay_session", {"id": each["id"]}) for each in sessions))
 
-    class Failing(Settler):
-        async def session(self, obj):
-            if obj["id"] == sessions[3]["id"]:
-                raise ZeroDivisionError
-            return await super().session(obj)
+    settler = Settler(reads, client, policy())
+    credit_session = settler.purchases.session
 
-    summary = await walking(reads, ahead)(Failing(reads, client, policy()))
+    async def failing(obj):
+        if obj["id"] == sessions[3]["id"]:
+            raise ZeroDivisionError
+        return await credit_session(obj)
+
+    settler.purchases.session = failing
+    summary = await walking(reads, ahead)(settler)
     assert [(each.id, each.reason) for each in summary.unresolved] == [
         (sessions[3]["id"], "failed")
     ]
@@ -177,15 +180,17 @@ async def test_a_list_that_breaks_off_is_taken_up_where_it_did(
 ):
     await fake.batch(*[("purchase", {"line_items": [{"price": (await fake.price())["id"]}]})] * 150)
     seen = []
+    settler = Settler(reads, client, policy())
+    credit_session = settler.purchases.session
 
-    class Breaking(Settler):
-        async def session(self, obj):
-            if not seen:
-                await fake.api_faults({"path": "checkout/sessions", "status": 500, "count": 2})
-            seen.append(obj["id"])
-            return await super().session(obj)
+    async def breaking(obj):
+        if not seen:
+            await fake.api_faults({"path": "checkout/sessions", "status": 500, "count": 2})
+        seen.append(obj["id"])
+        return await credit_session(obj)
 
-    summary = await walking(reads, ahead)(Breaking(reads, client, policy()))
+    settler.purchases.session = breaking
+    summary = await walking(reads, ahead)(settler)
     assert (len(seen), len(set(seen))) == (150, 150)
     assert summary.unresolved == []
 

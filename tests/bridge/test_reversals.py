@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.stripe_bodies import thing
 
-from stripe_bridge.model import Needs, Nothing, Reversal, Unresolved
-from stripe_bridge.reversals import OTHER_CURRENCY, of_dispute, of_refund
+from stripe_bridge.model import Needs, Nothing, Notice, Reversal, Unresolved
+from stripe_bridge.reversals import of_dispute, of_refund
 
 CHARGE = {"id": "ch_1", "object": "charge", "amount": 900, "currency": "eur"}
-REF = "stripe:pi_1"
+INTENT = "pi_1"
+FOREIGN_REASON = "in another currency than the charge"
 PENDING = "2024-10-28.acacia/refund.created"
 FAILED = "2024-10-28.acacia/refund.failed"
 WITHDRAWN = "2026-10-28.endive/charge.dispute.created"
@@ -24,11 +25,11 @@ INQUIRY = "2022-08-01/charge.dispute.created-inquiry"
 
 def judged(obj, charge=CHARGE, **options):
     of = of_refund if obj["object"] == "refund" else of_dispute
-    return of(obj, charge=charge, payment_ref=REF, **options)
+    return of(obj, charge=charge, paid_by=INTENT, **options)
 
 
-def reversal(obj, revision, reversed_minor, reason):
-    return Reversal(REF, f"stripe:{obj['id']}", revision, reversed_minor, 900, "eur", reason)
+def reversal(obj, revision, reversed_minor, reason, notice=None):
+    return Reversal(INTENT, obj["id"], revision, reversed_minor, 900, "eur", reason, notice)
 
 
 def unresolved(obj, charge=CHARGE):
@@ -59,12 +60,13 @@ def moves(*amounts, currency="usd"):
         (WITHDRAWN, 1, 900, "dispute fraudulent"),
         (WON, 2, 0, "dispute fraudulent, returned"),
         (PARTLY, 2, 500, "dispute fraudulent, partly returned"),
-        (FOREIGN, 1, 900, f"dispute fraudulent, {OTHER_CURRENCY}"),
+        (FOREIGN, 1, 900, f"dispute fraudulent, {FOREIGN_REASON}"),
     ],
 )
 def test_every_api_version_tells_what_went_back(name, revision, reversed_minor, reason):
     obj = thing(name)
-    assert judged(obj) == reversal(obj, revision, reversed_minor, reason)
+    notice = Notice.OTHER_CURRENCY if name == FOREIGN else None
+    assert judged(obj) == reversal(obj, revision, reversed_minor, reason, notice)
 
 
 @pytest.mark.parametrize(("name", "amounts"), [("2019-12-03", {300, 200}), ("2022-08-01", {900})])
@@ -163,7 +165,8 @@ def test_a_dispute_in_another_currency_takes_the_share_of_the_whole_charge_and_s
     part = thing(FOREIGN, balance_transactions=moves(-1010, 505))
     told = judged(part)
     assert (told.revision, told.reversed_minor, told.currency) == (2, 450, "eur")
-    assert told.reason == f"dispute fraudulent, partly returned, {OTHER_CURRENCY}"
+    assert told.reason == f"dispute fraudulent, partly returned, {FOREIGN_REASON}"
+    assert told.notice is Notice.OTHER_CURRENCY
 
 
 def test_transactions_in_several_currencies_wait_for_a_person():
@@ -225,7 +228,7 @@ def test_a_dispute_takes_an_exact_share_within_what_was_paid_in_any_order_of_its
     assert told.reversed_minor == min(int(whole * share), paid)
     assert 0 <= told.reversed_minor <= told.paid_minor == paid
     assert told.revision == 1 + len(later)
-    assert told.reason.endswith(OTHER_CURRENCY) == (currency != "eur")
+    assert told.notice == (None if currency == "eur" else Notice.OTHER_CURRENCY)
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)

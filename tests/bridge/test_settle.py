@@ -104,13 +104,13 @@ async def test_an_unknown_user_needs_a_person_and_a_deleted_one_nobody(
     stranger = "00000000-0000-4000-8000-000000000001"
     assert await refuse(settler.replay(await fake.purchase(stranger))) == "user_not_found"
     refund = await fake.refund(await fake.purchase(stranger))
-    assert await refuse(settler.refund(refund)) == "user_not_found"
+    assert await refuse(settler.money_back.refund(refund)) == "user_not_found"
     user = await database.user()
     paid = await fake.purchase(user)
     await settler.replay(paid)
     await database.execute("DELETE FROM auth.users WHERE id = $1", user)
     refund = await fake.refund(paid)
-    for settling in (settler.replay(paid), settler.refund(refund)):
+    for settling in (settler.replay(paid), settler.money_back.refund(refund)):
         settled = await settling
         assert (settled.outcome, settled.reason) == ("nothing", "user_deleted")
 
@@ -121,23 +121,23 @@ async def test_other_figures_for_what_is_there_are_a_conflict_and_the_first_stan
     user = await database.user()
     paid = await fake.purchase(user, credits_=100)
     intent = await fake.do("object", id=paid)
-    await settler.payment_intent(intent)
+    await settler.purchases.payment_intent(intent)
     changed = {**intent, "metadata": {**intent["metadata"], "credits": "101"}}
-    conflict = await settler.payment_intent(changed)
+    conflict = await settler.purchases.payment_intent(changed)
     assert (conflict.outcome, conflict.reason) == ("conflict", "idempotency_key_reused")
     stranger = {**intent["metadata"], "credit_user_id": str(await database.user())}
-    conflict = await settler.payment_intent({**intent, "metadata": stranger})
+    conflict = await settler.purchases.payment_intent({**intent, "metadata": stranger})
     assert (conflict.outcome, conflict.reason) == ("conflict", "payment_reused")
     refund = await fake.refund(paid, amount=450)
-    await settler.refund(refund)
-    conflict = await settler.refund({**refund, "amount": 900})
+    await settler.money_back.refund(refund)
+    conflict = await settler.money_back.refund({**refund, "amount": 900})
     assert (conflict.outcome, conflict.reason) == ("conflict", "reversal_reused")
     other = await fake.refund(paid, amount=10)
     await fake.do("edit", id=refund["charge"], fields={"amount": 1800})
     charge = await fake.do("object", id=refund["charge"])
-    conflict = await settler.refund(other)
+    conflict = await settler.money_back.refund(other)
     assert (conflict.outcome, conflict.reason) == ("conflict", "payment_mismatch")
-    assert (await settler.charge(charge)).outcome == "conflict"
+    assert (await settler.money_back.charge(charge)).outcome == "conflict"
     assert await balance(client, user) == 50
 
 
@@ -214,10 +214,10 @@ async def test_when_stripe_is_away_nothing_is_written_and_later_everything(fake,
             await fake.api_faults({"path": path, "seconds": 60, **fault})
             with pytest.raises(StripeAway):
                 async with asyncio.timeout(8):
-                    await settler.refund(refund)
+                    await settler.money_back.refund(refund)
         assert await database.book() == book
         await fake.api_faults()
-        assert (await settler.refund(refund)).outcome == "committed"
+        assert (await settler.money_back.refund(refund)).outcome == "committed"
     assert await balance(client, user) == 0
 
 
@@ -225,7 +225,7 @@ async def test_a_short_failure_of_stripe_is_tried_again_at_once(fake, client, da
     refund = await fake.refund(await fake.purchase(await database.user()))
     await fake.api_faults({"path": "charges", "status": 500, "count": 1})
     async with stripe_client(KEY, address=fake.url) as sdk:
-        settled = await Settler(StripeReads(sdk), client, POLICY).refund(refund)
+        settled = await Settler(StripeReads(sdk), client, POLICY).money_back.refund(refund)
     assert settled.outcome == "committed"
 
 
@@ -237,7 +237,7 @@ async def test_a_credit_service_that_is_away_is_no_final_answer(fake, reads, dat
         with pytest.raises(OutcomeUnknown):
             await settler.replay(paid)
         with pytest.raises(LedgerUnavailable):
-            await settler.refund(refund)
+            await settler.money_back.refund(refund)
 
 
 async def test_validate_only_tells_what_would_be_and_writes_nothing(
@@ -249,7 +249,7 @@ async def test_validate_only_tells_what_would_be_and_writes_nothing(
     for bought, reversed_ in (("committed",) * 2, ("replayed", "committed"), ("replayed",) * 2):
         book = await database.book()
         assert (await trial.replay(paid)).outcome == bought
-        assert (await trial.refund(refund)).outcome == reversed_
+        assert (await trial.money_back.refund(refund)).outcome == reversed_
         assert await database.book() == book
-        await (settler.replay(paid) if bought == "committed" else settler.refund(refund))
+        await (settler.replay(paid) if bought == "committed" else settler.money_back.refund(refund))
     assert await refuse(trial.replay(await fake.purchase(refund["id"]))) == "user_malformed"

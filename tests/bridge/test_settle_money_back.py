@@ -87,10 +87,10 @@ async def test_a_refund_that_names_no_charge_is_found_by_its_payment(
 ):
     user = await database.user()
     refund = await fake.refund(await fake.purchase(user), amount=450)
-    assert (await settler.refund({**refund, "charge": None})).outcome == "committed"
+    assert (await settler.money_back.refund({**refund, "charge": None})).outcome == "committed"
     assert await balance(client, user) == 50
     lost = {**refund, "charge": None, "payment_intent": None}
-    assert (await settler.refund(lost)).reason == "not_ours"
+    assert (await settler.money_back.refund(lost)).reason == "not_ours"
 
 
 async def test_money_back_for_a_payment_that_is_not_ours_writes_nothing(fake, settler, database):
@@ -135,7 +135,7 @@ async def test_events_of_a_dispute_take_and_give_back_once_in_any_order(
     user = await database.user()
     paid = await fake.purchase(user)
     dispute = await fake.dispute(paid, withdraw=False)
-    assert (await settler.dispute(dispute)).reason == "inquiry"
+    assert (await settler.money_back.dispute(dispute)).reason == "inquiry"
     await fake.do("withdraw", id=dispute["id"])
     taken = await fake.do("object", id=dispute["id"])
     assert (await settler.event("charge.dispute.created", taken)).outcome == "committed"
@@ -152,11 +152,11 @@ async def test_a_dispute_in_another_currency_takes_the_whole_and_calls_a_person(
 ):
     user = await database.user()
     dispute = await fake.dispute(await fake.purchase(user), amount=300)
-    settled = await settler.dispute({**dispute, "currency": "usd"})
+    settled = await settler.money_back.dispute({**dispute, "currency": "usd"})
     assert (settled.outcome, settled.reason) == ("committed", "reversal_in_other_currency")
     assert await balance(client, user) == 0
     assert of_settled(settled).alerts
-    again = await settler.dispute({**dispute, "currency": "usd"})
+    again = await settler.money_back.dispute({**dispute, "currency": "usd"})
     assert (again.outcome, of_settled(again).alerts) == ("replayed", False)
 
 
@@ -166,7 +166,7 @@ async def test_a_dispute_without_its_transactions_is_read_and_refused_if_stripe_
     user = await database.user()
     dispute = await fake.dispute(await fake.purchase(user))
     cut = {**dispute, "balance_transactions": None}
-    assert (await settler.dispute(cut)).outcome == "committed"
+    assert (await settler.money_back.dispute(cut)).outcome == "committed"
     assert await balance(client, user) == 0
     await fake.do("edit", id=dispute["id"], fields={"balance_transactions": None})
-    assert await refuse(settler.dispute(cut)) == "object_incomplete"
+    assert await refuse(settler.money_back.dispute(cut)) == "object_incomplete"

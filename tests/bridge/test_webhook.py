@@ -55,7 +55,7 @@ def without(event, *names):
 
 
 def refuses(answer, reason):
-    return answer == Refusal(400, reason)
+    return answer == Refusal(400, reason, alerts=reason == "signature_timestamp")
 
 
 def test_a_snapshot_event_brings_its_object():

@@ -3,7 +3,7 @@
 import pytest
 from kit.stripe_bodies import STUDIO
 
-from stripe_bridge import grants
+from stripe_bridge import invoices, sessions
 from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.model import Needs, Unresolved
 
@@ -20,11 +20,11 @@ def judged(obj, policy=POLICY, listed=None):
     """What the function for an object of this kind says of it."""
     match obj["object"]:
         case "checkout.session":
-            return grants.of_session(obj, line_items=listed, policy=policy)
+            return sessions.of_session(obj, line_items=listed, policy=policy)
         case "payment_intent":
-            return grants.of_payment_intent(obj, policy=policy)
+            return sessions.of_payment_intent(obj, policy=policy)
         case "invoice":
-            return grants.of_invoice(obj, lines=listed, policy=policy)
+            return invoices.of_invoice(obj, lines=listed, policy=policy)
 
 
 def unresolved(obj, policy=POLICY, listed=None):

@@ -1,0 +1,90 @@
+"""What the bridge writes at the credit service, and what its refusals mean here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from credit_service.client import Payment
+from credit_service.errors import (
+    IdempotencyKeyReused,
+    PaymentMismatch,
+    PaymentNotFound,
+    PaymentReused,
+    Refusal,
+    ReversalReused,
+    UserDeleted,
+)
+from stripe_bridge.model import Settled, Unresolved
+
+if TYPE_CHECKING:
+    from credit_service.client import CreditClient
+    from stripe_bridge.model import Grant, Reversal
+
+
+class CreditWrites:
+    """Writes purchases and reversals.
+
+    Every method raises:
+        Unresolved: the credit service refuses, and a person must act.
+        CreditError: it gave no final answer, or does not let the bridge in.
+    """
+
+    def __init__(self, client: CreditClient, *, validate_only: bool) -> None:
+        """Writes through `client`; with `validate_only` everything is checked and not written."""
+        self._client = client
+        self._validate_only = validate_only
+
+    async def purchase(self, grant: Grant) -> Settled:
+        """Credits what was paid for, once."""
+        refs = (grant.payment_ref,)
+        try:
+            bought = await self._client.purchase_credits(
+                grant.user_id,
+                grant.credits,
+                payment=Payment(
+                    ref=grant.payment_ref,
+                    amount_minor=grant.amount_minor,
+                    currency=grant.currency,
+                ),
+                idempotency_key=grant.payment_ref,
+                reference=grant.source,
+                validate_only=self._validate_only,
+            )
+        except UserDeleted:
+            return Settled("nothing", "user_deleted", refs)
+        except (PaymentReused, IdempotencyKeyReused) as conflict:
+            return Settled("conflict", conflict.reason.lower(), refs, alerts=True)
+        except Refusal as refusal:
+            raise _unresolved(refusal) from refusal
+        return Settled("replayed" if bought.replayed else "committed", "purchase", refs)
+
+    async def reverse(self, reversal: Reversal) -> Settled | None:
+        """Takes back what a refund or dispute holds, once; None: no purchase was made for it."""
+        refs = (reversal.payment_ref, reversal.reversal_ref)
+        try:
+            done = await self._client.reverse_purchase(
+                reversal.payment_ref,
+                reversal_ref=reversal.reversal_ref,
+                revision=reversal.revision,
+                reversed_minor=reversal.reversed_minor,
+                paid_minor=reversal.paid_minor,
+                currency=reversal.currency,
+                reason=reversal.reason,
+                validate_only=self._validate_only,
+            )
+        except PaymentNotFound:
+            return None
+        except UserDeleted:
+            return Settled("nothing", "user_deleted", refs)
+        except (ReversalReused, PaymentMismatch) as conflict:
+            return Settled("conflict", conflict.reason.lower(), refs, alerts=True)
+        except Refusal as refusal:
+            raise _unresolved(refusal) from refusal
+        reason = reversal.notice or "reversal"
+        if done.replayed:
+            return Settled("replayed", reason, refs)
+        return Settled("committed", reason, refs, alerts=reversal.notice is not None)
+
+
+def _unresolved(refusal: Refusal) -> Unresolved:
+    return Unresolved(refusal.reason.lower(), str(refusal))

@@ -1,0 +1,92 @@
+"""Our metadata on Stripe's objects: whose credits they are, and how many.
+
+Our checkout writes it on a session and on its payment intent; other programs may write it too.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from stripe_bridge.catalog import CREDITS_MAX
+from stripe_bridge.fields import Object, uuid_or_none
+from stripe_bridge.model import Unresolved
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+USER_KEY = "credit_user_id"
+CREDITS_KEY = "credits"
+VERSION_KEY = "credits_v"
+VERSION = "1"
+
+_CREDITS = re.compile("[1-9][0-9]{0,12}")
+
+
+def frozen_metadata(user_id: UUID, amount: int) -> dict[str, str]:
+    """Makes the metadata that fixes a purchase when it begins, for session and payment intent."""
+    return {USER_KEY: str(user_id), CREDITS_KEY: str(amount), VERSION_KEY: VERSION}
+
+
+def frozen_credits(metadata: Object, source_id: str) -> int | None:
+    """Reads the credits that a checkout fixed.
+
+    `credits` alone may be another program's word; with our user or version it is meant for us.
+
+    Args:
+        metadata: of an object.
+        source_id: the object's id, for the error's sentence.
+
+    Returns:
+        Credits, 1 to 10^12; None: none are fixed.
+
+    Raises:
+        Unresolved: credits_version, credits_malformed.
+    """
+    if VERSION_KEY not in metadata and not {USER_KEY, CREDITS_KEY} <= metadata.keys():
+        return None
+    if metadata.get(VERSION_KEY) != VERSION:
+        raise other_version(source_id)
+    written = metadata.get(CREDITS_KEY)
+    if (
+        not isinstance(written, str)
+        or not _CREDITS.fullmatch(written)
+        or int(written) > CREDITS_MAX
+    ):
+        raise Unresolved(
+            "credits_malformed", f"The credits of {source_id} are no whole number, 1 to 10^12."
+        )
+    return int(written)
+
+
+def other_version(source_id: str) -> Unresolved:
+    """Makes the error for metadata of a version that this bridge does not know."""
+    return Unresolved(
+        "credits_version", f"The metadata of {source_id} is not of version {VERSION}."
+    )
+
+
+def read_user(written: object, source_id: str) -> UUID | None:
+    """Reads a user's id.
+
+    Returns:
+        The id; None where nothing is written.
+
+    Raises:
+        Unresolved: user_malformed.
+    """
+    if written is None:
+        return None
+    user_id = uuid_or_none(written)
+    if user_id is None:
+        raise Unresolved("user_malformed", f"The user of {source_id} is no UUID.")
+    return user_id
+
+
+def user_of(metadata: Object, source_id: str) -> UUID | None:
+    """Reads the user that an object's metadata names; None where it names none.
+
+    Raises:
+        Unresolved: user_malformed.
+    """
+    return read_user(metadata.get(USER_KEY), source_id)

@@ -1,0 +1,107 @@
+"""Credits what sessions, payment intents and invoices paid for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stripe_bridge import invoices, sessions
+from stripe_bridge.deciding import decide
+from stripe_bridge.fields import id_of
+from stripe_bridge.model import Grant, Nothing, Settled
+from stripe_bridge.payments import Intent, Invoice
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from stripe_bridge.catalog import Policy
+    from stripe_bridge.credit_api import CreditWrites
+    from stripe_bridge.fields import Object
+    from stripe_bridge.payments import Payments
+    from stripe_bridge.stripe_api import StripeReads
+
+
+class Purchases:
+    """Decides what an object paid for, reading from Stripe what it lacks, and credits it.
+
+    Every method raises as `Settler` does.
+    """
+
+    def __init__(
+        self, stripe: StripeReads, payments: Payments, writes: CreditWrites, policy: Policy
+    ) -> None:
+        """Credits what `policy` grants through `writes`."""
+        self._stripe = stripe
+        self._payments = payments
+        self._writes = writes
+        self._policy = policy
+
+    async def session(self, obj: Object) -> Settled:
+        """Credits what a Checkout Session paid for."""
+        return await self.credit(await self._of_session(obj))
+
+    async def session_paid_later(self, obj: Object) -> Settled:
+        """Credits what a Checkout Session paid for, whose delayed payment has succeeded."""
+        unpaid = obj.get("payment_status") == "unpaid"
+        return await self.session(await self._stripe.read(id_of(obj)) if unpaid else obj)
+
+    async def payment_intent(self, obj: Object) -> Settled:
+        """Credits what a payment intent paid for, which only its session may tell.
+
+        One that is captured by hand succeeds without another event about its session.
+        """
+        decided = await self._of_payment_intent(obj)
+        if decided == sessions.SESSION_DECIDES:
+            return await self.payment(obj)
+        return await self.credit(decided)
+
+    async def payment(self, obj: Object) -> Settled:
+        """Credits what a payment intent paid for, which its session or invoice may tell."""
+        paid_by = [each async for each in self._payments.paid_by({"payment_intent": id_of(obj)})]
+        return await self.credit(await self.behind(paid_by))
+
+    async def invoice(self, obj: Object) -> Settled:
+        """Credits what an invoice paid for."""
+        return await self.credit(await self._of_invoice(obj))
+
+    async def credit(self, grant: Grant | Nothing) -> Settled:
+        """Credits a grant."""
+        if isinstance(grant, Nothing):
+            return Settled("nothing", grant.reason)
+        return await self._writes.purchase(grant)
+
+    async def behind(self, paid_by: Iterable[Intent | Invoice]) -> Grant | Nothing:
+        """Finds the grant of a payment, which one of these names."""
+        for each in paid_by:
+            match each:
+                case Invoice(invoice_id):
+                    found = await self._of_invoice(await self._stripe.read(invoice_id))
+                case Intent(intent_id):
+                    found = await self._behind_intent(intent_id)
+            if isinstance(found, Grant):
+                return found
+        return Nothing("not_ours")
+
+    async def _behind_intent(self, intent_id: str) -> Grant | Nothing:
+        async for session in self._stripe.sessions(payment_intent=intent_id):
+            found = await self._of_session(session)
+            if isinstance(found, Grant):
+                return found
+        return await self._of_payment_intent(await self._stripe.read(intent_id))
+
+    async def _of_session(self, session: Object) -> Grant | Nothing:
+        def rule(obj: Object, items: list[Object] | None) -> Grant | Nothing:
+            return sessions.of_session(obj, line_items=items, policy=self._policy)
+
+        return await decide(self._stripe, rule, session)
+
+    async def _of_payment_intent(self, intent: Object) -> Grant | Nothing:
+        def rule(obj: Object, _: list[Object] | None) -> Grant | Nothing:
+            return sessions.of_payment_intent(obj, policy=self._policy)
+
+        return await decide(self._stripe, rule, intent)
+
+    async def _of_invoice(self, invoice: Object) -> Grant | Nothing:
+        def rule(obj: Object, lines: list[Object] | None) -> Grant | Nothing:
+            return invoices.of_invoice(obj, lines=lines, policy=self._policy)
+
+        return await decide(self._stripe, rule, invoice)

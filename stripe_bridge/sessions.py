@@ -1,0 +1,132 @@
+"""Which credits a Checkout Session or a payment intent paid for, and whose. Pure.
+
+A session and its payment intent give the same grant, whichever is seen first or alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stripe_bridge.fields import Object, child, id_of, minor, objects, optional_id, whole_list
+from stripe_bridge.grants import Line, customers_user, listed_credits, make_grant, unlisted
+from stripe_bridge.metadata import USER_KEY, frozen_credits, read_user, user_of
+from stripe_bridge.model import Grant, Needed, Needs, Nothing, Unresolved
+
+if TYPE_CHECKING:
+    from stripe_bridge.catalog import Catalog, Policy
+
+# An intent that is ours and leaves user or credits to its session.
+SESSION_DECIDES = Nothing("session_decides")
+
+
+def of_session(
+    session: Object, *, line_items: list[Object] | None, policy: Policy
+) -> Grant | Nothing:
+    """Says what a Checkout Session paid for (Stripe: "Fulfill orders").
+
+    Args:
+        session: in any API version; its customer may be expanded.
+        line_items: all of them; None when they have not been read.
+        policy: what is granted.
+
+    Returns:
+        The grant; or Nothing: `setup`, `subscription`, `unknown_mode`, `unpaid`, `free_order`,
+        `not_ours` or `no_credits`.
+
+    Raises:
+        Needs: session, when its version does not say whether it was paid; line_items; customer.
+        Unresolved: a person must act: payment_missing, or as `of_payment_intent`, or price_unknown,
+            quantity_malformed.
+    """
+    session_id = id_of(session)
+    payment = optional_id(session.get("payment_intent"))
+    unpaid = _unpaid(session, payment, policy)
+    if unpaid:
+        return unpaid
+    granted = _credits(session, line_items, policy.catalog)
+    if isinstance(granted, Nothing):
+        return granted
+    amount = minor(session, "amount_total")
+    if payment is None and amount:
+        raise Unresolved("payment_missing", f"{session_id} is paid and names no payment.")
+    user_id = user_of(child(session, "metadata"), session_id)
+    if user_id is None and policy.allow_client_reference_id:
+        user_id = read_user(session.get("client_reference_id"), session_id)
+    return make_grant(
+        session,
+        paid_by=payment or session_id,
+        user_id=user_id or customers_user(session, session_id),
+        granted=granted,
+        amount=amount,
+        policy=policy,
+    )
+
+
+def of_payment_intent(intent: Object, *, policy: Policy) -> Grant | Nothing:
+    """Says what a payment intent paid for, when it carries the credits that a checkout fixed.
+
+    Args:
+        intent: in any API version; its customer may be expanded.
+        policy: what is granted.
+
+    Returns:
+        The grant, the same as its session's but for the source; or Nothing: `unpaid`, `not_ours`,
+        or `session_decides` when only the session tells credits or user.
+
+    Raises:
+        Needs: customer.
+        Unresolved: a person must act: credits_version, credits_malformed, credits_above_limit,
+            user_missing, user_malformed, id_malformed, amount_malformed, currency_malformed,
+            currency_not_allowed.
+    """
+    intent_id = id_of(intent)
+    if intent.get("status") != "succeeded":
+        return Nothing("unpaid")
+    metadata = child(intent, "metadata")
+    granted = frozen_credits(metadata, intent_id)
+    if granted is None:
+        return SESSION_DECIDES if USER_KEY in metadata else Nothing("not_ours")
+    user_id = user_of(metadata, intent_id)
+    if user_id is None and policy.allow_client_reference_id:
+        return SESSION_DECIDES
+    return make_grant(
+        intent,
+        paid_by=intent_id,
+        user_id=user_id or customers_user(intent, intent_id),
+        granted=granted,
+        # Not amount_received, which a partial capture lowers while the session's total stays.
+        amount=minor(intent, "amount"),
+        policy=policy,
+    )
+
+
+def _unpaid(session: Object, payment: str | None, policy: Policy) -> Nothing | None:
+    """Says why a session gives nothing, whatever it is about; None when it may give credits."""
+    mode, status = session.get("mode"), session.get("payment_status")
+    if mode in ("setup", "subscription"):
+        return Nothing(str(mode))
+    if mode is None or status is None:
+        raise Needs(Needed.SESSION, id_of(session))
+    if mode != "payment":
+        return Nothing("unknown_mode")
+    if status != "paid" and (status != "no_payment_required" or payment):
+        return Nothing("unpaid")
+    free = status != "paid" or (payment is None and not session.get("amount_total"))
+    if free and not policy.allow_free_orders:
+        return Nothing("free_order")
+    return None
+
+
+def _credits(session: Object, line_items: list[Object] | None, catalog: Catalog) -> int | Nothing:
+    session_id, metadata = id_of(session), child(session, "metadata")
+    frozen = frozen_credits(metadata, session_id)
+    if frozen is not None:
+        return frozen
+    marked = USER_KEY in metadata
+    if catalog.is_empty:
+        return unlisted(session_id, marked=marked)
+    items = whole_list(session.get("line_items")) if line_items is None else objects(line_items)
+    if items is None:
+        raise Needs(Needed.LINE_ITEMS, session_id)
+    lines = [Line(item.get("price"), item.get("quantity")) for item in items]
+    return listed_credits(lines, session_id, catalog, marked=marked)
