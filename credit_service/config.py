@@ -1,4 +1,4 @@
-"""Every setting, with its unit, default and meaning. The environment is read only here."""
+"""Every setting of the service, with its unit, default and meaning."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def _postgres_url(url: SecretStr) -> SecretStr:
         match and is_port(match["port"] or "5432") for match in usable
     ):
         raise ValueError(
-            "must be postgresql://role:password@host:port/database, where odd characters in the"
-            " password are written as %xx, such as %2F for /"
+            "must be postgresql://role:password@host:port/database, with special characters in the"
+            " password written as %xx, such as %2F for /"
         )
     return url
 
@@ -70,7 +70,7 @@ class Settings(EnvironmentSettings):
     )
     health_listen: HostAndPort | None = Field(
         None,
-        description="A second address that answers health checks only, without TLS, for probes."
+        description="A second address that answers only health checks, without TLS."
         " CREDIT_LISTEN answers them too.",
     )
     database_url: _PostgresUrl | None = Field(
@@ -79,81 +79,91 @@ class Settings(EnvironmentSettings):
         " Unset: the embedded server.",
     )
     migrate_url: _PostgresUrl | None = Field(
-        None, description="PostgreSQL, as the owner of the tables. Unset: CREDIT_DATABASE_URL."
+        None,
+        description="The same database, as the owner of the tables. Unset: CREDIT_DATABASE_URL.",
     )
     data_dir: Path | None = Field(
-        None, description="Where the embedded server keeps its data. Unset: the user's data folder."
+        None,
+        description="Where the embedded server keeps its data. Unset: /var/lib/credit-service for"
+        " root, credit-service in the user's data folder for others.",
     )
     users: Literal["existing", "managed"] | None = Field(
         None,
-        description="existing: auth.users tells who is a user. managed: a purchase, grant or policy"
-        " for an unknown user adds the user. Unset: managed with the embedded server, else"
-        " existing.",
+        description="existing: only users in auth.users are known. managed: a purchase, grant or"
+        " policy for an unknown user adds the user. Unset: managed with the embedded server,"
+        " existing otherwise.",
     )
     cost_per_stem_separation: _Cost = Field(10, description="Credits for one stem separation.")
     cost_per_render: _Cost = Field(5, description="Credits for one render.")
     other_prices: dict[str, OtherPrice] = Field(
         {},
-        description='Further operations as JSON: {"mastering": {"cost": 20, "unit": "track"}}.',
+        description="Prices of other operations, as JSON:"
+        ' {"mastering": {"cost": 20, "unit": "track"}}.',
         examples=['{"mastering": {"cost": 20, "unit": "track"}}'],
     )
     min_balance: int = Field(
         0,
         ge=-AMOUNT_MAX,
         le=AMOUNT_MAX,
-        description="Credits that a spend or hold must leave available; negative allows that"
-        " much debt.",
+        description="Credits that a spend or hold must leave available; a negative number allows"
+        " that much debt.",
     )
     open_holds: int = Field(
-        100, ge=1, le=10_000, description="Holds that an account may have open at the same time."
+        100, ge=1, le=10_000, description="Maximum number of open holds of an account."
     )
     identities: Path | None = Field(
         None,
-        description="File of callers (TOML), read again when it changes. Unset: only on loopback,"
-        " where every caller is the operator `local`.",
+        description="File of callers (TOML), read again when it changes. Unset: loopback only, and"
+        " every caller is the operator `local`.",
     )
     tls_certificate: Path | None = Field(
         None, description="The server's certificate chain (PEM), read again when it changes."
     )
     tls_key: Path | None = Field(None, description="The private key of the certificate (PEM).")
     tls_client_ca: Path | None = Field(
-        None, description="Who signs callers' certificates (PEM); set, every caller needs one."
+        None,
+        description="Authority that signs the callers' certificates (PEM). If set, every caller"
+        " needs a certificate.",
     )
     allow_plaintext: bool = Field(
         default=False,
-        description="Listen beyond loopback without TLS; only behind a proxy that has it.",
+        description="Listen beyond loopback without TLS; only behind a proxy that provides it.",
     )
     lanes: int = Field(
-        1, ge=1, le=64, description="Writer lanes per process, each with a database connection."
+        1, ge=1, le=64, description="Writer lanes per process, each with one database connection."
     )
     lane_queue: int = Field(
-        4000, ge=1, description="Commands that may wait in a lane; more are refused at once."
+        4000,
+        ge=1,
+        description="Maximum number of commands waiting in a lane; more are refused at once.",
     )
     lane_batch: int = Field(
-        500, ge=1, le=1000, description="Commands that one transaction takes at most."
+        500, ge=1, le=1000, description="Maximum number of commands in one transaction."
     )
-    pool_size: int = Field(4, ge=1, le=100, description="Database connections for reads.")
+    pool_size: int = Field(
+        4, ge=1, le=100, description="Database connections for reads, per process."
+    )
     statement_cache: int = Field(
         100,
         ge=0,
         description="Prepared statements per connection; 0 behind a transaction pooler.",
     )
     calls_in_flight: int = Field(
-        4000, ge=1, description="Calls answered at the same time; more are refused at once."
+        4000, ge=1, description="Maximum number of calls in flight; more are refused at once."
     )
     drain_seconds: Seconds = Field(
-        20, description="How long running calls may take to end when the service stops."
+        20, description="How long calls in flight may take to end when the service stops."
     )
     connection_age_seconds: Seconds = Field(
-        600, description="After how long a client is asked to connect anew, so that load spreads."
+        600, description="Age at which a connection is asked to reconnect, so that load spreads."
     )
     metrics_port: Port | None = Field(
         None,
-        description="Port for Prometheus; process N of several takes port + N. Unset: no metrics.",
+        description="Port for Prometheus; process N of several uses port + N. Unset: no metrics.",
     )
     metrics_host: str = Field("127.0.0.1", description="Address of the metrics port.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least level that is logged."
+        "info", description="Lowest level that is logged."
     )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="auto: console on a terminal, JSON elsewhere."
@@ -164,8 +174,8 @@ class Settings(EnvironmentSettings):
         for name in self.other_prices:
             if not is_operation(name):
                 raise ValueError(
-                    f"{PREFIX}OTHER_PRICES: {name!r} is no name for an operation; take lower-case"
-                    " letters, digits and _"
+                    f"{PREFIX}OTHER_PRICES: {name!r} is not a name for an operation; use"
+                    " lower-case letters, digits and _"
                 )
             if name in {"stem_separation", "render"}:
                 raise ValueError(
@@ -181,13 +191,13 @@ class Settings(EnvironmentSettings):
             if self.tls_certificate is None and not self.allow_plaintext:
                 raise ValueError(
                     f"{PREFIX}LISTEN: {self.listen} is beyond loopback and there is no TLS; set"
-                    f" {PREFIX}TLS_CERTIFICATE and {PREFIX}TLS_KEY, or, behind a proxy that has"
-                    f" TLS, {PREFIX}ALLOW_PLAINTEXT=true"
+                    f" {PREFIX}TLS_CERTIFICATE and {PREFIX}TLS_KEY, or, behind a proxy that"
+                    f" provides TLS, {PREFIX}ALLOW_PLAINTEXT=true"
                 )
             if self.identities is None:
                 raise ValueError(
-                    f"{PREFIX}LISTEN: {self.listen} is beyond loopback and nobody is known; set"
-                    f" {PREFIX}IDENTITIES"
+                    f"{PREFIX}LISTEN: {self.listen} is beyond loopback and no callers are known;"
+                    f" set {PREFIX}IDENTITIES"
                 )
         return self
 

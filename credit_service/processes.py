@@ -48,7 +48,7 @@ async def run_one(settings: Settings, started: Callable[[int], None]) -> None:
 
     def on_signal() -> None:
         if stop.is_set():
-            _log.error("told twice to stop, not draining")
+            _log.error("second stop signal, not draining")
             os._exit(1)
         stop.set()
 
@@ -63,7 +63,7 @@ async def run_one(settings: Settings, started: Callable[[int], None]) -> None:
 
         def on_orphaned() -> None:
             loop.remove_reader(sentinel)
-            _log.error("the process that started this one is gone, stopping")
+            _log.error("parent process is gone, stopping")
             stop.set()
 
         loop.add_reader(sentinel, on_orphaned)

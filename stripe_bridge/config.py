@@ -1,4 +1,4 @@
-"""Every setting, with its unit, default and meaning. The environment is read only here."""
+"""Every setting of the bridge, with its unit, default and meaning."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Settings(EnvironmentSettings):
     allow_plaintext: bool = Field(
         default=False,
         description="Listen beyond loopback; the bridge has no TLS, so only behind a proxy that"
-        " has it.",
+        " provides it.",
     )
     credit_target: HostAndPort = Field(
         "127.0.0.1:50051", description="Address and port of the credit service."
@@ -105,8 +105,8 @@ class Settings(EnvironmentSettings):
     )
     credit_tls_ca: Path | None = Field(
         None,
-        description="Who signs the credit service's certificate (PEM). Unset: no TLS, unless"
-        " there is a client certificate.",
+        description="Authority that signs the credit service's certificate (PEM). Unset: no TLS,"
+        " unless there is a client certificate.",
     )
     credit_tls_certificate: Path | None = Field(
         None, description="The bridge's client certificate for the credit service (PEM)."
@@ -116,45 +116,45 @@ class Settings(EnvironmentSettings):
     )
     stripe_key: Annotated[SecretStr, AfterValidator(_stripe_key)] | None = Field(
         None,
-        description="Stripe's key, best a restricted one: reads Checkout Sessions, PaymentIntents,"
-        " Charges, Refunds, Disputes, Invoices, Customers, Prices and Events; writes Checkout"
-        " Sessions where they are sold here.",
+        description="Stripe's key, preferably a restricted one: reads Checkout Sessions,"
+        " PaymentIntents, Charges, Refunds, Disputes, Invoices, Customers, Prices and Events;"
+        " writes Checkout Sessions if the bridge sells packs.",
     )
     stripe_address: Annotated[str, AfterValidator(_stripe_address)] | None = Field(
-        None, description="Where Stripe's API is, for trying out. Unset: at Stripe."
+        None, description="Address of Stripe's API, for a fake Stripe. Unset: the real one."
     )
     webhook_secrets: _Listed[Annotated[SecretStr, AfterValidator(_webhook_secret)]] = Field(
         (),
-        description="Signing secrets of the webhook endpoint, each behind its mode:"
-        " live:whsec_... or test:whsec_...; several with commas between while one is replaced.",
+        description="Signing secrets of the webhook endpoint, each after its mode:"
+        " live:whsec_... or test:whsec_...; two, separated by a comma, while one is replaced.",
     )
     catalog: Path | None = Field(
         None,
-        description="File of packs and prices (TOML). Unset: credits come only from metadata that"
-        " our own checkout froze.",
+        description="File of packs and prices (TOML). Unset: only metadata says how many credits"
+        " a payment gives.",
     )
     allow_client_reference_id: bool = Field(
         default=False,
-        description="Take a session's client_reference_id for the user where our metadata names"
-        " none; on a Payment Link the buyer chooses it.",
+        description="Use a session's client_reference_id as the user if its metadata names none;"
+        " on a Payment Link the buyer chooses it.",
     )
     allow_free_orders: bool = Field(
-        default=False, description="Give credits for orders of nothing, such as by a promotion."
+        default=False, description="Give credits for orders that cost nothing, as in a promotion."
     )
     max_credits_per_purchase: int = Field(
         CREDITS_MAX,
         ge=1,
         le=CREDITS_MAX,
-        description="Credits that one purchase may give; more needs a person.",
+        description="Maximum number of credits of one purchase; more needs a person's decision.",
     )
     allowed_currencies: _Listed[Annotated[str, AfterValidator(_currency)]] = Field(
         (),
-        description="Currencies in which credits are sold, with commas between; others need a"
-        " person. Unset: all.",
+        description="Currencies in which credits are sold, separated by commas; others need a"
+        " person's decision. Unset: all.",
     )
     invoice_billing_reasons: _Listed[Annotated[str, AfterValidator(_billing_reason)]] = Field(
         tuple(sorted(Policy(catalog=Catalog()).invoice_billing_reasons)),
-        description="Reasons of the invoices that give credits, with commas between.",
+        description="Billing reasons of the invoices that give credits, separated by commas.",
     )
     checkout_token_sha256: Annotated[str, AfterValidator(_token_sha256)] | None = Field(
         None,
@@ -163,39 +163,39 @@ class Settings(EnvironmentSettings):
     )
     return_origins: _Listed[Annotated[str, AfterValidator(_origin)]] = Field(
         (),
-        description="Origins to which a checkout may lead back, with commas between. Unset: any"
-        " that has TLS.",
+        description="Origins to which a checkout may return, separated by commas. Unset: any with"
+        " TLS.",
     )
     park_after_hours: float = Field(
         24,
         ge=0,
         le=24 * 30,
         description="Age from which an event that only a person can resolve is answered 200, so"
-        " that Stripe does not give the endpoint up; reconcile finds it again.",
+        " that Stripe does not disable the endpoint; reconcile finds it again.",
     )
     poll_seconds: float = Field(
         60,
         ge=0,
         le=24 * 60 * 60,
-        description="How often Stripe's newest events are looked through for lost ones; 0: never.",
+        description="How often Stripe's newest events are searched for lost ones; 0: never.",
     )
     body_bytes: int = Field(
-        1024 * 1024, ge=1024, le=16 * 1024 * 1024, description="Bytes that an event may have."
+        1024 * 1024, ge=1024, le=16 * 1024 * 1024, description="Maximum size of an event, in bytes."
     )
     requests_in_flight: int = Field(
-        1000, ge=1, le=100_000, description="Events answered at the same time; more get 503."
+        1000, ge=1, le=100_000, description="Maximum number of events in flight; more get 503."
     )
     unready_seconds: float = Field(
         1,
         ge=0,
         le=60 * 60,
-        description="How long, once told to stop, it still serves while /readyz says 503, so that"
-        " a load balancer looks elsewhere.",
+        description="How long the bridge still serves after SIGTERM while /readyz says 503, so that"
+        " a load balancer turns elsewhere.",
     )
     metrics_port: Port | None = Field(None, description="Port for Prometheus. Unset: no metrics.")
     metrics_host: str = Field("127.0.0.1", description="Address of the metrics port.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least level that is logged."
+        "info", description="Lowest level that is logged."
     )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="auto: console on a terminal, JSON elsewhere."

@@ -69,11 +69,11 @@ class Poller:
                 await self.poll()
             except (StripeAway, StripeRefuses) as problem:
                 metrics.POLLS_FAILED.inc()
-                _log.warning("poll_failed", problem=str(problem))
+                _log.warning("poll failed", problem=str(problem))
             except Exception as error:
                 # It runs unwatched for months; the next time may succeed.
                 metrics.POLLS_FAILED.inc()
-                bugs.tell("poll_failed", error)
+                bugs.tell("poll failed", error)
             await asyncio.sleep(poll_seconds)
 
     async def poll(self) -> bool:

@@ -140,7 +140,7 @@ async def serve(
         await started(listener.getsockname()[1])
         await stop.wait()
         probes.stopping = True
-        _log.info("stopping: not ready from now on, requests in flight are answered")
+        _log.info("stopping: no longer ready, requests in flight are answered")
         await asyncio.sleep(settings.unready_seconds)
     _log.info("stopped")
 

@@ -96,7 +96,7 @@ async def _serve(settings: Settings, made: server.Settings) -> None:
 
     def on_signal() -> None:
         if stop.is_set():
-            _log.error("a second signal: ends at once")
+            _log.error("second stop signal, not draining")
             os._exit(1)
         stop.set()
 

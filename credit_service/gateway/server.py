@@ -121,7 +121,7 @@ async def serve(
         await started(listener.getsockname()[1])
         await stop.wait()
         gateway.probes.stopping = True
-        _log.info("stopping: not ready from now on")
+        _log.info("stopping: no longer ready")
         await asyncio.sleep(settings.unready_seconds)
         gateway.stop()
     _log.info("stopped")

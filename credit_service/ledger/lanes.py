@@ -173,7 +173,7 @@ class Lane:
                 await self._serve_pile(batch)
             except Exception:
                 # A lane that died would leave its users waiting for ever.
-                _log.exception("lane failed on a batch", commands=len(batch))
+                _log.exception("batch failed in its lane", commands=len(batch))
                 _fail(batch, InternalError)
             metrics.BATCH_COMMANDS.observe(len(batch))
             metrics.BATCH_SECONDS.observe(time.perf_counter() - started)
@@ -297,7 +297,7 @@ class Lane:
 
     def _note(self, fault: Exception, batch: list[_Waiting]) -> None:
         metrics.BATCH_FAULTS.labels(type(fault).__name__).inc()
-        _log.warning("batch disturbed", fault=type(fault).__name__, commands=len(batch))
+        _log.warning("batch fault", fault=type(fault).__name__, commands=len(batch))
 
 
 class _ContendedLane(Lane):

@@ -199,10 +199,10 @@ class Doorkeeper:
         except (OSError, IdentitiesError) as error:
             if str(error) != self._problem:
                 self._problem = str(error)
-                _log.error("identities not read again, the former ones hold", problem=str(error))
+                _log.error("new identities are unusable, keeping the old ones", problem=str(error))
         else:
             self._problem = ""
-            _log.info("identities read again", file=str(self._file))
+            _log.info("identities reloaded", file=str(self._file))
 
     def identify(
         self,

@@ -52,7 +52,7 @@ class ServerCertificate:
                 renewed = self._read()
             except CertificateError as error:
                 if told != (told := str(error)):
-                    _log.error("certificate not renewed, the former one holds", problem=told)
+                    _log.error("new certificate is unusable, keeping the old one", problem=told)
                 return None
             stamp, told = newest, ""
             _log.info("certificate renewed")

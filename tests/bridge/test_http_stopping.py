@@ -125,7 +125,7 @@ async def test_a_second_sigterm_ends_it_at_once():
         process.wait_for("stopping")
         process.signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait) == 1
-        process.wait_for("told twice to stop")
+        process.wait_for("second stop signal")
 
 
 async def test_without_the_credit_service_it_is_not_ready_and_with_it_ready_again(database):

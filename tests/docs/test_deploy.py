@@ -378,7 +378,7 @@ async def test_it_serves_behind_pgbouncer(site):
         async with CreditClient(f"127.0.0.1:{port}") as client:
             told = await asyncio.gather(*(story(client, user_id) for user_id in users))
         assert "protection missing" not in service.output
-        assert "batch disturbed" not in service.output
+        assert "batch fault" not in service.output
     assert told == [(95, 6)] * len(users)
 
 

@@ -96,8 +96,8 @@ def test_a_url_of_postgresql_is_taken_as_it_is(read, url):
 
 WORDS = {
     "host": "must be host:port, such as 127.0.0.1:50051 or [::]:50051",
-    "url": "must be postgresql://role:password@host:port/database, where odd characters in the"
-    " password are written as %xx, such as %2F for /",
+    "url": "must be postgresql://role:password@host:port/database, with special characters in the"
+    " password written as %xx, such as %2F for /",
     "whole": "should be a valid integer",
     "number": "should be a valid number",
     "truth": "should be a valid boolean",
@@ -136,7 +136,7 @@ BAD = [
     ("CREDIT_OTHER_PRICES", '{"mix": {"cost": 0, "unit": "a"}}', "mix.cost: Input should be"),
     ("CREDIT_OTHER_PRICES", '{"mix": {"cost": 1, "unit": ""}}', "mix.unit: String should have"),
     ("CREDIT_OTHER_PRICES", '{"mix": {"cost": 1, "unit": "a", "b": 1}}', "mix.b: Extra inputs"),
-    ("CREDIT_OTHER_PRICES", '{"A mix": {"cost": 1, "unit": "a"}}', "'A mix' is no name for an"),
+    ("CREDIT_OTHER_PRICES", '{"A mix": {"cost": 1, "unit": "a"}}', "'A mix' is not a name for an"),
     ("CREDIT_OTHER_PRICES", '{"render": {"cost": 1, "unit": "a"}}', "set CREDIT_COST_PER_RENDER"),
     (
         "CREDIT_OTHER_PRICES",
@@ -229,9 +229,9 @@ def test_beyond_loopback_it_wants_tls_and_callers(read, refused, listen):
 
 @pytest.mark.parametrize("listen", BEYOND)
 def test_beyond_loopback_it_never_serves_strangers(read, refused, listen):
-    nobody = "is beyond loopback and nobody is known; set CREDIT_IDENTITIES"
-    assert nobody in refused(CREDIT_LISTEN=listen, **TLS)
-    assert nobody in refused(CREDIT_ALLOW_PLAINTEXT="true")
+    no_callers = "is beyond loopback and no callers are known; set CREDIT_IDENTITIES"
+    assert no_callers in refused(CREDIT_LISTEN=listen, **TLS)
+    assert no_callers in refused(CREDIT_ALLOW_PLAINTEXT="true")
     assert read(**CALLERS).listen == listen
 
 

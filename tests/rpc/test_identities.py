@@ -84,7 +84,7 @@ async def test_a_file_that_cannot_be_used_leaves_the_callers_as_they_were(databa
             await told("No such file")
             assert await known()
             door.file.write_text(identity("b", "worker", "tb"))
-            await eventually(lambda: any(line["event"] == "identities read again" for line in log))
+            await eventually(lambda: any(line["event"] == "identities reloaded" for line in log))
             answer = await door.refusal(
                 "ListPrices", pb.ListPricesRequest(), (("authorization", "Bearer ta"),)
             )
@@ -104,7 +104,7 @@ def test_a_file_that_stays_unusable_is_told_once(tmp_path):
                 file.write_text(content)
             doorkeeper.reload()
             doorkeeper.reload()
-    told = ["identities not read again, the former ones hold", "identities read again"]
+    told = ["new identities are unusable, keeping the old ones", "identities reloaded"]
     assert [line["event"] for line in log] == [*told, told[0]]
 
 

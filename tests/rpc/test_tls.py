@@ -326,8 +326,10 @@ async def test_a_renewal_that_cannot_be_used_leaves_the_certificate_as_it_was(
                     file.write_bytes(content)
             renewed.store(files)
             assert (await prices(service, newer, caller)).prices
-    problems = [line["problem"] for line in log if line["event"].startswith("certificate not")]
-    assert len(problems) == 4, "each is told once and not at every handshake"
+    problems = [
+        line["problem"] for line in log if line["event"].startswith("new certificate is unusable")
+    ]
+    assert len(problems) == 4, "each is logged once and not at every handshake"
     assert all(str(files.chain.parent) in problem for problem in problems)
     assert [line["event"] for line in log].count("certificate renewed") >= 1
 
