@@ -27,7 +27,7 @@ from credit_service.errors import (
 )
 from credit_service.ledger import metrics, store
 from credit_service.ledger.transactions import CommitLostError, Transactions
-from credit_service.rules.model import Outcome, SpendTogether
+from credit_service.rules.commands import SpendTogether
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from credit_service.database.postgres import Address
     from credit_service.rules.batch_state import Terms
-    from credit_service.rules.model import Command, Entry
+    from credit_service.rules.commands import Command
+    from credit_service.rules.model import Entry, Outcome
 
 _log = structlog.get_logger()
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from credit_service.ledger.lanes import Lanes
     from credit_service.rules.batch_state import Terms
-    from credit_service.rules.model import Command, Entry, Hold, Outcome, Usage
+    from credit_service.rules.commands import Command
+    from credit_service.rules.model import Entry, Hold, Outcome, Usage
 
 # How many entries a filtered page of history looks at before it comes back short.
 SCAN_LIMIT = 10_000

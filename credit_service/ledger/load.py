@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from credit_service.ledger import store
 from credit_service.rules import holds
 from credit_service.rules.batch_state import BatchState
-from credit_service.rules.model import (
-    Account,
+from credit_service.rules.commands import (
     Capture,
     Command,
     Extend,
@@ -20,8 +19,8 @@ from credit_service.rules.model import (
     Reverse,
     SetPolicy,
     SpendTogether,
-    Spent,
 )
+from credit_service.rules.model import Account, Spent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from credit_service.errors import CreditError
+from credit_service.rules.commands import Expire
 from credit_service.rules.holds import SERVICE
-from credit_service.rules.model import Expire
 
 if TYPE_CHECKING:
     from credit_service.ledger.ledger import Ledger

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from credit_service.database.postgres import Address
     from credit_service.rules.batch_state import BatchState, Terms
-    from credit_service.rules.model import Account, Command, Entry
+    from credit_service.rules.commands import Command
+    from credit_service.rules.model import Account, Entry
 
 
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"

@@ -14,7 +14,7 @@ from credit_service.errors import (
     UserNotFound,
 )
 from credit_service.rpc import access, requests, responses
-from credit_service.rules.model import Spend, SpendTogether
+from credit_service.rules.commands import Spend, SpendTogether
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from credit_service import fields
 from credit_service.errors import InvalidRequest
 from credit_service.rpc import access, page_tokens, requests, responses, validation
-from credit_service.rules.model import Capture, Extend, MakeHold, Release
+from credit_service.rules.commands import Capture, Extend, MakeHold, Release
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 

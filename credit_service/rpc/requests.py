@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import grpc
 
     from credit_service.ledger.ledger import Ledger
-    from credit_service.rules.model import Command, Outcome
+    from credit_service.rules.commands import Command
+    from credit_service.rules.model import Outcome
     from credit_service.v1 import credit_service_pb2 as pb
 
     Context = grpc.aio.ServicerContext[Any, Any]

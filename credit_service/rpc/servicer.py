@@ -12,7 +12,14 @@ from credit_service.ledger.watch import is_newer
 from credit_service.rpc import access, call_log, page_tokens, requests, responses, validation
 from credit_service.rpc.batch_calls import BatchCalls
 from credit_service.rpc.hold_calls import HoldCalls
-from credit_service.rules.model import Grant, Purchase, Refund, Reverse, SetPolicy, Spend
+from credit_service.rules.commands import (
+    Grant,
+    Purchase,
+    Refund,
+    Reverse,
+    SetPolicy,
+    Spend,
+)
 from credit_service.v1 import credit_service_pb2 as pb
 
 if TYPE_CHECKING:

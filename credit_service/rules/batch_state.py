@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 from credit_service.errors import BalanceLimitExceeded, UserNotFound
 from credit_service.fields import BALANCE_MAX
+from credit_service.rules.commands import Command, Keyed
 from credit_service.rules.model import (
     Account,
-    Command,
     Entry,
     EntryId,
     Hold,
-    Keyed,
     Payment,
     PolicyChange,
     Purchased,

@@ -34,18 +34,14 @@ from credit_service.errors import (
 )
 from credit_service.rules import holds, reversals, spending
 from credit_service.rules.batch_state import BatchState, Terms
-from credit_service.rules.model import (
+from credit_service.rules.commands import (
     Capture,
     Command,
-    Entry,
     Expire,
     Extend,
     Grant,
     Keyed,
     MakeHold,
-    Outcome,
-    Payment,
-    PolicyChange,
     Purchase,
     Refund,
     Release,
@@ -53,6 +49,12 @@ from credit_service.rules.model import (
     SetPolicy,
     Spend,
     SpendTogether,
+)
+from credit_service.rules.model import (
+    Entry,
+    Outcome,
+    Payment,
+    PolicyChange,
     transaction_id,
 )
 

@@ -19,21 +19,16 @@ from credit_service.errors import (
 )
 from credit_service.fields import AMOUNT_MAX
 from credit_service.rules import spending
-from credit_service.rules.model import Expire, Hold, Outcome, transaction_id
+from credit_service.rules.commands import Expire
+from credit_service.rules.model import Hold, Outcome, transaction_id
 
 if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
     from credit_service.rules.batch_state import BatchState, Terms
-    from credit_service.rules.model import (
-        Account,
-        Capture,
-        Entry,
-        Extend,
-        MakeHold,
-        Release,
-    )
+    from credit_service.rules.commands import Capture, Extend, MakeHold, Release
+    from credit_service.rules.model import Account, Entry
 
 LIFE_MAX = timedelta(hours=72)
 

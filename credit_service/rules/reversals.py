@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from credit_service.rules.batch_state import BatchState, Terms
-    from credit_service.rules.model import Reverse
+    from credit_service.rules.commands import Reverse
 
 
 def reverse(state: BatchState, command: Reverse, _terms: Terms) -> Outcome:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from credit_service.rules.batch_state import Terms
-    from credit_service.rules.model import Account, MakeHold, Spend
+    from credit_service.rules.commands import MakeHold, Spend
+    from credit_service.rules.model import Account
 
 
 class Priced(TypedDict):

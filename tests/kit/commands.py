@@ -8,7 +8,8 @@ from kit.harness import TERMS
 
 from credit_service.database.postgres import Address
 from credit_service.ledger.lanes import Lane, Lanes
-from credit_service.rules.model import Payment, Purchase, Refund, Spend
+from credit_service.rules.commands import Purchase, Refund, Spend
+from credit_service.rules.model import Payment
 
 _LIMITS = {"adds_users": False, "queue_limit": 1000, "batch_limit": 500}
 

@@ -14,15 +14,9 @@ from credit_service.errors import (
     Refusal,
 )
 from credit_service.rules import holds
+from credit_service.rules.commands import Capture, Extend, MakeHold, Release
 from credit_service.rules.decide import BatchState, Terms, decide
-from credit_service.rules.model import (
-    Account,
-    Capture,
-    Extend,
-    MakeHold,
-    Release,
-    Spent,
-)
+from credit_service.rules.model import Account, Spent
 
 QUARTER = timedelta(minutes=15)
 INSTANT = timedelta(microseconds=1)

@@ -7,15 +7,12 @@ from uuid import UUID
 import pytest
 
 from credit_service.errors import IdempotencyKeyReused, Refusal
+from credit_service.rules.commands import Command, Purchase, Refund, Spend
 from credit_service.rules.decide import BatchState, Terms, decide
 from credit_service.rules.model import (
     Account,
-    Command,
     Payment,
-    Purchase,
     Purchased,
-    Refund,
-    Spend,
     Spent,
     transaction_id,
 )

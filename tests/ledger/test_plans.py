@@ -13,7 +13,14 @@ from kit.harness import Database, eventually, payment, running, server_settings
 from kit.long_book import write_book
 
 from credit_service.ledger import store
-from credit_service.rules.model import Account, Entry, Hold, Payment, PolicyChange, Reversal
+from credit_service.rules.model import (
+    Account,
+    Entry,
+    Hold,
+    Payment,
+    PolicyChange,
+    Reversal,
+)
 
 ENTRIES = 100_000
 OTHERS = 5_000

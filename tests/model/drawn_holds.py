@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from model.holds import Done, Line, Refused, Request
 
 from credit_service.errors import CreditError
-from credit_service.rules.decide import Terms
-from credit_service.rules.model import (
+from credit_service.rules.commands import (
     Capture,
     Extend,
     MakeHold,
@@ -18,9 +17,9 @@ from credit_service.rules.model import (
     Release,
     SetPolicy,
     Spend,
-    parse_transaction_id,
-    transaction_id,
 )
+from credit_service.rules.decide import Terms
+from credit_service.rules.model import parse_transaction_id, transaction_id
 from credit_service.rules.pricing import Price, PriceList
 
 ALICE = UUID(int=1)

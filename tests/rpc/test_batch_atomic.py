@@ -14,7 +14,7 @@ from credit_service.errors import (
     TransactionNotFound,
     UserNotFound,
 )
-from credit_service.rules.model import SpendTogether
+from credit_service.rules.commands import SpendTogether
 
 
 async def test_an_atomic_batch_is_refused_whole(database, client):

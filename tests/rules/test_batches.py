@@ -21,7 +21,13 @@ from kit.rule_tables import (
 
 from credit_service.errors import InsufficientCredits, PaymentReused
 from credit_service.rules.decide import BatchState, Terms
-from credit_service.rules.model import Account, Entry, Payment, Purchased, transaction_id
+from credit_service.rules.model import (
+    Account,
+    Entry,
+    Payment,
+    Purchased,
+    transaction_id,
+)
 
 FACTS = {
     "description": "a mix",

@@ -37,9 +37,7 @@ from credit_service.errors import (
 )
 from credit_service.fields import AMOUNT_MAX
 from credit_service.rules.decide import Terms, decide
-from credit_service.rules.model import (
-    transaction_id,
-)
+from credit_service.rules.model import transaction_id
 
 CAPTURING = [
     row(

@@ -28,15 +28,9 @@ from model.holds import ModelHolds, Refused, Request
 
 from credit_service.errors import Refusal
 from credit_service.rules import holds
+from credit_service.rules.commands import Capture, Extend, Refund, Release
 from credit_service.rules.decide import BatchState, decide
-from credit_service.rules.model import (
-    Account,
-    Capture,
-    Extend,
-    Refund,
-    Release,
-    Spent,
-)
+from credit_service.rules.model import Account, Spent
 
 SINCE = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -43,9 +43,7 @@ from credit_service.errors import (
     UserNotFound,
 )
 from credit_service.rules.decide import Terms, decide
-from credit_service.rules.model import (
-    transaction_id,
-)
+from credit_service.rules.model import transaction_id
 
 MAKING = [
     row(

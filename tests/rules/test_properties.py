@@ -16,8 +16,9 @@ from model.ledger import BALANCE_LIMIT, Done, ModelLedger, Refused, Request
 
 from credit_service.errors import Refusal
 from credit_service.rules import model
+from credit_service.rules.commands import Purchase, Refund, Spend
 from credit_service.rules.decide import BatchState, Terms, decide
-from credit_service.rules.model import Account, Payment, Purchase, Purchased, Refund, Spend, Spent
+from credit_service.rules.model import Account, Payment, Purchased, Spent
 from credit_service.rules.pricing import Price, PriceList
 
 SINCE = datetime(2026, 1, 1, tzinfo=UTC)

@@ -1,0 +1,160 @@
+"""The writes that callers ask for, as values: already checked for their shape, not yet decided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import timedelta
+    from uuid import UUID
+
+    from credit_service.rules.model import Payment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A write that a caller asks for, already checked for its shape. `call` is its RPC."""
+
+    call: ClassVar[str]
+    user_id: UUID
+    caller: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keyed(Command):
+    """A command that makes an entry and is known by its idempotency key."""
+
+    idempotency_key: str
+    description: str
+    reference: str
+    metadata: Mapping[str, str]
+    validate_only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purchase(Keyed):
+    """Adds `amount` credits for a payment (None: an operator's purchase without one)."""
+
+    call = "PurchaseCredits"
+    amount: int
+    payment: Payment | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reverse(Command):
+    """Records the state of one refund or dispute of a payment.
+
+    Money is in minor units of `currency`.
+    """
+
+    call = "ReversePurchase"
+    payment_ref: str
+    reversal_ref: str
+    revision: int
+    reversed_minor: int
+    paid_minor: int
+    currency: str
+    reason: str
+    validate_only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spend(Keyed):
+    """Takes `amount` credits, or, where it is None, the price of `quantity` of `operation`."""
+
+    call = "SpendCredits"
+    amount: int | None
+    operation: str | None
+    quantity: int | None
+    expected_cost: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refund(Keyed):
+    """Gives back `amount` of the spend at `spend_seq`; amount None: all that is left of it.
+
+    Without `spend_seq` it is an operator's refund of no spend in particular.
+    """
+
+    call = "RefundCredits"
+    spend_seq: int | None
+    amount: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant(Keyed):
+    """Gives `amount` credits without a payment."""
+
+    call = "GrantCredits"
+    amount: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeHold(Keyed):
+    """Sets credits aside, named as in `Spend`, for `ttl`."""
+
+    call = "HoldCredits"
+    amount: int | None
+    operation: str | None
+    quantity: int | None
+    expected_cost: int | None
+    ttl: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capture(Keyed):
+    """Takes the credits of a hold.
+
+    `amount` credits (0 releases it), or `quantity` units at the hold's price, or, without either,
+    all of it.
+    """
+
+    call = "CaptureHold"
+    hold_seq: int
+    amount: int | None
+    quantity: int | None
+    allow_overage: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release(Keyed):
+    """Gives up a hold."""
+
+    call = "ReleaseHold"
+    hold_seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extend(Command):
+    """Lets a hold end no earlier than `ttl` from now."""
+
+    call = "ExtendHold"
+    hold_seq: int
+    ttl: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetPolicy(Command):
+    """Changes what an account may do; None leaves a part as it is. Limits: 0 means none."""
+
+    call = "SetAccountPolicy"
+    frozen: bool | None
+    min_balance: int | None
+    limits: tuple[int, int, int] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpendTogether(Command):
+    """Spends of one user, all or none."""
+
+    call = "BatchSpendCredits"
+    spends: tuple[Spend, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expire(Command):
+    """Records the holds of a user whose time has passed; the service's own command."""
+
+    call = "expiry"
