@@ -113,7 +113,7 @@ def _spend(item: pb.BatchSpendItem, caller: str) -> Spend | Refusal:
             metadata={},
             validate_only=False,
             caller=caller,
-            **requests.asked(item),
+            charge=requests.charge(item),
         )
     except InvalidRequest as refusal:
         return refusal

@@ -30,7 +30,7 @@ class HoldCalls(pb_grpc.CreditServiceServicer):
         """Sets credits aside."""
         command = MakeHold(
             **requests.common(request),
-            **requests.asked(request),
+            charge=requests.charge(request),
             ttl=validation.ttl(request.ttl if request.HasField("ttl") else None),
         )
         outcome = await requests.submit(self._ledger, command, context)

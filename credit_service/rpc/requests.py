@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 from credit_service import fields
 from credit_service.errors import HoldNotFound, InvalidRequest, TransactionNotFound
 from credit_service.rpc import access, call_log, responses, validation
+from credit_service.rules.commands import Charge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,15 +48,6 @@ class Common(TypedDict):
     caller: str
 
 
-class Asked(TypedDict):
-    """What a spend or hold asks for: an amount, or priced work."""
-
-    amount: int | None
-    operation: str | None
-    quantity: int | None
-    expected_cost: int | None
-
-
 def common(request: KeyedRequest) -> Common:
     """Reads what every keyed write takes."""
     return {
@@ -69,11 +61,9 @@ def common(request: KeyedRequest) -> Common:
     }
 
 
-def asked(
-    request: pb.SpendCreditsRequest | pb.HoldCreditsRequest | pb.BatchSpendItem,
-) -> Asked:
-    """Reads what a spend or hold asks for."""
-    amount = operation = quantity = None
+def charge(request: pb.SpendCreditsRequest | pb.HoldCreditsRequest | pb.BatchSpendItem) -> Charge:
+    """Reads what a spend or hold costs."""
+    amount = operation = quantity = expected_cost = None
     match request.WhichOneof("price"):
         case "charge":
             operation, quantity = validation.charge(request.charge, "charge")
@@ -81,15 +71,9 @@ def asked(
             amount = fields.amount(request.amount)
         case _:
             raise InvalidRequest("price", "is missing: name a charge or an amount.")
-    expected = request.HasField("expected_cost")
-    return {
-        "amount": amount,
-        "operation": operation,
-        "quantity": quantity,
-        "expected_cost": fields.amount(request.expected_cost, "expected_cost")
-        if expected
-        else None,
-    }
+    if request.HasField("expected_cost"):
+        expected_cost = fields.amount(request.expected_cost, "expected_cost")
+    return Charge(amount, operation, quantity, expected_cost)
 
 
 def place(text: str, user_id: UUID, field: str) -> int:

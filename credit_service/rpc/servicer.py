@@ -91,7 +91,7 @@ class CreditServicer(HoldCalls, BatchCalls):
         self, request: pb.SpendCreditsRequest, context: Context
     ) -> pb.SpendCreditsResponse:
         """Takes credits for work."""
-        command = Spend(**requests.common(request), **requests.asked(request))
+        command = Spend(**requests.common(request), charge=requests.charge(request))
         outcome = await requests.submit(self._ledger, command, context)
         return pb.SpendCreditsResponse(
             transaction=requests.transaction(request, outcome),

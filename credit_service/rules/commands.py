@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from credit_service.rules.model import RequestIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -11,6 +14,22 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from credit_service.rules.model import Payment
+
+
+class Charge(NamedTuple):
+    """What a spend or hold costs: `amount` credits, or the price of `quantity` of `operation`.
+
+    Attributes:
+        amount: credits; None where an operation is named.
+        operation: a name of the price list; None where an amount is named.
+        quantity: units of the operation; None where an amount is named.
+        expected_cost: the credits that the caller expects it to cost; None: any number.
+    """
+
+    amount: int | None = None
+    operation: str | None = None
+    quantity: int | None = None
+    expected_cost: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +51,10 @@ class Keyed(Command):
     metadata: Mapping[str, str]
     validate_only: bool
 
+    @abstractmethod
+    def request(self) -> RequestIdentity:
+        """What makes another call with this key the same request."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Purchase(Keyed):
@@ -40,6 +63,11 @@ class Purchase(Keyed):
     call = "PurchaseCredits"
     amount: int
     payment: Payment | None
+
+    def request(self) -> RequestIdentity:
+        """See `Keyed`."""
+        ref = self.payment.ref if self.payment else None
+        return RequestIdentity(self.call, amount=self.amount, payment=ref)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +90,15 @@ class Reverse(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spend(Keyed):
-    """Takes `amount` credits, or, where it is None, the price of `quantity` of `operation`."""
+    """Takes the credits of a charge."""
 
     call = "SpendCredits"
-    amount: int | None
-    operation: str | None
-    quantity: int | None
-    expected_cost: int | None
+    charge: Charge
+
+    def request(self) -> RequestIdentity:
+        """See `Keyed`."""
+        charge = self.charge
+        return RequestIdentity(self.call, charge.amount, charge.operation, charge.quantity)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +112,10 @@ class Refund(Keyed):
     spend_seq: int | None
     amount: int | None
 
+    def request(self) -> RequestIdentity:
+        """See `Keyed`."""
+        return RequestIdentity(self.call, amount=self.amount, transaction_id=self.spend_seq)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant(Keyed):
@@ -90,17 +124,23 @@ class Grant(Keyed):
     call = "GrantCredits"
     amount: int
 
+    def request(self) -> RequestIdentity:
+        """See `Keyed`."""
+        return RequestIdentity(self.call, amount=self.amount)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeHold(Keyed):
-    """Sets credits aside, named as in `Spend`, for `ttl`."""
+    """Holds the credits of a charge for `ttl`."""
 
     call = "HoldCredits"
-    amount: int | None
-    operation: str | None
-    quantity: int | None
-    expected_cost: int | None
+    charge: Charge
     ttl: timedelta
+
+    def request(self) -> RequestIdentity:
+        """See `Keyed`."""
+        charge = self.charge
+        return RequestIdentity(self.call, charge.amount, charge.operation, charge.quantity)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +157,12 @@ class Capture(Keyed):
     quantity: int | None
     allow_overage: bool
 
+    def request(self) -> RequestIdentity:
+        """See `Keyed`."""
+        return RequestIdentity(
+            self.call, amount=self.amount, quantity=self.quantity, hold_id=self.hold_seq
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release(Keyed):
@@ -124,6 +170,10 @@ class Release(Keyed):
 
     call = "ReleaseHold"
     hold_seq: int
+
+    def request(self) -> RequestIdentity:
+        """See `Keyed`."""
+        return RequestIdentity(self.call, hold_id=self.hold_seq)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,6 +55,7 @@ from credit_service.rules.model import (
     Outcome,
     Payment,
     PolicyChange,
+    RequestIdentity,
     transaction_id,
 )
 
@@ -86,45 +87,13 @@ def decide(state: BatchState, command: Command, terms: Terms) -> Outcome:
     return _RULES[type(command)](state, command, terms)
 
 
-# What makes two requests the same, in the order in which a difference is named.
-_COMPARED = ("call", "amount", "operation", "quantity", "transaction_id", "hold_id", "payment")
-
-
 def _require_same_request(command: Keyed, earlier: Entry) -> None:
-    charged = earlier.quantity is not None and earlier.call in {"SpendCredits", "HoldCredits"}
-    recorded = (
-        earlier.call,
-        earlier.requested_amount,
-        earlier.operation if charged else None,
-        earlier.quantity,
-        earlier.related_seq,
-        earlier.hold_seq if earlier.call in {"CaptureHold", "ReleaseHold"} else None,
-        earlier.payment.ref if earlier.payment else None,
-    )
-    for name, asked, found in zip(_COMPARED, _request(command), recorded, strict=True):
-        if asked != found:
+    asked, recorded = command.request(), earlier.request()
+    if asked == recorded:
+        return
+    for name, new, old in zip(RequestIdentity._fields, asked, recorded, strict=True):
+        if new != old:
             raise IdempotencyKeyReused(name, transaction_id(earlier.user_id, earlier.seq))
-
-
-def _request(command: Keyed) -> tuple[object, ...]:
-    match command:
-        case Purchase(amount=amount, payment=payment):
-            return command.call, amount, None, None, None, None, payment.ref if payment else None
-        case Grant(amount=amount):
-            return command.call, amount, None, None, None, None, None
-        case (
-            Spend(amount=amount, operation=operation, quantity=quantity)
-            | MakeHold(amount=amount, operation=operation, quantity=quantity)
-        ):
-            return command.call, amount, operation, quantity, None, None, None
-        case Refund(amount=amount, spend_seq=spend_seq):
-            return command.call, amount, None, None, spend_seq, None, None
-        case Capture(amount=amount, quantity=quantity, hold_seq=hold_seq):
-            return command.call, amount, None, quantity, None, hold_seq, None
-        case Release(hold_seq=hold_seq):
-            return command.call, None, None, None, None, hold_seq, None
-        case _:
-            raise TypeError(command)
 
 
 def _purchase(state: BatchState, command: Purchase, _terms: Terms) -> Outcome:
@@ -168,7 +137,7 @@ def _add(
 def _spend(state: BatchState, command: Spend, terms: Terms) -> Outcome:
     account = state.account(command.user_id)
     spending.require_not_frozen(account)
-    priced = spending.price(command, terms)
+    priced = spending.price(command.charge, terms)
     cost = priced["amount"]
     spending.require_within_limits(account, cost, state.now)
     spending.require_affordable(account, cost, terms)
@@ -176,7 +145,7 @@ def _spend(state: BatchState, command: Spend, terms: Terms) -> Outcome:
         command,
         kind="spend",
         balance_change=-cost,
-        requested_amount=command.amount,
+        requested_amount=command.charge.amount,
         floor=terms.floor(account),
         **priced,
     )

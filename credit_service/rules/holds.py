@@ -78,10 +78,10 @@ def expire_due(state: BatchState, user_id: UUID) -> None:
 
 
 def make(state: BatchState, command: MakeHold, terms: Terms) -> Outcome:
-    """Sets credits aside."""
+    """Holds credits."""
     account = state.account(command.user_id)
     spending.require_not_frozen(account)
-    priced = spending.price(command, terms)
+    priced = spending.price(command.charge, terms)
     if account.open_holds >= terms.open_holds:
         soonest = account.next_hold_expiry or state.now
         wait_ms = max(1, int((soonest - state.now).total_seconds() * 1000))
@@ -93,7 +93,7 @@ def make(state: BatchState, command: MakeHold, terms: Terms) -> Outcome:
         command,
         kind="hold",
         held_change=amount,
-        requested_amount=command.amount,
+        requested_amount=command.charge.amount,
         floor=terms.floor(account),
         **priced,
     )

@@ -81,6 +81,28 @@ class Payment(NamedTuple):
     currency: str
 
 
+class RequestIdentity(NamedTuple):
+    """What makes two calls the same request, in the order in which a difference is named.
+
+    Attributes:
+        call: the RPC.
+        amount: credits as asked; None where the caller said "all" or named an operation.
+        operation: the operation of a charge.
+        quantity: the units of a charge or capture.
+        transaction_id: the seq of the entry to refund.
+        hold_id: the seq of the hold to capture or release.
+        payment: the reference of the payment.
+    """
+
+    call: str
+    amount: int | None = None
+    operation: str | None = None
+    quantity: int | None = None
+    transaction_id: int | None = None
+    hold_id: int | None = None
+    payment: str | None = None
+
+
 class Entry(NamedTuple):
     """One line of the book. `requested_amount` is None where the caller said "all" or a charge."""
 
@@ -108,6 +130,20 @@ class Entry(NamedTuple):
     caller: str
     payment: Payment | None
     hold_seq: int | None = None
+
+    def request(self) -> RequestIdentity:
+        """The request of the call that made this entry."""
+        priced = self.quantity is not None and self.call in {"SpendCredits", "HoldCredits"}
+        settles = self.call in {"CaptureHold", "ReleaseHold"}
+        return RequestIdentity(
+            self.call,
+            amount=self.requested_amount,
+            operation=self.operation if priced else None,
+            quantity=self.quantity,
+            transaction_id=self.related_seq,
+            hold_id=self.hold_seq if settles else None,
+            payment=self.payment.ref if self.payment else None,
+        )
 
 
 class Hold(NamedTuple):

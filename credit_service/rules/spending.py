@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from credit_service.rules.batch_state import Terms
-    from credit_service.rules.commands import MakeHold, Spend
+    from credit_service.rules.commands import Charge
     from credit_service.rules.model import Account
 
 
@@ -30,24 +30,24 @@ class Priced(TypedDict):
     price_version: str | None
 
 
-def price(command: Spend | MakeHold, terms: Terms) -> Priced:
-    """Prices a command, or takes the amount it names.
+def price(charge: Charge, terms: Terms) -> Priced:
+    """Prices a charge, or takes the amount it names.
 
     Raises:
         InvalidRequest: the operation is not on the price list.
         PriceChanged: the cost is not the expected one.
     """
-    if command.operation is None or command.quantity is None:
-        amount, unit_cost, version = command.amount or 0, None, None
+    if charge.operation is None or charge.quantity is None:
+        amount, unit_cost, version = charge.amount or 0, None, None
     else:
-        line = terms.prices.price(command.operation, command.quantity, "charge")
+        line = terms.prices.price(charge.operation, charge.quantity, "charge")
         amount, unit_cost, version = line.cost, line.unit_cost, terms.prices.version
-    if command.expected_cost is not None and command.expected_cost != amount:
+    if charge.expected_cost is not None and charge.expected_cost != amount:
         raise PriceChanged(amount, terms.prices.version)
     return {
         "amount": amount,
-        "operation": command.operation,
-        "quantity": command.quantity,
+        "operation": charge.operation,
+        "quantity": charge.quantity,
         "unit_cost": unit_cost,
         "price_version": version,
     }

@@ -1,4 +1,4 @@
-"""Commands as the window makes them, a lane to give them to, and what came of them."""
+"""Commands as the servicer makes them, a lane to give them to, and what came of them."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -8,7 +8,7 @@ from kit.harness import TERMS
 
 from credit_service.database.postgres import Address
 from credit_service.ledger.lanes import Lane, Lanes
-from credit_service.rules.commands import Purchase, Refund, Spend
+from credit_service.rules.commands import Charge, Purchase, Refund, Spend
 from credit_service.rules.model import Payment
 
 _LIMITS = {"adds_users": False, "queue_limit": 1000, "batch_limit": 500}
@@ -45,8 +45,7 @@ def _common(user_id, key, changes):
 
 
 def spend(user_id, amount=1, key=None, **changes):
-    price = {"operation": None, "quantity": None, "expected_cost": None}
-    return Spend(amount=amount, **price, **_common(user_id, key, changes))
+    return Spend(charge=Charge(amount), **_common(user_id, key, changes))
 
 
 def purchase(user_id, amount=10, key=None, ref=None, **changes):

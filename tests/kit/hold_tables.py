@@ -14,7 +14,7 @@ from credit_service.errors import (
     Refusal,
 )
 from credit_service.rules import holds
-from credit_service.rules.commands import Capture, Extend, MakeHold, Release
+from credit_service.rules.commands import Capture, Charge, Extend, MakeHold, Release
 from credit_service.rules.decide import BatchState, Terms, decide
 from credit_service.rules.model import Account, Spent
 
@@ -35,19 +35,13 @@ def _common(user, key, changes):
 
 
 def hold(amount=10, key="h", *, ttl=QUARTER, user=ALICE, expected_cost=None, **changes):
-    return MakeHold(
-        amount=amount,
-        operation=None,
-        quantity=None,
-        expected_cost=expected_cost,
-        ttl=ttl,
-        **_common(user, key, changes),
-    )
+    cost = Charge(amount, expected_cost=expected_cost)
+    return MakeHold(charge=cost, ttl=ttl, **_common(user, key, changes))
 
 
 def hold_for(operation, quantity=1, key="h", *, expected_cost=None, **changes):
-    made = hold(None, key, expected_cost=expected_cost, **changes)
-    return replace(made, operation=operation, quantity=quantity)
+    cost = Charge(None, operation, quantity, expected_cost)
+    return replace(hold(key=key, **changes), charge=cost)
 
 
 def capture(seq=1, amount=None, key="c", *, quantity=None, overage=False, user=ALICE, **changes):

@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from credit_service.errors import IdempotencyKeyReused, Refusal
-from credit_service.rules.commands import Command, Purchase, Refund, Spend
+from credit_service.rules.commands import Charge, Command, Purchase, Refund, Spend
 from credit_service.rules.decide import BatchState, Terms, decide
 from credit_service.rules.model import (
     Account,
@@ -45,23 +45,13 @@ def purchase(amount, key="new", ref=None, *, user=ALICE, **changes):
 
 
 def spend(amount, key="new", *, user=ALICE, expected_cost=None, **changes):
-    return Spend(
-        amount=amount,
-        operation=None,
-        quantity=None,
-        expected_cost=expected_cost,
-        **_common(user, key, changes),
-    )
+    cost = Charge(amount, expected_cost=expected_cost)
+    return Spend(charge=cost, **_common(user, key, changes))
 
 
 def charge(operation, quantity=1, key="new", *, user=ALICE, expected_cost=None, **changes):
-    return Spend(
-        amount=None,
-        operation=operation,
-        quantity=quantity,
-        expected_cost=expected_cost,
-        **_common(user, key, changes),
-    )
+    cost = Charge(None, operation, quantity, expected_cost)
+    return Spend(charge=cost, **_common(user, key, changes))
 
 
 def refund(seq, amount=None, key="new", *, user=ALICE, **changes):

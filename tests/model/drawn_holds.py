@@ -10,6 +10,7 @@ from model.holds import Done, Line, Refused, Request
 from credit_service.errors import CreditError
 from credit_service.rules.commands import (
     Capture,
+    Charge,
     Extend,
     MakeHold,
     Purchase,
@@ -107,7 +108,7 @@ def asked(drawn, earlier):
 
 
 def as_command(request):
-    """A request as the window gives it to the rules."""
+    """A request as the servicer gives it to the rules."""
     who = {"user_id": ALICE, "caller": "test"}
     common = who | {
         "idempotency_key": request.key,
@@ -117,11 +118,7 @@ def as_command(request):
         "validate_only": request.validate_only,
     }
     amount, ttl = {"amount": request.amount}, {"ttl": timedelta(seconds=request.ttl)}
-    priced = amount | {
-        "operation": request.operation,
-        "quantity": request.quantity,
-        "expected_cost": None,
-    }
+    priced = {"charge": Charge(request.amount, request.operation, request.quantity)}
     part = amount | {"quantity": request.quantity, "allow_overage": request.overage}
     hold = {"hold_seq": request.hold}
     policy = {"frozen": request.frozen, "min_balance": request.floor, "limits": None}

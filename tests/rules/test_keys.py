@@ -70,7 +70,7 @@ ROWS = [
     row(
         "expected cost is not compared",
         given(10, SPENT),
-        replace(SPENT, expected_cost=3),
+        replace(SPENT, charge=SPENT.charge._replace(expected_cost=3)),
         Replays(1),
     ),
     row(

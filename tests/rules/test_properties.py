@@ -16,7 +16,7 @@ from model.ledger import BALANCE_LIMIT, Done, ModelLedger, Refused, Request
 
 from credit_service.errors import Refusal
 from credit_service.rules import model
-from credit_service.rules.commands import Purchase, Refund, Spend
+from credit_service.rules.commands import Charge, Purchase, Refund, Spend
 from credit_service.rules.decide import BatchState, Terms, decide
 from credit_service.rules.model import Account, Payment, Purchased, Spent
 from credit_service.rules.pricing import Price, PriceList
@@ -171,13 +171,10 @@ def as_command(request):
             payment = Payment(request.payment, 100, "eur") if request.payment else None
             return Purchase(**common, amount=request.amount, payment=payment)
         case "SpendCredits":
-            return Spend(
-                **common,
-                amount=request.amount,
-                operation=request.operation,
-                quantity=request.quantity,
-                expected_cost=request.expected_cost,
+            charge = Charge(
+                request.amount, request.operation, request.quantity, request.expected_cost
             )
+            return Spend(**common, charge=charge)
         case _:
             return Refund(**common, spend_seq=request.transaction, amount=request.amount)
 
