@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from credit_service.ledger.lanes import Lanes
     from credit_service.rules.batch_state import Terms
     from credit_service.rules.commands import Command
-    from credit_service.rules.model import Entry, Hold, Outcome, Usage
+    from credit_service.rules.model import Entry, EntryType, Hold, HoldState, Outcome, Usage
 
 # How many entries a filtered page of history looks at before it comes back short.
 SCAN_LIMIT = 10_000
@@ -55,7 +55,7 @@ class HistoryQuery:
     user_id: UUID
     page_size: int
     newest: int | None = None
-    types: Sequence[str] | None = None
+    types: Sequence[EntryType] | None = None
     start: datetime | None = None
     end: datetime | None = None
     reference: str | None = None
@@ -227,7 +227,7 @@ class Ledger:
         return at(found[0], now)
 
     async def holds(
-        self, user_id: UUID, *, state: str | None, newest: int | None, page_size: int
+        self, user_id: UUID, *, state: HoldState | None, newest: int | None, page_size: int
     ) -> tuple[list[Hold], int | None]:
         """Reads a page of holds, newest first.
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
-    from credit_service.rules.model import EntryId, Spent
+    from credit_service.rules.model import EntryId, EntryType, HoldState, Spent
 
     _Connection = asyncpg.Connection | PoolConnectionProxy
 
@@ -214,7 +214,7 @@ async def load_open_holds(
 
 
 async def list_holds(
-    connection: _Connection, user_id: UUID, *, newest: int, state: str | None, limit: int
+    connection: _Connection, user_id: UUID, *, newest: int, state: HoldState | None, limit: int
 ) -> tuple[datetime, list[Hold]]:
     """Lists holds with seq <= `newest`, newest first, and reads the database's time."""
     rows = await connection.fetch(SQL["list_holds"], user_id, newest, state, limit)
@@ -302,7 +302,7 @@ async def list_entries(
     *,
     newest: int,
     older_than_all: int,
-    types: Sequence[str] | None = None,
+    types: Sequence[EntryType] | None = None,
     reference: str | None = None,
     related_seq: int | None = None,
     limit: int,

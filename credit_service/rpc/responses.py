@@ -12,9 +12,9 @@ from credit_service.v1 import credit_service_pb2 as pb
 
 if TYPE_CHECKING:
     from credit_service.rules.batch_state import Terms
-    from credit_service.rules.model import Account, Entry, Hold, Usage
+    from credit_service.rules.model import Account, Entry, EntryType, Hold, HoldState, Usage
 
-TYPES: dict[str, pb.TransactionType.ValueType] = {
+TYPES: dict[EntryType, pb.TransactionType.ValueType] = {
     "purchase": pb.TRANSACTION_TYPE_PURCHASE,
     "spend": pb.TRANSACTION_TYPE_SPEND,
     "refund": pb.TRANSACTION_TYPE_REFUND,
@@ -25,7 +25,7 @@ TYPES: dict[str, pb.TransactionType.ValueType] = {
     "release": pb.TRANSACTION_TYPE_RELEASE,
     "expire": pb.TRANSACTION_TYPE_EXPIRE,
 }
-HOLD_STATES: dict[str, pb.HoldState.ValueType] = {
+HOLD_STATES: dict[HoldState, pb.HoldState.ValueType] = {
     "held": pb.HOLD_STATE_HELD,
     "captured": pb.HOLD_STATE_CAPTURED,
     "released": pb.HOLD_STATE_RELEASED,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    from credit_service.rules.model import EntryType
     from credit_service.rules.pricing import PriceList
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -110,7 +111,7 @@ class BatchState:
         self,
         command: Command,
         *,
-        kind: str,
+        kind: EntryType,
         amount: int,
         balance_change: int = 0,
         held_change: int = 0,

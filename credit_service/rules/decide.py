@@ -62,9 +62,11 @@ from credit_service.rules.model import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from credit_service.rules.model import EntryType
+
 __all__ = ["BatchState", "Terms", "decide"]
 
-REFUNDABLE_TYPES = ("spend", "capture")
+REFUNDABLE_TYPES: tuple[EntryType, ...] = ("spend", "capture")
 
 
 def decide(state: BatchState, command: Command, terms: Terms) -> Outcome:
@@ -118,7 +120,7 @@ def _add(
     state: BatchState,
     command: Purchase | Grant,
     *,
-    kind: str,
+    kind: EntryType,
     amount: int,
     payment: Payment | None = None,
 ) -> Outcome:

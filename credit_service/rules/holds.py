@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from credit_service.rules.batch_state import BatchState, Terms
     from credit_service.rules.commands import Capture, Extend, MakeHold, Release
-    from credit_service.rules.model import Account, Entry
+    from credit_service.rules.model import Account, Entry, HoldState
 
 LIFE_MAX = timedelta(hours=72)
 
@@ -123,9 +123,9 @@ def capture(state: BatchState, command: Capture, terms: Terms) -> Outcome:
     if command.amount == 0:
         return _give_up(state, command, hold)
     if hold.captured_seq is not None:
-        raise HoldNotActive("CAPTURED")
+        raise _not_active("captured")
     if hold.state == "released":
-        raise HoldNotActive("RELEASED")
+        raise _not_active("released")
     late = hold.state == "expired"
     amount, unit_cost = _captured_amount(command, hold)
     if amount > hold.amount and not command.allow_overage:
@@ -174,7 +174,7 @@ def extend(state: BatchState, command: Extend, _terms: Terms) -> Outcome:
     if hold.state == "expired" and hold.captured_seq is None:
         raise HoldExpired
     if hold.state != "held":
-        raise HoldNotActive("CAPTURED" if hold.captured_seq is not None else hold.state.upper())
+        raise _not_active("captured" if hold.captured_seq is not None else hold.state)
     latest = hold.created_at + LIFE_MAX
     until = max(hold.expires_at, min(state.now + command.ttl, latest))
     hold = hold._replace(expires_at=until)
@@ -220,7 +220,7 @@ def _require_payable(
 
 def _give_up(state: BatchState, command: Release | Capture, hold: Hold) -> Outcome:
     if hold.captured_seq is not None:
-        raise HoldNotActive("CAPTURED")
+        raise _not_active("captured")
     account = state.accounts[command.user_id]
     if hold.state != "held":
         return Outcome(state.ended[hold.user_id, hold.seq], account, replayed=True, hold=hold)
@@ -240,7 +240,12 @@ def _give_up(state: BatchState, command: Release | Capture, hold: Hold) -> Outco
     return Outcome(entry, state.accounts[command.user_id], replayed=False, hold=hold)
 
 
-def _end(state: BatchState, hold: Hold, entry: Entry, end: str) -> Hold:
+def _not_active(state: HoldState) -> HoldNotActive:
+    # Callers know the state by the contract's name of it.
+    return HoldNotActive(state.upper())
+
+
+def _end(state: BatchState, hold: Hold, entry: Entry, end: HoldState) -> Hold:
     hold = hold._replace(state=end, settled_seq=entry.seq)
     if end == "captured":
         hold = hold._replace(captured=entry.amount, captured_seq=entry.seq)

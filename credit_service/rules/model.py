@@ -6,7 +6,7 @@ makes many of is a named tuple: a frozen dataclass takes eight times as long to 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 from uuid import UUID
 
 from credit_service.fields import BALANCE_MAX
@@ -19,6 +19,19 @@ if TYPE_CHECKING:
 
 # User and seq, which together name an entry, and the hold that it made.
 EntryId = tuple[UUID, int]
+
+EntryType = Literal[
+    "purchase",
+    "spend",
+    "refund",
+    "grant",
+    "reversal",
+    "hold",
+    "capture",
+    "release",
+    "expire",
+]
+HoldState = Literal["held", "captured", "released", "expired"]
 
 
 def transaction_id(user_id: UUID | str, seq: int) -> str:
@@ -108,7 +121,7 @@ class Entry(NamedTuple):
 
     user_id: UUID
     seq: int
-    type: str
+    type: EntryType
     call: str
     amount: int
     requested_amount: int | None
@@ -158,7 +171,7 @@ class Hold(NamedTuple):
 
     user_id: UUID
     seq: int
-    state: str
+    state: HoldState
     amount: int
     captured: int
     created_at: datetime
