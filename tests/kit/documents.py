@@ -11,6 +11,9 @@ from kit.harness import ROOT
 
 README = ROOT / "README.md"
 DEPLOY = ROOT / "docs" / "deploy.md"
+DESIGN = ROOT / "docs" / "design.md"
+GLOSSARY = ROOT / "docs" / "glossary.md"
+DECISIONS = ROOT / "docs" / "decisions" / "README.md"
 DOCUMENTS = [
     README,
     ROOT / "CHANGELOG.md",
@@ -46,6 +49,19 @@ def snippets(document: Path, heading: str | None, *languages: str) -> list[str]:
     text = document.read_text() if heading is None else section(document, heading)
     found = _FENCED.findall(text)
     return [text for language, text in found if language in languages]
+
+
+def tables(document: Path) -> list[list[list[str]]]:
+    """The tables of a document, as cells of rows; the first row is the head."""
+    found = re.findall(r"(?:^\|.*\n)+", prose(document), re.MULTILINE)
+    return [
+        [
+            [cell.strip() for cell in row.strip("|").split("|")]
+            for row in text.splitlines()
+            if not row.startswith("|---")
+        ]
+        for text in found
+    ]
 
 
 def plain_environment() -> dict[str, str]:
