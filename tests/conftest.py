@@ -14,9 +14,9 @@ import pytest
 import uvloop
 from kit.fault_proxy import fault_proxy
 from kit.harness import Database, running, server_settings
+from kit.postgres import postgres
 
 from credit_service.database import migrations
-from credit_service.database.embedded import embedded_postgres
 from credit_service.database.postgres import ROLE_LIMITS_MS, ROLE_PLANS_OFF
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
@@ -45,7 +45,7 @@ def pytest_configure(config):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
         os.environ["TMPDIR"] = tempfile.tempdir = str(directory)
     cluster = _stack.enter_context(
-        embedded_postgres(
+        postgres(
             directory / "data",
             {
                 "fsync": "off",

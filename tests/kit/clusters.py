@@ -7,15 +7,15 @@ import subprocess
 import sys
 from urllib.parse import quote, urlsplit
 
-from kit.harness import Database
+from kit.harness import ROOT, Database
 
 # Runs a cluster with its ordinary, durable settings until its standard input ends.
 KEEPER = """
 import json, sys
 from pathlib import Path
-from credit_service.database.embedded import embedded_postgres
+from kit.postgres import postgres
 
-with embedded_postgres(Path(sys.argv[1])) as cluster:
+with postgres(Path(sys.argv[1])) as cluster:
     told = {"sockets": str(cluster.socket_directory), "pid": cluster.pid}
     print(json.dumps(told | {"owner_url": cluster.owner_url}), flush=True)
     sys.stdin.read()
@@ -46,6 +46,7 @@ class Cluster:
     def start(self):
         self._keeper = subprocess.Popen(
             [sys.executable, "-c", KEEPER, str(self._data)],
+            env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
