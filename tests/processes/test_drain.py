@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import grpc
 import pytest
+from kit.clusters import through
 from kit.fault_proxy import COMMIT, Kind
 from kit.harness import eventually
 from kit.programs import free_port, process
@@ -203,7 +204,7 @@ def _alive(pid):
 
 
 async def test_a_stop_while_it_waits_for_its_database_ends_it(database):
-    url = database.service_url.replace("credit-service-", "nowhere-")
+    url = through(database.service_url, "/nowhere")
     with process("serve", CREDIT_DATABASE_URL=url) as server:
         await asyncio.to_thread(server.wait_for, "not reachable, trying again")
         server.signal(signal.SIGTERM)
