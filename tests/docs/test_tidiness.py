@@ -93,9 +93,26 @@ def test_the_contract_tells_of_no_reason_that_never_comes():
     assert contract().keys() == {kind.reason for kind in status.CODES}
 
 
+def comment_of(method: str) -> str:
+    """The comment above a call in the contract, as one line."""
+    comment = re.search(rf"((?:^ *//.*\n)+) *rpc {method}\(", PROTO, re.MULTILINE).group(1)
+    return re.sub(r"\s*//\s*", " ", comment)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_contract_names_the_roles_that_may_make_a_call(method):
+    comment = comment_of(method)
+    if "Every role may call it" in comment:
+        named = access.ROLES
+    else:
+        (listed,) = re.findall(rf"\bFor (?=(?:{'|'.join(access.ROLES)})\b)([^.;]*)", comment)
+        named = set(re.findall(r"\w+", listed)) & access.ROLES
+    assert named == access.RIGHTS[f"/{SERVICE.full_name}/{method}"]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_contract_names_the_refusals_of_a_call_and_they_exist(method):
-    comment = re.search(rf"((?:^ *//.*\n)+) *rpc {method}\(", PROTO, re.MULTILINE).group(1)
+    comment = comment_of(method)
     named = set(re.findall(r"\b[A-Z]+_[A-Z_]+\b", comment))
     assert named <= contract().keys()
     takes_fields = bool(SERVICE.methods_by_name[method].input_type.fields)
