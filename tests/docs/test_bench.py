@@ -1,4 +1,4 @@
-"""The benchmark works: it measures, reports, checks the book, and leaves nothing behind."""
+"""The benchmark measures, reports, verifies the ledger, and leaves nothing behind."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ QUICK = ("--turns", "1", "--seconds", "0.2", "--users", "50")
 
 
 class Bench:
-    """A run of the benchmark that keeps everything below one directory."""
+    """A run of the benchmark that keeps all its files in one directory."""
 
     def __init__(self, directory, arguments):
         self.directory = directory
@@ -68,13 +68,13 @@ class Bench:
         return code, table
 
     def left_over(self):
-        """Files, and processes that have to do with them."""
+        """Files in the directory, and processes that use them."""
         found = [path.name for path in self.directory.iterdir()]
         for process in Path("/proc").iterdir():
             if not process.name.isdecimal():
                 continue
             for name in ("cmdline", "environ"):
-                # It may be ending just now, or be somebody else's.
+                # The process may have just ended, or belong to another user.
                 with contextlib.suppress(OSError):
                     if os.fsencode(self.directory) in (process / name).read_bytes():
                         found.append(f"{name} of {process.name}")
@@ -97,7 +97,7 @@ class Bench:
 
 @pytest.fixture
 def bench():
-    # Not below pytest's own directory: root's PostgreSQL runs as somebody who cannot reach that.
+    # Not in pytest's own directory, which the user cannot reach as whom PostgreSQL runs for root.
     directory = Path(tempfile.mkdtemp(prefix="bench-test-", dir="/tmp"))
     directory.chmod(0o755)
     runs = []
@@ -115,7 +115,7 @@ def bench():
 
 
 def cells(table):
-    """The lines of the table, by their columns."""
+    """The lines of the table, each by its columns."""
     head, _, *rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in table.splitlines()
@@ -148,7 +148,7 @@ def test_a_short_run_prints_each_row_with_its_target_and_writes_the_same_as_json
 
 
 @pytest.mark.long
-async def test_a_book_that_does_not_add_up_fails_the_run(bench):
+async def test_a_ledger_that_does_not_add_up_fails_the_run(bench):
     run = bench("--only", "latency")
     await asyncio.to_thread(run.wait_until_it_measures)
     run.process.send_signal(signal.SIGSTOP)
@@ -231,7 +231,7 @@ def test_a_call_that_failed_on_either_side_voids_the_value_and_the_run():
     assert not report(book_adds_up=False).good
 
 
-def test_a_target_missed_is_told_and_fails_nothing():
+def test_a_missed_target_is_reported_and_fails_nothing():
     missed = Line(row="latency", measured="p99", value=25, unit="ms", target=below(25))
     met = Line(row="latency", measured="p99", value=24.9, unit="ms", target=below(25))
     assert (missed.verdict, met.verdict) == ("missed", "met")
@@ -239,7 +239,7 @@ def test_a_target_missed_is_told_and_fails_nothing():
     assert "1 missed, 1 met" in report(missed, met).text()
 
 
-def test_a_generator_with_nothing_to_spare_is_told():
+def test_a_busy_load_generator_is_reported():
     full = [Sample(rate=1, server_us=0, database_us=0, server=0, database=0, generator=0.95)]
     assert "THE BOTTLENECK" in compared("row", {"a": full, "b": full}, "a", "b").note
     spare = {"a": [sample(1)], "b": [sample(1)]}

@@ -1,4 +1,4 @@
-"""docs/deploy.md: its commands run as printed, on clusters where nothing was made before."""
+"""docs/deploy.md: its commands run as printed, on new clusters."""
 
 import asyncio
 import contextlib
@@ -33,19 +33,19 @@ RIGHTS_GIVEN = "credit_service may read and add entries, and change none"
 PAYMENT = pb.Payment(ref="pi_1", amount_minor=499, currency="eur")
 
 
-# What the embedded server brings and a database of one's own does not.
+# The embedded server has these, and a database of your own does not.
 FORGET = "DROP DATABASE credit;\nDROP ROLE credit_service;\n"
 
 
 @dataclass
 class Site:
-    """A place to install the service at: a cluster, and a shell in an empty directory."""
+    """Where the service is installed: a cluster, and a shell in an empty directory."""
 
     cluster: Cluster
     shell: Shell
 
     async def sql(self, snippet: str, role: str = "postgres", database: str = "postgres"):
-        """Runs SQL as printed, a statement at a time; returns the rows of the last."""
+        """Runs SQL as printed, one statement at a time; returns the rows of the last one."""
         connection = await asyncpg.connect(self._url(role, database))
         try:
             for statement in filter(str.strip, snippet.split(";\n")):
@@ -68,7 +68,7 @@ class Site:
             yield service, service.wait_until_listening()
 
     def copy(self, directory: Path) -> "Site":
-        """The same, with a shell of its own that starts as this one is now."""
+        """The same site with a shell of its own, which starts in the present state of this one."""
         directory.mkdir(exist_ok=True)
         files = shutil.ignore_patterns("data")
         shutil.copytree(self.shell.directory, directory, dirs_exist_ok=True, ignore=files)
@@ -78,7 +78,7 @@ class Site:
 
 @contextlib.contextmanager
 def reachable_directory():
-    """A directory that the user can enter as whom root's programs run."""
+    """A directory that can be entered by the user as whom PostgreSQL runs for root."""
     with tempfile.TemporaryDirectory(prefix="deploy-") as name:
         directory = Path(name)
         directory.chmod(0o755)
@@ -87,7 +87,7 @@ def reachable_directory():
 
 @contextlib.contextmanager
 def new_site():
-    """A new cluster, and a shell that takes the printed addresses for those of this cluster."""
+    """A new cluster, and a shell in which the printed addresses lead to this cluster."""
     with (
         reachable_directory() as directory,
         embedded_postgres(directory / "data", {"fsync": "off"}) as cluster,
@@ -133,7 +133,7 @@ async def test_a_database_of_your_own_is_fully_protected_and_knows_the_users_you
         assert "protection missing" not in service.output
     assert "CREDIT_MIGRATE_URL" not in site.shell.settings
 
-    # The last section about this user: what goes, and what stays.
+    # The section on deletion, for this user: what is deleted, and what remains.
     (delete,) = snippets(DEPLOY, "Retention and deletion", "sql")
     await site.sql(delete, "credit_owner", "credit")
     count = "SELECT count(*) FROM credit_transactions"
@@ -145,8 +145,8 @@ async def test_a_database_of_your_own_is_fully_protected_and_knows_the_users_you
                 await client.purchase_credits(USER_ID, 100, payment=PAYMENT)
 
 
-# Roles, owners and rights as Supabase's own migrations make them: postgres is no superuser and may
-# not pass on its right to the schema auth, and row-level security hides the users.
+# Roles, owners and rights as Supabase's own migrations make them: postgres is not a superuser and
+# cannot pass on its rights in the schema auth, and row-level security hides the users.
 AS_SUPABASE_HAS_IT = """
 CREATE ROLE supabase_admin SUPERUSER;
 CREATE ROLE supabase_auth_admin LOGIN NOINHERIT;
@@ -172,7 +172,7 @@ ALTER TABLE auth.users ENABLE ROW LEVEL SECURITY;
 """
 
 
-async def test_supabases_users_are_known_and_its_data_api_is_shut_out():
+async def test_supabases_users_are_known_and_its_data_api_has_no_access():
     with new_site() as site:
         await site.sql(FORGET + AS_SUPABASE_HAS_IT)
         site.shell.swaps["//postgres:"] = "//project_owner:"
@@ -194,7 +194,7 @@ async def test_supabases_users_are_known_and_its_data_api_is_shut_out():
                 await site.sql(f"SET ROLE {outsider};\nSELECT * FROM user_credits")
 
 
-async def test_the_given_tables_are_taken_over_as_told(site):
+async def test_existing_tables_are_adopted_as_described(site):
     await site.sql("CREATE DATABASE credit_given OWNER credit_owner")
     given = f"""
 CREATE SCHEMA auth;
@@ -234,7 +234,7 @@ def require(tool, shell):
 
 @pytest.fixture
 def secured(site):
-    """The site with a token in its file of identities, a certificate, and a port of its own."""
+    """The site with an identity that has a token, a certificate, and its own port."""
     require("openssl", site.shell)
     version = site.shell.run("openssl version")
     if not version.startswith("OpenSSL 3"):
@@ -259,7 +259,7 @@ def offered_certificate(port):
     return ssl.get_server_certificate(("127.0.0.1", port))
 
 
-async def test_a_token_is_known_over_tls_and_the_certificate_renewed_without_restart(secured):
+async def test_a_token_works_over_tls_and_the_certificate_is_renewed_without_restart(secured):
     _, serve, call, renew = snippets(DEPLOY, "TLS", "sh")
     token = read(secured, "ops.token").decode().strip()
     credentials = grpc.ssl_channel_credentials(read(secured, "ca.crt"))
@@ -276,7 +276,7 @@ async def test_a_token_is_known_over_tls_and_the_certificate_renewed_without_res
         service.wait_for("certificate renewed")
 
 
-async def test_a_client_certificate_tells_who_is_calling(secured):
+async def test_a_client_certificate_identifies_the_caller(secured):
     _, serve, *_ = snippets(DEPLOY, "TLS", "sh")
     secured.shell.run(SERVE.sub("", serve))
     (certificates,) = snippets(DEPLOY, "Client certificates", "sh")
@@ -286,7 +286,7 @@ async def test_a_client_certificate_tells_who_is_calling(secured):
         service.wait_for('"caller":"stem-worker"')
 
 
-async def test_accounts_are_looked_after_as_told(site):
+async def test_accounts_are_managed_as_described(site):
     require("grpcurl", site.shell)
     policy, show, verify = snippets(DEPLOY, "Managing accounts", "sh")
     add_user = f"INSERT INTO auth.users VALUES ('{USER_ID}') ON CONFLICT DO NOTHING"
@@ -374,7 +374,7 @@ async def test_it_serves_behind_pgbouncer(site):
         return credit.balance, len(credit.transaction_history)
 
     with pooling(site), site.serving(serve) as (service, port):
-        # Lanes and reads share the pooler's connections, and so meet each other's statements.
+        # Lanes and reads share the pooler's connections, and so also each other's statements.
         async with CreditClient(f"127.0.0.1:{port}") as client:
             told = await asyncio.gather(*(story(client, user_id) for user_id in users))
         assert "protection missing" not in service.output

@@ -23,7 +23,7 @@ OPERATOR, WORKER = "An operator, with grpcurl", "A worker, in Python"
 
 @pytest.fixture(scope="module")
 def port():
-    """The port of a service as scripts/serve starts it, with a database of its own."""
+    """The port of a service started as scripts/serve does, with its own database."""
     directory = Path(tempfile.mkdtemp(prefix="readme-"))
     directory.chmod(0o755)
     with process("serve", "--migrate", CREDIT_DATA_DIR=str(directory / "data")) as service:
@@ -44,7 +44,7 @@ async def client(port):
 
 @pytest.fixture
 async def credited(client):
-    """What the operator's first command does, for a machine without grpcurl."""
+    """Does what the operator's first command does, for machines without grpcurl."""
     printed = re.search(r"-d '(\{.*?\})'", section(README, OPERATOR), re.DOTALL)
     request = json.loads(printed.group(1))
     assert request.pop("user_id") == USER_ID
@@ -73,7 +73,9 @@ def test_the_command_for_those_without_grpcurl_runs_as_printed(shell, credited):
     assert '"replayed": true' in shell.run(buf).replace('"replayed":true', '"replayed": true')
 
 
-async def test_the_worker_does_and_pays_its_job_once_however_often_it_runs(shell, client, credited):
+async def test_the_worker_does_and_pays_for_its_job_once_however_often_it_runs(
+    shell, client, credited
+):
     (worker,) = snippets(README, WORKER, "python")
     before = await balance(client)
     assert shell.python(worker).splitlines() == [
@@ -85,7 +87,7 @@ async def test_the_worker_does_and_pays_its_job_once_however_often_it_runs(shell
 
 
 def printed_worker(separate_stems):
-    """The functions of the printed worker, with other work to do."""
+    """The `run` function of the printed worker, with other work to do."""
     (worker,) = snippets(README, WORKER, "python")
     printed = {}
     exec(worker.replace("asyncio.run(main())", ""), printed)
@@ -93,7 +95,7 @@ def printed_worker(separate_stems):
     return printed["run"]
 
 
-async def test_the_worker_gives_the_credits_back_when_the_work_fails(client, credited):
+async def test_the_worker_releases_the_credits_when_the_work_fails(client, credited):
     seen = []
 
     async def fail(job):
@@ -120,7 +122,7 @@ async def test_the_worker_does_no_work_without_the_credits(client, capsys):
 
 
 def write_song(path):
-    """Writes a stereo WAV file whose left is 1000 and whose right is 400, all along."""
+    """Writes a stereo WAV file in which every left sample is 1000 and every right one 400."""
     with wave.open(str(path), "wb") as song:
         song.setnchannels(2)
         song.setsampwidth(2)
@@ -134,7 +136,7 @@ def samples(path):
         return set(struct.unpack("<8000h", part.readframes(8000)))
 
 
-async def test_the_example_workers_split_a_song_and_pay_it_once_each(
+async def test_the_example_workers_each_split_a_song_and_pay_for_it_once(
     shell, port, client, credited, tmp_path
 ):
     (examples,) = snippets(README, WORKER, "sh")

@@ -1,4 +1,4 @@
-"""`scripts/demo --stripe`, run as its reader runs it."""
+"""`scripts/demo --stripe`, run as a reader would run it."""
 
 import asyncio
 import re

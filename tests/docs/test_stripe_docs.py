@@ -1,4 +1,4 @@
-"""docs/stripe.md: its commands run as printed, against a fake Stripe and a service with callers."""
+"""docs/stripe.md: its commands run as printed, against a fake Stripe and a running service."""
 
 import asyncio
 import json
@@ -48,7 +48,7 @@ def test_its_table_of_events_is_what_the_bridge_handles():
     assert told == set(EVENT_TYPES)
 
 
-async def test_what_it_prints_sets_up_and_sells(database, tmp_path):
+async def test_the_printed_commands_set_up_the_bridge_and_sell(database, tmp_path):
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     token, catalogue, exports, endpoint, secrets, check, serve = snippets(
@@ -75,7 +75,7 @@ async def test_what_it_prints_sets_up_and_sells(database, tmp_path):
             "rk_live_...": KEY,
             "/etc/credits/catalog.toml": str(catalogue_file),
         }
-        # The service answers in this loop, so what asks it runs beside.
+        # The service answers in this event loop, so the callers run in other processes.
         await run(shell, exports)
         said = await run(shell, endpoint)
         name, _, secret = said.splitlines()[0].partition("=")

@@ -1,4 +1,4 @@
-"""What a new call, refusal or statement must bring along, so that nothing is half there."""
+"""What a new call, refusal or statement must come with, so that nothing is half done."""
 
 import ast
 import inspect
@@ -55,7 +55,7 @@ def test_the_table_of_rights_names_only_calls_that_exist():
     assert named == set(METHODS)
 
 
-def test_every_error_has_a_status_and_no_reason_stands_twice():
+def test_every_error_has_a_status_and_every_reason_is_unique():
     # The client makes these; they never cross the wire.
     made_by_the_client = {errors.OutcomeUnknown, errors.AlreadyPaid}
     assert set(status.CODES) == set(concrete_errors()) - made_by_the_client
@@ -67,7 +67,7 @@ def test_every_error_has_a_status_and_no_reason_stands_twice():
 
 
 def contract() -> dict[str, tuple[str, set[str], bool]]:
-    """The table in the head of the contract: code, metadata and RetryInfo of each reason."""
+    """The table at the top of the contract: code, metadata and RetryInfo of each reason."""
     rows = re.findall(
         r"^//   ([A-Z_]+) +([A-Z_]+)((?: .*)?(?:\n//  {20,}.*)*)$", PROTO, re.MULTILINE
     )
@@ -82,14 +82,14 @@ def contract() -> dict[str, tuple[str, set[str], bool]]:
 
 
 @pytest.mark.parametrize("kind", status.CODES, ids=lambda kind: kind.__name__)
-def test_the_contract_tells_code_and_metadata_of_every_reason(kind):
+def test_the_contract_lists_code_and_metadata_of_every_reason(kind):
     code, metadata, retry = contract()[kind.reason]
     assert code == status.CODES[kind].name
     assert metadata == set(inspect.signature(kind).parameters)
     assert retry == (kind in status.RETRY_DELAY_MS or issubclass(kind, errors.LimitReached))
 
 
-def test_the_contract_tells_of_no_reason_that_never_comes():
+def test_the_contract_lists_no_reason_that_does_not_exist():
     assert contract().keys() == {kind.reason for kind in status.CODES}
 
 
@@ -153,7 +153,7 @@ def python_files() -> list[Path]:
 
 
 @pytest.mark.parametrize("path", python_files(), ids=lambda path: f"{path.relative_to(ROOT)}")
-def test_a_module_fits_on_a_few_screens_and_says_what_lives_in_it(path):
+def test_a_module_is_short_and_says_what_it_contains(path):
     text = path.read_text()
     assert len(text.splitlines()) < LINES_MAX
     assert ast.get_docstring(ast.parse(text))

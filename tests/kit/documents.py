@@ -1,4 +1,4 @@
-"""The documents as the tests read them: their snippets, and a shell to run those in."""
+"""The documents for tests: their sections, tables and snippets, and a shell for the snippets."""
 
 import os
 import re
@@ -37,7 +37,7 @@ def headings(document: Path) -> list[str]:
 
 
 def section(document: Path, heading: str) -> str:
-    """The text below a heading of the second level, up to the next."""
+    """The text below a heading of the second level, up to the next such heading."""
     text = document.read_text()
     start = text.index(f"\n## {heading}\n")
     end = text.find("\n## ", start + 1)
@@ -45,7 +45,7 @@ def section(document: Path, heading: str) -> str:
 
 
 def snippets(document: Path, heading: str | None, *languages: str) -> list[str]:
-    """The fenced snippets of a section, or of all, in these languages, in order."""
+    """The fenced snippets in these languages, in order; of one section, or of all."""
     text = document.read_text() if heading is None else section(document, heading)
     found = _FENCED.findall(text)
     return [text for language, text in found if language in languages]
@@ -74,7 +74,7 @@ def plain_environment() -> dict[str, str]:
 
 @dataclass
 class Shell:
-    """Runs snippets of shell one after the other in a directory; what they export stays.
+    """Runs shell snippets one after the other in a directory; their exports stay in effect.
 
     Attributes:
         directory: where they run.
@@ -91,7 +91,7 @@ class Shell:
         return text
 
     def run(self, snippet: str, seconds: float = 100) -> str:
-        """Runs a snippet and returns what it said; fails with that if it fails."""
+        """Runs a snippet and returns its output; a failure shows the output."""
         exported = self.directory / "exported"
         script = f"set -eu\n{self.swapped(snippet)}\nenv -0 > exported\n"
         done = subprocess.run(
