@@ -9,7 +9,7 @@ import re
 import secrets
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import asyncpg
@@ -29,12 +29,14 @@ from credit_service.database.embedded import (
 from credit_service.database.postgres import UNREACHABLE, Address
 from credit_service.ledger import verify as book
 from credit_service.rpc import access
-from credit_service.rpc.access import Doorkeeper, IdentitiesError
+from credit_service.rpc.access import Authenticator, IdentitiesError, Role
 from credit_service.rpc.call_log import without_values
 from credit_service.rpc.tls import CertificateError, ServerCertificate
 from credit_service.rules.batch_state import Terms
 from credit_service.runtime import logs
+from credit_service.runtime.build_info import VERSION
 from credit_service.runtime.environment import PORT_MAX, ConfigurationError, described
+from credit_service.runtime.start_errors import StartRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +46,8 @@ if TYPE_CHECKING:
 app = App(
     name="credit-service",
     help="A credit service: sells, spends, refunds and reports credits over gRPC, on PostgreSQL.",
-    version_flags=[],
+    version=lambda: f"credit-service {VERSION}",
+    version_flags=["--version"],
 )
 
 _log = structlog.get_logger()
@@ -153,9 +156,7 @@ def health(target: str | None = None) -> None:
 
 
 @app.command
-def token(
-    name: str, role: Literal["worker", "gateway", "web", "bridge", "operator", "auditor"]
-) -> None:
+def token(name: str, role: Role) -> None:
     """Make a bearer token for a caller, and the lines that make it known to the service.
 
     The lines go to standard output, for the file of CREDIT_IDENTITIES. The token goes to standard
@@ -171,7 +172,7 @@ def token(
     print(made, file=sys.stderr)
     print("\n[[identity]]")
     # JSON writes a text of printable ASCII as TOML does.
-    print(f'name = {json.dumps(name)}\nrole = "{role}"')
+    print(f'name = {json.dumps(name)}\nrole = "{role.value}"')
     print(f'token_sha256 = "{hashlib.sha256(made.encode()).hexdigest()}"')
 
 
@@ -192,7 +193,7 @@ _REFUSALS = (
     _Refused,
     ConfigurationError,
     migrations.MigrationError,
-    server.StartRefusedError,
+    StartRefusedError,
     EmbeddedPostgresError,
     IdentitiesError,
     CertificateError,
@@ -292,7 +293,7 @@ def _server_settings(settings: Settings, service_url: str, process: int | None) 
         address=Address(service_url, settings.statement_cache),
         terms=Terms(settings.price_list(), settings.min_balance, settings.open_holds),
         adds_users=settings.adds_users,
-        doorkeeper=Doorkeeper(settings.identities),
+        authenticator=Authenticator(settings.identities),
         certificate=certificate,
         lanes=settings.lanes,
         lane_queue=settings.lane_queue,
@@ -343,7 +344,8 @@ def _announce(settings: Settings, port: int) -> None:
         for name, price in settings.price_list().prices.items()
     )
     print(
-        f"credit-service listens on {listen} ({'TLS' if settings.tls_certificate else 'plaintext'})"
+        f"credit-service {VERSION} listens on {listen}"
+        f" ({'TLS' if settings.tls_certificate else 'plaintext'})"
     )
     print(f"prices in credits: {prices}")
     if settings.tls_certificate is None and settings.identities is None:

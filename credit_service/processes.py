@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from credit_service.server import Settings, StartRefusedError, serve
+from credit_service.runtime.start_errors import StartRefusedError
+from credit_service.server import Settings, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

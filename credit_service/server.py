@@ -1,50 +1,43 @@
-"""The grpc.aio server put together: interceptor, services, health, reflection; start and stop."""
+"""The composition root: what the service is made of, in the order in which it starts and stops."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import random
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
-import grpc
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health_aio
-from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
 
 from credit_service.database import migrations
 from credit_service.database.postgres import UNREACHABLE, missing_protection
-from credit_service.ledger import metrics, sweeper
+from credit_service.ledger import sweeper
 from credit_service.ledger.lanes import Lanes
 from credit_service.ledger.ledger import Ledger
 from credit_service.ledger.watch import Watchers
-from credit_service.rpc import access
-from credit_service.rpc.interceptor import ANSWER_BYTES_MAX, MESSAGE_BYTES_MAX, Gate
+from credit_service.rpc import access, grpc_server
+from credit_service.rpc.interceptor import Interceptor
 from credit_service.rpc.servicer import CreditServicer
+from credit_service.runtime import build_info, metrics_port
+from credit_service.runtime.start_errors import StartRefusedError
 from credit_service.v1 import credit_service_pb2 as pb
-from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     from credit_service.database.postgres import Address
-    from credit_service.rpc.access import Doorkeeper
+    from credit_service.rpc.access import Authenticator
     from credit_service.rpc.tls import ServerCertificate
     from credit_service.rules.batch_state import Terms
 
-    Handler = grpc.RpcMethodHandler[Any, Any]
-
 _log = structlog.get_logger()
 
-SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CreditService"].full_name
-
 _PROBE_SECONDS = 1.0
-_LAST_REPLIES_SECONDS = 0.5
 
 # Objects made and not yet freed between two rounds of the garbage collector; Python's own is 700.
 _COLLECTOR_THRESHOLD = 10_000
@@ -59,10 +52,6 @@ WRONG_ADDRESS = (
 )
 
 
-class StartRefusedError(Exception):
-    """The service cannot start; the text names the cause and the remedy."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What the server is made of.
@@ -73,7 +62,7 @@ class Settings:
         address: the database, as the service's role.
         terms: prices and floor.
         adds_users: whether a purchase for an unknown user adds the user.
-        doorkeeper: who may call.
+        authenticator: knows who calls.
         certificate: the server's certificate; None: no TLS.
         lanes: writer lanes, each with a connection of its own.
         lane_queue: commands that may wait in a lane.
@@ -92,7 +81,7 @@ class Settings:
     address: Address
     terms: Terms
     adds_users: bool
-    doorkeeper: Doorkeeper
+    authenticator: Authenticator
     certificate: ServerCertificate | None
     lanes: int
     lane_queue: int
@@ -142,19 +131,31 @@ async def serve(
         ledger = Ledger(lanes, pool, report_pool, settings.terms)
         watchers = Watchers(ledger)
         health = health_aio.HealthServicer()
-        gate = Gate(settings.doorkeeper, settings.calls_in_flight)
-        server = _server(settings, CreditServicer(ledger, watchers), health, gate)
-        port = _bind(server, settings.listen, "CREDIT_LISTEN", settings.certificate)
-        _serve_metrics(settings)
+        interceptor = Interceptor(settings.authenticator, settings.calls_in_flight)
+        options = grpc_server.server_options(
+            share_port=settings.share_port,
+            connection_age_seconds=settings.connection_age_seconds,
+        )
+        servicer = CreditServicer(ledger, watchers)
+        server = grpc_server.make_server(servicer, health, interceptor, options)
+        port = grpc_server.bind(
+            server, settings.listen, settings.certificate, setting="CREDIT_LISTEN"
+        )
+        metrics_port.serve_metrics(
+            settings.metrics_host, settings.metrics_port, setting="CREDIT_METRICS_PORT"
+        )
+        build_info.expose("credit")
         await server.start()
-        stack.push_async_callback(_drain, server, gate, settings.drain_seconds)
+        stack.push_async_callback(grpc_server.drain, server, interceptor, settings.drain_seconds)
         if settings.health_listen is not None:
             await stack.enter_async_context(
-                _health_listener(settings.health_listen, health, share_port=settings.share_port)
+                grpc_server.health_listener(
+                    settings.health_listen, health, share_port=settings.share_port
+                )
             )
         stack.push_async_callback(health.enter_graceful_shutdown)
         for task in (
-            _probe(ledger, health, settings.doorkeeper),
+            _probe(ledger, health, settings.authenticator),
             sweeper.sweep(ledger),
             watchers.poll(),
         ):
@@ -169,7 +170,7 @@ async def serve(
 
 def _require_rights() -> None:
     for method in pb.DESCRIPTOR.services_by_name["CreditService"].methods:
-        if f"/{SERVICE_NAME}/{method.name}" not in access.RIGHTS:
+        if method.name not in access.CALLS:
             raise StartRefusedError(f"{method.name} has no row in the table of access.py; add it")
 
 
@@ -230,100 +231,6 @@ async def _check_database(connection: Any, settings: Settings) -> None:
         _log.warning("protection missing: " + sentence)
 
 
-def server_options(*, share_port: bool, connection_age_seconds: float) -> list[tuple[str, int]]:
-    """Gives the gRPC options of the service's server.
-
-    Args:
-        share_port: lets several processes listen on the port.
-        connection_age_seconds: after how long a client is asked to connect anew.
-
-    Returns:
-        Names and values as `grpc.aio.server` takes them.
-    """
-    return [
-        ("grpc.so_reuseport", int(share_port)),
-        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-        ("grpc.max_send_message_length", ANSWER_BYTES_MAX),
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ("grpc.max_connection_age_ms", int(connection_age_seconds * 1000)),
-        ("grpc.max_connection_age_grace_ms", 30_000),
-    ]
-
-
-def _server(
-    settings: Settings,
-    servicer: CreditServicer,
-    health: health_aio.HealthServicer,
-    gate: Gate,
-) -> grpc.aio.Server:
-    server = grpc.aio.server(
-        interceptors=(gate,),
-        options=server_options(
-            share_port=settings.share_port,
-            connection_age_seconds=settings.connection_age_seconds,
-        ),
-    )
-    pb_grpc.add_CreditServiceServicer_to_server(servicer, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection(
-        (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name), server
-    )
-    return server
-
-
-def _bind(
-    server: grpc.aio.Server, listen: str, setting: str, certificate: ServerCertificate | None
-) -> int:
-    try:
-        if certificate is None:
-            return server.add_insecure_port(listen)
-        return server.add_secure_port(listen, certificate.credentials())
-    except RuntimeError as error:
-        raise StartRefusedError(
-            f"cannot listen on {listen}: the port is taken or the address is not of this machine;"
-            f" choose another with {setting} or end the program that has it"
-        ) from error
-
-
-@asynccontextmanager
-async def _health_listener(
-    listen: str, health: health_aio.HealthServicer, *, share_port: bool
-) -> AsyncIterator[None]:
-    server = grpc.aio.server(options=(("grpc.so_reuseport", int(share_port)),))
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    _bind(server, listen, "CREDIT_HEALTH_LISTEN", None)
-    await server.start()
-    try:
-        yield
-    finally:
-        await server.stop(None)
-
-
-def _serve_metrics(settings: Settings) -> None:
-    if settings.metrics_port is None:
-        return
-    try:
-        start_http_server(settings.metrics_port, addr=settings.metrics_host)
-    except OSError as error:
-        raise StartRefusedError(
-            f"cannot serve metrics on {settings.metrics_host}:{settings.metrics_port}:"
-            f" {error.strerror}; choose another with CREDIT_METRICS_PORT"
-        ) from error
-
-
-async def _drain(server: grpc.aio.Server, gate: Gate, seconds: float) -> None:
-    """Refuses new calls, lets those in flight end, and then cuts streams, which never would."""
-    stopping = asyncio.create_task(server.stop(seconds))
-    answered = asyncio.create_task(gate.idle.wait())
-    await asyncio.wait({stopping, answered}, return_when=asyncio.FIRST_COMPLETED)
-    answered.cancel()
-    await server.stop(_LAST_REPLIES_SECONDS)
-    await stopping
-
-
 def _spare_the_collector() -> None:
     """Lets the garbage collector look at what calls make, seldom, and at nothing else.
 
@@ -334,12 +241,14 @@ def _spare_the_collector() -> None:
     gc.set_threshold(_COLLECTOR_THRESHOLD)
 
 
-async def _probe(ledger: Ledger, health: health_aio.HealthServicer, doorkeeper: Doorkeeper) -> None:
+async def _probe(
+    ledger: Ledger, health: health_aio.HealthServicer, authenticator: Authenticator
+) -> None:
     """Keeps health and identities true to the world, once a second."""
     serving = True
     while True:
         await asyncio.sleep(_PROBE_SECONDS)
-        doorkeeper.reload()
+        authenticator.reload()
         try:
             answers = await ledger.answers()
         except Exception:
@@ -354,9 +263,9 @@ async def _probe(ledger: Ledger, health: health_aio.HealthServicer, doorkeeper: 
 
 async def _tell(health: health_aio.HealthServicer, *, serving: bool) -> None:
     state = health_pb2.HealthCheckResponse
-    for name in ("", SERVICE_NAME):
+    for name in ("", grpc_server.SERVICE_NAME):
         await health.set(name, state.SERVING if serving else state.NOT_SERVING)
-    metrics.SERVING.set(int(serving))
+    metrics_port.SERVING.set(int(serving))
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

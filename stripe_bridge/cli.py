@@ -17,7 +17,9 @@ from cyclopts import App, Parameter
 
 from credit_service.errors import CreditError
 from credit_service.runtime import logs
+from credit_service.runtime.build_info import VERSION
 from credit_service.runtime.environment import ConfigurationError, described
+from credit_service.runtime.start_errors import StartRefusedError
 from stripe_bridge import config, inspection, server
 from stripe_bridge.bodies import Limits
 from stripe_bridge.endpoint import EndpointExists, make_endpoint
@@ -43,7 +45,8 @@ app = App(
     name="stripe-bridge",
     help="A bridge from Stripe to the credit service: what is paid there is credited here, what is"
     " paid back is taken back, and nothing is lost or doubled.",
-    version_flags=[],
+    version=lambda: f"stripe-bridge {VERSION}",
+    version_flags=["--version"],
 )
 
 _log = structlog.get_logger()
@@ -179,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     try:
         app(arguments)
-    except (_Refused, ConfigurationError, server.StartRefusedError) as refusal:
+    except (_Refused, ConfigurationError, StartRefusedError) as refusal:
         print(f"stripe-bridge: {refusal}", file=sys.stderr)
         sys.exit(2)
     except (StripeAway, StripeRefuses, Unresolved, CreditError) as failure:

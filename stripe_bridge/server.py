@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
-import uvicorn
-from prometheus_client import start_http_server
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from credit_service.client import CreditClient
+from credit_service.runtime import build_info, http
+from credit_service.runtime.metrics_port import serve_metrics
 from stripe_bridge.app import Probes, Selling, Webhooks, make_app
 from stripe_bridge.checkout_status import CheckoutStatus, SessionReads
 from stripe_bridge.orders import Checkouts
@@ -25,7 +22,7 @@ from stripe_bridge.settle import Settler
 from stripe_bridge.stripe_api import StripeReads, stripe_client
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     import grpc
     import stripe
@@ -36,16 +33,8 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-_BACKLOG = 2048
-_HEAD_SECONDS = 10.0
-# Longer than a proxy keeps a connection, so that it never sends into one that is being closed.
-_KEEP_ALIVE_SECONDS = 75
 # Longer than any request may take.
 _DRAIN_SECONDS = 10
-
-
-class StartRefusedError(Exception):
-    """The bridge cannot start; the text names the cause and the remedy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,8 +105,11 @@ async def serve(
         StartRefusedError: a port is taken.
     """
     async with AsyncExitStack() as stack:
-        listener = stack.enter_context(_bound(settings.listen))
-        _serve_metrics(settings)
+        listener = stack.enter_context(http.bound(settings.listen, setting="STRIPE_BRIDGE_LISTEN"))
+        serve_metrics(
+            settings.metrics_host, settings.metrics_port, setting="STRIPE_BRIDGE_METRICS_PORT"
+        )
+        build_info.expose("stripe_bridge")
         client = await stack.enter_async_context(
             stripe_client(settings.stripe_key, address=settings.stripe_address)
         )
@@ -129,14 +121,10 @@ async def serve(
         probes = Probes(credit_service)
         selling = _selling(settings, client, reads, settler, credit_service)
         app = make_app(webhooks, selling, probes, settings.policy.catalog)
-        server = _Server(_http(app))
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        stack.push_async_callback(_stopped, server, serving)
+        await stack.enter_async_context(http.serving(app, listener, drain_seconds=_DRAIN_SECONDS))
         if settings.poll_seconds:
             polling = asyncio.create_task(Poller(reads, settler).run(settings.poll_seconds))
             stack.push_async_callback(_cancelled, polling)
-        listening = asyncio.create_task(server.listening.wait())
-        await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
         await started(listener.getsockname()[1])
         await stop.wait()
         probes.stopping = True
@@ -167,112 +155,6 @@ def _selling(
         ),
         Portal(client, programs, return_origins=origins),
     )
-
-
-class _Connection(H11Protocol):
-    """A connection that is closed when the head of a request does not come as a whole in time.
-
-    uvicorn waits for ever for the first one, and for the rest of one that has begun.
-    """
-
-    _waiting: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._wait_for_head()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._has_request:
-            self._wait_no_more()
-        elif self._waiting is None:
-            self._wait_for_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._wait_no_more()
-        super().connection_lost(exc)
-
-    @property
-    def _has_request(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
-
-    def _wait_for_head(self) -> None:
-        self._waiting = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
-
-    def _wait_no_more(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
-
-
-class _Server(uvicorn.Server):
-    """uvicorn inside a program of its own, whose signals it leaves alone."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _http(app: Any) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=_Connection,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        # What goes wrong with a request is told by the routes, without what was in it.
-        log_level="critical",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=_DRAIN_SECONDS,
-    )
-
-
-@contextlib.contextmanager
-def _bound(listen: str) -> Iterator[socket.socket]:
-    host, _, port = listen.rpartition(":")
-    family = socket.AF_INET6 if "[" in host else socket.AF_INET
-    # Without TCP by its name asyncio leaves Nagle's algorithm on, which costs 40 ms an answer.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host.strip("[]"), int(port)))
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise StartRefusedError(
-            f"cannot listen on {listen}: {error.strerror}; choose another with"
-            " STRIPE_BRIDGE_LISTEN or end the program that has it"
-        ) from error
-    with listener:
-        yield listener
-
-
-def _serve_metrics(settings: Settings) -> None:
-    if settings.metrics_port is None:
-        return
-    try:
-        start_http_server(settings.metrics_port, addr=settings.metrics_host)
-    except OSError as error:
-        raise StartRefusedError(
-            f"cannot serve metrics on {settings.metrics_host}:{settings.metrics_port}:"
-            f" {error.strerror}; choose another with STRIPE_BRIDGE_METRICS_PORT"
-        ) from error
-
-
-async def _stopped(server: _Server, serving: asyncio.Task[None]) -> None:
-    server.should_exit = True
-    await serving
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

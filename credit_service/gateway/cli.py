@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,9 @@ from credit_service.gateway.supabase import SupabaseUsers
 from credit_service.gateway.tokens import JwtUsers, hashed_claim, uuid_claim
 from credit_service.gateway.users import DevelopmentError, DevelopmentUsers
 from credit_service.runtime import logs
+from credit_service.runtime.build_info import VERSION
 from credit_service.runtime.environment import ConfigurationError, described
+from credit_service.runtime.start_errors import StartRefusedError
 
 if TYPE_CHECKING:
     from credit_service.gateway.config import Settings
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 app = App(
     name="credit-gateway",
     help="What end users see of the credit service: live balances, prices and purchases over HTTP.",
-    version=lambda: f"credit-gateway {metadata.version('credit-service')}",
+    version=lambda: f"credit-gateway {VERSION}",
     version_flags=["--version"],
 )
 
@@ -85,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     try:
         app(arguments)
-    except (_Refused, ConfigurationError, DevelopmentError, server.StartRefusedError) as refusal:
+    except (_Refused, ConfigurationError, DevelopmentError, StartRefusedError) as refusal:
         print(f"credit-gateway: {refusal}", file=sys.stderr)
         sys.exit(2)
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
-import uvicorn
-from prometheus_client import start_http_server
 
 from credit_service.client import CreditClient
 from credit_service.gateway.app import Gateway
+from credit_service.runtime import build_info, http
+from credit_service.runtime.metrics_port import serve_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
     import grpc
 
@@ -27,14 +25,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-_BACKLOG = 2048
-# Longer than a proxy keeps a connection, so that it never sends into one that is being closed.
-_KEEP_ALIVE_SECONDS = 75
 _DRAIN_SECONDS = 2
-
-
-class StartRefusedError(Exception):
-    """The gateway cannot start; the text names the cause and the remedy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +90,11 @@ async def serve(
         StartRefusedError: a port is taken.
     """
     async with AsyncExitStack() as stack:
-        listener = stack.enter_context(_bound(settings.listen))
-        _serve_metrics(settings)
+        listener = stack.enter_context(http.bound(settings.listen, setting="CREDIT_GATEWAY_LISTEN"))
+        serve_metrics(
+            settings.metrics_host, settings.metrics_port, setting="CREDIT_GATEWAY_METRICS_PORT"
+        )
+        build_info.expose("credit_gateway")
         client = await stack.enter_async_context(settings.credit_service.client())
         gateway = await stack.enter_async_context(
             Gateway(
@@ -113,11 +107,9 @@ async def serve(
                 logs=True,
             )
         )
-        server = _Server(_http(gateway.app))
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        stack.push_async_callback(_stopped, server, serving)
-        listening = asyncio.create_task(server.listening.wait())
-        await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
+        await stack.enter_async_context(
+            http.serving(gateway.app, listener, drain_seconds=_DRAIN_SECONDS)
+        )
         await started(listener.getsockname()[1])
         await stop.wait()
         gateway.probes.stopping = True
@@ -125,71 +117,3 @@ async def serve(
         await asyncio.sleep(settings.unready_seconds)
         gateway.stop()
     _log.info("stopped")
-
-
-class _Server(uvicorn.Server):
-    """uvicorn inside a program of its own, whose signals it leaves alone."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listening.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _http(app: Any) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="critical",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=_DRAIN_SECONDS,
-    )
-
-
-@contextlib.contextmanager
-def _bound(listen: str) -> Iterator[socket.socket]:
-    host, _, port = listen.rpartition(":")
-    family = socket.AF_INET6 if "[" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host.strip("[]"), int(port)))
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise StartRefusedError(
-            f"cannot listen on {listen}: {error.strerror}; choose another with"
-            " CREDIT_GATEWAY_LISTEN or end the program that has it"
-        ) from error
-    with listener:
-        yield listener
-
-
-def _serve_metrics(settings: Settings) -> None:
-    if settings.metrics_port is None:
-        return
-    try:
-        start_http_server(settings.metrics_port, addr=settings.metrics_host)
-    except OSError as error:
-        raise StartRefusedError(
-            f"cannot serve metrics on {settings.metrics_host}:{settings.metrics_port}:"
-            f" {error.strerror}; choose another with CREDIT_GATEWAY_METRICS_PORT"
-        ) from error
-
-
-async def _stopped(server: _Server, serving: asyncio.Task[None]) -> None:
-    server.should_exit = True
-    await serving

@@ -1,85 +1,11 @@
-"""What the service measures about itself, in Prometheus' form. Times are in seconds."""
+"""What the ledger measures about itself, in Prometheus' form. Times are in seconds."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import Counter as Counted
-from collections import defaultdict
-from itertools import accumulate
-from typing import TYPE_CHECKING
+from prometheus_client import Counter, Gauge, Histogram
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
-from prometheus_client.registry import Collector
+from credit_service.runtime.metrics_port import LATENCY_BUCKETS
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from prometheus_client.metrics_core import Metric
-
-_LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
-
-
-class Calls(Collector):
-    """Counts calls and how long they took.
-
-    It is counted from one thread and collected from another. The counters of prometheus_client,
-    which any thread may change, take five times as long.
-    """
-
-    def __init__(self) -> None:
-        """Begins at zero."""
-        self._answered: Counted[tuple[str, str, str]] = Counted()
-        self._slower: dict[str, list[int]] = {}
-        self._seconds: defaultdict[str, float] = defaultdict(float)
-
-    def count(self, method: str, code: str, reason: str, seconds: float | None) -> None:
-        """Counts a call.
-
-        Args:
-            method: its name.
-            code: the name of its gRPC status.
-            reason: why it was refused; empty: it was not.
-            seconds: how long it took; None for a stream, whose length tells nothing.
-        """
-        self._answered[method, code, reason] += 1
-        if seconds is not None:
-            buckets = self._slower.get(method)
-            if buckets is None:
-                buckets = self._slower[method] = [0] * (len(_LATENCY_BUCKETS) + 1)
-            buckets[bisect_left(_LATENCY_BUCKETS, seconds)] += 1
-            self._seconds[method] += seconds
-
-    def describe(self) -> Iterator[Metric]:
-        """Yields what a scrape would; the registry takes the names from it."""
-        return self.collect()
-
-    def collect(self) -> Iterator[Metric]:
-        """Yields the two metrics for a scrape."""
-        answered = CounterMetricFamily(
-            "credit_calls",
-            "Calls answered, by method, status code and reason.",
-            labels=("method", "code", "reason"),
-        )
-        for labels, number in list(self._answered.items()):
-            answered.add_metric(labels, number)
-        yield answered
-        took = HistogramMetricFamily(
-            "credit_call_seconds",
-            "Time to answer a call; streams are left out.",
-            labels=("method",),
-        )
-        for method, buckets in list(self._slower.items()):
-            heaps = accumulate(buckets)
-            bounds = (*(str(float(bound)) for bound in _LATENCY_BUCKETS), "+Inf")
-            took.add_metric((method,), list(zip(bounds, heaps, strict=True)), self._seconds[method])
-        yield took
-
-
-CALLS = Calls()
-REGISTRY.register(CALLS)
-REPLAYS = Counter("credit_replays", "Writes answered with an earlier entry.", ("method",))
-REFUSALS = Counter("credit_refusals", "Calls refused for good, by reason.", ("method", "reason"))
 CREDITS = Counter("credit_credits", "Credits moved by new entries, by type of entry.", ("type",))
 
 QUEUED = Gauge("credit_lane_queue_commands", "Commands waiting for a batch, by lane.", ("lane",))
@@ -89,7 +15,7 @@ BATCH_COMMANDS = Histogram(
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500),
 )
 BATCH_SECONDS = Histogram(
-    "credit_lane_batch_seconds", "Time of a batch, retries included.", buckets=_LATENCY_BUCKETS
+    "credit_lane_batch_seconds", "Time of a batch, retries included.", buckets=LATENCY_BUCKETS
 )
 BATCH_FAULTS = Counter(
     "credit_lane_batch_faults", "Batches that had to be run again, split or given up.", ("fault",)
@@ -98,4 +24,3 @@ BATCH_FAULTS = Counter(
 POOL_CONNECTIONS = Gauge(
     "credit_pool_connections", "Connections of the reads' pool, by state.", ("state",)
 )
-SERVING = Gauge("credit_serving", "1 while the database answers and calls are served, else 0.")

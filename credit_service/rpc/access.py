@@ -11,6 +11,7 @@ import re
 import tomllib
 from contextvars import ContextVar
 from dataclasses import dataclass
+from enum import Enum, StrEnum
 from typing import TYPE_CHECKING
 
 import structlog
@@ -23,75 +24,104 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-ROLES = frozenset({"worker", "gateway", "web", "bridge", "operator", "auditor"})
-
-_SERVICE = "/credit_service.v1.CreditService/"
-
 NAME = re.compile("[ -~]{1,64}")
 
-# Rights narrower than a call, as the servicer asks for them.
-HISTORY = "read the history"
-REPORT_ON_ALL_USERS = "report on all users"
-REFUND_WITHOUT_SPEND = "refund without naming a spend"
-PURCHASE_WITHOUT_PAYMENT = "purchase without a payment"
 
-RIGHTS: Mapping[str, frozenset[str]] = {
-    _SERVICE + "GetUserCredit": ROLES,
-    _SERVICE + "ListPrices": ROLES,
-    _SERVICE + "QuoteCost": ROLES,
-    _SERVICE + "GetTransaction": ROLES,
-    _SERVICE + "GetTransactionHistory": frozenset({"gateway", "web", "operator", "auditor"}),
-    _SERVICE + "SpendCredits": frozenset({"worker", "operator"}),
-    _SERVICE + "RefundCredits": frozenset({"worker", "operator"}),
-    _SERVICE + "PurchaseCredits": frozenset({"bridge", "operator"}),
-    _SERVICE + "ReversePurchase": frozenset({"bridge", "operator"}),
-    _SERVICE + "GetHold": ROLES,
-    _SERVICE + "ListHolds": frozenset({"gateway", "web", "operator", "auditor"}),
-    _SERVICE + "HoldCredits": frozenset({"worker", "gateway", "operator"}),
-    _SERVICE + "ReleaseHold": frozenset({"worker", "gateway", "operator"}),
-    _SERVICE + "CaptureHold": frozenset({"worker", "operator"}),
-    _SERVICE + "ExtendHold": frozenset({"worker", "operator"}),
-    _SERVICE + "BatchSpendCredits": frozenset({"worker", "operator"}),
-    _SERVICE + "WatchUserCredit": frozenset({"gateway", "web", "operator", "auditor"}),
-    _SERVICE + "GetUsageReport": frozenset({"web", "operator", "auditor"}),
-    _SERVICE + "GrantCredits": frozenset({"operator"}),
-    _SERVICE + "SetAccountPolicy": frozenset({"operator"}),
-    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": frozenset({"operator"}),
-    HISTORY: frozenset({"gateway", "web", "operator", "auditor"}),
-    REPORT_ON_ALL_USERS: frozenset({"operator", "auditor"}),
-    REFUND_WITHOUT_SPEND: frozenset({"operator"}),
-    PURCHASE_WITHOUT_PAYMENT: frozenset({"operator"}),
+class Role(StrEnum):
+    """What kind of caller somebody is."""
+
+    WORKER = "worker"
+    GATEWAY = "gateway"
+    WEB = "web"
+    BRIDGE = "bridge"
+    OPERATOR = "operator"
+    AUDITOR = "auditor"
+
+
+class Right(Enum):
+    """A right narrower than a call; its value completes "A caller may not ..."."""
+
+    READ_HISTORY = "read the history"
+    REPORT_ON_ALL_USERS = "report on all users"
+    REFUND_WITHOUT_SPEND = "refund without naming a spend"
+    PURCHASE_WITHOUT_PAYMENT = "purchase without a payment"
+
+
+_EVERYBODY = frozenset(Role)
+_READERS = frozenset({Role.GATEWAY, Role.WEB, Role.OPERATOR, Role.AUDITOR})
+_HOLDERS = frozenset({Role.WORKER, Role.GATEWAY, Role.OPERATOR})
+_WORKERS = frozenset({Role.WORKER, Role.OPERATOR})
+_PAYMENTS = frozenset({Role.BRIDGE, Role.OPERATOR})
+_REPORTS = frozenset({Role.OPERATOR, Role.AUDITOR})
+_OPERATORS = frozenset({Role.OPERATOR})
+
+# Who may make each call, by the call's name. A call that is missing stops the start.
+CALLS: Mapping[str, frozenset[Role]] = {
+    "GetUserCredit": _EVERYBODY,
+    "ListPrices": _EVERYBODY,
+    "QuoteCost": _EVERYBODY,
+    "GetTransaction": _EVERYBODY,
+    "GetTransactionHistory": _READERS,
+    "SpendCredits": _WORKERS,
+    "RefundCredits": _WORKERS,
+    "PurchaseCredits": _PAYMENTS,
+    "ReversePurchase": _PAYMENTS,
+    "GetHold": _EVERYBODY,
+    "ListHolds": _READERS,
+    "HoldCredits": _HOLDERS,
+    "ReleaseHold": _HOLDERS,
+    "CaptureHold": _WORKERS,
+    "ExtendHold": _WORKERS,
+    "BatchSpendCredits": _WORKERS,
+    "WatchUserCredit": _READERS,
+    "GetUsageReport": _REPORTS | {Role.WEB},
+    "GrantCredits": _OPERATORS,
+    "SetAccountPolicy": _OPERATORS,
+    # Reflection, with which grpcurl finds the calls.
+    "ServerReflectionInfo": _OPERATORS,
 }
 
-# Probes come without credentials, and learn nothing but whether the service serves.
-PUBLIC = frozenset(
-    {
-        "/grpc.health.v1.Health/Check",
-        "/grpc.health.v1.Health/List",
-        "/grpc.health.v1.Health/Watch",
-    }
-)
+RIGHTS: Mapping[Right, frozenset[Role]] = {
+    Right.READ_HISTORY: _READERS,
+    Right.REPORT_ON_ALL_USERS: _REPORTS,
+    Right.REFUND_WITHOUT_SPEND: _OPERATORS,
+    Right.PURCHASE_WITHOUT_PAYMENT: _OPERATORS,
+}
+
+# Probes come without credentials, and learn only whether the service serves.
+PUBLIC_SERVICE = "grpc.health.v1.Health"
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A known caller; its name stands on every entry it makes."""
+    """A known caller; every entry it makes carries its name."""
 
     name: str
-    role: str
+    role: Role
 
-    def require(self, right: str) -> None:
+    def require_call(self, call: str) -> None:
+        """Lets the caller make a call if its role may.
+
+        Args:
+            call: the call's name, such as SpendCredits.
+
+        Raises:
+            PermissionDenied: it may not, or there is no such call.
+        """
+        if self.role not in CALLS.get(call, ()):
+            raise PermissionDenied(self.role.value, f"call {call}")
+
+    def require(self, right: Right) -> None:
         """Lets the caller go on if its role has the right.
 
         Raises:
-            PermissionDenied: it does not, or nobody knows such a right.
+            PermissionDenied: it does not.
         """
-        if self.role not in RIGHTS.get(right, ()):
-            action = f"call {right.rpartition('/')[2]}" if right.startswith("/") else right
-            raise PermissionDenied(self.role, action)
+        if self.role not in RIGHTS[right]:
+            raise PermissionDenied(self.role.value, right.value)
 
 
-LOCAL_OPERATOR = Caller("local", "operator")
+LOCAL_OPERATOR = Caller("local", Role.OPERATOR)
 
 # The caller of the call that the running task answers.
 CALLER: ContextVar[Caller] = ContextVar("caller")
@@ -152,17 +182,17 @@ def _caller(place: int, entry: object) -> Caller:
     name, role = str(entry.get("name", "")), str(entry.get("role", ""))
     if not NAME.fullmatch(name):
         raise IdentitiesError(f"{where} needs a name of 1 to 64 printable ASCII characters")
-    if role not in ROLES:
-        raise IdentitiesError(f"{where} ({name}) needs a role: one of {', '.join(sorted(ROLES))}")
+    if role not in set(Role):
+        raise IdentitiesError(f"{where} ({name}) needs a role: one of {', '.join(sorted(Role))}")
     if "token_sha256" not in entry and "certificate" not in entry:
         raise IdentitiesError(f"{where} ({name}) needs a token_sha256 or a certificate")
     if "token_sha256" in entry and not re.fullmatch("[0-9a-f]{64}", str(entry["token_sha256"])):
         raise IdentitiesError(f"{where} ({name}): token_sha256 is not 64 hex digits in lower case")
-    return Caller(name, role)
+    return Caller(name, Role(role))
 
 
-class Doorkeeper:
-    """Tells who is calling; reads the file of identities again when it has changed."""
+class Authenticator:
+    """Knows who is calling; reads the file of identities again when it has changed."""
 
     def __init__(self, file: Path | None) -> None:
         """Reads the file; without one every caller is the operator named `local`.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from credit_service.errors import Refusal
-from credit_service.ledger import metrics
+from credit_service.rpc import call_metrics
 from credit_service.runtime import logs
 from credit_service.status import CODES
 
@@ -44,13 +44,13 @@ class Call:
         """Tells of an OK."""
         self._tell("OK", "")
         if self.replayed:
-            metrics.REPLAYS.labels(self.method).inc()
+            call_metrics.REPLAYS.labels(self.method).inc()
 
     def failed(self, error: CreditError) -> None:
         """Tells of any other answer."""
         self._tell(CODES[type(error)].name, error.reason)
         if isinstance(error, Refusal):
-            metrics.REFUSALS.labels(self.method, error.reason).inc()
+            call_metrics.REFUSALS.labels(self.method, error.reason).inc()
 
     def abandoned(self) -> None:
         """Tells that the caller went away or its deadline passed."""
@@ -58,7 +58,7 @@ class Call:
 
     def _tell(self, code: str, reason: str) -> None:
         seconds = time.perf_counter() - self.started
-        metrics.CALLS.count(self.method, code, reason, None if self.streams else seconds)
+        call_metrics.CALLS.count(self.method, code, reason, None if self.streams else seconds)
         facts: dict[str, object] = {"method": self.method, "outcome": code}
         if self.caller:
             facts["caller"] = self.caller

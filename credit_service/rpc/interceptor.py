@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import structlog
@@ -14,28 +14,33 @@ from credit_service.rpc import access
 from credit_service.rpc.call_log import CALL, Call
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
-    from credit_service.rpc.access import Doorkeeper
+    from credit_service.rpc.access import Authenticator
 
     Handler = grpc.RpcMethodHandler[Any, Any]
+    Context = grpc.aio.ServicerContext[Any, Any]
 
 _log = structlog.get_logger()
 
-# A message above the first is refused by gRPC itself, one above the second by us, with a sentence.
+# gRPC itself refuses a message above the first; we refuse one above the second, with a sentence.
 MESSAGE_BYTES_MAX = 1024 * 1024
 CALL_BYTES_MAX = 64 * 1024
+
+# Calls whose requests may be longer than CALL_BYTES_MAX.
+REQUEST_BYTES_MAX: Mapping[str, int] = {"BatchSpendCredits": MESSAGE_BYTES_MAX}
 
 # A batch may replay a thousand of the longest entries, 3.5 KB each. It is also what gRPC's clients
 # take unless told otherwise.
 ANSWER_BYTES_MAX = 4 * MESSAGE_BYTES_MAX
 
 
-class Gate(grpc.aio.ServerInterceptor):
+class Interceptor(grpc.aio.ServerInterceptor):
     """The interceptor that every call goes through."""
 
-    def __init__(self, doorkeeper: Doorkeeper, calls_in_flight: int) -> None:
-        self._doorkeeper = doorkeeper
+    def __init__(self, authenticator: Authenticator, calls_in_flight: int) -> None:
+        """Admits at most `calls_in_flight` calls at the same time; streams are not counted."""
+        self._authenticator = authenticator
         self._calls_in_flight = calls_in_flight
         self._in_flight = 0
         self.idle = asyncio.Event()
@@ -52,40 +57,30 @@ class Gate(grpc.aio.ServerInterceptor):
         handler = self._handlers.get(method)
         if handler is None:
             inner = await continuation(handler_call_details)
-            if inner is None or method in access.PUBLIC:
+            _, service, name = method.rsplit("/", 2)
+            if inner is None or service == access.PUBLIC_SERVICE:
                 return inner
-            handler = self._handlers[method] = self._guarded(method, inner)
+            guarded = self._guarded if inner.unary_unary is not None else self._guarded_stream
+            handler = self._handlers[method] = guarded(name, inner)
         return handler
 
-    def _guarded(self, method: str, inner: Handler) -> Handler:
-        if inner.unary_unary is None:
-            return self._guarded_stream(method, inner)
+    def _guarded(self, name: str, inner: Handler) -> Handler:
         behaviour: Any = inner.unary_unary
-        name = method.rpartition("/")[2]
 
-        async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async def answer(request: Any, context: Context) -> Any:
             call = Call(name)
-            CALL.set(call)
             if self._in_flight >= self._calls_in_flight:
-                await _refuse(call, Overloaded(), context)
+                await _fail(call, Overloaded(), context)
             self._in_flight += 1
             self.idle.clear()
             try:
-                caller = self._admit(call, method, context)
-                if isinstance(request, InvalidRequest):
-                    raise request
-                access.CALLER.set(caller)
-                call.user = getattr(request, "user_id", "")
-                call.key = getattr(request, "idempotency_key", "")
+                self._admit(call, request, context)
                 response = await behaviour(request, context)
-            except CreditError as error:
-                await _refuse(call, error, context)
             except asyncio.CancelledError:
                 call.abandoned()
                 raise
-            except Exception:
-                _log.exception("call failed", method=name)
-                await _refuse(call, InternalError(), context)
+            except Exception as fault:
+                await _fail(call, fault, context)
             finally:
                 self._in_flight -= 1
                 if self._in_flight == 0:
@@ -99,28 +94,21 @@ class Gate(grpc.aio.ServerInterceptor):
             response_serializer=inner.response_serializer,
         )
 
-    def _guarded_stream(self, method: str, inner: Handler) -> Handler:
+    def _guarded_stream(self, name: str, inner: Handler) -> Handler:
         streams_in = inner.stream_stream is not None
         behaviour: Any = inner.stream_stream if streams_in else inner.unary_stream
-        name = method.rpartition("/")[2]
 
-        async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        async def answer(request: Any, context: Context) -> None:
             call = Call(name, streams=True)
             try:
-                access.CALLER.set(self._admit(call, method, context))
-                if isinstance(request, InvalidRequest):
-                    raise request
-                call.user = getattr(request, "user_id", "")
+                self._admit(call, request, context)
                 async for response in behaviour(request, context):
                     await context.write(response)
-            except CreditError as error:
-                await _refuse(call, error, context)
             except asyncio.CancelledError:
                 call.abandoned()
                 raise
-            except Exception:
-                _log.exception("call failed", method=name)
-                await _refuse(call, InternalError(), context)
+            except Exception as fault:
+                await _fail(call, fault, context)
             call.answered()
 
         if streams_in:
@@ -135,23 +123,32 @@ class Gate(grpc.aio.ServerInterceptor):
             response_serializer=inner.response_serializer,
         )
 
-    def _admit(
-        self, call: Call, method: str, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> access.Caller:
-        caller = self._doorkeeper.identify(
+    def _admit(self, call: Call, request: Any, context: Context) -> None:
+        """Finds out who calls, whether they may, and whether the request can be read at all."""
+        CALL.set(call)
+        caller = self._authenticator.identify(
             context.invocation_metadata() or (), context.auth_context
         )
         call.caller = caller.name
-        caller.require(method)
-        return caller
+        caller.require_call(call.method)
+        if isinstance(request, InvalidRequest):
+            raise request
+        access.CALLER.set(caller)
+        call.user = getattr(request, "user_id", "")
+        call.key = getattr(request, "idempotency_key", "")
 
 
-async def _refuse(
-    call: Call, error: CreditError, context: grpc.aio.ServicerContext[Any, Any]
-) -> None:
+async def _fail(call: Call, fault: Exception, context: Context) -> NoReturn:
+    """Ends a call with the status of its fault; what is no error of ours stays in the log."""
+    if isinstance(fault, CreditError):
+        error = fault
+    else:
+        _log.error("call failed", method=call.method, exc_info=fault)
+        error = InternalError()
     call.failed(error)
     answer = status.render(error)
     await context.abort(answer.code, answer.message, answer.trailing_metadata)
+    raise AssertionError  # `abort` always raises, which its type does not say
 
 
 def _tolerant(deserialize: Any, name: str) -> Callable[[bytes], Any]:
@@ -159,7 +156,7 @@ def _tolerant(deserialize: Any, name: str) -> Callable[[bytes], Any]:
 
     gRPC would answer an exception here with a code of its own and no details.
     """
-    longest = MESSAGE_BYTES_MAX if name == "BatchSpendCredits" else CALL_BYTES_MAX
+    longest = REQUEST_BYTES_MAX.get(name, CALL_BYTES_MAX)
 
     def read(data: bytes) -> Any:
         if len(data) > longest:

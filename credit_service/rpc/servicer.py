@@ -58,7 +58,7 @@ class CreditServicer(HoldCalls, BatchCalls):
         user_id = fields.user_id(request.user_id)
         size = fields.page_size(request.history_size, "history_size")
         if size > 0:
-            access.CALLER.get().require(access.HISTORY)
+            access.CALLER.get().require(access.Right.READ_HISTORY)
         if request.HasField("as_of"):
             time = validation.time(request.as_of, "as_of", round_up=False)
             account = await self._ledger.account_at(user_id, time)
@@ -74,7 +74,7 @@ class CreditServicer(HoldCalls, BatchCalls):
     ) -> pb.PurchaseCreditsResponse:
         """Adds credits that were paid for."""
         if not request.HasField("payment"):
-            access.CALLER.get().require(access.PURCHASE_WITHOUT_PAYMENT)
+            access.CALLER.get().require(access.Right.PURCHASE_WITHOUT_PAYMENT)
         command = Purchase(
             **requests.common(request),
             amount=fields.amount(request.amount),
@@ -109,7 +109,7 @@ class CreditServicer(HoldCalls, BatchCalls):
         if request.transaction_id:
             seq = requests.place(request.transaction_id, common["user_id"], "transaction_id")
         else:
-            access.CALLER.get().require(access.REFUND_WITHOUT_SPEND)
+            access.CALLER.get().require(access.Right.REFUND_WITHOUT_SPEND)
             if amount is None:
                 raise InvalidRequest("amount", "is missing: without a spend there is no `all`.")
         command = Refund(**common, spend_seq=seq, amount=amount)
@@ -323,7 +323,7 @@ class CreditServicer(HoldCalls, BatchCalls):
     ) -> pb.GetUsageReportResponse:
         """Adds up what was spent, given back and held."""
         if not request.user_id:
-            access.CALLER.get().require(access.REPORT_ON_ALL_USERS)
+            access.CALLER.get().require(access.Right.REPORT_ON_ALL_USERS)
         start, end = validation.period(
             request.start_time if request.HasField("start_time") else None,
             request.end_time if request.HasField("end_time") else None,

@@ -16,8 +16,8 @@ import grpc
 import uvloop
 
 from benchmark.calls import RIVAL
+from credit_service.rpc.grpc_server import server_options
 from credit_service.rpc.responses import timestamp
-from credit_service.server import server_options
 from credit_service.v1 import credit_service_pb2 as pb
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from kit.harness import running, server_settings
 from kit.stripe_fakes import KEY, SECRET, bridge_process, bridge_url, fake_stripe
 
 from credit_service.client import CreditClient
-from credit_service.rpc.access import Doorkeeper
+from credit_service.rpc.access import Authenticator
 from credit_service.rpc.tls import ServerCertificate
 from stripe_bridge import cli, inspection
 from stripe_bridge.catalog import Catalog, Policy
@@ -203,7 +203,7 @@ async def guarded(database, tmp_path):
     """A service that knows its callers by their tokens."""
     callers = tmp_path / "callers.toml"
     callers.write_text(EVERY_ROLE)
-    settings = server_settings(database.service_url, doorkeeper=Doorkeeper(callers))
+    settings = server_settings(database.service_url, authenticator=Authenticator(callers))
     async with running(settings) as service:
         yield service
 
@@ -313,7 +313,7 @@ async def test_the_bridge_is_let_in_by_its_certificate_or_its_token_over_tls(
     ):
         settings = server_settings(
             database.service_url,
-            doorkeeper=Doorkeeper(callers),
+            authenticator=Authenticator(callers),
             certificate=ServerCertificate(files["server"], files["key"], client_ca),
         )
         async with running(settings) as service:

@@ -20,7 +20,7 @@ from kit.stripe_fakes import SECRET, bridge_process, bridge_url, fake_stripe
 from prometheus_client import REGISTRY
 
 from credit_service import errors
-from credit_service.rpc.access import Doorkeeper
+from credit_service.rpc.access import Authenticator
 from stripe_bridge import answers
 from stripe_bridge.model import Unresolved
 from stripe_bridge.server import CreditService
@@ -139,7 +139,7 @@ async def test_a_bridge_that_is_not_let_in_answers_500_and_is_not_ready(
 ):
     callers = tmp_path / "callers.toml"
     callers.write_text(EVERY_ROLE)
-    settings = server_settings(database.service_url, doorkeeper=Doorkeeper(callers))
+    settings = server_settings(database.service_url, authenticator=Authenticator(callers))
     async with running(settings) as service:
         known = CreditService(target=service.target, token=token, credentials=None)
         async with running_bridge(bridge_settings("", credit_service=known)) as bridge:

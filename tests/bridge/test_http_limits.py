@@ -8,7 +8,7 @@ from kit.bridge_http import BODY, Raw, balance, head, locked, told
 from kit.bridges import NOWHERE, bridge_settings, event_of, paid_session, running_bridge, signature
 from kit.harness import eventually
 
-from stripe_bridge import server
+from credit_service.runtime import http
 from stripe_bridge.bodies import Limits
 
 alone = bridge_http.alone
@@ -68,7 +68,7 @@ async def test_a_sender_who_hangs_up_within_the_body_does_no_harm(alone):
 async def test_connections_that_send_no_whole_head_are_closed_and_others_are_served(
     monkeypatch,
 ):
-    monkeypatch.setattr(server, "_HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(http, "_HEAD_SECONDS", 0.5)
     async with running_bridge(bridge_settings(NOWHERE)) as bridge:
         answered = await Raw.to(bridge, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
         assert await answered.head() == 200
@@ -84,7 +84,7 @@ async def test_connections_that_send_no_whole_head_are_closed_and_others_are_ser
 async def test_a_request_in_hand_is_not_cut_as_a_connection_that_sends_no_head(
     service, monkeypatch, database, client
 ):
-    monkeypatch.setattr(server, "_HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(http, "_HEAD_SECONDS", 0.3)
     user_id = await database.user()
     body = json.dumps(event_of(paid_session(user_id))).encode()
     async with running_bridge(bridge_settings(service.target)) as bridge:

@@ -14,7 +14,8 @@ from kit.harness import eventually, running, server_settings
 from kit.programs import free_port
 from kit.stripe_fakes import KEY, bridge_process, bridge_url
 
-from stripe_bridge import server
+from credit_service.runtime import http
+from credit_service.runtime.start_errors import StartRefusedError
 from stripe_bridge.app import Probes, Webhooks, make_app
 from stripe_bridge.bodies import Limits
 from stripe_bridge.settle import Settler
@@ -149,14 +150,14 @@ async def test_a_port_that_somebody_has_is_refused_with_its_setting():
             ({"listen": taken}, "STRIPE_BRIDGE_LISTEN"),
             ({"metrics_port": bridge.port}, "STRIPE_BRIDGE_METRICS_PORT"),
         ):
-            with pytest.raises(server.StartRefusedError, match=f"{taken}: Address.*{setting}"):
+            with pytest.raises(StartRefusedError, match=f"{taken}: Address.*{setting}"):
                 async with running_bridge(bridge_settings(NOWHERE, **changes)):
                     pass
 
 
 def test_answers_are_sent_at_once_and_not_held_back_by_the_kernel():
     # asyncio turns Nagle's algorithm off only for sockets that name their protocol.
-    with server._bound("127.0.0.1:0") as listener:
+    with http.bound("127.0.0.1:0", setting="STRIPE_BRIDGE_LISTEN") as listener:
         assert listener.proto == socket.IPPROTO_TCP
 
 

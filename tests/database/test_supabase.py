@@ -22,7 +22,7 @@ from credit_service.database import migrations
 from credit_service.database.postgres import ROLE_PLANS_OFF, Address, missing_protection
 from credit_service.errors import UserDeleted, UserNotFound
 from credit_service.ledger.store import SQL
-from credit_service.server import StartRefusedError
+from credit_service.runtime.start_errors import StartRefusedError
 
 AUTH_ADMIN, OWNER = "supabase_auth_admin", "supabase_postgres"
 # These read what they add up, or, once a second, all open holds.

@@ -25,8 +25,9 @@ from credit_service import config, status
 from credit_service.cli import app
 from credit_service.errors import Refusal
 from credit_service.gateway import config as gateway_config
-from credit_service.ledger import metrics
-from credit_service.rpc import access
+from credit_service.ledger import metrics as ledger_metrics
+from credit_service.rpc import access, call_metrics
+from credit_service.runtime import metrics_port
 from credit_service.v1 import credit_service_pb2 as pb
 from stripe_bridge import config as bridge_config
 
@@ -91,16 +92,16 @@ def test_the_readme_gives_the_right_defaults():
 
 def test_the_table_of_rights_is_the_one_in_force():
     narrower = {
-        "GetTransactionHistory, history in GetUserCredit": access.HISTORY,
+        "GetTransactionHistory, history in GetUserCredit": access.Right.READ_HISTORY,
         "RefundCredits of a spend or capture": "RefundCredits",
-        "RefundCredits without a spend": access.REFUND_WITHOUT_SPEND,
+        "RefundCredits without a spend": access.Right.REFUND_WITHOUT_SPEND,
         "PurchaseCredits with a payment": "PurchaseCredits",
-        "PurchaseCredits without a payment": access.PURCHASE_WITHOUT_PAYMENT,
+        "PurchaseCredits without a payment": access.Right.PURCHASE_WITHOUT_PAYMENT,
         "GetUsageReport of one user": "GetUsageReport",
-        "GetUsageReport of all users": access.REPORT_ON_ALL_USERS,
+        "GetUsageReport of all users": access.Right.REPORT_ON_ALL_USERS,
         "reflection": "ServerReflectionInfo",
     }
-    rights = {right.rpartition("/")[2]: roles for right, roles in access.RIGHTS.items()}
+    rights: dict[object, frozenset[access.Role]] = {**access.CALLS, **access.RIGHTS}
     table = [
         [cell.strip() for cell in row.strip("|").split("|")]
         for row in section(DEPLOY, "Callers and their rights").splitlines()
@@ -114,17 +115,19 @@ def test_the_table_of_rights_is_the_one_in_force():
         assert may == rights[right], call
         named.add(right)
     assert named | {"GetTransactionHistory"} == set(rights)
-    assert rights["GetTransactionHistory"] == rights[access.HISTORY]
+    assert rights["GetTransactionHistory"] == rights[access.Right.READ_HISTORY]
 
 
 def test_every_metric_is_documented_and_every_documented_metric_exists():
     families = [
         family
-        for metric in vars(metrics).values()
+        for module in (ledger_metrics, call_metrics, metrics_port)
+        for metric in vars(module).values()
         if hasattr(metric, "describe") and not isinstance(metric, type)
         for family in metric.describe()
     ]
     made = {f"{f.name}_total" if f.type == "counter" else f.name for f in families}
+    made.add("credit_build_info")
     named = set(re.findall(r"`(credit_[a-z_]+)`", section(DEPLOY, "Health, metrics, logs")))
     assert named == made
 

@@ -12,7 +12,7 @@ from kit.harness import running, server_settings
 from kit.stripe_fakes import KEY, bridge_process, bridge_url, fake_stripe
 from prometheus_client import Counter, Gauge, Histogram
 
-from credit_service.rpc.access import Doorkeeper
+from credit_service.rpc.access import Authenticator
 from stripe_bridge import config, metrics
 from stripe_bridge.cli import app
 from stripe_bridge.settle import EVENT_TYPES
@@ -64,7 +64,7 @@ async def test_the_printed_commands_set_up_the_bridge_and_sell(database, tmp_pat
     made = shell.run(token).splitlines()
     bearer = next(line for line in made if re.fullmatch(r"[\w-]{43}", line))
     identities.write_text("\n".join(line for line in made if line != bearer))
-    settings = server_settings(database.service_url, doorkeeper=Doorkeeper(identities))
+    settings = server_settings(database.service_url, authenticator=Authenticator(identities))
     async with fake_stripe() as fake, running(settings) as service:
         await fake.price(lookup_key="credits_100", unit_amount=900, currency="eur")
         await fake.price(lookup_key="studio_monthly", unit_amount=1900, currency="eur")

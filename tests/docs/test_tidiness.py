@@ -12,7 +12,7 @@ from kit.harness import ROOT, server_settings
 from credit_service import errors, status
 from credit_service.client import CreditClient
 from credit_service.ledger import ledger, load, store, transactions, verify
-from credit_service.rpc import access
+from credit_service.rpc import access, interceptor
 from credit_service.rpc.servicer import CreditServicer
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
@@ -38,7 +38,7 @@ def concrete_errors() -> list[type[errors.CreditError]]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_call_has_rights_a_servicer_a_client_and_a_test(method):
-    assert f"/{SERVICE.full_name}/{method}" in access.RIGHTS
+    assert method in access.CALLS
     unanswered = getattr(pb_grpc.CreditServiceServicer, method)
     assert getattr(CreditServicer, method) is not unanswered
     name = snake_case(method)
@@ -50,9 +50,12 @@ def test_every_call_has_rights_a_servicer_a_client_and_a_test(method):
 
 
 def test_the_table_of_rights_names_only_calls_that_exist():
-    prefix = f"/{SERVICE.full_name}/"
-    named = {right.removeprefix(prefix) for right in access.RIGHTS if right.startswith(prefix)}
-    assert named == set(METHODS)
+    assert set(access.CALLS) - {"ServerReflectionInfo"} == set(METHODS)
+    assert set(access.RIGHTS) == set(access.Right)
+
+
+def test_the_table_of_long_requests_names_only_calls_that_exist():
+    assert set(interceptor.REQUEST_BYTES_MAX) <= set(METHODS)
 
 
 def test_every_error_has_a_status_and_every_reason_is_unique():

@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from kit.harness import refused, running, server_settings
 
-from credit_service.rpc.access import Doorkeeper
+from credit_service.rpc.access import Authenticator
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
 ROLES = ("worker", "gateway", "web", "bridge", "operator", "auditor")
@@ -77,6 +77,6 @@ class Door:
 @asynccontextmanager
 async def opened(database, file, text):
     file.write_text(text)
-    settings = server_settings(database.service_url, doorkeeper=Doorkeeper(file))
+    settings = server_settings(database.service_url, authenticator=Authenticator(file))
     async with running(settings) as service, grpc.aio.insecure_channel(service.target) as channel:
         yield Door(channel, file)

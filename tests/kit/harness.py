@@ -16,7 +16,7 @@ from google.rpc import error_details_pb2, status_pb2
 from credit_service import server
 from credit_service.client import CreditClient
 from credit_service.database.postgres import Address
-from credit_service.rpc.access import Doorkeeper
+from credit_service.rpc.access import Authenticator
 from credit_service.rules.batch_state import Terms
 from credit_service.rules.pricing import Price, PriceList
 from credit_service.v1 import credit_service_pb2 as pb
@@ -249,7 +249,7 @@ def server_settings(service_url: str, **changes: object) -> server.Settings:
             address=Address(service_url),
             terms=TERMS,
             adds_users=False,
-            doorkeeper=Doorkeeper(None),
+            authenticator=Authenticator(None),
             certificate=None,
             lanes=4,
             lane_queue=1000,

@@ -17,7 +17,7 @@ from credit_service.errors import InvalidRequest, Overloaded, UserNotFound
 from credit_service.ledger import watch
 from credit_service.ledger.ledger import Ledger
 from credit_service.ledger.watch import Watchers, is_newer
-from credit_service.rpc.access import Doorkeeper
+from credit_service.rpc.access import Authenticator
 from credit_service.rules.model import Account
 from credit_service.v1 import credit_service_pb2 as pb
 
@@ -239,10 +239,10 @@ async def test_unknown_users_and_bad_requests_are_refused(database, client):
 @pytest.mark.parametrize("role", ["worker", "gateway", "bridge", "operator", "auditor"])
 async def test_gateways_operators_and_auditors_may_watch(database, tmp_path, role):
     (tmp_path / "identities.toml").write_text(EVERY_ROLE)
-    doorkeeper = Doorkeeper(tmp_path / "identities.toml")
+    authenticator = Authenticator(tmp_path / "identities.toml")
     request = pb.WatchUserCreditRequest(user_id=str(await database.user(10)))
     async with (
-        running(server_settings(database.service_url, doorkeeper=doorkeeper)) as service,
+        running(server_settings(database.service_url, authenticator=authenticator)) as service,
         connected(service.target) as stub,
     ):
         stream = stub.WatchUserCredit(request, metadata=bearer(role), timeout=10)

@@ -11,7 +11,7 @@ from kit.harness import payment, running, server_settings
 from credit_service.errors import PermissionDenied
 from credit_service.rpc import access
 from credit_service.rpc.access import Caller
-from credit_service.server import StartRefusedError
+from credit_service.runtime.start_errors import StartRefusedError
 from credit_service.v1 import credit_service_pb2 as pb
 
 # The table of the contract, written out a second time.
@@ -255,17 +255,17 @@ async def test_an_unknown_method_is_unimplemented_with_and_without_credentials(d
 
 @pytest.mark.parametrize("missing", MAY_CALL)
 async def test_a_call_without_a_row_in_the_table_stops_the_start(missing, database, monkeypatch):
-    left = {right: who for right, who in access.RIGHTS.items() if not right.endswith("/" + missing)}
-    monkeypatch.setattr(access, "RIGHTS", left)
+    left = {call: who for call, who in access.CALLS.items() if call != missing}
+    monkeypatch.setattr(access, "CALLS", left)
     with pytest.raises(StartRefusedError, match=f"{missing} has no row"):
         async with running(server_settings(database.service_url)):
             pass
 
 
-def test_a_right_that_nobody_wrote_down_is_denied_to_everybody():
-    for role in ROLES:
+def test_a_call_without_a_row_is_denied_to_every_role():
+    for role in access.Role:
         with pytest.raises(PermissionDenied):
-            Caller("a", role).require("/credit_service.v1.CreditService/NewCall")
+            Caller("a", role).require_call("NewCall")
 
 
 async def test_every_entry_keeps_the_name_of_its_caller(door, database):

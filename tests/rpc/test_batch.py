@@ -11,7 +11,7 @@ from kit.storm import connected
 
 from credit_service.client import CreditClient, item_error
 from credit_service.errors import InsufficientCredits, InvalidRequest, PriceChanged, UserNotFound
-from credit_service.rpc.access import Doorkeeper
+from credit_service.rpc.access import Authenticator
 from credit_service.v1 import credit_service_pb2 as pb
 
 
@@ -205,11 +205,11 @@ async def test_another_call_of_more_than_64_kib_stays_refused(database, service)
 )
 async def test_workers_and_operators_may_send_batches(database, tmp_path, role, code):
     (tmp_path / "identities.toml").write_text(EVERY_ROLE)
-    doorkeeper = Doorkeeper(tmp_path / "identities.toml")
+    authenticator = Authenticator(tmp_path / "identities.toml")
     user_id = await database.user(10)
     request = pb.BatchSpendCreditsRequest(items=[item(user_id)], mode=INDEPENDENT)
     async with (
-        running(server_settings(database.service_url, doorkeeper=doorkeeper)) as service,
+        running(server_settings(database.service_url, authenticator=authenticator)) as service,
         connected(service.target) as stub,
     ):
         call = stub.BatchSpendCredits(request, metadata=bearer(role), timeout=10)

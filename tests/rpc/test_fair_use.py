@@ -21,7 +21,7 @@ from credit_service.errors import (
     SpendLimitExceeded,
     UserNotFound,
 )
-from credit_service.rpc.access import Doorkeeper
+from credit_service.rpc.access import Authenticator
 from credit_service.rules.batch_state import BatchState
 from credit_service.rules.decide import decide
 from credit_service.rules.model import Account
@@ -178,9 +178,9 @@ async def test_what_is_unset_stays_and_zero_removes_a_limit(database, client):
 
 async def test_every_change_is_recorded_with_caller_and_time_and_stays(database, tmp_path):
     (tmp_path / "identities.toml").write_text(EVERY_ROLE)
-    doorkeeper = Doorkeeper(tmp_path / "identities.toml")
+    authenticator = Authenticator(tmp_path / "identities.toml")
     user_id = await database.user()
-    settings = server_settings(database.service_url, doorkeeper=doorkeeper)
+    settings = server_settings(database.service_url, authenticator=authenticator)
     async with running(settings) as service:
         client = await service.client(token="token of operator")
         (before,) = (await database.fetch("SELECT clock_timestamp()"))[0]
@@ -273,11 +273,11 @@ async def test_grants_give_credits_with_a_reason(database, client):
 @pytest.mark.parametrize("role", ["worker", "gateway", "bridge", "operator", "auditor"])
 async def test_only_operators_grant_and_set_policies(database, tmp_path, role):
     (tmp_path / "identities.toml").write_text(EVERY_ROLE)
-    doorkeeper = Doorkeeper(tmp_path / "identities.toml")
+    authenticator = Authenticator(tmp_path / "identities.toml")
     user_id = str(await database.user(10))
     expected = grpc.StatusCode.OK if role == "operator" else grpc.StatusCode.PERMISSION_DENIED
     async with (
-        running(server_settings(database.service_url, doorkeeper=doorkeeper)) as service,
+        running(server_settings(database.service_url, authenticator=authenticator)) as service,
         connected(service.target) as stub,
     ):
         grant = pb.GrantCreditsRequest(

@@ -14,7 +14,7 @@ import pytest
 from google.rpc import error_details_pb2
 from kit.harness import running, server_settings
 
-from credit_service.rpc.access import Doorkeeper
+from credit_service.rpc.access import Authenticator
 
 SERVICE = "credit_service.v1.CreditService"
 METHODS = (
@@ -111,7 +111,7 @@ async def guarded(database, tmp_path):
             for role in ("operator", "worker")
         )
     )
-    settings = server_settings(database.service_url, doorkeeper=Doorkeeper(file))
+    settings = server_settings(database.service_url, authenticator=Authenticator(file))
     async with running(settings) as service:
         yield service
 

@@ -25,7 +25,7 @@ from credit_service.errors import (
     TooManyHolds,
     UserNotFound,
 )
-from credit_service.rpc.access import Doorkeeper
+from credit_service.rpc.access import Authenticator
 from credit_service.rules.batch_state import Terms
 from credit_service.v1 import credit_service_pb2 as pb
 
@@ -393,7 +393,7 @@ async def test_each_role_makes_its_calls_for_holds_and_no_other(database, tmp_pa
         "CaptureHold": pb.CaptureHoldRequest(**user, hold_id=one, idempotency_key="2"),
         "ReleaseHold": pb.ReleaseHoldRequest(**user, hold_id=two, idempotency_key="3"),
     }
-    settings = server_settings(database.service_url, doorkeeper=Doorkeeper(file))
+    settings = server_settings(database.service_url, authenticator=Authenticator(file))
     async with running(settings) as guarded:
         client = await guarded.client(token="secret")
         before = await database.book()

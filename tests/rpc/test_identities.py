@@ -10,7 +10,7 @@ import structlog
 from kit.callers import EVERY_ROLE, identity, opened
 from kit.harness import eventually
 
-from credit_service.rpc.access import Doorkeeper, Identities, IdentitiesError
+from credit_service.rpc.access import Authenticator, Identities, IdentitiesError
 from credit_service.v1 import credit_service_pb2 as pb
 
 
@@ -97,13 +97,13 @@ async def test_a_file_that_cannot_be_used_leaves_the_callers_as_they_were(databa
 def test_a_file_that_stays_unusable_is_told_once(tmp_path):
     file = tmp_path / "identities.toml"
     file.write_text(EVERY_ROLE)
-    doorkeeper = Doorkeeper(file)
+    authenticator = Authenticator(file)
     with structlog.testing.capture_logs() as log:
         for content in ("garbage", "garbage", EVERY_ROLE, EVERY_ROLE, "garbage"):
             if file.read_text() != content:
                 file.write_text(content)
-            doorkeeper.reload()
-            doorkeeper.reload()
+            authenticator.reload()
+            authenticator.reload()
     told = ["new identities are unusable, keeping the old ones", "identities reloaded"]
     assert [line["event"] for line in log] == [*told, told[0]]
 
@@ -163,4 +163,4 @@ def test_a_caller_may_have_a_token_and_a_certificate():
 def test_a_file_that_cannot_be_read_is_named(make, tmp_path):
     make(tmp_path / "identities.toml")
     with pytest.raises(IdentitiesError, match=r"identities\.toml"):
-        Doorkeeper(tmp_path / "identities.toml")
+        Authenticator(tmp_path / "identities.toml")

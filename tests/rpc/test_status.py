@@ -13,7 +13,7 @@ from kit.harness import Refused, eventually, payment, refused, running, server_s
 
 from credit_service import errors, status
 from credit_service.errors import PermissionDenied, Unauthenticated
-from credit_service.rpc.access import Doorkeeper
+from credit_service.rpc.access import Authenticator
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
@@ -239,7 +239,7 @@ async def guarded(database, tmp_path):
     )
     file = tmp_path / "identities.toml"
     file.write_text(identities)
-    settings = server_settings(database.service_url, doorkeeper=Doorkeeper(file))
+    settings = server_settings(database.service_url, authenticator=Authenticator(file))
     async with running(settings) as service:
         yield service
 

@@ -19,7 +19,7 @@ from kit.harness import eventually, payment, refused, running, server_settings
 from kit.programs import free_port
 
 from credit_service.client import CreditClient
-from credit_service.rpc.access import Doorkeeper
+from credit_service.rpc.access import Authenticator
 from credit_service.rpc.tls import CertificateError, ServerCertificate
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
@@ -135,7 +135,7 @@ async def secure_service(database, files, *, mutual, **changes):
     settings = server_settings(
         database.service_url,
         certificate=certificate,
-        doorkeeper=Doorkeeper(files.identities),
+        authenticator=Authenticator(files.identities),
         **changes,
     )
     async with running(settings) as service:

@@ -17,7 +17,7 @@ from kit.storm import connected
 
 from credit_service.errors import InvalidRequest, UserNotFound
 from credit_service.ledger import store
-from credit_service.rpc.access import Doorkeeper
+from credit_service.rpc.access import Authenticator
 from credit_service.v1 import credit_service_pb2 as pb
 
 FIRST = datetime(2026, 3, 1, tzinfo=UTC)
@@ -357,13 +357,13 @@ async def test_the_report_reads_within_its_own_time_limit(database, proxy):
 @pytest.mark.parametrize("role", ["worker", "gateway", "bridge", "operator", "auditor"])
 async def test_operators_and_auditors_may_report(database, tmp_path, role):
     (tmp_path / "identities.toml").write_text(EVERY_ROLE)
-    doorkeeper = Doorkeeper(tmp_path / "identities.toml")
+    authenticator = Authenticator(tmp_path / "identities.toml")
     request = pb.GetUsageReportRequest()
     request.start_time.FromDatetime(FIRST)
     request.end_time.FromDatetime(FIRST + timedelta(days=1))
     may = role in ("operator", "auditor")
     async with (
-        running(server_settings(database.service_url, doorkeeper=doorkeeper)) as service,
+        running(server_settings(database.service_url, authenticator=authenticator)) as service,
         connected(service.target) as stub,
     ):
         code = await stub.GetUsageReport(request, metadata=bearer(role), timeout=10).code()

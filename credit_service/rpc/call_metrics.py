@@ -1,0 +1,82 @@
+"""What is measured about calls, in Prometheus' form. Times are in seconds."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter as Counted
+from collections import defaultdict
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from prometheus_client import REGISTRY, Counter
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from credit_service.runtime.metrics_port import LATENCY_BUCKETS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.metrics_core import Metric
+
+
+class Calls(Collector):
+    """Counts calls and how long they took.
+
+    It is counted from one thread and collected from another. The counters of prometheus_client,
+    which any thread may change, take five times as long.
+    """
+
+    def __init__(self) -> None:
+        """Begins at zero."""
+        self._answered: Counted[tuple[str, str, str]] = Counted()
+        self._slower: dict[str, list[int]] = {}
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    def count(self, method: str, code: str, reason: str, seconds: float | None) -> None:
+        """Counts a call.
+
+        Args:
+            method: its name.
+            code: the name of its gRPC status.
+            reason: why it was refused; empty: it was not.
+            seconds: how long it took; None for a stream, whose length tells nothing.
+        """
+        self._answered[method, code, reason] += 1
+        if seconds is not None:
+            buckets = self._slower.get(method)
+            if buckets is None:
+                buckets = self._slower[method] = [0] * (len(LATENCY_BUCKETS) + 1)
+            buckets[bisect_left(LATENCY_BUCKETS, seconds)] += 1
+            self._seconds[method] += seconds
+
+    def describe(self) -> Iterator[Metric]:
+        """Yields what a scrape would; the registry takes the names from it."""
+        return self.collect()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields the two metrics for a scrape."""
+        answered = CounterMetricFamily(
+            "credit_calls",
+            "Calls answered, by method, status code and reason.",
+            labels=("method", "code", "reason"),
+        )
+        for labels, number in list(self._answered.items()):
+            answered.add_metric(labels, number)
+        yield answered
+        took = HistogramMetricFamily(
+            "credit_call_seconds",
+            "Time to answer a call; streams are left out.",
+            labels=("method",),
+        )
+        for method, buckets in list(self._slower.items()):
+            heaps = accumulate(buckets)
+            bounds = (*(str(float(bound)) for bound in LATENCY_BUCKETS), "+Inf")
+            took.add_metric((method,), list(zip(bounds, heaps, strict=True)), self._seconds[method])
+        yield took
+
+
+CALLS = Calls()
+REGISTRY.register(CALLS)
+REPLAYS = Counter("credit_replays", "Writes answered with an earlier entry.", ("method",))
+REFUSALS = Counter("credit_refusals", "Calls refused for good, by reason.", ("method", "reason"))

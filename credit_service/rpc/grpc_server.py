@@ -1,0 +1,137 @@
+"""The gRPC server: its options, services and ports, the listener of health checks, the stop."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from credit_service.rpc.interceptor import ANSWER_BYTES_MAX, MESSAGE_BYTES_MAX
+from credit_service.runtime.start_errors import StartRefusedError
+from credit_service.v1 import credit_service_pb2 as pb
+from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from grpc_health.v1.health import aio as health_aio
+
+    from credit_service.rpc.interceptor import Interceptor
+    from credit_service.rpc.servicer import CreditServicer
+    from credit_service.rpc.tls import ServerCertificate
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CreditService"].full_name
+
+_LAST_REPLIES_SECONDS = 0.5
+
+
+def server_options(*, share_port: bool, connection_age_seconds: float) -> list[tuple[str, int]]:
+    """Gives the gRPC options of the service's server.
+
+    Args:
+        share_port: lets several processes listen on the port.
+        connection_age_seconds: after how long a client is asked to connect anew.
+
+    Returns:
+        Names and values as `grpc.aio.server` takes them.
+    """
+    return [
+        ("grpc.so_reuseport", int(share_port)),
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.max_send_message_length", ANSWER_BYTES_MAX),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.max_connection_age_ms", int(connection_age_seconds * 1000)),
+        ("grpc.max_connection_age_grace_ms", 30_000),
+    ]
+
+
+def make_server(
+    servicer: CreditServicer,
+    health: health_aio.HealthServicer,
+    interceptor: Interceptor,
+    options: list[tuple[str, int]],
+) -> grpc.aio.Server:
+    """Puts the services together: credits, health, reflection.
+
+    Args:
+        servicer: answers the calls of the contract.
+        health: answers health checks.
+        interceptor: what every call passes.
+        options: as `server_options` gives them.
+    """
+    server = grpc.aio.server(interceptors=(interceptor,), options=options)
+    pb_grpc.add_CreditServiceServicer_to_server(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    reflection.enable_server_reflection(
+        (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name), server
+    )
+    return server
+
+
+def bind(
+    server: grpc.aio.Server, listen: str, certificate: ServerCertificate | None, *, setting: str
+) -> int:
+    """Gives the server a port.
+
+    Args:
+        server: not yet started.
+        listen: host:port; port 0 takes any free one.
+        certificate: the server's certificate; None: no TLS.
+        setting: the name of the port's setting, for the refusal.
+
+    Returns:
+        The port.
+
+    Raises:
+        StartRefusedError: the port is taken, or the address is not one of this machine's.
+    """
+    try:
+        if certificate is None:
+            return server.add_insecure_port(listen)
+        return server.add_secure_port(listen, certificate.credentials())
+    except RuntimeError as error:
+        raise StartRefusedError(
+            f"cannot listen on {listen}: the port is taken or the address is not of this machine;"
+            f" choose another with {setting} or end the program that has it"
+        ) from error
+
+
+@asynccontextmanager
+async def health_listener(
+    listen: str, health: health_aio.HealthServicer, *, share_port: bool
+) -> AsyncIterator[None]:
+    """Answers health checks, and nothing else, on a port of their own for the length of the block.
+
+    Args:
+        listen: host:port.
+        health: answers them.
+        share_port: lets several processes listen on the port.
+
+    Raises:
+        StartRefusedError: the port is taken.
+    """
+    server = grpc.aio.server(options=(("grpc.so_reuseport", int(share_port)),))
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    bind(server, listen, None, setting="CREDIT_HEALTH_LISTEN")
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(None)
+
+
+async def drain(server: grpc.aio.Server, interceptor: Interceptor, seconds: float) -> None:
+    """Refuses new calls, lets those in flight end, and then cuts streams, which never would."""
+    stopping = asyncio.create_task(server.stop(seconds))
+    answered = asyncio.create_task(interceptor.idle.wait())
+    await asyncio.wait({stopping, answered}, return_when=asyncio.FIRST_COMPLETED)
+    answered.cancel()
+    await server.stop(_LAST_REPLIES_SECONDS)
+    await stopping
