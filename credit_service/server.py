@@ -144,7 +144,7 @@ async def serve(
         metrics_port.serve_metrics(
             settings.metrics_host, settings.metrics_port, setting="CREDIT_METRICS_PORT"
         )
-        build_info.expose("credit")
+        build_info.expose("credit_build_info")
         await server.start()
         stack.push_async_callback(grpc_server.drain, server, interceptor, settings.drain_seconds)
         if settings.health_listen is not None:

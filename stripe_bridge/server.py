@@ -109,7 +109,7 @@ async def serve(
         serve_metrics(
             settings.metrics_host, settings.metrics_port, setting="STRIPE_BRIDGE_METRICS_PORT"
         )
-        build_info.expose("stripe_bridge")
+        build_info.expose("stripe_bridge_build_info")
         client = await stack.enter_async_context(
             stripe_client(settings.stripe_key, address=settings.stripe_address)
         )

@@ -94,7 +94,7 @@ async def serve(
         serve_metrics(
             settings.metrics_host, settings.metrics_port, setting="CREDIT_GATEWAY_METRICS_PORT"
         )
-        build_info.expose("credit_gateway")
+        build_info.expose("credit_gateway_build_info")
         client = await stack.enter_async_context(settings.credit_service.client())
         gateway = await stack.enter_async_context(
             Gateway(

@@ -11,13 +11,13 @@ VERSION = version("credit-service")
 _exposed: set[str] = set()
 
 
-def expose(prefix: str) -> None:
-    """Adds the metric `<prefix>_build_info` with the version as its label, once.
+def expose(name: str) -> None:
+    """Adds a metric with the version as its label, once.
 
     Args:
-        prefix: of the program's metrics, such as `credit`.
+        name: of the metric; it ends in `_build_info`.
     """
-    if prefix in _exposed:
-        return
-    _exposed.add(prefix)
-    Info(f"{prefix}_build", "The version of this program.").info({"version": VERSION})
+    if name not in _exposed:
+        _exposed.add(name)
+        what = Info(name.removesuffix("_info"), "The version of this program, as a label.")
+        what.info({"version": VERSION})

@@ -106,11 +106,11 @@ def comment_of(method: str) -> str:
 def test_the_contract_names_the_roles_that_may_make_a_call(method):
     comment = comment_of(method)
     if "Every role may call it" in comment:
-        named = access.ROLES
+        named = set(access.Role)
     else:
-        (listed,) = re.findall(rf"\bFor (?=(?:{'|'.join(access.ROLES)})\b)([^.;]*)", comment)
-        named = set(re.findall(r"\w+", listed)) & access.ROLES
-    assert named == access.RIGHTS[f"/{SERVICE.full_name}/{method}"]
+        (listed,) = re.findall(rf"\bFor (?=(?:{'|'.join(access.Role)})\b)([^.;]*)", comment)
+        named = set(re.findall(r"\w+", listed)) & set(access.Role)
+    assert named == access.CALLS[method]
 
 
 @pytest.mark.parametrize("method", METHODS)
