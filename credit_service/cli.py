@@ -32,7 +32,7 @@ from credit_service.rpc import access
 from credit_service.rpc.access import Authenticator, IdentitiesError, Role
 from credit_service.rpc.call_log import without_values
 from credit_service.rpc.tls import CertificateError, ServerCertificate
-from credit_service.rules.batch_state import Terms
+from credit_service.rules.terms import Terms
 from credit_service.runtime import logs
 from credit_service.runtime.build_info import VERSION
 from credit_service.runtime.environment import PORT_MAX, ConfigurationError, described

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from credit_service.database.postgres import Address
     from credit_service.rpc.access import Authenticator
     from credit_service.rpc.tls import ServerCertificate
-    from credit_service.rules.batch_state import Terms
+    from credit_service.rules.terms import Terms
 
 _log = structlog.get_logger()
 

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from credit_service.database.postgres import Address
-    from credit_service.rules.batch_state import Terms
     from credit_service.rules.commands import Command
     from credit_service.rules.model import Entry, Outcome
+    from credit_service.rules.terms import Terms
 
 _log = structlog.get_logger()
 

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
     from credit_service.ledger.lanes import Lanes
-    from credit_service.rules.batch_state import Terms
     from credit_service.rules.commands import Command
     from credit_service.rules.model import Entry, EntryType, Hold, HoldState, Outcome, Usage
+    from credit_service.rules.terms import Terms
 
 # How many entries a filtered page of history looks at before it comes back short.
 SCAN_LIMIT = 10_000
@@ -259,6 +259,8 @@ class Ledger:
         Raises:
             LedgerUnavailable: the database is away.
         """
+        if not seen:
+            return []
         asked = [
             (user_id, -1, 0) if account is None else (user_id, account.seq, account.policy_changes)
             for user_id, account in seen.items()

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     import asyncpg
 
+    from credit_service.rules.batch_state import UserState
+    from credit_service.rules.model import Hold
+
 # Where the service adds users by itself, these calls may be a user's first.
 _OPENING = (Purchase, Grant, SetPolicy)
 
@@ -36,7 +39,7 @@ _SETTLING = (Capture, Release, Extend)
 
 async def load(
     connection: asyncpg.Connection, commands: list[Command], *, adds_users: bool
-) -> tuple[dict[UUID, Account], BatchState]:
+) -> BatchState:
     """Locks the accounts of a batch and loads what its commands refer to.
 
     Args:
@@ -45,7 +48,7 @@ async def load(
         adds_users: whether a user may be opened who is not in the user table.
 
     Returns:
-        The accounts as locked, and the state of the batch, in which due holds are ended.
+        The state of the batch, in which due holds are ended.
 
     Raises:
         StaleAccountError: an account was opened meanwhile; the batch must start over.
@@ -58,28 +61,24 @@ async def load(
         [command.user_id for command in keyed],
         [command.idempotency_key for command in keyed],
     )
-    state = BatchState(now, dict(locked))
-    for entry in entries:
-        assert entry.idempotency_key is not None  # noqa: S101  # it was found by it
-        state.by_key[entry.user_id, entry.idempotency_key] = entry
+    state = BatchState.of(now, *locked.values())
     without_account = user_ids - locked.keys()
     if without_account:
         known = await store.find_users(connection, without_account)
         if adds_users:
             known |= {c.user_id for c in commands if isinstance(c, _OPENING)} & without_account
-        state.accounts.update((user_id, Account(user_id)) for user_id in known)
+        for user_id in known:
+            state.add(Account(user_id))
+    for entry in entries:
+        assert entry.idempotency_key is not None  # noqa: S101  # it was found by it
+        _locked(state, entry.user_id).by_key[entry.idempotency_key] = entry
     await _load_spends(connection, state, commands)
     await _load_purchases(connection, state, commands)
     await _load_reversals(connection, state, commands)
     await _load_holds(connection, state, commands)
-    loaded = [*entries, *(spent.entry for spent in state.spends.values())]
-    loaded += [bought.entry for bought in state.purchases.values() if bought.entry]
-    if any(entry.user_id in without_account for entry in loaded):
-        # There was no row to lock and now there is one, so the zero above is out of date.
-        raise store.StaleAccountError("an account was opened after the lock")
     for user_id in locked:
-        holds.expire_due(state, user_id)
-    return locked, state
+        holds.expire_due(state.users[user_id])
+    return state
 
 
 def _each(commands: Iterable[Command]) -> Iterator[Command]:
@@ -88,6 +87,15 @@ def _each(commands: Iterable[Command]) -> Iterator[Command]:
             yield from command.spends
         else:
             yield command
+
+
+def _locked(state: BatchState, user_id: UUID) -> UserState:
+    """The part of a user of whom something was found, which only a user with an account has."""
+    user = state.users.get(user_id)
+    if user is None or user.is_new:
+        # There was no row to lock and now there is one, so the account is not as it was loaded.
+        raise store.StaleAccountError("an account was opened after the lock")
+    return user
 
 
 async def _load_spends(
@@ -101,8 +109,8 @@ async def _load_spends(
     if not spend_ids:
         return
     refunded = await store.load_refunds(connection, spend_ids)
-    for spend_id, entry in (await store.load_entries(connection, spend_ids)).items():
-        state.spends[spend_id] = Spent(entry, refunded.get(spend_id, 0))
+    for (user_id, seq), entry in (await store.load_entries(connection, spend_ids)).items():
+        _locked(state, user_id).spends[seq] = Spent(entry, refunded.get((user_id, seq), 0))
 
 
 async def _load_purchases(
@@ -119,11 +127,14 @@ async def _load_purchases(
         return
     entry_ids = {(bought.user_id, bought.seq) for bought in purchases.values()}
     entries = await store.load_entries(connection, entry_ids)
+    asked = {command.user_id for command in commands}
     for ref, bought in purchases.items():
         entry = entries.get((bought.user_id, bought.seq))
         # A user who was deleted and created again has other entries with the same seqs.
         if entry is not None and (entry.payment is None or entry.payment.ref != ref):
             entry = None
+        if entry is not None and entry.user_id in asked:
+            _locked(state, entry.user_id)
         state.purchases[ref] = bought._replace(entry=entry)
 
 
@@ -163,23 +174,30 @@ async def _load_holds(
     }
     hold_ids |= {
         (entry.user_id, entry.hold_seq)
-        for entry in state.by_key.values()
+        for user in state.users.values()
+        for entry in user.by_key.values()
         if entry.hold_seq is not None
     }
     if hold_ids:
-        state.holds.update(await store.load_holds(connection, hold_ids))
-        ended = {
+        found = await store.load_holds(connection, hold_ids)
+        settled = {
             (hold.user_id, hold.settled_seq): hold.seq
-            for hold in state.holds.values()
+            for hold in found.values()
             if hold.settled_seq is not None
         }
-        if ended:
-            for (user_id, seq), entry in (await store.load_entries(connection, ended)).items():
-                state.ended[user_id, ended[user_id, seq]] = entry
+        _put_holds(state, found.values())
+        if settled:
+            for (user_id, seq), entry in (await store.load_entries(connection, settled)).items():
+                _locked(state, user_id).ended[settled[user_id, seq]] = entry
     due = [
-        account.user_id
-        for account in state.accounts.values()
-        if account.next_hold_expiry is not None and account.next_hold_expiry <= state.now
+        user_id
+        for user_id, user in state.users.items()
+        if (expiry := user.account.next_hold_expiry) is not None and expiry <= state.now
     ]
     if due:
-        state.holds.update(await store.load_open_holds(connection, due))
+        _put_holds(state, (await store.load_open_holds(connection, due)).values())
+
+
+def _put_holds(state: BatchState, found: Iterable[Hold]) -> None:
+    for hold in found:
+        _locked(state, hold.user_id).holds[hold.seq] = hold

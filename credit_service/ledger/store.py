@@ -12,9 +12,12 @@ from credit_service.rules.model import (
     Entry,
     Hold,
     Payment,
+    Policy,
     PolicyChange,
     Purchased,
     Reversal,
+    SpendCounters,
+    SpendLimits,
     Usage,
 )
 
@@ -36,15 +39,13 @@ SQL = {
     if file.name.endswith(".sql")
 }
 
-# The columns of an entry stand in one order everywhere: here, in the statements and in Entry.
-_ENTRY_COLUMNS = 26
-_ACCOUNT_COLUMNS = 17
-_HOLD_COLUMNS = 14
-_POLICY_COLUMNS = 9
-_REVERSAL_COLUMNS = 11
-_METADATA = 18
-_PAYMENT = 22
-_NO_PAYMENT = (None, None, None)
+# The columns of a table have one order everywhere: in its value's fields, here, and in the
+# statements.
+_METADATA = Entry._fields.index("metadata")
+_PAYMENT = Entry._fields.index("payment")
+_POLICY = Account._fields.index("policy")
+_COUNTERS = _POLICY + 2 + len(SpendLimits._fields)
+_NO_PAYMENT = (None,) * len(Payment._fields)
 
 
 class StaleAccountError(Exception):
@@ -54,7 +55,7 @@ class StaleAccountError(Exception):
 async def lock_accounts(connection: _Connection, user_ids: Collection[UUID]) -> dict[UUID, Account]:
     """Locks the rows of those users who have an account, until the transaction ends."""
     rows = await connection.fetch(SQL["lock_accounts"], user_ids)
-    return {row[0]: Account(*row) for row in rows}
+    return {row[0]: _account(row) for row in rows}
 
 
 async def find_locked(connection: _Connection, user_ids: Collection[UUID]) -> set[UUID]:
@@ -84,7 +85,7 @@ async def load_entries(
     connection: _Connection, entry_ids: Collection[EntryId]
 ) -> dict[EntryId, Entry]:
     """Reads the entries with these ids."""
-    user_ids, seqs = _columns(entry_ids, 2)
+    user_ids, seqs = _columns(entry_ids)
     rows = await connection.fetch(SQL["load_entries"], user_ids, seqs)
     return {(row[0], row[1]): _entry(row) for row in rows}
 
@@ -93,7 +94,7 @@ async def load_refunds(
     connection: _Connection, spend_ids: Collection[EntryId]
 ) -> dict[EntryId, int]:
     """Reads how many credits were given back of these spends."""
-    user_ids, seqs = _columns(spend_ids, 2)
+    user_ids, seqs = _columns(spend_ids)
     rows = await connection.fetch(SQL["load_refunds"], user_ids, seqs)
     return {(row[0], row[1]): row[2] for row in rows}
 
@@ -112,7 +113,7 @@ async def insert_entries(connection: _Connection, entries: Sequence[Entry]) -> N
     Raises:
         StaleAccountError: the database took another number of rows.
     """
-    columns = _columns((_row(entry) for entry in entries), _ENTRY_COLUMNS)
+    columns = _columns(_entry_row(entry) for entry in entries)
     _expect(await connection.execute(SQL["insert_entries"], *columns), len(entries))
 
 
@@ -122,7 +123,7 @@ async def insert_accounts(connection: _Connection, accounts: Sequence[Account]) 
     Raises:
         asyncpg.UniqueViolationError: another transaction has opened one of them.
     """
-    columns = _columns(accounts, _ACCOUNT_COLUMNS)
+    columns = _columns(_account_row(account) for account in accounts)
     _expect(await connection.execute(SQL["insert_accounts"], *columns), len(accounts))
 
 
@@ -132,8 +133,7 @@ async def update_accounts(connection: _Connection, changes: Sequence[tuple[Accou
     Raises:
         StaleAccountError: one of them is no longer at that seq.
     """
-    rows = ((*account, old_seq) for account, old_seq in changes)
-    columns = _columns(rows, _ACCOUNT_COLUMNS + 1)
+    columns = _columns((*_account_row(account), old_seq) for account, old_seq in changes)
     _expect(await connection.execute(SQL["update_accounts"], *columns), len(changes))
 
 
@@ -148,24 +148,24 @@ async def insert_purchases(connection: _Connection, entries: Sequence[Entry]) ->
         for e in entries
         if (p := e.payment) is not None
     )
-    _expect(await connection.execute(SQL["insert_purchases"], *_columns(rows, 7)), len(entries))
+    _expect(await connection.execute(SQL["insert_purchases"], *_columns(rows)), len(entries))
 
 
 async def upsert_refunds(connection: _Connection, spends: Sequence[Spent]) -> None:
     """Writes how many credits were given back of each spend."""
     rows = ((s.entry.user_id, s.entry.seq, s.entry.amount, s.refunded) for s in spends)
-    _expect(await connection.execute(SQL["upsert_refunds"], *_columns(rows, 4)), len(spends))
+    _expect(await connection.execute(SQL["upsert_refunds"], *_columns(rows)), len(spends))
 
 
 async def upsert_holds(connection: _Connection, holds: Collection[Hold]) -> None:
     """Writes holds that were made or changed."""
-    columns = _columns(holds, _HOLD_COLUMNS)
+    columns = _columns(holds)
     _expect(await connection.execute(SQL["upsert_holds"], *columns), len(holds))
 
 
 async def insert_policy_changes(connection: _Connection, changes: Collection[PolicyChange]) -> None:
     """Records changes of what accounts may do."""
-    columns = _columns(changes, _POLICY_COLUMNS)
+    columns = _columns(_policy_row(change) for change in changes)
     _expect(await connection.execute(SQL["insert_policy_changes"], *columns), len(changes))
 
 
@@ -175,9 +175,7 @@ async def insert_reversals(connection: _Connection, reversals: Collection[Revers
     Raises:
         asyncpg.UniqueViolationError: another transaction has recorded one of them.
     """
-    # All but the entry, which is written by itself.
-    rows = (reversal[:_REVERSAL_COLUMNS] for reversal in reversals)
-    columns = _columns(rows, _REVERSAL_COLUMNS)
+    columns = _columns(_reversal_row(reversal) for reversal in reversals)
     _expect(await connection.execute(SQL["insert_reversals"], *columns), len(reversals))
 
 
@@ -200,7 +198,7 @@ async def find_payer(connection: _Connection, payment_ref: str) -> UUID | None:
 
 async def load_holds(connection: _Connection, hold_ids: Collection[EntryId]) -> dict[EntryId, Hold]:
     """Reads the holds with these ids."""
-    user_ids, seqs = _columns(hold_ids, 2)
+    user_ids, seqs = _columns(hold_ids)
     rows = await connection.fetch(SQL["load_holds"], user_ids, seqs)
     return {(row[0], row[1]): Hold(*row) for row in rows}
 
@@ -240,7 +238,7 @@ async def get_account(connection: _Connection, user_id: UUID) -> tuple[datetime,
     now, *columns, due = row
     if columns[0] is None:
         return now, None
-    account = Account(*columns)
+    account = _account(columns)
     return now, account._replace(held=account.held - due) if due else account
 
 
@@ -261,10 +259,10 @@ async def changed_accounts(
     connection: _Connection, seen: Collection[tuple[UUID, int, int]]
 ) -> list[Account]:
     """Reads those accounts that no longer have the seq and policy changes they were seen with."""
-    rows = await connection.fetch(SQL["changed_accounts"], *_columns(seen, 3))
+    rows = await connection.fetch(SQL["changed_accounts"], *_columns(seen))
     accounts = []
     for *columns, due in rows:
-        account = Account(*columns)
+        account = _account(columns)
         accounts.append(account._replace(held=account.held - due) if due else account)
     return accounts
 
@@ -321,18 +319,44 @@ async def list_entries(
     return [_entry(row) for row in rows]
 
 
-def _columns(rows: Iterable[tuple[object, ...]], width: int) -> list[Sequence[object]]:
-    """Turns rows into the columns that unnest takes, which fills up short ones with NULL.
+def _columns(rows: Iterable[tuple[object, ...]]) -> list[Sequence[object]]:
+    """Turns one or more rows into the columns that unnest takes, which fills short ones with NULL.
 
     So a column of NULLs alone is sent empty: the driver looks at every value of a column twice.
     """
     columns = zip(*rows, strict=True)
-    return [() if column.count(None) == len(column) else column for column in columns] or [
-        ()
-    ] * width
+    return [() if column.count(None) == len(column) else column for column in columns]
 
 
-def _row(entry: Entry) -> tuple[object, ...]:
+def _account_row(account: Account) -> tuple[object, ...]:
+    frozen, min_balance, limits = account.policy
+    return (
+        *account[:_POLICY],
+        frozen,
+        min_balance,
+        *limits,
+        *account.counters,
+        account.policy_changes,
+    )
+
+
+def _policy_row(change: PolicyChange) -> tuple[object, ...]:
+    frozen, min_balance, limits = change.policy
+    return (*change[:-1], frozen, min_balance, *limits)
+
+
+def _reversal_row(reversal: Reversal) -> tuple[object, ...]:
+    # All but the entry, the last field, which is written by itself.
+    return reversal[:-1]
+
+
+def _account(row: Sequence[Any] | asyncpg.Record) -> Account:
+    limits = SpendLimits(*row[_POLICY + 2 : _COUNTERS])
+    policy = Policy(row[_POLICY], row[_POLICY + 1], limits)
+    return Account._make((*row[:_POLICY], policy, SpendCounters(*row[_COUNTERS:-1]), row[-1]))
+
+
+def _entry_row(entry: Entry) -> tuple[object, ...]:
     metadata = orjson.dumps(entry.metadata).decode() if entry.metadata else None
     return (
         *entry[:_METADATA],

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from credit_service.database.postgres import Address
-    from credit_service.rules.batch_state import BatchState, Terms
+    from credit_service.rules.batch_state import BatchState
     from credit_service.rules.commands import Command
-    from credit_service.rules.model import Account, Entry
+    from credit_service.rules.model import Entry
+    from credit_service.rules.terms import Terms
 
 
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
@@ -78,14 +79,15 @@ class Transactions:
         connection = await self._connected()
         try:
             await connection.execute(_BEGIN_HURRIED if hurried else _BEGIN)
-            locked, state = await load(connection, commands, adds_users=self._adds_users)
+            state = await load(connection, commands, adds_users=self._adds_users)
             answers = [_decide(state, command, self._terms) for command in commands]
-            await self._write(connection, locked, state)
+            await self._write(connection, state)
         except Exception as fault:
             await self._roll_back(connection, fault)
             raise
-        await self._commit(connection, state.posted)
-        _count(state.posted)
+        posted = state.posted
+        await self._commit(connection, posted)
+        _count(posted)
         # No call makes an expiry: a call that is answered with one repeats an earlier end.
         unclaimed = [entry for entry in lost if entry.type != "expire"]
         return [_settled(answer, state, unclaimed) for answer in answers]
@@ -114,33 +116,34 @@ class Transactions:
         if self._connection is not None:
             self._connection.terminate()
 
-    async def _write(
-        self, connection: asyncpg.Connection, locked: dict[UUID, Account], state: BatchState
-    ) -> None:
-        opened = [state.accounts[user_id] for user_id in state.touched - locked.keys()]
+    async def _write(self, connection: asyncpg.Connection, state: BatchState) -> None:
+        users = state.users.values()
+        opened = [user.account for user in users if user.is_changed and user.is_new]
         changed = [
-            (state.accounts[user_id], locked[user_id].seq)
-            for user_id in state.touched & locked.keys()
+            (user.account, user.loaded.seq) for user in users if user.is_changed and not user.is_new
         ]
+        refunded = [user.spends[seq] for user in users for seq in user.refunded]
+        changed_holds = [user.holds[seq] for user in users for seq in user.changed_holds]
+        policy_changes = [change for user in users for change in user.policy_changes]
         if opened:
             if self._adds_users:
                 await store.add_users(connection, [account.user_id for account in opened])
             await store.insert_accounts(connection, opened)
         if changed:
             await store.update_accounts(connection, changed)
-        if state.posted:
-            await store.insert_entries(connection, state.posted)
-        if state.refunded:
-            await store.upsert_refunds(connection, list(state.refunded.values()))
+        if posted := state.posted:
+            await store.insert_entries(connection, posted)
+        if refunded:
+            await store.upsert_refunds(connection, refunded)
         if state.bought:
             entries = [bought.entry for bought in state.bought.values() if bought.entry]
             await store.insert_purchases(connection, entries)
-        if state.changed_holds:
-            await store.upsert_holds(connection, state.changed_holds.values())
+        if changed_holds:
+            await store.upsert_holds(connection, changed_holds)
         if state.new_reversals:
             await store.insert_reversals(connection, state.new_reversals)
-        if state.policy_changes:
-            await store.insert_policy_changes(connection, state.policy_changes)
+        if policy_changes:
+            await store.insert_policy_changes(connection, policy_changes)
 
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
@@ -189,7 +192,7 @@ def _settled(
         replayed = False
     if parts:
         parts = tuple(_settled(part, state, lost) for part in parts)
-    return Outcome(entry, state.accounts[account.user_id], replayed, hold, parts)
+    return Outcome(entry, state.users[account.user_id].account, replayed, hold, parts)
 
 
 def _count(entries: Iterable[Entry]) -> None:

@@ -14,8 +14,8 @@ from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 if TYPE_CHECKING:
     from credit_service.ledger.ledger import Ledger
     from credit_service.rpc.requests import Context
-    from credit_service.rules.batch_state import Terms
     from credit_service.rules.model import Outcome
+    from credit_service.rules.terms import Terms
 
 
 class HoldCalls(pb_grpc.CreditServiceServicer):

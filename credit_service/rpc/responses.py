@@ -11,8 +11,8 @@ from credit_service.rules.model import transaction_id
 from credit_service.v1 import credit_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from credit_service.rules.batch_state import Terms
     from credit_service.rules.model import Account, Entry, EntryType, Hold, HoldState, Usage
+    from credit_service.rules.terms import Terms
 
 TYPES: dict[EntryType, pb.TransactionType.ValueType] = {
     "purchase": pb.TRANSACTION_TYPE_PURCHASE,
@@ -57,7 +57,7 @@ def user_credit(account: Account, terms: Terms) -> pb.UserCredit:
         min_balance=terms.floor(account),
         last_updated=timestamp(account.last_updated) if account.last_updated else None,
         seq=account.seq,
-        frozen=account.frozen,
+        frozen=account.policy.frozen,
     )
 
 
@@ -139,12 +139,13 @@ def usage(line: Usage) -> pb.UsageLine:
 
 def policy(account: Account) -> pb.AccountPolicy:
     """Renders what an account may do."""
+    own = account.policy
     return pb.AccountPolicy(
-        frozen=account.frozen,
-        min_balance=account.min_balance,
+        frozen=own.frozen,
+        min_balance=own.min_balance,
         spend_limits=pb.SpendLimits(
-            per_minute=account.limit_per_minute or 0,
-            per_hour=account.limit_per_hour or 0,
-            per_day=account.limit_per_day or 0,
+            per_minute=own.limits.minute or 0,
+            per_hour=own.limits.hour or 0,
+            per_day=own.limits.day or 0,
         ),
     )

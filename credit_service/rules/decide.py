@@ -32,8 +32,7 @@ from credit_service.errors import (
     TransactionNotFound,
     UserDeleted,
 )
-from credit_service.rules import holds, reversals, spending
-from credit_service.rules.batch_state import BatchState, Terms
+from credit_service.rules import holds, limits, reversals, spending
 from credit_service.rules.commands import (
     Capture,
     Command,
@@ -50,21 +49,14 @@ from credit_service.rules.commands import (
     Spend,
     SpendTogether,
 )
-from credit_service.rules.model import (
-    Entry,
-    Outcome,
-    Payment,
-    PolicyChange,
-    RequestIdentity,
-    transaction_id,
-)
+from credit_service.rules.model import Entry, Outcome, RequestIdentity, SpendLimits, transaction_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from credit_service.rules.batch_state import BatchState, UserState
     from credit_service.rules.model import EntryType
-
-__all__ = ["BatchState", "Terms", "decide"]
+    from credit_service.rules.terms import Terms
 
 REFUNDABLE_TYPES: tuple[EntryType, ...] = ("spend", "capture")
 
@@ -79,14 +71,18 @@ def decide(state: BatchState, command: Command, terms: Terms) -> Outcome:
         Refusal: what the contract lists for the call; the state of the batch is unchanged.
     """
     if isinstance(command, Keyed):
-        earlier = state.by_key.get((command.user_id, command.idempotency_key))
-        if earlier is not None:
-            _require_same_request(command, earlier)
-            hold = (
-                None if earlier.hold_seq is None else state.holds[earlier.user_id, earlier.hold_seq]
-            )
-            return Outcome(earlier, state.accounts[command.user_id], replayed=True, hold=hold)
+        user = state.users.get(command.user_id)
+        if user is not None:
+            earlier = user.by_key.get(command.idempotency_key)
+            if earlier is not None:
+                return _replay(user, command, earlier)
     return _RULES[type(command)](state, command, terms)
+
+
+def _replay(user: UserState, command: Keyed, earlier: Entry) -> Outcome:
+    _require_same_request(command, earlier)
+    hold = None if earlier.hold_seq is None else user.holds[earlier.hold_seq]
+    return Outcome(earlier, user.account, replayed=True, hold=hold)
 
 
 def _require_same_request(command: Keyed, earlier: Entry) -> None:
@@ -108,42 +104,43 @@ def _purchase(state: BatchState, command: Purchase, _terms: Terms) -> Outcome:
             raise PaymentReused(payment.ref, "user_id")
         if earlier.amount != command.amount:
             raise PaymentReused(payment.ref, "amount")
-        return Outcome(earlier.entry, state.accounts[command.user_id], replayed=True)
-    return _add(state, command, kind="purchase", amount=command.amount, payment=payment)
+        return Outcome(earlier.entry, state.user(command.user_id).account, replayed=True)
+    user = state.user(command.user_id)
+    entry = user.entry(
+        command,
+        kind="purchase",
+        amount=command.amount,
+        requested_amount=command.amount,
+        balance_change=command.amount,
+        payment=payment,
+    )
+    outcome = _posted(user, command, entry)
+    if payment is not None and not command.validate_only:
+        state.put_purchase(payment.ref, entry)
+    return outcome
 
 
 def _grant(state: BatchState, command: Grant, _terms: Terms) -> Outcome:
-    return _add(state, command, kind="grant", amount=command.amount)
-
-
-def _add(
-    state: BatchState,
-    command: Purchase | Grant,
-    *,
-    kind: EntryType,
-    amount: int,
-    payment: Payment | None = None,
-) -> Outcome:
-    state.account(command.user_id)
-    entry = state.entry(
+    user = state.user(command.user_id)
+    entry = user.entry(
         command,
-        kind=kind,
-        amount=amount,
-        requested_amount=amount,
-        balance_change=amount,
-        payment=payment,
+        kind="grant",
+        amount=command.amount,
+        requested_amount=command.amount,
+        balance_change=command.amount,
     )
-    return _posted(state, command, entry)
+    return _posted(user, command, entry)
 
 
 def _spend(state: BatchState, command: Spend, terms: Terms) -> Outcome:
-    account = state.account(command.user_id)
+    user = state.user(command.user_id)
+    account = user.account
     spending.require_not_frozen(account)
     priced = spending.price(command.charge, terms)
     cost = priced["amount"]
-    spending.require_within_limits(account, cost, state.now)
+    limits.require_within_limits(account, cost, state.now)
     spending.require_affordable(account, cost, terms)
-    entry = state.entry(
+    entry = user.entry(
         command,
         kind="spend",
         balance_change=-cost,
@@ -151,30 +148,30 @@ def _spend(state: BatchState, command: Spend, terms: Terms) -> Outcome:
         floor=terms.floor(account),
         **priced,
     )
-    return _posted(state, command, entry, counted=cost)
+    return _posted(user, command, entry, counted=cost)
 
 
 def _spend_together(state: BatchState, command: SpendTogether, terms: Terms) -> Outcome:
-    before = state.account(command.user_id)
-    touched, posted = command.user_id in state.touched, len(state.posted)
+    user = state.user(command.user_id)
+    before = user.snapshot()
     parts: list[Outcome | CreditError] = []
     for spend in command.spends:
         try:
             parts.append(decide(state, spend, terms))
         except Refusal as refusal:
-            state.take_back(before, touched=touched, posted=posted)
+            user.restore(before)
             parts = [BatchAborted() for _ in command.spends]
             parts[command.spends.index(spend)] = refusal
             break
-    return Outcome(None, state.accounts[command.user_id], replayed=False, parts=tuple(parts))
+    return Outcome(None, user.account, replayed=False, parts=tuple(parts))
 
 
 def _refund(state: BatchState, command: Refund, _terms: Terms) -> Outcome:
-    state.account(command.user_id)
-    operation = None
+    user = state.user(command.user_id)
+    spent, operation = None, None
     amount = command.amount
     if command.spend_seq is not None:
-        spent = state.spends.get((command.user_id, command.spend_seq))
+        spent = user.spends.get(command.spend_seq)
         if spent is None:
             raise TransactionNotFound(transaction_id(command.user_id, command.spend_seq))
         if spent.entry.type not in REFUNDABLE_TYPES:
@@ -189,7 +186,7 @@ def _refund(state: BatchState, command: Refund, _terms: Terms) -> Outcome:
             raise RefundExceedsSpend(refundable)
         operation = spent.entry.operation
     assert amount is not None  # noqa: S101  # the shape was checked: a spend or an amount
-    entry = state.entry(
+    entry = user.entry(
         command,
         kind="refund",
         amount=amount,
@@ -198,50 +195,34 @@ def _refund(state: BatchState, command: Refund, _terms: Terms) -> Outcome:
         operation=operation,
         related_seq=command.spend_seq,
     )
-    return _posted(state, command, entry)
+    outcome = _posted(user, command, entry)
+    if spent is not None and not command.validate_only:
+        user.put_refunded(spent._replace(refunded=spent.refunded + amount))
+    return outcome
 
 
 def _set_policy(state: BatchState, command: SetPolicy, _terms: Terms) -> Outcome:
-    account = state.account(command.user_id)
-    time = state.time_for(account)
-    minute, hour, day = (
-        (account.limit_per_minute, account.limit_per_hour, account.limit_per_day)
-        if command.limits is None
-        else tuple(limit or None for limit in command.limits)
-    )
-    account = account._replace(
-        last_updated=time,
-        frozen=account.frozen if command.frozen is None else command.frozen,
-        min_balance=account.min_balance if command.min_balance is None else command.min_balance,
-        limit_per_minute=minute,
-        limit_per_hour=hour,
-        limit_per_day=day,
-        policy_changes=account.policy_changes + 1,
-    )
-    change = PolicyChange(
-        command.user_id,
-        account.policy_changes,
-        time,
-        command.caller,
-        account.frozen,
-        account.min_balance,
-        minute,
-        hour,
-        day,
-    )
-    state.put_policy(account, change)
-    return Outcome(None, account, replayed=False)
+    user = state.user(command.user_id)
+    policy = user.account.policy
+    if command.frozen is not None:
+        policy = policy._replace(frozen=command.frozen)
+    if command.min_balance is not None:
+        policy = policy._replace(min_balance=command.min_balance)
+    if command.limits is not None:
+        policy = policy._replace(limits=SpendLimits(*(limit or None for limit in command.limits)))
+    user.put_policy(policy, command.caller)
+    return Outcome(None, user.account, replayed=False)
 
 
-def _posted(state: BatchState, command: Keyed, entry: Entry, *, counted: int = 0) -> Outcome:
+def _posted(user: UserState, command: Keyed, entry: Entry, *, counted: int = 0) -> Outcome:
     if not command.validate_only:
-        state.post(entry, counted=counted)
-    return Outcome(entry, state.accounts[command.user_id], replayed=False)
+        user.post(entry, counted=counted)
+    return Outcome(entry, user.account, replayed=False)
 
 
 def _expire(state: BatchState, command: Expire, _terms: Terms) -> Outcome:
     # What is due was ended before the batch decided anything.
-    return Outcome(None, state.account(command.user_id), replayed=False)
+    return Outcome(None, state.user(command.user_id).account, replayed=False)
 
 
 _RULES: dict[type[Command], Callable[[BatchState, Any, Terms], Outcome]] = {

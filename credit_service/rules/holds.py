@@ -18,17 +18,17 @@ from credit_service.errors import (
     TooManyHolds,
 )
 from credit_service.fields import AMOUNT_MAX
-from credit_service.rules import spending
+from credit_service.rules import limits, spending
 from credit_service.rules.commands import Expire
 from credit_service.rules.model import Hold, Outcome, transaction_id
 
 if TYPE_CHECKING:
     from datetime import datetime
-    from uuid import UUID
 
-    from credit_service.rules.batch_state import BatchState, Terms
+    from credit_service.rules.batch_state import BatchState, UserState
     from credit_service.rules.commands import Capture, Extend, MakeHold, Release
     from credit_service.rules.model import Account, Entry, HoldState
+    from credit_service.rules.terms import Terms
 
 LIFE_MAX = timedelta(hours=72)
 
@@ -43,24 +43,20 @@ def at(hold: Hold, now: datetime) -> Hold:
     )
 
 
-def expire_due(state: BatchState, user_id: UUID) -> None:
-    """Ends the account's holds whose time has passed; all its open holds must be loaded."""
-    account = state.accounts[user_id]
-    if account.next_hold_expiry is None or account.next_hold_expiry > state.now:
+def expire_due(user: UserState) -> None:
+    """Ends the user's holds whose time has passed; all open holds must be loaded."""
+    account = user.account
+    if account.next_hold_expiry is None or account.next_hold_expiry > user.now:
         return
-    command = Expire(user_id=user_id, caller=SERVICE)
+    command = Expire(user_id=account.user_id, caller=SERVICE)
     open_holds = sorted(
-        (
-            hold
-            for (user, _), hold in state.holds.items()
-            if user == user_id and hold.state == "held"
-        ),
+        (hold for hold in user.holds.values() if hold.state == "held"),
         key=lambda hold: (hold.expires_at, hold.seq),
     )
     for hold in open_holds:
-        if hold.expires_at > state.now:
+        if hold.expires_at > user.now:
             break
-        entry = state.entry(
+        entry = user.entry(
             command,
             kind="expire",
             amount=hold.amount,
@@ -68,18 +64,16 @@ def expire_due(state: BatchState, user_id: UUID) -> None:
             operation=hold.operation,
             hold_seq=hold.seq,
         )
-        state.post(entry)
-        _end(state, hold, entry, "expired")
-    later = [hold.expires_at for hold in open_holds if hold.expires_at > state.now]
-    state.accounts[user_id] = state.accounts[user_id]._replace(
-        next_hold_expiry=min(later, default=None)
-    )
-    state.touched.add(user_id)
+        user.post(entry)
+        _end(user, hold, entry, "expired")
+    later = [hold.expires_at for hold in open_holds if hold.expires_at > user.now]
+    user.account = user.account._replace(next_hold_expiry=min(later, default=None))
 
 
 def make(state: BatchState, command: MakeHold, terms: Terms) -> Outcome:
     """Holds credits."""
-    account = state.account(command.user_id)
+    user = state.user(command.user_id)
+    account = user.account
     spending.require_not_frozen(account)
     priced = spending.price(command.charge, terms)
     if account.open_holds >= terms.open_holds:
@@ -87,9 +81,9 @@ def make(state: BatchState, command: MakeHold, terms: Terms) -> Outcome:
         wait_ms = max(1, int((soonest - state.now).total_seconds() * 1000))
         raise TooManyHolds(terms.open_holds, wait_ms)
     amount = priced["amount"]
-    spending.require_within_limits(account, amount, state.now)
+    limits.require_within_limits(account, amount, state.now)
     spending.require_affordable(account, amount, terms)
-    entry = state.entry(
+    entry = user.entry(
         command,
         kind="hold",
         held_change=amount,
@@ -111,17 +105,18 @@ def make(state: BatchState, command: MakeHold, terms: Terms) -> Outcome:
         **priced,
     )
     if not command.validate_only:
-        state.post(entry, counted=amount, expires_at=hold.expires_at)
-        state.put_hold(hold)
-    return Outcome(entry, state.accounts[command.user_id], replayed=False, hold=hold)
+        user.post(entry, counted=amount)
+        user.put_hold(hold)
+    return Outcome(entry, user.account, replayed=False, hold=hold)
 
 
 def capture(state: BatchState, command: Capture, terms: Terms) -> Outcome:
     """Takes the credits of a hold; of one that has expired, as a fresh spend."""
-    hold = _hold(state, command.user_id, command.hold_seq)
-    account = state.accounts[command.user_id]
+    user = state.user(command.user_id)
+    hold = _hold(user, command.hold_seq)
+    account = user.account
     if command.amount == 0:
-        return _give_up(state, command, hold)
+        return _give_up(user, command, hold)
     if hold.captured_seq is not None:
         raise _not_active("captured")
     if hold.state == "released":
@@ -136,9 +131,9 @@ def capture(state: BatchState, command: Capture, terms: Terms) -> Outcome:
     over = max(0, amount - hold.amount)
     if late or over:
         spending.require_not_frozen(account)
-        spending.require_within_limits(account, over, state.now)
+        limits.require_within_limits(account, over, state.now)
         _require_payable(account, hold, amount, terms, late=late)
-    entry = state.entry(
+    entry = user.entry(
         command,
         kind="capture",
         amount=amount,
@@ -154,23 +149,25 @@ def capture(state: BatchState, command: Capture, terms: Terms) -> Outcome:
     )
     if command.validate_only:
         return Outcome(entry, account, replayed=False, hold=hold)
-    state.post(entry, counted=over)
+    user.post(entry, counted=over)
     if late:
         hold = hold._replace(captured=amount, captured_seq=entry.seq)
-        state.put_hold(hold)
+        user.put_hold(hold)
     else:
-        hold = _end(state, hold, entry, "captured")
-    return Outcome(entry, state.accounts[command.user_id], replayed=False, hold=hold)
+        hold = _end(user, hold, entry, "captured")
+    return Outcome(entry, user.account, replayed=False, hold=hold)
 
 
 def release(state: BatchState, command: Release, _terms: Terms) -> Outcome:
     """Gives up a hold; one that has already ended without capture stays as it is."""
-    return _give_up(state, command, _hold(state, command.user_id, command.hold_seq))
+    user = state.user(command.user_id)
+    return _give_up(user, command, _hold(user, command.hold_seq))
 
 
 def extend(state: BatchState, command: Extend, _terms: Terms) -> Outcome:
     """Lets a hold end later, within its longest life."""
-    hold = _hold(state, command.user_id, command.hold_seq)
+    user = state.user(command.user_id)
+    hold = _hold(user, command.hold_seq)
     if hold.state == "expired" and hold.captured_seq is None:
         raise HoldExpired
     if hold.state != "held":
@@ -178,15 +175,14 @@ def extend(state: BatchState, command: Extend, _terms: Terms) -> Outcome:
     latest = hold.created_at + LIFE_MAX
     until = max(hold.expires_at, min(state.now + command.ttl, latest))
     hold = hold._replace(expires_at=until)
-    state.put_hold(hold)
-    return Outcome(None, state.accounts[command.user_id], replayed=False, hold=hold)
+    user.put_hold(hold)
+    return Outcome(None, user.account, replayed=False, hold=hold)
 
 
-def _hold(state: BatchState, user_id: UUID, seq: int) -> Hold:
-    state.account(user_id)
-    hold = state.holds.get((user_id, seq))
+def _hold(user: UserState, seq: int) -> Hold:
+    hold = user.holds.get(seq)
     if hold is None:
-        raise HoldNotFound(transaction_id(user_id, seq))
+        raise HoldNotFound(transaction_id(user.account.user_id, seq))
     return hold
 
 
@@ -218,13 +214,13 @@ def _require_payable(
         raise
 
 
-def _give_up(state: BatchState, command: Release | Capture, hold: Hold) -> Outcome:
+def _give_up(user: UserState, command: Release | Capture, hold: Hold) -> Outcome:
     if hold.captured_seq is not None:
         raise _not_active("captured")
-    account = state.accounts[command.user_id]
+    account = user.account
     if hold.state != "held":
-        return Outcome(state.ended[hold.user_id, hold.seq], account, replayed=True, hold=hold)
-    entry = state.entry(
+        return Outcome(user.ended[hold.seq], account, replayed=True, hold=hold)
+    entry = user.entry(
         command,
         kind="release",
         amount=hold.amount,
@@ -235,9 +231,9 @@ def _give_up(state: BatchState, command: Release | Capture, hold: Hold) -> Outco
     )
     if command.validate_only:
         return Outcome(entry, account, replayed=False, hold=hold)
-    state.post(entry)
-    hold = _end(state, hold, entry, "released")
-    return Outcome(entry, state.accounts[command.user_id], replayed=False, hold=hold)
+    user.post(entry)
+    hold = _end(user, hold, entry, "released")
+    return Outcome(entry, user.account, replayed=False, hold=hold)
 
 
 def _not_active(state: HoldState) -> HoldNotActive:
@@ -245,10 +241,10 @@ def _not_active(state: HoldState) -> HoldNotActive:
     return HoldNotActive(state.upper())
 
 
-def _end(state: BatchState, hold: Hold, entry: Entry, end: HoldState) -> Hold:
+def _end(user: UserState, hold: Hold, entry: Entry, end: HoldState) -> Hold:
     hold = hold._replace(state=end, settled_seq=entry.seq)
     if end == "captured":
         hold = hold._replace(captured=entry.amount, captured_seq=entry.seq)
-    state.ended[hold.user_id, hold.seq] = entry
-    state.put_hold(hold)
+    user.ended[hold.seq] = entry
+    user.put_hold(hold)
     return hold

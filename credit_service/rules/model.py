@@ -52,14 +52,46 @@ def parse_transaction_id(text: str) -> EntryId | None:
     return (user_id, seq) if transaction_id(user_id, seq) == text else None
 
 
+class SpendLimits(NamedTuple):
+    """How many credits may be spent in each minute, hour and day of UTC; None: any number."""
+
+    minute: int | None = None
+    hour: int | None = None
+    day: int | None = None
+
+
+NO_LIMITS = SpendLimits()
+
+
+class Policy(NamedTuple):
+    """What an account may do.
+
+    Attributes:
+        frozen: whether it may neither spend nor hold.
+        min_balance: its own floor, in credits; None: the configured one.
+        limits: what it may spend.
+    """
+
+    frozen: bool = False
+    min_balance: int | None = None
+    limits: SpendLimits = NO_LIMITS
+
+
+class SpendCounters(NamedTuple):
+    """What was spent in the minute, hour and day of UTC in which `counted_at` lies, in credits."""
+
+    counted_at: datetime | None = None
+    minute: int = 0
+    hour: int = 0
+    day: int = 0
+
+
 class Account(NamedTuple):
     """What a user owns and may do. `last_updated` is None for a user without an account row.
 
     Attributes:
         next_hold_expiry: at or before the earliest expiry of the open holds; None without any.
-        min_balance: the account's own floor; None where it follows the configuration.
-        limit_per_minute: credits that may be spent in a minute of UTC; None: any number.
-        counted_at: a time in the windows that the counters below belong to.
+        policy_changes: how often the policy was changed.
     """
 
     user_id: UUID
@@ -69,21 +101,29 @@ class Account(NamedTuple):
     last_updated: datetime | None = None
     open_holds: int = 0
     next_hold_expiry: datetime | None = None
-    frozen: bool = False
-    min_balance: int | None = None
-    limit_per_minute: int | None = None
-    limit_per_hour: int | None = None
-    limit_per_day: int | None = None
-    counted_at: datetime | None = None
-    spent_this_minute: int = 0
-    spent_this_hour: int = 0
-    spent_this_day: int = 0
+    policy: Policy = Policy()
+    counters: SpendCounters = SpendCounters()
     policy_changes: int = 0
 
     @property
     def available(self) -> int:
         """What can be set against the floor, in credits."""
         return self.balance - self.held
+
+    def after(self, entry: Entry, counters: SpendCounters) -> Account:
+        """The account after its next entry, with what it has spent since."""
+        return Account(
+            self.user_id,
+            entry.balance_after,
+            entry.held_after,
+            entry.seq,
+            entry.timestamp,
+            self.open_holds,
+            self.next_hold_expiry,
+            self.policy,
+            counters,
+            self.policy_changes,
+        )
 
 
 class Payment(NamedTuple):
@@ -192,11 +232,7 @@ class PolicyChange(NamedTuple):
     change: int
     changed_at: datetime
     caller: str
-    frozen: bool
-    min_balance: int | None
-    limit_per_minute: int | None
-    limit_per_hour: int | None
-    limit_per_day: int | None
+    policy: Policy
 
 
 class Usage(NamedTuple):

@@ -14,8 +14,9 @@ from credit_service.rules.model import Outcome, Reversal
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from credit_service.rules.batch_state import BatchState, Terms
+    from credit_service.rules.batch_state import BatchState
     from credit_service.rules.commands import Reverse
+    from credit_service.rules.terms import Terms
 
 
 def reverse(state: BatchState, command: Reverse, _terms: Terms) -> Outcome:
@@ -25,11 +26,11 @@ def reverse(state: BatchState, command: Reverse, _terms: Terms) -> Outcome:
         raise PaymentNotFound(command.payment_ref)
     if purchase.entry is None:
         raise UserDeleted(command.payment_ref)
-    account = state.account(command.user_id)
+    user = state.user(command.user_id)
     recorded = state.reversals.get((command.reversal_ref, command.revision))
     if recorded is not None:
         _require_same(command, recorded)
-        return Outcome(recorded.entry, account, replayed=True)
+        return Outcome(recorded.entry, user.account, replayed=True)
     others = list(state.reversals.values())
     if any(
         other.reversal_ref == command.reversal_ref and other.payment_ref != command.payment_ref
@@ -50,12 +51,12 @@ def reverse(state: BatchState, command: Reverse, _terms: Terms) -> Outcome:
         paid_minor=command.paid_minor,
         currency=command.currency,
         reason=command.reason,
-        recorded_at=state.time_for(account),
+        recorded_at=user.time,
         caller=command.caller,
     )
     more = taken(purchase.amount, [*earlier, new]) - taken(purchase.amount, earlier)
     if more:
-        entry = state.entry(
+        entry = user.entry(
             command,
             kind="reversal",
             amount=abs(more),
@@ -67,9 +68,9 @@ def reverse(state: BatchState, command: Reverse, _terms: Terms) -> Outcome:
         new = new._replace(seq=entry.seq, entry=entry)
     if not command.validate_only:
         if new.entry is not None:
-            state.post(new.entry)
+            user.post(new.entry)
         state.put_reversal(new)
-    return Outcome(new.entry, state.accounts[command.user_id], replayed=False)
+    return Outcome(new.entry, user.account, replayed=False)
 
 
 def taken(granted: int, reversals: Iterable[Reversal]) -> int:

@@ -8,16 +8,12 @@ from credit_service.errors import (
     AccountFrozen,
     InsufficientCredits,
     PriceChanged,
-    SpendLimitExceeded,
 )
-from credit_service.rules.batch_state import spent_in_windows, windows
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
-    from credit_service.rules.batch_state import Terms
     from credit_service.rules.commands import Charge
     from credit_service.rules.model import Account
+    from credit_service.rules.terms import Terms
 
 
 class Priced(TypedDict):
@@ -59,26 +55,8 @@ def require_not_frozen(account: Account) -> None:
     Raises:
         AccountFrozen: it is.
     """
-    if account.frozen:
+    if account.policy.frozen:
         raise AccountFrozen
-
-
-def require_within_limits(account: Account, cost: int, now: datetime) -> None:
-    """Lets an account spend `cost` more credits in the present minute, hour and day.
-
-    Raises:
-        SpendLimitExceeded: that is more than one of them allows; of several it is the longest, for
-            until that ends no trial succeeds.
-    """
-    limits = account.limit_per_minute, account.limit_per_hour, account.limit_per_day
-    if limits == (None, None, None):
-        return
-    spent = spent_in_windows(account, now)
-    asked = zip(limits, spent, windows(now), strict=True)
-    for limit, used, (name, start, length) in reversed(list(asked)):
-        if limit is not None and used + cost > limit:
-            left_ms = int((start + length - now).total_seconds() * 1000) + 1
-            raise SpendLimitExceeded(name, limit, used, left_ms)
 
 
 def require_affordable(account: Account, cost: int, terms: Terms) -> None:

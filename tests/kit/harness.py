@@ -17,8 +17,8 @@ from credit_service import server
 from credit_service.client import CreditClient
 from credit_service.database.postgres import Address
 from credit_service.rpc.access import Authenticator
-from credit_service.rules.batch_state import Terms
 from credit_service.rules.pricing import Price, PriceList
+from credit_service.rules.terms import Terms
 from credit_service.v1 import credit_service_pb2 as pb
 
 TERMS = Terms(

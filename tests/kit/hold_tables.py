@@ -14,9 +14,11 @@ from credit_service.errors import (
     Refusal,
 )
 from credit_service.rules import holds
+from credit_service.rules.batch_state import BatchState
 from credit_service.rules.commands import Capture, Charge, Extend, MakeHold, Release
-from credit_service.rules.decide import BatchState, Terms, decide
-from credit_service.rules.model import Account, Spent
+from credit_service.rules.decide import decide
+from credit_service.rules.model import NO_LIMITS, Account, Policy, SpendLimits
+from credit_service.rules.terms import Terms
 
 QUARTER = timedelta(minutes=15)
 INSTANT = timedelta(microseconds=1)
@@ -74,12 +76,13 @@ class Given:
     terms: Terms
 
     def state(self, *, same_batch):
-        state = BatchState(NOON, {ALICE: Account(ALICE, self.balance), BOB: Account(BOB, 100)})
+        state = BatchState.of(NOON, Account(ALICE, self.balance), Account(BOB, 100))
         for step in self.steps:
             if isinstance(step, timedelta):
                 state = loaded(state, step)
             elif isinstance(step, dict):
-                state.accounts[ALICE] = state.accounts[ALICE]._replace(**step)
+                alice = state.users[ALICE]
+                alice.account = alice.account._replace(**step)
             else:
                 assert not decide(state, step, TERMS).replayed
         return state if same_batch else loaded(state)
@@ -87,19 +90,16 @@ class Given:
 
 def loaded(state, later=timedelta(0)):
     """What the next batch has before it: due holds ended, everything earlier loaded."""
-    spends = {
-        entry_id: Spent(spent.entry, spent.refunded) for entry_id, spent in state.spends.items()
-    }
-    state = BatchState(
-        state.now + later,
-        dict(state.accounts),
-        dict(state.by_key),
-        spends,
-        holds=dict(state.holds),
-        ended=dict(state.ended),
-    )
-    holds.expire_due(state, ALICE)
-    return state
+    accounts = [user.account for user in state.users.values()]
+    after = BatchState.of(state.now + later, *accounts)
+    for user_id, user in state.users.items():
+        later_user = after.users[user_id]
+        later_user.by_key.update(user.by_key)
+        later_user.spends.update(user.spends)
+        later_user.holds.update(user.holds)
+        later_user.ended.update(user.ended)
+    holds.expire_due(after.users[ALICE])
+    return after
 
 
 def given(balance=0, *steps, terms=TERMS):
@@ -136,15 +136,21 @@ class Invalid:
     field: str
 
 
-FROZEN = {"frozen": True}
-LIMITED = {"limit_per_minute": 10}
+def policy(*, limits=NO_LIMITS, **changes):
+    """What alters the account's policy."""
+    return {"policy": Policy(limits=limits, **changes)}
+
+
+FROZEN = policy(frozen=True)
+LIMITED = policy(limits=SpendLimits(minute=10))
 LATE = QUARTER + INSTANT
 
 
 def judge(before, command, expected, *, same_batch):
     """Holds a row to what it says, once validated and once for real."""
     state = before.state(same_batch=same_batch)
-    unchanged, entries, seq = repr(state), dict(state.spends), _seq(state, command)
+    unchanged, entries = repr(state), dict(state.users[ALICE].spends)
+    seq = _seq(state, command)
     validated = answer(state, replace(command, validate_only=True), before.terms)
     assert repr(state) == unchanged
     got = answer(state, command, before.terms)
@@ -160,7 +166,7 @@ def judge(before, command, expected, *, same_batch):
             assert repr(state) == unchanged
         case Replays():
             assert got.replayed
-            assert got.entry == entries[ALICE, expected.seq].entry
+            assert got.entry == entries[expected.seq].entry
             assert (got.hold.state, got.hold.captured) == expected.hold
             assert got.late == expected.late
             assert validated == got
@@ -173,16 +179,16 @@ def judge(before, command, expected, *, same_batch):
             assert Posts(entry.type, changes, after, shown, got.late) == expected
             assert (entry.seq, got.replayed) == (seq + 1, False)
             assert (got.account.balance, got.account.held, got.account.seq) == (*after, seq + 1)
-            assert got.account == state.accounts[ALICE]
-            assert state.posted[-1] == entry
+            assert got.account == state.users[ALICE].account
+            assert state.users[ALICE].posted[-1] == entry
             assert validated.entry == entry
             assert not validated.replayed
             adds_up(state)
 
 
 def _seq(state, command):
-    account = state.accounts.get(command.user_id)
-    return account.seq if account else None
+    user = state.users.get(command.user_id)
+    return user.account.seq if user else None
 
 
 def answer(state, command, terms):
@@ -194,12 +200,13 @@ def answer(state, command, terms):
 
 def adds_up(state):
     """Alice's row says what her holds say, and each hold what its entries say."""
-    account = state.accounts[ALICE]
-    open_holds = [h for (user, _), h in state.holds.items() if user == ALICE and h.state == "held"]
+    alice = state.users[ALICE]
+    account = alice.account
+    open_holds = [hold for hold in alice.holds.values() if hold.state == "held"]
     assert account.open_holds == len(open_holds)
     assert account.held == sum(h.amount for h in open_holds)
     if open_holds:
         assert account.next_hold_expiry <= min(h.expires_at for h in open_holds)
-    for value in state.holds.values():
+    for value in alice.holds.values():
         assert (value.settled_seq is None) == (value.state == "held")
         assert (value.captured > 0) == (value.captured_seq is not None)

@@ -7,16 +7,17 @@ from uuid import UUID
 import pytest
 
 from credit_service.errors import IdempotencyKeyReused, Refusal
+from credit_service.rules.batch_state import BatchState
 from credit_service.rules.commands import Charge, Command, Purchase, Refund, Spend
-from credit_service.rules.decide import BatchState, Terms, decide
+from credit_service.rules.decide import decide
 from credit_service.rules.model import (
     Account,
     Payment,
     Purchased,
-    Spent,
     transaction_id,
 )
 from credit_service.rules.pricing import Price, PriceList
+from credit_service.rules.terms import Terms
 
 ALICE, BOB, STRANGER = (UUID(int=number) for number in (1, 2, 3))
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -69,8 +70,8 @@ class Given:
     deleted: dict[str, Purchased] = field(default_factory=dict)
 
     def state(self, *, same_batch):
-        accounts = {ALICE: Account(ALICE, self.balance, self.held), BOB: Account(BOB)}
-        state = BatchState(NOON, accounts, purchases=dict(self.deleted))
+        state = BatchState.of(NOON, Account(ALICE, self.balance, self.held), Account(BOB))
+        state.purchases.update(self.deleted)
         for command in self.done:
             assert not decide(state, command, TERMS).replayed
         return state if same_batch else loaded(state)
@@ -78,10 +79,13 @@ class Given:
 
 def loaded(state):
     """What the next batch has before it."""
-    spends = {(e.user_id, e.seq): Spent(e, refunded=0) for e in state.posted} | state.refunded
-    return BatchState(
-        state.now + timedelta(seconds=1), state.accounts, state.by_key, spends, state.purchases
-    )
+    accounts = [user.account for user in state.users.values()]
+    after = BatchState.of(state.now + timedelta(seconds=1), *accounts)
+    after.purchases.update(state.purchases)
+    for user_id, user in state.users.items():
+        after.users[user_id].by_key.update(user.by_key)
+        after.users[user_id].spends.update(user.spends)
+    return after
 
 
 def given(balance=0, *done, **rest):
@@ -125,8 +129,9 @@ FAR_AWAY = Purchased(STRANGER, 7, 100, entry=None)
 def judge(before, command, expected, *, same_batch):
     """Holds a row to what it says, once validated and once for real."""
     state = before.state(same_batch=same_batch)
-    unchanged, entries = repr(state), dict(state.spends)
-    account = state.accounts.get(command.user_id)
+    unchanged, entries = repr(state), dict(state.users[ALICE].spends)
+    user = state.users.get(command.user_id)
+    account = user and user.account
 
     validated = answer(state, replace(command, validate_only=True), before.terms)
     assert repr(state) == unchanged
@@ -139,7 +144,7 @@ def judge(before, command, expected, *, same_batch):
             assert repr(state) == unchanged
         case Replays(seq):
             assert got.replayed
-            assert got.entry == entries[ALICE, seq].entry
+            assert got.entry == entries[seq].entry
             assert got.account == account
             assert validated == got
             assert repr(state) == unchanged
@@ -148,11 +153,11 @@ def judge(before, command, expected, *, same_batch):
             assert Writes(entry.balance_change, entry.held_change, entry.balance_after) == expected
             assert (entry.seq, entry.held_after) == (account.seq + 1, account.held)
             assert not got.replayed
-            assert got.account == state.accounts[command.user_id]
+            assert got.account == user.account
             after = got.account
             assert (after.balance, after.held) == (entry.balance_after, entry.held_after)
             assert (after.seq, after.last_updated) == (entry.seq, entry.timestamp)
-            assert state.posted[-1] == entry
+            assert user.posted[-1] == entry
             assert validated == got._replace(account=account)
 
 

@@ -18,6 +18,7 @@ from credit_service.rules.model import (
     Entry,
     Hold,
     Payment,
+    Policy,
     PolicyChange,
     Reversal,
 )
@@ -97,7 +98,7 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         payment=Payment("pi_new", 1, "eur"),
     )
     hold = Hold(user_id, seq, "held", 5, 0, now, now, None, None, None, None, "", None, None)
-    change = PolicyChange(user_id, 1, now, "test", True, None, None, None, None)
+    change = PolicyChange(user_id, 1, now, "test", Policy(frozen=True))
     reversal = Reversal("re_new", 1, "pi_1", user_id, None, 1, 1, "eur", "refund", now, "test")
     three = [user_id] * 3
     return {
@@ -126,7 +127,7 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         "load_purchases": [["pi_1", "pi_2", "pi_3"]],
         "load_reversals": [["pi_1", "pi_2"], ["re_1"]],
         "insert_reversals": columns(reversal),
-        "insert_entries": store._columns([store._row(entry)], 26),
+        "insert_entries": store._columns([store._entry_row(entry)]),
         "insert_purchases": [["pi_new"], [user_id], [seq + 1], [5], [1], ["eur"], [now]],
         "upsert_refunds": [[user_id, user_id], [2, 4], [1, 1], [1, 1]],
         "count_entries_before": [user_id, early],
@@ -135,8 +136,16 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
 
 
 def columns(value: Account | Hold | PolicyChange | Reversal) -> list[object]:
-    flat = value[: store._REVERSAL_COLUMNS] if isinstance(value, Reversal) else value
-    return [[part] for part in flat]
+    match value:
+        case Account():
+            row = store._account_row(value)
+        case PolicyChange():
+            row = store._policy_row(value)
+        case Reversal():
+            row = store._reversal_row(value)
+        case _:
+            row = value
+    return [[part] for part in row]
 
 
 def lookups(user_id: UUID, newcomer: UUID, seq: int) -> Iterator[tuple[str, list[object]]]:

@@ -18,7 +18,7 @@ from credit_service.ledger import watch
 from credit_service.ledger.ledger import Ledger
 from credit_service.ledger.watch import Watchers, is_newer
 from credit_service.rpc.access import Authenticator
-from credit_service.rules.model import Account
+from credit_service.rules.model import Account, Policy
 from credit_service.v1 import credit_service_pb2 as pb
 
 
@@ -212,7 +212,12 @@ def test_states_are_ordered_by_the_book():
     nothing = Account(user_id)
     bought = Account(user_id, balance=5, seq=1, last_updated=_time(1))
     frozen = Account(
-        user_id, balance=5, seq=1, last_updated=_time(2), frozen=True, policy_changes=1
+        user_id,
+        balance=5,
+        seq=1,
+        last_updated=_time(2),
+        policy=Policy(frozen=True),
+        policy_changes=1,
     )
     thawed = Account(user_id, balance=5, seq=1, last_updated=_time(2), policy_changes=2)
     at_once = Account(user_id, balance=4, seq=2, last_updated=_time(2), policy_changes=2)

@@ -8,7 +8,7 @@ from model.ledger import Entry, Prices, Refused, Request
 
 from credit_service.errors import Refusal
 from credit_service.rules import model
-from credit_service.rules.decide import Terms
+from credit_service.rules.terms import Terms
 from credit_service.v1 import credit_service_pb2 as pb
 
 ALICE, BOB, STRANGER = (UUID(int=number) for number in (1, 2, 3))

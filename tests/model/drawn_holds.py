@@ -19,9 +19,9 @@ from credit_service.rules.commands import (
     SetPolicy,
     Spend,
 )
-from credit_service.rules.decide import Terms
 from credit_service.rules.model import parse_transaction_id, transaction_id
 from credit_service.rules.pricing import Price, PriceList
+from credit_service.rules.terms import Terms
 
 ALICE = UUID(int=1)
 UNIT_COSTS = {"stem_separation": 3, "render": 2}

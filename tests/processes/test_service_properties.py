@@ -17,8 +17,8 @@ from model.ledger import Done, ModelLedger, Request
 
 from credit_service.errors import Refusal
 from credit_service.ledger import store
-from credit_service.rules.decide import Terms
 from credit_service.rules.pricing import Price, PriceList
+from credit_service.rules.terms import Terms
 from credit_service.v1 import credit_service_pb2 as pb
 
 TERMS = Terms(PriceList({"stem_separation": Price(3, "piece"), "render": Price(2, "piece")}), 0)

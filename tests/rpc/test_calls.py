@@ -14,7 +14,7 @@ from credit_service.errors import (
     TransactionNotFound,
     UserNotFound,
 )
-from credit_service.rules.decide import Terms
+from credit_service.rules.terms import Terms
 from credit_service.v1 import credit_service_pb2 as pb
 
 

@@ -24,7 +24,7 @@ from credit_service.errors import (
 from credit_service.rpc.access import Authenticator
 from credit_service.rules.batch_state import BatchState
 from credit_service.rules.decide import decide
-from credit_service.rules.model import Account
+from credit_service.rules.model import Account, Policy
 from credit_service.v1 import credit_service_pb2 as pb
 
 
@@ -135,7 +135,7 @@ async def test_an_expired_hold_below_a_raised_floor_is_not_collected(database, c
 
 
 def test_a_floor_of_zero_is_a_floor_of_the_account():
-    state = BatchState(NOON, {ALICE: Account(ALICE, 10, min_balance=0)})
+    state = BatchState.of(NOON, Account(ALICE, 10, policy=Policy(min_balance=0)))
     with pytest.raises(InsufficientCredits):
         decide(state, spend(11), replace(TERMS, min_balance=-5))
 

@@ -26,7 +26,7 @@ from credit_service.errors import (
     UserNotFound,
 )
 from credit_service.rpc.access import Authenticator
-from credit_service.rules.batch_state import Terms
+from credit_service.rules.terms import Terms
 from credit_service.v1 import credit_service_pb2 as pb
 
 

@@ -7,8 +7,8 @@ import pytest
 from kit.harness import TERMS, payment, refused, running, server_settings
 
 from credit_service.errors import IdempotencyKeyReused, InsufficientCredits
-from credit_service.rules.decide import Terms
 from credit_service.rules.pricing import Price, PriceList
+from credit_service.rules.terms import Terms
 from credit_service.v1 import credit_service_pb2 as pb
 
 

@@ -15,7 +15,7 @@ from credit_service.client import CreditClient, item_error
 from credit_service.errors import AccountFrozen, SpendLimitExceeded
 from credit_service.rules.batch_state import BatchState
 from credit_service.rules.decide import decide
-from credit_service.rules.model import Account
+from credit_service.rules.model import Account, Policy, SpendLimits
 from credit_service.v1 import credit_service_pb2 as pb
 
 NOON = datetime(2026, 1, 1, 12, 0, 30, tzinfo=UTC)
@@ -87,12 +87,12 @@ async def test_a_reached_limit_says_when_to_come_back(database, service):
 
 def decided(account, amount, now, **changes_):
     """The account after a spend at this time."""
-    state = BatchState(now, {ALICE: account})
+    state = BatchState.of(now, account)
     decide(state, spend(amount, key=uuid4().hex, **changes_), TERMS)
-    return state.accounts[ALICE]
+    return state.users[ALICE].account
 
 
-LIMITED = Account(ALICE, 10_000, limit_per_minute=10, limit_per_hour=25, limit_per_day=40)
+LIMITED = Account(ALICE, 10_000, policy=Policy(limits=SpendLimits(10, 25, 40)))
 
 
 def test_a_window_ends_where_the_clock_of_utc_says():
@@ -107,25 +107,25 @@ def test_a_window_ends_where_the_clock_of_utc_says():
         decided(account, 1, last)
     assert refusal.value.retry_ms == 1
     account = decided(account, 10, last + timedelta(microseconds=1))
-    assert (account.spent_this_minute, account.spent_this_hour) == (10, 20)
+    assert (account.counters.minute, account.counters.hour) == (10, 20)
 
     with pytest.raises(SpendLimitExceeded) as refusal:
         decided(account, 6, NOON + timedelta(minutes=10))
     assert (refusal.value.window, refusal.value.spent) == ("hour", 20)
     assert refusal.value.retry_ms == (49 * 60 + 30) * 1000 + 1
     account = decided(account, 10, NOON.replace(hour=13, minute=0, second=0))
-    assert (account.spent_this_hour, account.spent_this_day) == (10, 30)
+    assert (account.counters.hour, account.counters.day) == (10, 30)
     account = decided(account, 10, NOON.replace(hour=14))
     with pytest.raises(SpendLimitExceeded) as refusal:
         decided(account, 1, NOON.replace(hour=15))
     assert (refusal.value.window, refusal.value.spent) == ("day", 40)
     account = decided(account, 10, NOON.replace(day=2, hour=0, minute=0, second=0))
-    counters = account.spent_this_minute, account.spent_this_hour, account.spent_this_day
+    counters = account.counters.minute, account.counters.hour, account.counters.day
     assert counters == (10, 10, 10)
 
 
 def test_of_several_windows_that_are_full_the_last_to_end_is_named():
-    limited = Account(ALICE, 100, limit_per_minute=10, limit_per_hour=10, limit_per_day=11)
+    limited = Account(ALICE, 100, policy=Policy(limits=SpendLimits(10, 10, 11)))
     account = decided(limited, 10, NOON)
     with pytest.raises(SpendLimitExceeded) as refusal:
         decided(account, 1, NOON)
@@ -138,13 +138,13 @@ def test_of_several_windows_that_are_full_the_last_to_end_is_named():
 def test_a_window_of_another_day_at_the_same_minute_is_another_window():
     account = decided(LIMITED, 10, NOON)
     account = decided(account, 10, NOON + timedelta(days=1))
-    assert (account.spent_this_minute, account.spent_this_day) == (10, 10)
+    assert (account.counters.minute, account.counters.day) == (10, 10)
 
 
 def test_what_is_spent_in_the_first_instant_of_a_window_counts():
     midnight = NOON.replace(hour=0, minute=0, second=0)
     account = decided(decided(Account(ALICE, 100), 10, midnight), 1, midnight)
-    counters = account.spent_this_minute, account.spent_this_hour, account.spent_this_day
+    counters = account.counters.minute, account.counters.hour, account.counters.day
     assert counters == (11, 11, 11)
 
 
@@ -157,7 +157,7 @@ def test_a_clock_that_was_set_back_does_not_open_a_window():
 def test_counters_go_on_without_a_limit():
     """A limit set in the middle of a day counts what was spent of it before."""
     account = decided(Account(ALICE, 100), 30, NOON)
-    account = account._replace(limit_per_day=40)
+    account = account._replace(policy=Policy(limits=SpendLimits(day=40)))
     with pytest.raises(SpendLimitExceeded) as refusal:
         decided(account, 11, NOON)
     assert refusal.value.spent == 30

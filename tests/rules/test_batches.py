@@ -20,7 +20,7 @@ from kit.rule_tables import (
 )
 
 from credit_service.errors import InsufficientCredits, PaymentReused
-from credit_service.rules.decide import BatchState, Terms
+from credit_service.rules.batch_state import BatchState
 from credit_service.rules.model import (
     Account,
     Entry,
@@ -28,6 +28,7 @@ from credit_service.rules.model import (
     Purchased,
     transaction_id,
 )
+from credit_service.rules.terms import Terms
 
 FACTS = {
     "description": "a mix",
@@ -134,8 +135,8 @@ def entry(**rest):
 )
 def test_an_entry_keeps_what_was_asked_and_what_it_did(command, kept):
     state = given(10, charge("render", 2, "k")).state(same_batch=False)
-    state.accounts[ALICE] = Account(ALICE, 105, 5, 3, NOON)
-    state.now = NOON
+    alice = state.users[ALICE]
+    alice.account, alice.now = Account(ALICE, 105, 5, 3, NOON), NOON
     assert answer(state, command, Terms(PRICES, -1)).entry == kept
     assert state.posted == [kept]
 
@@ -149,11 +150,11 @@ EARLIER, LATER = NOON - timedelta(seconds=1), NOON + timedelta(seconds=1)
     ids=["first entry", "clock moved on", "clock stood", "clock was set back"],
 )
 def test_time_never_runs_backwards_in_an_account(last_updated, written):
-    state = BatchState(NOON, {ALICE: Account(ALICE, last_updated=last_updated), BOB: Account(BOB)})
+    state = BatchState.of(NOON, Account(ALICE, last_updated=last_updated), Account(BOB))
     first = answer(state, purchase(1, "k1"), TERMS)
     second = answer(state, purchase(1, "k2"), TERMS)
     assert first.entry.timestamp == second.entry.timestamp == written
-    assert state.accounts[ALICE].last_updated == written
+    assert state.users[ALICE].account.last_updated == written
     assert answer(state, purchase(1, user=BOB), TERMS).entry.timestamp == NOON
 
 
@@ -189,7 +190,8 @@ def test_refunds_of_one_spend_in_one_batch_are_written_as_one_sum():
     state = PARTLY_BACK.state(same_batch=False)
     answer(state, refund(1, 1, "r2"), TERMS)
     answer(state, refund(1, 2, "r3"), TERMS)
-    assert [spent.refunded for spent in state.refunded.values()] == [7]
+    alice = state.users[ALICE]
+    assert [alice.spends[seq].refunded for seq in alice.refunded] == [7]
 
 
 def test_what_is_only_validated_is_not_there_for_those_behind_it():

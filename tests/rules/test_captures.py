@@ -21,6 +21,7 @@ from kit.hold_tables import (
     hold,
     hold_for,
     judge,
+    policy,
     release,
 )
 from kit.rule_tables import ALICE, BOB, OTHER_TERMS, PRICES, STRANGER, TERMS, refund, row, spend
@@ -36,8 +37,9 @@ from credit_service.errors import (
     UserNotFound,
 )
 from credit_service.fields import AMOUNT_MAX
-from credit_service.rules.decide import Terms, decide
-from credit_service.rules.model import transaction_id
+from credit_service.rules.decide import decide
+from credit_service.rules.model import SpendLimits, transaction_id
+from credit_service.rules.terms import Terms
 
 CAPTURING = [
     row(
@@ -287,7 +289,7 @@ CAPTURING_LATE = [
     ),
     row(
         "within a limit that the hold itself has used up",
-        given(10, {"limit_per_day": 10}, hold(10), LATE),
+        given(10, policy(limits=SpendLimits(day=10)), hold(10), LATE),
         capture(),
         Posts("capture", (-10, 0), (0, 0), ("expired", 10), late=True),
     ),
@@ -389,5 +391,7 @@ def test_a_refund_of_a_capture_carries_its_operation(later):
     ("command", "counted"), [(capture(), 10), (capture(amount=13, overage=True), 13)]
 )
 def test_a_hold_counts_when_it_is_made_and_a_capture_only_what_is_more(command, counted):
-    state = given(99, LIMITED | {"limit_per_minute": 50}, hold(10), command).state(same_batch=True)
-    assert state.accounts[ALICE].spent_this_minute == counted
+    state = given(99, policy(limits=SpendLimits(minute=50)), hold(10), command).state(
+        same_batch=True
+    )
+    assert state.users[ALICE].account.counters.minute == counted

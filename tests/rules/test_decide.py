@@ -45,12 +45,12 @@ from credit_service.errors import (
     UserNotFound,
 )
 from credit_service.fields import AMOUNT_MAX, BALANCE_MAX
-from credit_service.rules.decide import Terms
 from credit_service.rules.model import (
     Account,
     Payment,
     transaction_id,
 )
+from credit_service.rules.terms import Terms
 
 ROWS = [
     # The state of what the command refers to.

@@ -22,7 +22,8 @@ from kit.hold_tables import (
 )
 from kit.rule_tables import NOON, OTHER_TERMS, PRICES, TERMS, reused, row, spend
 
-from credit_service.rules.decide import Terms, decide
+from credit_service.rules.decide import decide
+from credit_service.rules.terms import Terms
 
 KEYS = [
     row("a repeated hold", given(10, hold()), hold(), Replays(1, ("held", 0))),

@@ -28,8 +28,9 @@ from model.holds import ModelHolds, Refused, Request
 
 from credit_service.errors import Refusal
 from credit_service.rules import holds
+from credit_service.rules.batch_state import BatchState
 from credit_service.rules.commands import Capture, Extend, Refund, Release
-from credit_service.rules.decide import BatchState, decide
+from credit_service.rules.decide import decide
 from credit_service.rules.model import Account, Spent
 
 SINCE = datetime(2026, 1, 1, tzinfo=UTC)
@@ -55,7 +56,7 @@ class Book:
     def state(self, now, commands):
         keys = {getattr(command, "idempotency_key", None) for command in commands}
         by_key = {
-            (ALICE, entry.idempotency_key): entry
+            entry.idempotency_key: entry
             for entry in self.entries.values()
             if entry.idempotency_key in keys and entry.idempotency_key is not None
         }
@@ -64,36 +65,33 @@ class Book:
         named |= {entry.hold_seq for entry in by_key.values()}
         loaded = {seq: hold for seq, hold in self.holds.items() if seq in named}
         ended = {
-            (ALICE, seq): self.entries[hold.settled_seq]
+            seq: self.entries[hold.settled_seq]
             for seq, hold in loaded.items()
             if hold.settled_seq is not None
         }
         due = self.account.next_hold_expiry
         if due is not None and due <= now:
             loaded |= {seq: hold for seq, hold in self.holds.items() if hold.state == "held"}
-        state = BatchState(
-            now,
-            {ALICE: self.account},
-            by_key=by_key,
-            spends={
-                (ALICE, seq): Spent(self.entries[seq], self.refunded.get(seq, 0))
-                for seq in spends & self.entries.keys()
-            },
-            holds={(ALICE, seq): hold for seq, hold in loaded.items()},
-            ended=ended,
-        )
-        holds.expire_due(state, ALICE)
+        state = BatchState.of(now, self.account)
+        alice = state.users[ALICE]
+        alice.by_key.update(by_key)
+        for seq in spends & self.entries.keys():
+            alice.spends[seq] = Spent(self.entries[seq], self.refunded.get(seq, 0))
+        alice.holds.update(loaded)
+        alice.ended.update(ended)
+        holds.expire_due(alice)
         return state
 
     def write(self, state):
-        for entry in state.posted:
+        alice = state.users[ALICE]
+        for entry in alice.posted:
             assert entry.seq not in self.entries
             self.entries[entry.seq] = entry
-        # What is not touched is not written.
-        if ALICE in state.touched:
-            self.account = state.accounts[ALICE]
-        self.refunded |= {seq: spent.refunded for (_, seq), spent in state.refunded.items()}
-        self.holds |= {seq: hold for (_, seq), hold in state.changed_holds.items()}
+        # What is not changed is not written.
+        if alice.is_changed:
+            self.account = alice.account
+        self.refunded |= {seq: alice.spends[seq].refunded for seq in alice.refunded}
+        self.holds |= {seq: alice.holds[seq] for seq in alice.changed_holds}
 
     def adds_up(self):
         account, entries = self.account, [self.entries[seq + 1] for seq in range(self.account.seq)]
@@ -140,7 +138,7 @@ def rules_agree_with_the_model(credits_, batches):
             assert answer == model.take(request, now)
             if isinstance(answer, Refused) or answer.replayed or request.validate_only:
                 assert repr(state) == before
-            account = state.accounts[ALICE]
+            account = state.users[ALICE].account
             assert (account.balance, account.held) == (model.balance, model.held)
             assert account.open_holds == len(model.open)
         if requests:

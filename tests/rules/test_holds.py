@@ -26,6 +26,7 @@ from kit.hold_tables import (
     hold_for,
     judge,
     loaded,
+    policy,
     release,
 )
 from kit.rule_tables import ALICE, BOB, NOON, PRICES, STRANGER, TERMS, row, spend
@@ -42,8 +43,9 @@ from credit_service.errors import (
     TooManyHolds,
     UserNotFound,
 )
-from credit_service.rules.decide import Terms, decide
+from credit_service.rules.decide import decide
 from credit_service.rules.model import transaction_id
+from credit_service.rules.terms import Terms
 
 MAKING = [
     row(
@@ -73,13 +75,13 @@ MAKING = [
     row("what is left can be spent", given(10, hold(6)), spend(4), Posts("spend", (-4, 0), (6, 6))),
     row(
         "an account's own floor lets it hold on credit",
-        given(0, {"min_balance": -5}),
+        given(0, policy(min_balance=-5)),
         hold(5),
         Posts("hold", (0, 5), (0, 5), ("held", 0)),
     ),
     row(
         "an account's own floor is kept",
-        given(0, {"min_balance": -5}),
+        given(0, policy(min_balance=-5)),
         hold(6),
         InsufficientCredits(required=6, available=0, held=0, shortfall=1),
     ),
@@ -307,7 +309,8 @@ EXTENDING = [
 @pytest.mark.parametrize(("before", "command", "expected"), EXTENDING)
 def test_extending(before, command, expected, same_batch):
     state = before.state(same_batch=same_batch)
-    unchanged, account = repr(state), state.accounts.get(command.user_id)
+    unchanged, user = repr(state), state.users.get(command.user_id)
+    account = user and user.account
     got = answer(state, command, before.terms)
     if isinstance(expected, Refusal):
         assert (type(got), asdict(got)) == (type(expected), asdict(expected))
@@ -316,7 +319,8 @@ def test_extending(before, command, expected, same_batch):
     assert (got.hold.state, got.hold.expires_at) == ("held", NOON + expected.after)
     assert got.entry is None
     assert got.account == account
-    assert state.changed_holds[ALICE, 1] == got.hold
+    assert state.users[ALICE].holds[1] == got.hold
+    assert state.users[ALICE].changed_holds == {1}
     assert answer(state, command, before.terms).hold == got.hold
     adds_up(state)
 
@@ -333,7 +337,7 @@ def test_due_holds_end_before_anything_else_the_soonest_first():
         ("expire", "expiry", 1, 5, "credit_service"),
         ("spend", "SpendCredits", None, 5, "worker"),
     ]
-    account = state.accounts[ALICE]
+    account = state.users[ALICE].account
     assert (account.open_holds, account.next_hold_expiry) == (1, NOON + 2 * QUARTER)
     adds_up(state)
 
@@ -342,12 +346,12 @@ def test_a_due_hold_ends_once_and_an_extended_one_not_yet():
     before = given(10, hold(3), hold(2, "h2"), QUARTER / 3, extend(2), QUARTER - INSTANT)
     state = before.state(same_batch=True)
     assert [(e.type, e.hold_seq) for e in state.posted] == [("expire", 1)]
-    assert state.accounts[ALICE].next_hold_expiry == NOON + QUARTER * 4 / 3
+    assert state.users[ALICE].account.next_hold_expiry == NOON + QUARTER * 4 / 3
     state = loaded(state, timedelta(0))
     assert state.posted == []
     state = loaded(state, QUARTER)
     assert [(e.type, e.hold_seq) for e in state.posted] == [("expire", 2)]
-    assert state.accounts[ALICE].next_hold_expiry is None
+    assert state.users[ALICE].account.next_hold_expiry is None
 
 
 @pytest.mark.parametrize(
@@ -356,10 +360,11 @@ def test_a_due_hold_ends_once_and_an_extended_one_not_yet():
 )
 def test_a_hold_is_made_and_settled_in_one_batch(command, end):
     state = given(10, hold(), command).state(same_batch=True)
+    alice = state.users[ALICE]
     assert [e.seq for e in state.posted] == [1, 2]
-    assert state.changed_holds.keys() == {(ALICE, 1)}
-    assert state.changed_holds[ALICE, 1].state == end
-    assert (state.accounts[ALICE].open_holds, state.accounts[ALICE].next_hold_expiry) == (0, None)
+    assert alice.changed_holds == {1}
+    assert alice.holds[1].state == end
+    assert (alice.account.open_holds, alice.account.next_hold_expiry) == (0, None)
 
 
 def test_a_hold_that_was_only_validated_is_not_there():
@@ -368,7 +373,7 @@ def test_a_hold_that_was_only_validated_is_not_there():
     assert (validated.state, validated.amount) == ("held", 10)
     assert isinstance(answer(state, capture(), TERMS), HoldNotFound)
     decide(state, hold(5, "h2"), TERMS)
-    assert (ALICE, validated.seq) not in state.holds
+    assert validated.seq not in state.users[ALICE].holds
 
 
 def test_one_outcome_for_each_hold_whatever_is_tried():

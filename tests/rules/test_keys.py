@@ -30,7 +30,7 @@ from kit.rule_tables import (
 )
 
 from credit_service.fields import BALANCE_MAX
-from credit_service.rules.decide import Terms
+from credit_service.rules.terms import Terms
 
 ROWS = [
     # The key comes first: a repeat answers with its entry, whatever has become of the rest.

@@ -16,10 +16,12 @@ from model.ledger import BALANCE_LIMIT, Done, ModelLedger, Refused, Request
 
 from credit_service.errors import Refusal
 from credit_service.rules import model
+from credit_service.rules.batch_state import BatchState
 from credit_service.rules.commands import Charge, Purchase, Refund, Spend
-from credit_service.rules.decide import BatchState, Terms, decide
+from credit_service.rules.decide import decide
 from credit_service.rules.model import Account, Payment, Purchased, Spent
 from credit_service.rules.pricing import Price, PriceList
+from credit_service.rules.terms import Terms
 
 SINCE = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -107,35 +109,28 @@ class Book:
         keys = {(command.user_id, command.idempotency_key) for command in commands}
         spend_ids = {(c.user_id, c.spend_seq) for c in commands if isinstance(c, Refund)}
         refs = {c.payment.ref for c in commands if isinstance(c, Purchase) and c.payment}
-        return BatchState(
-            now,
-            accounts={user: a for user, a in self.accounts.items() if user in users},
-            by_key={
-                key: entry
-                for (user, _), entry in self.entries.items()
-                if (key := (user, entry.idempotency_key)) in keys
-            },
-            spends={
-                entry_id: Spent(entry, self.refunded.get(entry_id, 0))
-                for entry_id, entry in self.entries.items()
-                if entry_id in spend_ids
-            },
-            purchases={
-                ref: bought._replace(entry=self.entries.get((bought.user_id, bought.seq)))
-                for ref, bought in self.bought.items()
-                if ref in refs
-            },
-        )
+        state = BatchState.of(now, *(a for user, a in self.accounts.items() if user in users))
+        for (user_id, seq), entry in self.entries.items():
+            if (user_id, entry.idempotency_key) in keys:
+                state.users[user_id].by_key[entry.idempotency_key] = entry
+            if (user_id, seq) in spend_ids:
+                spent = Spent(entry, self.refunded.get((user_id, seq), 0))
+                state.users[user_id].spends[seq] = spent
+        for ref, bought in self.bought.items():
+            if ref in refs:
+                entry = self.entries.get((bought.user_id, bought.seq))
+                state.purchases[ref] = bought._replace(entry=entry)
+        return state
 
     def write(self, state):
         for entry in state.posted:
             entry_id = entry.user_id, entry.seq
             assert entry_id not in self.entries
             self.entries[entry_id] = entry
-        self.accounts.update(state.accounts)
-        self.refunded.update(
-            {entry_id: spent.refunded for entry_id, spent in state.refunded.items()}
-        )
+        for user_id, user in state.users.items():
+            self.accounts[user_id] = user.account
+            for seq in user.refunded:
+                self.refunded[user_id, seq] = user.spends[seq].refunded
         for ref, bought in state.bought.items():
             assert ref not in self.bought
             self.bought[ref] = Purchased(bought.user_id, bought.seq, bought.amount, None)
@@ -202,19 +197,19 @@ def rules_agree_with_the_model(openings, batches):
                 event(refusal.reason)
             else:
                 answer = Done(as_entry(outcome.entry), outcome.replayed)
-                assert outcome.account == state.accounts[request.user]
+                assert outcome.account == state.users[request.user].account
                 event("replayed" if outcome.replayed else request.call)
             assert answer == ledger.take(request, as_prices(batch.terms))
             if isinstance(answer, Refused) or answer.replayed or request.validate_only:
                 assert repr(state) == before
             else:
-                assert len(state.posted) == state.posted.index(outcome.entry) + 1
+                assert state.users[request.user].posted[-1] == outcome.entry
                 assert outcome.entry.floor == (
                     batch.terms.min_balance if outcome.entry.type == "spend" else None
                 )
-            for user, account in state.accounts.items():
-                assert account.balance == ledger.balance(user)
-                assert account.held == 0
+            for user_id, user in state.users.items():
+                assert user.account.balance == ledger.balance(user_id)
+                assert user.account.held == 0
         book.write(state)
         for user in book.accounts:
             book.adds_up(user)

@@ -1,0 +1,34 @@
+"""What the configuration decides about accounts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from credit_service.rules.model import Account
+    from credit_service.rules.pricing import PriceList
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the configuration decides.
+
+    Attributes:
+        prices: the price list.
+        min_balance: the floor of an account without one of its own, in credits.
+        open_holds: how many holds an account may have open.
+    """
+
+    prices: PriceList
+    min_balance: int
+    open_holds: int = 100
+
+    def floor(self, account: Account) -> int:
+        """What a spend or hold must leave available, in credits."""
+        own = account.policy.min_balance
+        return self.min_balance if own is None else own
+
+    def shortfall(self, account: Account, cost: int) -> int:
+        """How many credits the account lacks to pay `cost` and keep the floor; 0 if none."""
+        return max(0, cost + self.floor(account) - account.available)
