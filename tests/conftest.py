@@ -15,6 +15,7 @@ import uvloop
 from kit.fault_proxy import fault_proxy
 from kit.harness import Database, running, server_settings
 from kit.postgres import postgres
+from kit.waiting import measure_pace, patience
 
 from credit_service.database import migrations
 from credit_service.database.postgres import ROLE_LIMITS_MS, ROLE_PLANS_OFF
@@ -32,9 +33,13 @@ def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="run the storms too")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
+    measure_pace()
+    # Read by pytest-timeout, in the workers too.
+    os.environ.setdefault("PYTEST_TIMEOUT", f"{patience(120):.0f}")
     # One cluster for all workers, started before any event loop. It need not survive a power cut.
     memory = _memory()
     directory = Path(tempfile.mkdtemp(prefix="credit-tests-", dir=memory))
@@ -97,7 +102,14 @@ def database_url(url, name):
     return parts._replace(path=f"/{name}").geturl()
 
 
+def pytest_report_header():
+    return f"deadlines: {patience(1):.1f} times those of an idle fast machine"
+
+
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if mark := item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(patience(mark.args[0])), append=False)
     if config.option.long:
         return
     kept = [item for item in items if "long" not in item.keywords]

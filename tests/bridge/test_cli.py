@@ -15,6 +15,7 @@ import trustme
 from kit.callers import EVERY_ROLE, identity
 from kit.harness import running, server_settings
 from kit.stripe_fakes import KEY, SECRET, bridge_process, bridge_url, fake_stripe
+from kit.waiting import patience
 
 from credit_service.client import CreditClient
 from credit_service.rpc.access import Authenticator
@@ -61,7 +62,7 @@ async def ran(*arguments, **settings):
         env={**clean, **given},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
         check=False,
     )
     assert "Traceback" not in done.stdout + done.stderr

@@ -12,8 +12,8 @@ import pytest
 from kit import bridge_stage
 from kit.bridge_stage import counted
 from kit.bridges import event_of, paid_session, signature
-from kit.harness import eventually
 from kit.stripe_fakes import KEY, SECRET, Program, bridge_process, bridge_url
+from kit.waiting import eventually, patience
 
 from credit_service.runtime.environment import ConfigurationError
 from stripe_bridge import config, webhook
@@ -213,7 +213,7 @@ async def test_31_big_and_slow_bodies_and_idle_connections_do_not_stop_the_other
         body = await bytes_of_a_purchase(stage, user)
         assert (await post(stage, body, signed(body), bridge=bridge)).status_code == 200
         for reader, _writer in slow:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(patience(10)):
                 assert (await reader.read()).startswith(b"HTTP/1.1 408")
         for _reader, writer in opened:
             writer.transport.abort()

@@ -9,9 +9,9 @@ import httpx
 from kit import bridge_stage
 from kit.bridge_stage import Hasty, counted, line_to
 from kit.bridges import signature
-from kit.harness import eventually
 from kit.programs import free_port
 from kit.stripe_fakes import bridge_process, bridge_url
+from kit.waiting import eventually, patience
 
 shared_stage, stage = bridge_stage.shared_stage, bridge_stage.stage
 
@@ -35,7 +35,7 @@ async def test_02_the_same_event_50_times_at_once_at_two_bridges_is_one_entry(st
     here = stage.fake.url, stage.service.target
     with bridge_process(*here) as one, bridge_process(*here) as other:
         urls = [bridge_url(each) for each in (one, other)]
-        async with httpx.AsyncClient(timeout=20) as http:
+        async with httpx.AsyncClient(timeout=patience(20)) as http:
             posts = [
                 http.post(
                     f"{url}/stripe/webhooks",

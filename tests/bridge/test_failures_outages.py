@@ -11,9 +11,10 @@ import httpx
 import pytest
 from kit import bridge_stage
 from kit.bridge_stage import Hasty
-from kit.harness import eventually, running, server_settings
+from kit.harness import running, server_settings
 from kit.programs import free_port
 from kit.stripe_fakes import bought, bridge_process, bridge_url
+from kit.waiting import eventually
 
 from stripe_bridge.bodies import Limits
 from stripe_bridge.reconcile import reconcile

@@ -9,10 +9,10 @@ from uuid import uuid4
 import pytest
 import stripe
 from kit import stripe_fixtures
-from kit.harness import eventually
 from kit.programs import free_port
 from kit.stripe_fakes import SECRET, bought, fake_stripe
 from kit.stripe_receiver import Receiver, receiving
+from kit.waiting import eventually
 
 fake, calm = stripe_fixtures.fake, stripe_fixtures.calm
 sdk, receiver = stripe_fixtures.sdk, stripe_fixtures.receiver

@@ -17,6 +17,7 @@ from kit.callers import EVERY_ROLE
 from kit.harness import running, server_settings
 from kit.programs import free_port
 from kit.stripe_fakes import SECRET, bridge_process, bridge_url, fake_stripe
+from kit.waiting import patience
 from prometheus_client import REGISTRY
 
 from credit_service import errors
@@ -322,5 +323,5 @@ async def test_logs_name_event_object_and_outcome_and_nothing_personal_or_secret
 
 
 def _read(url):
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=patience(10)) as answer:
         return answer.read().decode()

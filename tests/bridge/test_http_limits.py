@@ -6,7 +6,7 @@ import json
 from kit import bridge_http
 from kit.bridge_http import BODY, Raw, balance, head, locked, told
 from kit.bridges import NOWHERE, bridge_settings, event_of, paid_session, running_bridge, signature
-from kit.harness import eventually
+from kit.waiting import eventually
 
 from credit_service.runtime import http
 from stripe_bridge.bodies import Limits

@@ -13,10 +13,11 @@ import httpx
 import pytest
 from kit.bridges import signature
 from kit.clusters import Cluster
-from kit.harness import eventually, running, server_settings
+from kit.harness import running, server_settings
 from kit.programs import free_port, process
 from kit.stripe_fakes import FakeStripe, Program, bought, bridge_process, fake_stripe, webhook_url
 from kit.stripe_lives import booked, events_as_sent
+from kit.waiting import eventually, patience
 from model.stripe import Payment
 
 from credit_service.database import migrations
@@ -81,7 +82,7 @@ class Town:
             await migrations.migrate(url, "credit_service", lambda _line: None)
             await asyncio.gather(self.start("service"), self.start("bridge"))
             address = f"http://{self._address('stripe')}"
-            async with httpx.AsyncClient(base_url=address, timeout=30) as http:
+            async with httpx.AsyncClient(base_url=address, timeout=patience(30)) as http:
                 self.fake = FakeStripe(address, self._processes["stripe"], http)
                 await self.fake.deliver_to(f"http://{self._address('bridge')}/stripe/webhooks")
                 yield self
@@ -201,7 +202,9 @@ async def test_46_sigterm_with_100_requests_in_flight_leaves_no_half_effect_and_
         )
         hook = await asyncio.to_thread(webhook_url, bridge)
         limits = httpx.Limits(max_connections=None)
-        http = await stack.enter_async_context(httpx.AsyncClient(timeout=20, limits=limits))
+        http = await stack.enter_async_context(
+            httpx.AsyncClient(timeout=patience(20), limits=limits)
+        )
 
         async def all_are_in_flight():
             said = (await http.get(f"http://127.0.0.1:{measures}/metrics")).text

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 from kit import stripe_fixtures
-from kit.harness import eventually
 from kit.programs import free_port
+from kit.waiting import eventually
 
 from credit_service.client import CreditClient
 from stripe_bridge import metrics

@@ -8,6 +8,7 @@ from kit import settlers, stripe_fixtures
 from kit.programs import free_port
 from kit.settlers import POLICY, balance, events_about, refuse, requests
 from kit.stripe_fakes import KEY
+from kit.waiting import patience
 
 from credit_service.client import CreditClient
 from credit_service.errors import LedgerUnavailable, OutcomeUnknown
@@ -213,7 +214,7 @@ async def test_when_stripe_is_away_nothing_is_written_and_later_everything(fake,
         for path, fault in itertools.product(("charges", "checkout/sessions"), broken):
             await fake.api_faults({"path": path, "seconds": 60, **fault})
             with pytest.raises(StripeAway):
-                async with asyncio.timeout(8):
+                async with asyncio.timeout(patience(8)):
                     await settler.money_back.refund(refund)
         assert await database.book() == book
         await fake.api_faults()

@@ -10,8 +10,9 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
-from kit.harness import ROOT, eventually, running, server_settings
+from kit.harness import ROOT, running, server_settings
 from kit.programs import process
+from kit.waiting import eventually, patience
 from prometheus_client import REGISTRY
 
 from credit_service.client import BlockingCreditClient, held_work
@@ -370,7 +371,7 @@ async def test_a_client_is_refused_in_a_process_forked_after_it(service):
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=patience(30),
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("forked") == 2

@@ -10,8 +10,9 @@ from uuid import uuid4
 import grpc
 import pytest
 from google.protobuf.message import Message
-from kit.harness import eventually, payment, running, server_settings
+from kit.harness import payment, running, server_settings
 from kit.programs import free_port
+from kit.waiting import eventually, patience
 from kit.wire import METHODS, SERVICE, request_of
 
 from credit_service import errors, status
@@ -335,7 +336,7 @@ async def test_nobody_listening_is_unknown_for_a_write_and_unavailable_for_a_rea
 async def test_a_call_waits_for_a_service_that_listens_within_its_deadline(database):
     user_id = await database.user(10)
     port = free_port()
-    async with CreditClient(f"127.0.0.1:{port}", deadline_seconds=30) as client:
+    async with CreditClient(f"127.0.0.1:{port}", deadline_seconds=patience(30)) as client:
         spending = asyncio.create_task(client.spend_credits(user_id, amount=1))
         # Longer than its retries take.
         done, _ = await asyncio.wait({spending}, timeout=3)

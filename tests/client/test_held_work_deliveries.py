@@ -4,9 +4,9 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from kit.harness import eventually
 from kit.held_jobs import SHORT, WorkFailedError, account, lose
 from kit.programs import process
+from kit.waiting import eventually
 
 from credit_service.client import CreditClient
 from credit_service.errors import (

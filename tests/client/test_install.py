@@ -10,6 +10,7 @@ import pytest
 from kit.checkouts import copy_checkout
 from kit.documents import README, Shell, snippets
 from kit.harness import ROOT
+from kit.waiting import patience
 
 
 def test_it_imports_nothing_but_grpc_and_protobuf():
@@ -37,7 +38,7 @@ def test_it_imports_nothing_but_grpc_and_protobuf():
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=patience(60),
     )
     assert told.returncode == 0, told.stderr
     assert told.stdout.split() == [

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from kit.harness import add_api_roles, eventually
+from kit.harness import add_api_roles
 from kit.programs import process
+from kit.waiting import eventually
 
 from credit_service.database import migrations
 from credit_service.database.migrations import Migration, MigrationError

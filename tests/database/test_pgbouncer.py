@@ -10,7 +10,8 @@ from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
-from kit.harness import eventually, payment, running, server_settings
+from kit.harness import payment, running, server_settings
+from kit.waiting import eventually
 
 from credit_service.database.postgres import UNREACHABLE, Address, missing_protection
 from credit_service.database.programs import ROOTS_STAND_IN, account

@@ -23,6 +23,7 @@ from benchmark.measuring import Sample, quantile_ms
 from benchmark.report import Report
 from benchmark.stand import Extent
 from kit.harness import ROOT
+from kit.waiting import patience
 
 QUICK = ("--turns", "1", "--seconds", "0.2", "--users", "50")
 
@@ -57,14 +58,14 @@ class Bench:
         self._measures.set()
 
     def wait_until_it_measures(self):
-        assert self._measures.wait(60)
+        assert self._measures.wait(patience(60))
         assert self.process.poll() is None, "".join(self.progress)
 
     def end(self):
         """Returns the exit code and the table."""
         table = self.process.stdout.read()
-        code = self.process.wait(60)
-        self._reader.join(10)
+        code = self.process.wait(patience(60))
+        self._reader.join(patience(10))
         return code, table
 
     def left_over(self):
@@ -89,8 +90,8 @@ class Bench:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.terminate()
-            self.process.wait(60)
-        self._reader.join(10)
+            self.process.wait(patience(60))
+        self._reader.join(patience(10))
         self.process.stdout.close()
         self.process.stderr.close()
 

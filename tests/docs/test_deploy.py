@@ -17,8 +17,8 @@ import asyncpg
 import grpc
 import pytest
 from kit.documents import DEPLOY, Shell, snippets
-from kit.harness import eventually
 from kit.programs import free_port, process
+from kit.waiting import eventually
 
 from credit_service.client import CreditClient
 from credit_service.database.embedded import Cluster, embedded_postgres

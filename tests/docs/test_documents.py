@@ -19,7 +19,8 @@ from kit.documents import (
     snippets,
     tables,
 )
-from kit.harness import ROOT, eventually
+from kit.harness import ROOT
+from kit.waiting import eventually
 
 from credit_service import config, status
 from credit_service.cli import app

@@ -9,8 +9,9 @@ from uuid import uuid4
 import pytest
 from kit.bridges import bridge_settings, running_bridge
 from kit.gateways import Gateway, bearer, gateway_settings, problem, running_gateway
-from kit.harness import Database, eventually, running, server_settings
+from kit.harness import Database, running, server_settings
 from kit.stripe_fakes import fake_stripe
+from kit.waiting import eventually
 
 from credit_service.client import CreditClient
 from credit_service.gateway import Bridge

@@ -10,8 +10,8 @@ from uuid import UUID, uuid4, uuid5
 
 import jwt
 import pytest
-from kit.harness import eventually
 from kit.issuers import API_KEY, SHARED_SECRET, Key, running_issuer
+from kit.waiting import eventually
 from starlette.requests import Request
 
 from credit_service.gateway import (

@@ -8,6 +8,7 @@ import json
 
 import pytest
 from kit.bridges import NOWHERE, bridge_settings, event_of, running_bridge
+from kit.waiting import patience
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +43,13 @@ class Raw:
 
     async def head(self):
         """Waits for the head of an answer; returns its status."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patience(10)):
             lines = await self.reader.readuntil(b"\r\n\r\n")
         return int(lines.split()[1])
 
     async def end(self):
         """Waits until the other side closes; returns all that it had sent."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patience(10)):
             sent = await self.reader.read()
         self.close()
         return sent

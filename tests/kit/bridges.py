@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import httpx
 from kit.stripe_fakes import KEY, SECRET
+from kit.waiting import patience
 from stripe import WebhookSignature
 
 from stripe_bridge import server
@@ -105,7 +106,7 @@ async def running_bridge(settings: server.Settings) -> AsyncIterator[Bridge]:
         task.result()
         raise AssertionError("the bridge ended before it started")
     url = f"http://127.0.0.1:{ready.result()}"
-    async with httpx.AsyncClient(base_url=url, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=patience(20)) as http:
         try:
             yield Bridge(ready.result(), stop, task, http)
         finally:

@@ -8,6 +8,7 @@ import pytest
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from kit.harness import refused, running, server_settings
+from kit.waiting import patience
 
 from credit_service.rpc.access import Authenticator
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
@@ -40,7 +41,7 @@ class Door:
         self.health = health_pb2_grpc.HealthStub(channel)
 
     async def call(self, name, request, metadata=()):
-        call = getattr(self.stub, name)(request, metadata=metadata, timeout=10)
+        call = getattr(self.stub, name)(request, metadata=metadata, timeout=patience(10))
         if name != "WatchUserCredit":
             return await call
         try:
@@ -67,7 +68,7 @@ class Door:
     async def reflection_refusal(self, metadata=()):
         # Asks nothing: to send on a stream that is already refused can fail in the client itself.
         call = reflection_pb2_grpc.ServerReflectionStub(self.channel).ServerReflectionInfo(
-            metadata=metadata, timeout=10
+            metadata=metadata, timeout=patience(10)
         )
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             await call.read()

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+from kit.waiting import patience
+
 
 def ran(*arguments, **variables):
     """Runs a command with these settings and no others; it may refuse, but never fail."""
@@ -13,7 +15,7 @@ def ran(*arguments, **variables):
         env={**clean, **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
         check=False,
     )
     assert "Traceback" not in done.stdout + done.stderr

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from uuid import uuid4
 
 from kit.harness import TERMS
+from kit.waiting import patience
 
 from credit_service.database.postgres import Address
 from credit_service.ledger.lanes import Lane, Lanes
@@ -57,15 +58,15 @@ def refund(user_id, seq, amount=None, key=None, **changes):
     return Refund(spend_seq=seq, amount=amount, **_common(user_id, key, changes))
 
 
-def submit(clerk, *commands, seconds=10.0):
+def submit(clerk, *commands, seconds=None):
     """Puts them into the queue in one go, before the lane can take the first."""
-    deadline = asyncio.get_running_loop().time() + seconds
+    deadline = asyncio.get_running_loop().time() + (patience(10) if seconds is None else seconds)
     return [clerk.submit(command, deadline) for command in commands]
 
 
 async def answers(futures):
     """An outcome or what was raised, for each."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patience(30)):
         return await asyncio.gather(*futures, return_exceptions=True)
 
 

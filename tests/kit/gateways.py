@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import httpx
-from kit.harness import eventually
+from kit.waiting import eventually, patience
 
 from credit_service.fields import uuid_or_none
 from credit_service.gateway import Limits, User, server
@@ -114,7 +114,7 @@ async def opened_page(
 ) -> AsyncIterator[Page]:
     """Opens a page at any address of a stream."""
     page = Page()
-    async with http.stream("GET", path, headers=headers, timeout=60) as response:
+    async with http.stream("GET", path, headers=headers, timeout=patience(60)) as response:
         assert response.status_code == 200, await response.aread()
         listening = asyncio.create_task(page.listen(response))
         try:
@@ -159,7 +159,7 @@ async def running_gateway(settings: server.Settings) -> AsyncIterator[Gateway]:
         raise AssertionError("the gateway ended before it started")
     url = f"http://127.0.0.1:{ready.result()}"
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-    async with httpx.AsyncClient(base_url=url, timeout=30, limits=limits) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=patience(30), limits=limits) as http:
         try:
             yield Gateway(ready.result(), stop, task, http)
         finally:

@@ -2,8 +2,7 @@
 
 import asyncio
 import contextlib
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -324,22 +323,6 @@ def refused(failure: BaseException) -> Refused:
         elif detail.Unpack(retry):
             read = replace(read, retry_seconds=retry.retry_delay.ToTimedelta().total_seconds())
     return read
-
-
-async def eventually(
-    claim: Callable[[], object], seconds: float = 15, every: float = 0.05
-) -> object:
-    """Waits until a claim (plain or a coroutine function) holds; returns what it returned."""
-    deadline = time.monotonic() + seconds
-    while True:
-        result = claim()
-        if asyncio.iscoroutine(result):
-            result = await result
-        if result:
-            return result
-        if time.monotonic() > deadline:
-            raise AssertionError(f"never came true: {claim}")
-        await asyncio.sleep(every)
 
 
 async def add_api_roles(owner_url: str) -> None:

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from kit.harness import eventually
+from kit.waiting import eventually
 
 from credit_service.v1 import credit_service_pb2 as pb
 

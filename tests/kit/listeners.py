@@ -4,7 +4,7 @@ import asyncio
 import re
 from contextlib import asynccontextmanager
 
-from kit.harness import eventually
+from kit.waiting import eventually
 
 from credit_service.ledger import store
 

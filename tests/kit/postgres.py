@@ -15,6 +15,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from pathlib import Path
 from urllib.parse import quote
 
+from kit.waiting import patience
+
 from credit_service.database.embedded import Cluster, embedded_postgres
 from credit_service.database.programs import (
     ENVIRONMENT,
@@ -116,7 +118,7 @@ def _running(
         finally:
             with suppress(ProcessLookupError):
                 server.send_signal(signal.SIGINT)
-            server.wait(60)
+            server.wait(patience(60))
         time.sleep(_POLL_SECONDS)
 
 

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kit.waiting import patience
+
 
 class Process:
     """`credit-service serve` in a process of its own."""
@@ -49,7 +51,7 @@ class Process:
     def wait_for(self, pattern: str, seconds: float = 30) -> re.Match[str]:
         """Waits until a line of the output matches; fails with the output when none does."""
         expression = re.compile(pattern)
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + patience(seconds)
         with self._more:
             while True:
                 for line in self.lines:
@@ -69,8 +71,8 @@ class Process:
 
     def wait(self, seconds: float = 30) -> int:
         """Waits for the end and returns the exit code."""
-        code = self.popen.wait(seconds)
-        self._reader.join(5)
+        code = self.popen.wait(patience(seconds))
+        self._reader.join(patience(5))
         return code
 
     def close(self) -> None:
@@ -78,11 +80,11 @@ class Process:
         if self.popen.poll() is None:
             self.popen.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.popen.wait(15)
+                self.popen.wait(patience(15))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
-        self._reader.join(5)
+        self._reader.join(patience(5))
         if self.popen.stdout is not None:
             self.popen.stdout.close()
 

@@ -14,6 +14,7 @@ from uuid import UUID
 
 import grpc
 from kit.harness import Database, refused
+from kit.waiting import patience
 
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
@@ -48,10 +49,12 @@ async def connected(target):
         yield pb_grpc.CreditServiceStub(channel)
 
 
-async def call(stub, request, seconds=10.0):
+async def call(stub, request, seconds=None):
     """Sends a write; returns its response, or what failed as an `AioRpcError`."""
     try:
-        return await getattr(stub, _METHODS[type(request)])(request, timeout=seconds)
+        return await getattr(stub, _METHODS[type(request)])(
+            request, timeout=patience(10) if seconds is None else seconds
+        )
     except grpc.aio.AioRpcError as failure:
         return failure
 
@@ -105,7 +108,7 @@ class Storm:
     async def more(self, count, seconds=60.0):
         """Waits for so many further acknowledged writes."""
         goal = self.acknowledged + count
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(patience(seconds)):
             while self.acknowledged < goal:
                 await asyncio.sleep(0.01)
                 for task in self._tasks:
@@ -171,7 +174,10 @@ class Storm:
                     unanswered.append(asked)
                     await asyncio.sleep(0.05)
 
-        async with asyncio.timeout(seconds), connected(target or self._targets[0]) as stub:
+        async with (
+            asyncio.timeout(patience(seconds)),
+            connected(target or self._targets[0]) as stub,
+        ):
             await asyncio.gather(*(ask_again(stub) for _ in range(8)))
 
     async def check(self, database: Database):

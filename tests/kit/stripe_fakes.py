@@ -11,6 +11,7 @@ import httpx
 import stripe
 from kit.harness import ROOT
 from kit.programs import Process
+from kit.waiting import patience
 
 SECRET = "whsec_of_the_tests"
 KEY = "sk_test_of_the_tests"
@@ -56,7 +57,7 @@ class FakeStripe:
     def sdk(self, key: str = KEY, **options: object) -> stripe.StripeClient:
         """Stripe's own client of this fake; it is closed with the fake."""
         settings = {"max_network_retries": 0, **options}
-        http = settings.setdefault("http_client", stripe.HTTPXClient(timeout=5))
+        http = settings.setdefault("http_client", stripe.HTTPXClient(timeout=patience(5)))
         self._connections.append(http)
         return stripe.StripeClient(key, base_addresses={"api": self.url}, **settings)
 
@@ -209,7 +210,7 @@ async def fake_stripe(*arguments: str, deliver_to: str | None = None) -> AsyncIt
     process = Program("fake_stripe", arguments, {})
     try:
         url = process.wait_for(r"fake stripe on (\S+)").group(1)
-        async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=url, timeout=patience(30)) as http:
             fake = FakeStripe(url, process, http)
             try:
                 yield fake

@@ -5,6 +5,7 @@ from uuid import UUID
 import grpc
 from google.protobuf.message import Message
 from kit.harness import Database, payment
+from kit.waiting import patience
 
 from credit_service.client import CreditClient
 from credit_service.v1 import credit_service_pb2 as pb
@@ -28,7 +29,7 @@ class Wire:
 
     async def send(self, method: str, request: bytes, **options: object) -> bytes:
         call = self._channel.unary_unary(f"/{SERVICE.full_name}/{method}")
-        return await call(request, timeout=20, **options)
+        return await call(request, timeout=patience(20), **options)
 
     async def ask(self, method: str, request: Message) -> bytes:
         return await self.send(method, request.SerializeToString())

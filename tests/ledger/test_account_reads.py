@@ -9,6 +9,7 @@ import pytest
 from kit.commands import lane, spend, submit
 from kit.fault_proxy import Kind
 from kit.harness import running, server_settings
+from kit.waiting import patience
 
 from credit_service.database.postgres import Address
 from credit_service.errors import UserNotFound
@@ -23,7 +24,7 @@ READ = "^" + re.escape(store.SQL["changed_accounts"].splitlines()[0])
 @pytest.fixture
 async def client(proxy):
     async with running(server_settings(proxy.url)) as service:
-        yield await service.client(deadline_seconds=20)
+        yield await service.client(deadline_seconds=patience(20))
 
 
 async def held_up(client, proxy, user_id):

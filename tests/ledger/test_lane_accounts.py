@@ -16,7 +16,7 @@ from kit.commands import (
     submit,
 )
 from kit.fault_proxy import COMMIT, LOAD_KEYS, Kind
-from kit.harness import eventually
+from kit.waiting import eventually
 
 from credit_service.errors import (
     BalanceLimitExceeded,

@@ -15,7 +15,7 @@ from kit.commands import (
     written,
 )
 from kit.fault_proxy import BEGIN, COMMIT, Kind
-from kit.harness import eventually
+from kit.waiting import eventually
 
 from credit_service.errors import (
     IdempotencyKeyReused,

@@ -3,7 +3,7 @@
 import asyncio
 
 from kit.commands import answers, ask, kinds, lane, lanes, purchase, spend, submit, written
-from kit.harness import eventually
+from kit.waiting import eventually
 from prometheus_client import REGISTRY
 
 from credit_service.errors import LedgerUnavailable

@@ -9,8 +9,9 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from kit.harness import Database, eventually, payment, running, server_settings
+from kit.harness import Database, payment, running, server_settings
 from kit.long_book import write_book
+from kit.waiting import eventually
 
 from credit_service.ledger import store
 from credit_service.rules.model import (

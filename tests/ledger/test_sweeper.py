@@ -4,7 +4,8 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 from kit.fault_proxy import COMMIT, Kind
-from kit.harness import eventually, running, server_settings
+from kit.harness import running, server_settings
+from kit.waiting import eventually
 
 _DUE = """
     WITH users AS (

@@ -7,10 +7,11 @@ from uuid import UUID, uuid4
 import grpc
 import pytest
 from kit.callers import EVERY_ROLE, bearer
-from kit.harness import eventually, refused, running, server_settings
+from kit.harness import refused, running, server_settings
 from kit.listeners import Listener, listening
 from kit.programs import process
 from kit.storm import connected
+from kit.waiting import eventually, patience
 
 from credit_service.client import CreditClient
 from credit_service.errors import InvalidRequest, Overloaded, UserNotFound
@@ -250,7 +251,7 @@ async def test_gateways_operators_and_auditors_may_watch(database, tmp_path, rol
         running(server_settings(database.service_url, authenticator=authenticator)) as service,
         connected(service.target) as stub,
     ):
-        stream = stub.WatchUserCredit(request, metadata=bearer(role), timeout=10)
+        stream = stub.WatchUserCredit(request, metadata=bearer(role), timeout=patience(10))
         if role in ("gateway", "operator", "auditor"):
             assert (await stream.read()).credit.balance == 10
             stream.cancel()

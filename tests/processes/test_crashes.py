@@ -14,9 +14,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kit.clusters import Cluster, lead, through
 from kit.fault_proxy import COMMIT, UPDATE, Kind
-from kit.harness import eventually, running, server_settings
+from kit.harness import running, server_settings
 from kit.programs import free_port, process
 from kit.storm import Storm, call, connected
+from kit.waiting import eventually, patience
 
 from credit_service.database import migrations
 from credit_service.v1 import credit_service_pb2 as pb
@@ -39,7 +40,7 @@ async def cluster():
 async def health(target):
     async with grpc.aio.insecure_channel(target) as channel:
         answer = await health_pb2_grpc.HealthStub(channel).Check(
-            health_pb2.HealthCheckRequest(), timeout=10
+            health_pb2.HealthCheckRequest(), timeout=patience(10)
         )
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 

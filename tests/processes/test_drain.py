@@ -13,9 +13,9 @@ import grpc
 import pytest
 from kit.clusters import through
 from kit.fault_proxy import COMMIT, Kind
-from kit.harness import eventually
 from kit.programs import free_port, process
 from kit.storm import Storm, call, connected
+from kit.waiting import eventually, patience
 
 from credit_service.client import CreditClient
 from credit_service.v1 import credit_service_pb2 as pb
@@ -79,7 +79,9 @@ async def test_a_stop_waits_for_the_calls_in_flight(database, proxy, count):
             await held.met.wait()
             queued = [asyncio.create_task(call(stub, spend(user_id), 30)) for _ in range(5)]
             # The reads go past the lane, so an answered one shows that the writes before have come.
-            await stub.GetUserCredit(pb.GetUserCreditRequest(user_id=str(user_id)), timeout=10)
+            await stub.GetUserCredit(
+                pb.GetUserCreditRequest(user_id=str(user_id)), timeout=patience(10)
+            )
             server.signal(signal.SIGTERM)
             await stopping_lines(server, count)
             held.release()
@@ -218,7 +220,7 @@ async def test_a_restart_goes_unnoticed_by_those_who_use_the_client(database):
     answers = []
 
     async def caller(user_id):
-        async with CreditClient(target, deadline_seconds=30) as client:
+        async with CreditClient(target, deadline_seconds=patience(30)) as client:
             while not done.is_set():
                 answers.append(await client.spend_credits(user_id, amount=1))
 

@@ -8,8 +8,9 @@ from uuid import uuid4
 import grpc
 import pytest
 from kit.fault_proxy import BEGIN, COMMIT, INSERT, LOAD_KEYS, LOCK, UPDATE, Kind
-from kit.harness import eventually, refused, running, server_settings
+from kit.harness import refused, running, server_settings
 from kit.storm import NO_FINAL_ANSWER, Storm, call, connected
+from kit.waiting import eventually, patience
 
 from credit_service.v1 import credit_service_pb2 as pb
 
@@ -77,7 +78,7 @@ async def test_a_caller_who_hangs_up_within_a_transaction_finds_it_done(
     user_id = await database.user(10)
     request = spend(user_id, 3)
     held = proxy.on(statement, Kind.HOLD)
-    asking = stub.SpendCredits(request, timeout=30)
+    asking = stub.SpendCredits(request, timeout=patience(30))
     await held.met.wait()
     waiting = asyncio.create_task(call(stub, spend(user_id)))
     asking.cancel()
@@ -109,7 +110,7 @@ async def test_a_caller_whose_deadline_passes_within_a_transaction_learns_the_tr
 
 
 async def _leave(stub, request, seconds):
-    asking = stub.SpendCredits(request, timeout=30)
+    asking = stub.SpendCredits(request, timeout=patience(30))
     done, _ = await asyncio.wait({asyncio.ensure_future(_answer(asking))}, timeout=seconds)
     if done:
         return done.pop().result()

@@ -10,10 +10,10 @@ from datetime import timedelta
 import pytest
 from kit.commands import ask, lane
 from kit.fault_proxy import COMMIT, Kind
-from kit.harness import eventually
 from kit.hold_tables import capture, extend, hold, release
 from kit.programs import process
 from kit.shown_holds import CAPTURED, EXPIRED, HELD, RELEASED
+from kit.waiting import eventually
 
 from credit_service.client import CreditClient
 from credit_service.errors import (

@@ -10,8 +10,8 @@ from uuid import uuid4
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from kit.harness import eventually
 from kit.programs import free_port, process
+from kit.waiting import eventually, patience
 
 from credit_service.client import CreditClient
 
@@ -96,7 +96,7 @@ async def test_they_share_the_health_listener_too(database):
         for _ in range(5):
             async with grpc.aio.insecure_channel(health_listen) as channel:
                 health = health_pb2_grpc.HealthStub(channel)
-                answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+                answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=patience(10))
                 assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 

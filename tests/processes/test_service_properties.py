@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from kit.harness import running, server_settings
+from kit.waiting import patience
 from model.drawn import ALICE, BOB, STEPS, STRANGER, as_prices, as_refused, asked, message_as_entry
 from model.ledger import Done, ModelLedger, Request
 
@@ -138,7 +139,7 @@ async def service_agrees_with_the_model(database, waves):
     ledger.take(opening, as_prices(TERMS))
     settings_ = server_settings(database.service_url, terms=TERMS)
     async with running(settings_) as one, running(settings_) as other:
-        clients = [await each.client(deadline_seconds=60) for each in (one, other)]
+        clients = [await each.client(deadline_seconds=patience(60)) for each in (one, other)]
         for wave in waves:
             requests = [
                 replace(

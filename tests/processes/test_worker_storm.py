@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager
 from uuid import uuid4
 
 import pytest
-from kit.harness import ROOT, eventually
+from kit.harness import ROOT
 from kit.programs import free_port, process
+from kit.waiting import eventually, patience
 
 from credit_service.client import CreditClient
 from credit_service.v1 import credit_service_pb2 as pb
@@ -125,7 +126,7 @@ class Jobs:
         if dies_at == "start":
             await asyncio.sleep(self.lots.uniform(0, 0.05))
             return self._kill(made, job)
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(patience(seconds)):
             while True:
                 said = (await made.stdout.readline()).split()
                 if said[0] == b"working":

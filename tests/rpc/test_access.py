@@ -7,6 +7,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from kit.callers import EVERY_ROLE, ROLES, bearer, opened, sha256
 from kit.harness import payment, running, server_settings
+from kit.waiting import patience
 
 from credit_service.errors import PermissionDenied
 from credit_service.rpc import access
@@ -212,7 +213,7 @@ async def test_a_refused_caller_does_not_learn_whether_its_request_was_well_form
     garbage = door.channel.unary_unary("/credit_service.v1.CreditService/SpendCredits")
     for metadata in ((), bearer("auditor")):
         with pytest.raises(grpc.aio.AioRpcError) as failure:
-            await garbage(b"\xff", metadata=metadata, timeout=10)
+            await garbage(b"\xff", metadata=metadata, timeout=patience(10))
         assert failure.value.code() in {
             grpc.StatusCode.UNAUTHENTICATED,
             grpc.StatusCode.PERMISSION_DENIED,
@@ -249,7 +250,7 @@ async def test_an_unknown_method_is_unimplemented_with_and_without_credentials(d
     for path in ("/credit_service.v1.CreditService/Steal", "/other.Service/SpendCredits"):
         for metadata in ((), bearer("operator")):
             with pytest.raises(grpc.aio.AioRpcError) as failure:
-                await door.channel.unary_unary(path)(b"", metadata=metadata, timeout=10)
+                await door.channel.unary_unary(path)(b"", metadata=metadata, timeout=patience(10))
             assert failure.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 

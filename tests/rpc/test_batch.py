@@ -8,6 +8,7 @@ from kit.batches import ATOMIC, INDEPENDENT, MODES, errors, item, refusal
 from kit.callers import EVERY_ROLE, bearer
 from kit.harness import refused, running, server_settings
 from kit.storm import connected
+from kit.waiting import patience
 
 from credit_service.client import CreditClient, item_error
 from credit_service.errors import InsufficientCredits, InvalidRequest, PriceChanged, UserNotFound
@@ -169,7 +170,7 @@ async def test_a_full_message_is_accepted_and_answered(database, service):
         one.reference += "r" * (room // 1000)
     size = pb.BatchSpendCreditsRequest(items=items, mode=ATOMIC).ByteSize()
     assert 1024 * 1024 - 1000 <= size <= 1024 * 1024
-    async with CreditClient(service.target, deadline_seconds=30) as client:
+    async with CreditClient(service.target, deadline_seconds=patience(30)) as client:
         results = await client.batch_spend_credits(items, mode=ATOMIC)
         assert {r.transaction.description for r in results} == {text}
         again = await client.batch_spend_credits(items, mode=INDEPENDENT)
@@ -212,7 +213,7 @@ async def test_workers_and_operators_may_send_batches(database, tmp_path, role, 
         running(server_settings(database.service_url, authenticator=authenticator)) as service,
         connected(service.target) as stub,
     ):
-        call = stub.BatchSpendCredits(request, metadata=bearer(role), timeout=10)
+        call = stub.BatchSpendCredits(request, metadata=bearer(role), timeout=patience(10))
         assert await call.code() == code
         if code is grpc.StatusCode.OK:
             assert (await call).results[0].transaction.caller == f"the-{role}"

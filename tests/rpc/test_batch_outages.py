@@ -8,8 +8,9 @@ from uuid import UUID
 import pytest
 from kit.batches import ATOMIC, INDEPENDENT, MODES, errors, item
 from kit.fault_proxy import COMMIT, Kind
-from kit.harness import eventually, running, server_settings
+from kit.harness import running, server_settings
 from kit.programs import free_port, process
+from kit.waiting import eventually, patience
 from prometheus_client import REGISTRY
 
 from credit_service.client import CreditClient, item_error
@@ -99,7 +100,7 @@ async def test_items_of_two_processes_meet_in_the_book(database):
 async def test_a_lost_commit_of_a_batch_happens_once(database, proxy):
     user_id = await database.user(100)
     async with running(server_settings(proxy.url, lanes=1)) as service:
-        client = await service.client(deadline_seconds=15)
+        client = await service.client(deadline_seconds=patience(15))
         items = [item(user_id, 1, f"spend:{n}:1") for n in range(10)]
         fault = proxy.on(COMMIT, Kind.SWALLOW)
         results = await client.batch_spend_credits(items, mode=ATOMIC)
@@ -121,7 +122,7 @@ async def test_a_batch_cut_by_kill_9_is_repeated_with_its_keys(database, proxy, 
     }
     with process("serve", **environment) as server:
         await asyncio.to_thread(server.wait_until_listening)
-        async with CreditClient(f"127.0.0.1:{port}", deadline_seconds=60) as client:
+        async with CreditClient(f"127.0.0.1:{port}", deadline_seconds=patience(60)) as client:
             # Independent items take four transactions; the second dies with its COMMIT on the way.
             fault = proxy.on(COMMIT, Kind.CUT_AFTER, nth=2 if mode == INDEPENDENT else 1)
             call = asyncio.create_task(client.batch_spend_credits(items, mode=mode))
@@ -133,7 +134,7 @@ async def test_a_batch_cut_by_kill_9_is_repeated_with_its_keys(database, proxy, 
     proxy.forget()
     with process("serve", **environment) as server:
         await asyncio.to_thread(server.wait_until_listening)
-        async with CreditClient(f"127.0.0.1:{port}", deadline_seconds=60) as client:
+        async with CreditClient(f"127.0.0.1:{port}", deadline_seconds=patience(60)) as client:
             results = await client.batch_spend_credits(items, mode=mode)
             assert errors(results) == [None] * 200
             assert any(result.replayed for result in results)

@@ -7,9 +7,10 @@ from uuid import uuid4
 import grpc
 import pytest
 from kit.callers import EVERY_ROLE, bearer
-from kit.harness import eventually, limits, running, server_settings
+from kit.harness import limits, running, server_settings
 from kit.rule_tables import ALICE, NOON, TERMS, spend
 from kit.storm import connected
+from kit.waiting import eventually, patience
 
 from credit_service.client import item_error
 from credit_service.errors import (
@@ -285,7 +286,7 @@ async def test_only_operators_grant_and_set_policies(database, tmp_path, role):
         )
         policy = pb.SetAccountPolicyRequest(user_id=user_id, frozen=True)
         for call in (
-            stub.GrantCredits(grant, metadata=bearer(role), timeout=10),
-            stub.SetAccountPolicy(policy, metadata=bearer(role), timeout=10),
+            stub.GrantCredits(grant, metadata=bearer(role), timeout=patience(10)),
+            stub.SetAccountPolicy(policy, metadata=bearer(role), timeout=patience(10)),
         ):
             assert await call.code() == expected

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from google.rpc import error_details_pb2
 from kit.harness import running, server_settings
+from kit.waiting import patience
 
 from credit_service.rpc.access import Authenticator
 
@@ -44,7 +45,7 @@ class Told:
 
 async def run(*command: str) -> Told:
     told = await asyncio.to_thread(
-        subprocess.run, command, capture_output=True, text=True, check=False, timeout=60
+        subprocess.run, command, capture_output=True, text=True, check=False, timeout=patience(60)
     )
     return Told(told.returncode == 0, told.stdout + told.stderr)
 

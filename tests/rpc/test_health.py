@@ -6,7 +6,8 @@ import asyncpg
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from kit.harness import eventually, refused, running, server_settings
+from kit.harness import refused, running, server_settings
+from kit.waiting import eventually, patience
 from prometheus_client import REGISTRY
 
 from credit_service.v1 import credit_service_pb2 as pb
@@ -31,7 +32,7 @@ async def health(channel):
 
 
 async def state(health, name=""):
-    answer = await health.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
+    answer = await health.Check(health_pb2.HealthCheckRequest(service=name), timeout=patience(10))
     return answer.status
 
 
@@ -85,7 +86,7 @@ async def test_a_name_that_nobody_serves_is_not_found(health):
         await state(health, "credit_service.v2.CreditService")
     assert failure.value.code() is grpc.StatusCode.NOT_FOUND
     request = health_pb2.HealthCheckRequest(service="credit_service.v2.CreditService")
-    watch = health.Watch(request, timeout=10)
+    watch = health.Watch(request, timeout=patience(10))
     assert (await watch.read()).status == SERVICE_UNKNOWN
     watch.cancel()
 
@@ -97,12 +98,15 @@ async def test_without_its_database_it_does_not_serve_until_that_is_back(
     user_id = str(await database.user(10))
     read = pb.GetUserCreditRequest(user_id=user_id)
     spend = pb.SpendCreditsRequest(user_id=user_id, amount=1, idempotency_key="a key")
-    assert (await stub.GetUserCredit(read, timeout=10)).credit.balance == 10
+    assert (await stub.GetUserCredit(read, timeout=patience(10))).credit.balance == 10
     assert REGISTRY.get_sample_value("credit_serving") == 1
     await switch.off()
     await is_told(health, NOT_SERVING)
     assert REGISTRY.get_sample_value("credit_serving") == 0
-    for call in (stub.GetUserCredit(read, timeout=10), stub.SpendCredits(spend, timeout=10)):
+    for call in (
+        stub.GetUserCredit(read, timeout=patience(10)),
+        stub.SpendCredits(spend, timeout=patience(10)),
+    ):
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             await call
         answer = refused(failure.value)
@@ -110,14 +114,15 @@ async def test_without_its_database_it_does_not_serve_until_that_is_back(
         assert answer.reason == "LEDGER_UNAVAILABLE"
     await switch.on()
     await is_told(health, SERVING)
-    spent = await stub.SpendCredits(spend, timeout=10)
+    spent = await stub.SpendCredits(spend, timeout=patience(10))
     assert (spent.credit.balance, spent.replayed) == (9, False)
     assert not await database.faults()
 
 
 async def test_a_watch_tells_each_change(health, switch):
     watches = [
-        health.Watch(health_pb2.HealthCheckRequest(service=name), timeout=60) for name in NAMES
+        health.Watch(health_pb2.HealthCheckRequest(service=name), timeout=patience(60))
+        for name in NAMES
     ]
     for watch in watches:
         assert (await watch.read()).status == SERVING
@@ -140,7 +145,7 @@ async def test_while_it_drains_it_does_not_serve(database):
             database.locked(user_id),
         ):
             watch = health_pb2_grpc.HealthStub(channel).Watch(
-                health_pb2.HealthCheckRequest(), timeout=60
+                health_pb2.HealthCheckRequest(), timeout=patience(60)
             )
             assert (await watch.read()).status == SERVING
             spend = asyncio.create_task(client.spend_credits(user_id, amount=1))

@@ -10,7 +10,7 @@ from uuid import uuid4
 import grpc
 import pytest
 from kit.commands import ask, lane, spend
-from kit.harness import eventually, refused, running, server_settings
+from kit.harness import refused, running, server_settings
 from kit.hold_tables import hold as hold_command
 from kit.shown_holds import (
     CAPTURED,
@@ -23,6 +23,7 @@ from kit.shown_holds import (
     recorded,
     shows,
 )
+from kit.waiting import eventually
 
 from credit_service.errors import (
     InsufficientCredits,

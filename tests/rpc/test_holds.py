@@ -8,9 +8,10 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from kit.commands import ask, lane
-from kit.harness import TERMS, eventually, refused, running, server_settings
+from kit.harness import TERMS, refused, running, server_settings
 from kit.hold_tables import hold as hold_command
 from kit.shown_holds import CAPTURED, EXPIRED, HELD, RELEASED, SECOND, figures, recorded, shows
+from kit.waiting import eventually
 
 from credit_service.errors import (
     AccountFrozen,

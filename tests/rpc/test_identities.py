@@ -8,7 +8,7 @@ import grpc
 import pytest
 import structlog
 from kit.callers import EVERY_ROLE, identity, opened
-from kit.harness import eventually
+from kit.waiting import eventually
 
 from credit_service.rpc.access import Authenticator, Identities, IdentitiesError
 from credit_service.v1 import credit_service_pb2 as pb

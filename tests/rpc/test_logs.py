@@ -12,8 +12,9 @@ import unicodedata
 import asyncpg
 import grpc
 import pytest
-from kit.harness import eventually, payment, refused
+from kit.harness import payment, refused
 from kit.programs import process
+from kit.waiting import eventually, patience
 
 from credit_service.client import CreditClient
 from credit_service.errors import (
@@ -259,7 +260,9 @@ async def test_what_a_caller_sends_can_neither_forge_a_line_nor_draw_on_a_termin
                 request = pb.SpendCreditsRequest(user_id=text, amount=1, idempotency_key=text)
                 with pytest.raises(grpc.aio.AioRpcError) as failure:
                     await stub.SpendCredits(
-                        request, metadata=(("authorization", f"Bearer {WORKER}"),), timeout=10
+                        request,
+                        metadata=(("authorization", f"Bearer {WORKER}"),),
+                        timeout=patience(10),
                     )
                 assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         await eventually(lambda: len(running.lines) >= before + len(FORGED))
@@ -287,7 +290,7 @@ async def test_a_field_is_cut_before_it_fills_the_log(serving):
             request = pb.SpendCreditsRequest(user_id="u" * 20_000, idempotency_key="k" * 20_000)
             with pytest.raises(grpc.aio.AioRpcError):
                 await pb_grpc.CreditServiceStub(channel).SpendCredits(
-                    request, metadata=(("authorization", f"Bearer {WORKER}"),), timeout=10
+                    request, metadata=(("authorization", f"Bearer {WORKER}"),), timeout=patience(10)
                 )
         (line,) = await told_of(running, 1)
         assert (line["user"], line["key"]) == ("u" * 128, "k" * 128)

@@ -5,8 +5,9 @@ import urllib.request
 
 import grpc
 import pytest
-from kit.harness import eventually, payment
+from kit.harness import payment
 from kit.programs import free_port, process
+from kit.waiting import eventually, patience
 from prometheus_client.parser import text_string_to_metric_families
 
 from credit_service.client import CreditClient
@@ -47,7 +48,9 @@ class Scrape:
 
 async def scrape(port):
     def read():
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{port}/metrics", timeout=patience(10)
+        ) as answer:
             return answer.read().decode()
 
     return Scrape(await asyncio.to_thread(read))
@@ -131,10 +134,10 @@ async def test_what_callers_invent_makes_no_series(measured):
     client, read = measured
     invented = client._channel.unary_unary("/credit_service.v1.CreditService/Steal")
     with pytest.raises(grpc.aio.AioRpcError):
-        await invented(b"", timeout=10)
+        await invented(b"", timeout=patience(10))
     garbage = client._channel.unary_unary("/credit_service.v1.CreditService/SpendCredits")
     with pytest.raises(grpc.aio.AioRpcError):
-        await garbage(b"\xff", timeout=10)
+        await garbage(b"\xff", timeout=patience(10))
     assert (await read()).all("credit_calls_total", ("method", "code", "reason")) == {
         ("SpendCredits", "INVALID_ARGUMENT", "INVALID_REQUEST"): 1
     }
@@ -158,7 +161,7 @@ async def test_a_lane_tells_what_waits_in_it_and_how_large_its_batches_are(datab
 
             def spend(key):
                 request = pb.SpendCreditsRequest(user_id=user_id, amount=1, idempotency_key=key)
-                return asyncio.ensure_future(stub.SpendCredits(request, timeout=20))
+                return asyncio.ensure_future(stub.SpendCredits(request, timeout=patience(20)))
 
             async with holder.transaction():
                 await holder.execute("SELECT FROM user_credits FOR UPDATE")

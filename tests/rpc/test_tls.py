@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
-from kit.harness import eventually, payment, refused, running, server_settings
+from kit.harness import payment, refused, running, server_settings
 from kit.programs import free_port
+from kit.waiting import eventually, patience
 
 from credit_service.client import CreditClient
 from credit_service.rpc.access import Authenticator
@@ -156,7 +157,9 @@ async def connected(service, trusted, pair=None):
 async def prices(service, trusted, pair=None, metadata=()):
     """Makes a call that every known caller may make, over a new connection."""
     async with connected(service, trusted, pair) as stub:
-        return await stub.ListPrices(pb.ListPricesRequest(), metadata=metadata, timeout=10)
+        return await stub.ListPrices(
+            pb.ListPricesRequest(), metadata=metadata, timeout=patience(10)
+        )
 
 
 async def refusal(service, trusted, pair=None, metadata=()):
@@ -192,7 +195,7 @@ async def test_a_client_without_tls_gets_no_answer(database, files):
         async with grpc.aio.insecure_channel(service.target) as channel:
             stub = pb_grpc.CreditServiceStub(channel)
             with pytest.raises(grpc.aio.AioRpcError) as failure:
-                await stub.ListPrices(pb.ListPricesRequest(), metadata=TOKEN, timeout=10)
+                await stub.ListPrices(pb.ListPricesRequest(), metadata=TOKEN, timeout=patience(10))
         assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -204,13 +207,13 @@ async def test_the_one_name_in_a_certificate_is_the_caller(database, files, auth
     )
     async with secure_service(database, files, mutual=True) as service:
         async with connected(service, authority, authority.issue(uri(WORKER))) as stub:
-            spent = await stub.SpendCredits(spend, timeout=10)
+            spent = await stub.SpendCredits(spend, timeout=patience(10))
             with pytest.raises(grpc.aio.AioRpcError) as failure:
-                await stub.PurchaseCredits(buy, timeout=10)
+                await stub.PurchaseCredits(buy, timeout=patience(10))
         assert spent.transaction.caller == "the-worker"
         assert failure.value.code() is grpc.StatusCode.PERMISSION_DENIED
         async with connected(service, authority, authority.issue(dns(BRIDGE))) as stub:
-            bought = await stub.PurchaseCredits(buy, timeout=10)
+            bought = await stub.PurchaseCredits(buy, timeout=patience(10))
         assert bought.transaction.caller == "the-bridge"
 
 
@@ -264,11 +267,11 @@ async def test_a_token_decides_over_a_certificate(database, files, authority):
         secure_service(database, files, mutual=True) as service,
         connected(service, authority, authority.issue(uri(WORKER))) as stub,
     ):
-        bought = await stub.PurchaseCredits(buy, metadata=TOKEN, timeout=10)
+        bought = await stub.PurchaseCredits(buy, metadata=TOKEN, timeout=patience(10))
         assert bought.transaction.caller == "the-operator"
         unknown = (("authorization", "Bearer another token"),)
         with pytest.raises(grpc.aio.AioRpcError) as failure:
-            await stub.ListPrices(pb.ListPricesRequest(), metadata=unknown, timeout=10)
+            await stub.ListPrices(pb.ListPricesRequest(), metadata=unknown, timeout=patience(10))
         assert failure.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -278,12 +281,12 @@ async def test_a_renewed_certificate_is_shown_to_new_connections(database, files
         secure_service(database, files, mutual=False) as service,
         connected(service, authority) as kept,
     ):
-        await kept.ListPrices(pb.ListPricesRequest(), metadata=TOKEN, timeout=10)
+        await kept.ListPrices(pb.ListPricesRequest(), metadata=TOKEN, timeout=patience(10))
         newer.issue_to_server().store(files)
         assert (await prices(service, newer, metadata=TOKEN)).prices
         answer = await refusal(service, authority, metadata=TOKEN)
         assert answer.code is grpc.StatusCode.UNAVAILABLE
-        assert await kept.ListPrices(pb.ListPricesRequest(), metadata=TOKEN, timeout=10)
+        assert await kept.ListPrices(pb.ListPricesRequest(), metadata=TOKEN, timeout=patience(10))
 
 
 async def test_a_renewed_client_ca_decides_about_new_connections(database, files, authority):
@@ -375,14 +378,16 @@ async def test_the_health_listener_answers_health_without_tls_and_nothing_else(
         async with grpc.aio.insecure_channel(health_listen) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             for name in ("", "credit_service.v1.CreditService"):
-                answer = await health.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
+                answer = await health.Check(
+                    health_pb2.HealthCheckRequest(service=name), timeout=patience(10)
+                )
                 assert answer.status == health_pb2.HealthCheckResponse.SERVING
             stub = pb_grpc.CreditServiceStub(channel)
             with pytest.raises(grpc.aio.AioRpcError) as failure:
-                await stub.ListPrices(pb.ListPricesRequest(), metadata=TOKEN, timeout=10)
+                await stub.ListPrices(pb.ListPricesRequest(), metadata=TOKEN, timeout=patience(10))
             assert failure.value.code() is grpc.StatusCode.UNIMPLEMENTED
             call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
-                metadata=TOKEN, timeout=10
+                metadata=TOKEN, timeout=patience(10)
             )
             with pytest.raises(grpc.aio.AioRpcError) as failure:
                 await call.read()
@@ -393,7 +398,7 @@ async def test_the_health_listener_answers_health_without_tls_and_nothing_else(
         async with grpc.aio.insecure_channel(health_listen) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             try:
-                await health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+                await health.Check(health_pb2.HealthCheckRequest(), timeout=patience(10))
             except grpc.aio.AioRpcError as failure:
                 return failure.code() is grpc.StatusCode.UNAVAILABLE
 

@@ -14,6 +14,7 @@ from kit.callers import EVERY_ROLE, bearer
 from kit.fault_proxy import Kind
 from kit.harness import running, server_settings
 from kit.storm import connected
+from kit.waiting import patience
 
 from credit_service.errors import InvalidRequest, UserNotFound
 from credit_service.ledger import store
@@ -366,5 +367,7 @@ async def test_operators_and_auditors_may_report(database, tmp_path, role):
         running(server_settings(database.service_url, authenticator=authenticator)) as service,
         connected(service.target) as stub,
     ):
-        code = await stub.GetUsageReport(request, metadata=bearer(role), timeout=10).code()
+        code = await stub.GetUsageReport(
+            request, metadata=bearer(role), timeout=patience(10)
+        ).code()
     assert code == (grpc.StatusCode.OK if may else grpc.StatusCode.PERMISSION_DENIED)
