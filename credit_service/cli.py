@@ -182,6 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: what stands behind the program's name; None: as the program was called.
     """
+    logs.print_at_once()
     try:
         app(arguments)
     except _REFUSALS as refusal:
@@ -352,4 +353,3 @@ def _announce(settings: Settings, port: int) -> None:
         print("try it:")
         print(f"  grpcurl -plaintext {listen} credit_service.v1.CreditService/ListPrices")
         print(f"  scripts/demo{'' if listen == '127.0.0.1:50051' else f' --target {listen}'}")
-    sys.stdout.flush()

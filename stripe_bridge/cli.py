@@ -180,6 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: what stands behind the program's name; None: as the program was called.
     """
+    logs.print_at_once()
     try:
         app(arguments)
     except (_Refused, ConfigurationError, StartRefusedError) as refusal:
@@ -207,7 +208,7 @@ async def _serve(settings: Settings, made: server.Settings) -> None:
     async def started(port: int) -> None:
         host = settings.listen.rpartition(":")[0]
         print(f"stripe-bridge listens on {host}:{port}")
-        print(f"credits go to {settings.credit_target}", flush=True)
+        print(f"credits go to {settings.credit_target}")
 
     await server.serve(made, stop, started)
 

@@ -40,6 +40,8 @@ def pytest_configure(config):
     measure_pace()
     # Read by pytest-timeout, in the workers too.
     os.environ.setdefault("PYTEST_TIMEOUT", f"{patience(120):.0f}")
+    # Programs show what they print at once on a machine that does not set this.
+    os.environ.pop("PYTHONUNBUFFERED", None)
     # One cluster for all workers, started before any event loop. It need not survive a power cut.
     memory = _memory()
     directory = Path(tempfile.mkdtemp(prefix="credit-tests-", dir=memory))

@@ -84,6 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: what stands behind the program's name; None: as the program was called.
     """
+    logs.print_at_once()
     try:
         app(arguments)
     except (_Refused, ConfigurationError, DevelopmentError, StartRefusedError) as refusal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import io
 import logging
 import select
 import sys
@@ -94,6 +95,12 @@ def configure(
         structlog.stdlib.ProcessorFormatter(processors=foreign, foreign_pre_chain=shared)
     )
     logging.basicConfig(level=max(number, logging.WARNING), handlers=[handler], force=True)
+
+
+def print_at_once() -> None:
+    """Makes standard output line-buffered, so that progress shows in a pipe or file as well."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 def tell(event: str, facts: dict[str, object]) -> None:

@@ -67,7 +67,7 @@ async def test_both_processes_answer_on_the_one_port_and_write_the_one_book(data
             return answered_by(running, "SpendCredits") == {0, 1}
 
         await eventually(both_have_answered, every=0)
-        assert running.output.count("credit-service listens on") == 1
+        assert running.output.count(" listens on ") == 1
     assert not await database.faults()
 
 
