@@ -125,15 +125,16 @@ async def test_a_first_purchase_arrives_on_the_page_although_the_webhook_is_lost
         await page.shows(100)
 
 
-async def test_twenty_clicks_in_one_tick_are_one_checkout(shop):
+async def test_clicks_in_one_tick_are_one_checkout_and_too_many_are_refused(shop):
     user_id, key = uuid4(), uuid4().hex
-    opened = await asyncio.gather(*(shop.opens(user_id, key) for _ in range(20)))
-    assert {answer.status_code for answer in opened} == {201}
-    assert len({answer.json()["id"] for answer in opened}) == 1
-    # The next ones are too many for a user; another user has a bucket of one's own.
-    refused = await shop.opens(user_id, key)
-    assert problem(refused) == (429, "TOO_MANY_REQUESTS")
-    assert int(refused.headers["retry-after"]) >= 1
+    opened = await asyncio.gather(*(shop.opens(user_id, key) for _ in range(60)))
+    taken = [answer for answer in opened if answer.status_code == 201]
+    refused = [answer for answer in opened if answer.status_code != 201]
+    assert len(taken) >= 20
+    assert len({answer.json()["id"] for answer in taken}) == 1
+    # Beyond a user's burst; another user has a bucket of one's own.
+    assert {problem(answer) for answer in refused} == {(429, "TOO_MANY_REQUESTS")}
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
     assert (await shop.opens(uuid4(), key)).status_code == 201
 
 

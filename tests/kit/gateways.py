@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import httpx
+from kit.openapi import check_answer, check_schema
 from kit.waiting import eventually, patience
 
 from credit_service.fields import uuid_or_none
@@ -104,6 +105,8 @@ class Page:
                     data = line.removeprefix("data: ")
                 elif not line and name:
                     self.events.append((name, json.loads(data)))
+                    if name == "account":
+                        check_schema({"$ref": "#/components/schemas/Account"}, json.loads(data))
                     name = ""
         self.closed = True
 
@@ -159,7 +162,12 @@ async def running_gateway(settings: server.Settings) -> AsyncIterator[Gateway]:
         raise AssertionError("the gateway ended before it started")
     url = f"http://127.0.0.1:{ready.result()}"
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-    async with httpx.AsyncClient(base_url=url, timeout=patience(30), limits=limits) as http:
+    async with httpx.AsyncClient(
+        base_url=url,
+        timeout=patience(30),
+        limits=limits,
+        event_hooks={"response": [check_answer]},
+    ) as http:
         try:
             yield Gateway(ready.result(), stop, task, http)
         finally:

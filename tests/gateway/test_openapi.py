@@ -1,0 +1,60 @@
+"""The OpenAPI document: valid, about every route, and with the words that the code uses."""
+
+import re
+
+import pytest
+from jsonschema import ValidationError
+from kit.gateways import gateway_settings, named_users, running_gateway
+from kit.openapi import check_schema, document, operation_of
+from openapi_spec_validator import validate
+
+from credit_service.client import CreditClient
+from credit_service.gateway import Gateway, render
+from credit_service.gateway.problems import ROWS
+
+NOWHERE = "127.0.0.1:9"
+
+
+def test_the_document_is_valid():
+    validate(document())
+
+
+async def test_every_route_is_told_and_every_told_route_exists():
+    async with CreditClient(NOWHERE) as client:
+        routes = Gateway(client, users=named_users).app.routes
+    made = {
+        (method, route.path)
+        for route in routes
+        for method in route.methods - {"HEAD"}
+        if not re.search(r"\.[0-9a-f]{16}\.js$", route.path)
+    }
+    told = {(method.upper(), path) for path, item in document()["paths"].items() for method in item}
+    assert told == made
+
+
+def test_every_type_and_figure_is_told():
+    schemas = document()["components"]["schemas"]
+    assert set(schemas["TransactionType"]["enum"]) == set(render.TYPES)
+    told = set(schemas["Problem"]["properties"])
+    for row in ROWS.values():
+        assert set(row.figures) <= told
+
+
+def test_every_reason_of_the_gateways_own_is_told():
+    text = str(document())
+    for (source, _), row in ROWS.items():
+        if source != "service":
+            assert row.reason in text, row.reason
+
+
+def test_a_schema_refuses_what_it_does_not_tell_of():
+    # Or every test that holds an answer to the document would say nothing.
+    with pytest.raises(ValidationError):
+        check_schema({"$ref": "#/components/schemas/Account"}, {"balance": 1})
+    assert operation_of("GET", "/checkouts/cs_1234567890/refresh") is None
+
+
+async def test_the_document_is_served(tmp_path):
+    async with running_gateway(gateway_settings(NOWHERE)) as gateway:
+        answer = await gateway.http.get("/openapi.json")
+        assert answer.json() == document()
