@@ -108,7 +108,7 @@ async def _serve(settings: Settings, made: server.Settings) -> None:
 
     async def started(port: int) -> None:
         host = settings.listen.rpartition(":")[0]
-        print(f"credit-gateway listens on {host}:{port}")
+        print(f"credit-gateway {VERSION} listens on {host}:{port}")
         print(f"balances come from {settings.credit_target}", flush=True)
 
     await server.serve(made, stop, started)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _BACKLOG = 2048
 _HEAD_SECONDS = 10.0
+_WRITE_SECONDS = 30.0
 # Longer than a proxy keeps a connection, so that it never sends into one that is being closed.
 _KEEP_ALIVE_SECONDS = 75
 
@@ -87,12 +88,14 @@ async def serving(app: Any, listener: socket.socket, *, drain_seconds: int) -> A
 
 
 class _Connection(H11Protocol):
-    """A connection that is closed when the head of a request does not come as a whole in time.
+    """A connection that is closed when the other side takes too long.
 
-    uvicorn waits for ever for the first one, and for the rest of one that has begun.
+    uvicorn waits for ever for the head of the first request, for the rest of a head that has begun,
+    and for a reader that takes nothing of its answer.
     """
 
     _waiting: asyncio.TimerHandle | None = None
+    _writing: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -107,7 +110,22 @@ class _Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_no_more()
+        self._written()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        # Not closed, which would wait for the reader to take the rest.
+        self._writing = self.loop.call_later(_WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._written()
+        super().resume_writing()
+
+    def _written(self) -> None:
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None
 
     @property
     def _has_request(self) -> bool:

@@ -1,0 +1,118 @@
+"""Every error has a row, and a row shows its figures and nothing else."""
+
+import dataclasses
+import json
+
+import pytest
+
+from credit_service import errors
+from credit_service.gateway import Problem, problem_response
+from credit_service.gateway.problems import ROWS
+
+
+def concrete_errors():
+    def below(kind):
+        for child in kind.__subclasses__():
+            yield child
+            yield from below(child)
+
+    return [kind for kind in below(errors.CreditError) if "reason" in vars(kind)]
+
+
+def sample(kind):
+    """An error whose facts are all different, so that none can be mistaken for another."""
+    facts = {
+        field.name: 1000 + place if field.type == "int" else f"the {field.name}"
+        for place, field in enumerate(dataclasses.fields(kind))
+    }
+    return kind(**facts)
+
+
+def told(error):
+    response = problem_response(error)
+    assert response.media_type == "application/problem+json"
+    assert response.headers["cache-control"] == "no-store, no-transform"
+    return response, json.loads(response.body)
+
+
+@pytest.mark.parametrize("kind", concrete_errors(), ids=lambda kind: kind.__name__)
+def test_every_error_of_the_service_has_a_row(kind):
+    row = ROWS["service", kind.reason]
+    assert set(row.figures) <= {field.name for field in dataclasses.fields(kind)}
+    error = sample(kind)
+    response, body = told(error)
+    assert (response.status_code, body["status"], body["reason"]) == (
+        row.status, row.status, row.reason
+    )  # fmt: skip
+    known = {"type", "title", "status", "detail", "reason"}
+    assert body.keys() - known == set(row.figures)
+    for name in row.figures:
+        assert body[name] == getattr(error, name)
+    # What is not among the figures is not in the sentence either, unless the sentence is the
+    # error's own.
+    if row.detail is not None:
+        hidden = {field.name for field in dataclasses.fields(kind)} - set(row.figures)
+        for name in hidden:
+            assert str(getattr(error, name)) not in json.dumps(body)
+    assert ("retry-after" in response.headers) == (row.status in {429, 503})
+
+
+def test_no_row_is_of_an_error_that_never_comes():
+    reasons = {kind.reason for kind in concrete_errors()}
+    assert {reason for source, reason in ROWS if source == "service"} == reasons
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "figures"),
+    [
+        (
+            errors.InsufficientCredits(30, 10, 5, 20),
+            402,
+            {"required": 30, "available": 10, "held": 5, "shortfall": 20},
+        ),
+        (errors.PriceChanged(12, "v2"), 409, {"cost": 12, "price_version": "v2"}),
+        (errors.AccountFrozen(), 403, {}),
+        (errors.InvalidRequest("user_id", "is missing."), 400, {"field": "user_id"}),
+        (errors.LedgerUnavailable(), 503, {}),
+        (errors.OutcomeUnknown("spend:1:1"), 503, {}),
+        (errors.Unauthenticated("token"), 503, {}),
+        (errors.PermissionDenied("web", "spend"), 503, {}),
+        (errors.InternalError(), 500, {}),
+    ],
+)
+def test_an_apps_own_routes_answer_in_the_same_words(error, status, figures):
+    response, body = told(error)
+    assert response.status_code == status
+    for name, value in figures.items():
+        assert body[name] == value
+    if status == 500:
+        assert "detail" not in body
+
+
+def test_a_limit_tells_when_to_ask_again():
+    response, body = told(errors.SpendLimitExceeded("hour", 100, 90, 1_500))
+    assert (response.status_code, response.headers["retry-after"]) == (429, "2")
+    assert (body["window"], body["limit"], body["spent"]) == ("hour", 100, 90)
+
+
+def test_a_refusal_of_a_newer_service_is_shown_with_its_own_sentence():
+    class Unheard(errors.Refusal):
+        reason = "UNHEARD_OF"
+        text = "Something new."
+
+    response, body = told(Unheard())
+    assert (response.status_code, body["reason"]) == (409, "REFUSED")
+    assert body["detail"] == "Something new."
+
+
+@pytest.mark.parametrize("key", ROWS, ids=" ".join)
+def test_every_row_can_be_rendered(key):
+    source, reason = key
+    if source == "service":
+        return
+    row = ROWS[key]
+    figures = dict.fromkeys(row.figures, 1)
+    response, body = told(Problem(reason, "a sentence", source=source, secret="x", **figures))
+    assert response.status_code == row.status
+    assert body.keys() >= set(row.figures)
+    assert "secret" not in body
