@@ -135,6 +135,11 @@ class Gateway:
     ) -> None:
         await self.aclose()
 
+    @property
+    def streams_open(self) -> int:
+        """How many streams are open."""
+        return self._streams.count
+
     def stop(self) -> None:
         """Ends every stream with `event: end` and refuses new ones; the rest goes on."""
         self._streams.stop()

@@ -189,14 +189,18 @@ class _Watch:
 
 
 class Streams:
-    """All open streams of this process."""
+    """All open streams of this process.
+
+    Attributes:
+        count: how many there are.
+    """
 
     def __init__(self, client: CreditClient, limits: Limits) -> None:
         self._client = client
         self._limits = limits
         self._watches: dict[UUID, _Watch] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._count = 0
+        self.count = 0
         self._stopping = False
 
     def open(self, user: User) -> Stream:
@@ -207,7 +211,7 @@ class Streams:
         """
         if self._stopping:
             raise Problem("STOPPING")
-        if self._count >= self._limits.streams:
+        if self.count >= self._limits.streams:
             raise Problem("TOO_MANY_STREAMS")
         now = asyncio.get_running_loop().time()
         # Not all of them at once, so that a restart is not repeated every 15 minutes.
@@ -227,7 +231,7 @@ class Streams:
         if len(open_ones) >= self._limits.streams_per_user:
             open_ones[0].end("replaced")
         watch.streams.append(stream)
-        self._count += 1
+        self.count += 1
         metrics.STREAMS.inc()
         return stream
 
@@ -235,7 +239,7 @@ class Streams:
         """Forgets a stream; the last one of a user ends the watch."""
         watch = self._watches[stream.user_id]
         watch.streams.remove(stream)
-        self._count -= 1
+        self.count -= 1
         metrics.STREAMS.dec()
         metrics.STREAM_ENDS.labels(stream.ended or "gone").inc()
         if not watch.streams:
