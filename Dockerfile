@@ -1,7 +1,8 @@
 # The credit service as an image: `docker run IMAGE` serves, `docker run IMAGE migrate` and its like
 # run the other commands of credit-service. Settings come from the environment; at the least
 # CREDIT_DATABASE_URL, CREDIT_IDENTITIES, and CREDIT_TLS_CERTIFICATE with CREDIT_TLS_KEY. The Stripe
-# bridge is in it too: `docker run --entrypoint stripe-bridge IMAGE serve`.
+# bridge and the web gateway are in it too: `docker run --entrypoint stripe-bridge IMAGE serve`,
+# `docker run --entrypoint credit-gateway IMAGE serve`.
 
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /source

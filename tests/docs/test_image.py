@@ -202,6 +202,8 @@ def test_it_holds_the_whole_package_and_the_generated_code(image: Image) -> None
         assert (package.parent / path.relative_to(ROOT)).is_file(), path
     image.run("python", "-c", "import credit_service.v1.credit_service_pb2_grpc")
     image.run("stripe-bridge", "--help")
+    written = image.run("credit-gateway", "files", str(image.place / "cdn"))
+    assert "openapi.json" in written
 
 
 @pytest.mark.long

@@ -12,9 +12,10 @@ import pytest
 from kit.bridges import bridge_settings, running_bridge
 from kit.callers import EVERY_ROLE
 from kit.gateways import bearer, gateway_settings, opened_page, problem, running_gateway
-from kit.harness import eventually, running, server_settings
+from kit.harness import running, server_settings
 from kit.issuers import running_issuer
 from kit.stripe_fakes import fake_stripe
+from kit.waiting import eventually, patience
 from prometheus_client import REGISTRY
 
 from credit_service.gateway import Bridge, Limits, Rate, SupabaseUsers, streams
@@ -144,7 +145,7 @@ async def posted(gateway, *headers, body=b""):
     lines = "".join(f"{header}\r\n" for header in (f"Authorization: Bearer {uuid4()}", *headers))
     writer.write((HEAD + lines + "\r\n").encode() + body)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patience(30)):
             return await reader.read()
     finally:
         writer.close()

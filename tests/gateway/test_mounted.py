@@ -9,9 +9,10 @@ import fastapi
 import httpx
 import pytest
 from kit.gateways import bearer, named_users, opened_page, problem
-from kit.harness import ROOT, eventually
+from kit.harness import ROOT
 from kit.programs import free_port
 from kit.stripe_fakes import Program
+from kit.waiting import eventually, patience
 from kit.web_hosts import serving
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -67,7 +68,7 @@ async def host(request, client):
     async with (
         gateway,
         serving(request.param(gateway), lifespan="off") as url,
-        httpx.AsyncClient(base_url=url, timeout=30) as http,
+        httpx.AsyncClient(base_url=url, timeout=patience(30)) as http,
     ):
         yield gateway, http
 
@@ -135,7 +136,7 @@ async def uvicorn(target, *options):
     try:
         async with httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}",
-            timeout=30,
+            timeout=patience(30),
             limits=httpx.Limits(max_connections=None),
         ) as http:
 

@@ -12,11 +12,12 @@ from uuid import uuid4
 import httpx
 import pytest
 from kit.gateways import bearer, opened_page
-from kit.harness import eventually, running, server_settings
+from kit.harness import ROOT, running, server_settings
 from kit.programs import free_port
 from kit.stripe_fakes import Program
+from kit.waiting import eventually, patience
 
-from credit_service.gateway import cli, config, files
+from credit_service.gateway import cli, config, files, metrics
 from credit_service.runtime.environment import ConfigurationError
 
 P = "CREDIT_GATEWAY_"
@@ -57,7 +58,7 @@ async def serving(service, **settings):
         match = started.wait_for(r"listens on (\S+:\d+)")
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(
-            base_url=f"http://{match[1]}", timeout=30, limits=limits
+            base_url=f"http://{match[1]}", timeout=patience(30), limits=limits
         ) as http:
             yield started, http
 
@@ -141,6 +142,8 @@ async def test_it_says_that_it_stops_before_it_does(service):
 @pytest.fixture
 def refused(monkeypatch, capsys):
     """Runs a command with these settings; returns the one line with which it refuses."""
+    # The tests' own log stays where it is.
+    monkeypatch.setattr(cli.logs, "configure", lambda **_: None)
 
     def refused(*arguments, **settings):
         for name, value in settings.items():
@@ -244,6 +247,17 @@ def test_the_version_is_the_packages(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--version"])
     assert capsys.readouterr().out.strip() == f"credit-gateway {version('credit-service')}"
+
+
+def test_every_metric_is_told():
+    text = (ROOT / "docs/deploy.md").read_text()
+    made = {
+        f"{family.name}_total" if family.type == "counter" else family.name
+        for metric in vars(metrics).values()
+        if hasattr(metric, "describe") and not isinstance(metric, type)
+        for family in metric.describe()
+    } | {"credit_gateway_build_info"}
+    assert set(re.findall(r"`(credit_gateway_[a-z_]+)`", text)) == made
 
 
 def test_the_files_can_be_written_for_ones_own_cdn(tmp_path, capsys):
