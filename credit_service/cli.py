@@ -28,6 +28,7 @@ from credit_service.database.embedded import (
 )
 from credit_service.database.postgres import UNREACHABLE, Address
 from credit_service.ledger import verify as book
+from credit_service.ledger.transactions import WriterSettings
 from credit_service.rpc import access
 from credit_service.rpc.access import Authenticator, IdentitiesError, Role
 from credit_service.rpc.call_log import without_values
@@ -291,14 +292,16 @@ def _server_settings(settings: Settings, service_url: str, process: int | None) 
     return server.Settings(
         listen=settings.listen,
         health_listen=settings.health_listen,
-        address=Address(service_url, settings.statement_cache),
-        terms=Terms(settings.price_list(), settings.min_balance, settings.open_holds),
-        adds_users=settings.adds_users,
+        writers=WriterSettings(
+            address=Address(service_url, settings.statement_cache),
+            terms=Terms(settings.price_list(), settings.min_balance, settings.open_holds),
+            adds_users=settings.adds_users,
+            lanes=settings.lanes,
+            queue_limit=settings.lane_queue,
+            batch_limit=settings.lane_batch,
+        ),
         authenticator=Authenticator(settings.identities),
         certificate=certificate,
-        lanes=settings.lanes,
-        lane_queue=settings.lane_queue,
-        lane_batch=settings.lane_batch,
         pool_size=settings.pool_size,
         calls_in_flight=settings.calls_in_flight,
         drain_seconds=settings.drain_seconds,

@@ -30,10 +30,9 @@ from credit_service.v1 import credit_service_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from credit_service.database.postgres import Address
+    from credit_service.ledger.transactions import WriterSettings
     from credit_service.rpc.access import Authenticator
     from credit_service.rpc.tls import ServerCertificate
-    from credit_service.rules.terms import Terms
 
 _log = structlog.get_logger()
 
@@ -59,14 +58,9 @@ class Settings:
     Attributes:
         listen: host:port; port 0 takes any free one.
         health_listen: host:port of a listener that answers health checks only; None: none.
-        address: the database, as the service's role.
-        terms: prices and floor.
-        adds_users: whether a purchase for an unknown user adds the user.
+        writers: what the writers are made of; the reads use the same database and terms.
         authenticator: knows who calls.
         certificate: the server's certificate; None: no TLS.
-        lanes: writer lanes, each with a connection of its own.
-        lane_queue: commands that may wait in a lane.
-        lane_batch: commands that a transaction takes at most.
         pool_size: connections for the reads.
         calls_in_flight: calls answered at the same time; more are refused.
         drain_seconds: how long running calls may take to end when the service stops.
@@ -78,14 +72,9 @@ class Settings:
 
     listen: str
     health_listen: str | None
-    address: Address
-    terms: Terms
-    adds_users: bool
+    writers: WriterSettings
     authenticator: Authenticator
     certificate: ServerCertificate | None
-    lanes: int
-    lane_queue: int
-    lane_batch: int
     pool_size: int
     calls_in_flight: int
     drain_seconds: float
@@ -113,22 +102,16 @@ async def serve(
     async with AsyncExitStack() as stack:
         if not await _database_ready(settings, stop):
             return
-        pool = settings.address.pool(settings.pool_size)
+        writers = settings.writers
+        pool = writers.address.pool(settings.pool_size)
         await pool
         stack.push_async_callback(_close_pool, pool)
-        report_pool = settings.address.pool(1)
+        report_pool = writers.address.pool(1)
         await report_pool
         stack.push_async_callback(_close_pool, report_pool)
-        lanes = Lanes(
-            settings.address,
-            settings.terms,
-            count=settings.lanes,
-            adds_users=settings.adds_users,
-            queue_limit=settings.lane_queue,
-            batch_limit=settings.lane_batch,
-        )
+        lanes = Lanes(writers)
         stack.push_async_callback(lanes.close)
-        ledger = Ledger(lanes, pool, report_pool, settings.terms)
+        ledger = Ledger(lanes, pool, report_pool, writers.terms)
         watchers = Watchers(ledger)
         health = health_aio.HealthServicer()
         interceptor = Interceptor(settings.authenticator, settings.calls_in_flight)
@@ -179,7 +162,7 @@ async def _database_ready(settings: Settings, stop: asyncio.Event) -> bool:
     pause = 0.25
     while not stop.is_set():
         try:
-            connection = await settings.address.connect()
+            connection = await settings.writers.address.connect()
             try:
                 await _check_database(connection, settings)
             finally:
@@ -222,7 +205,7 @@ async def _check_database(connection: Any, settings: Settings) -> None:
         "SELECT obj_description(oid, 'pg_class') = 'made by credit_service' FROM pg_class"
         " WHERE relname = 'users' AND relnamespace = 'auth'::regnamespace"
     )
-    if settings.adds_users and not made_here:
+    if settings.writers.adds_users and not made_here:
         raise StartRefusedError(
             "CREDIT_USERS=managed needs a user table made by the migrations, and this auth.users"
             " belongs to somebody else; set CREDIT_USERS=existing"

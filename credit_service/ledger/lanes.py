@@ -9,112 +9,55 @@ never before.
 from __future__ import annotations
 
 import asyncio
-import random
-import time
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-import asyncpg
 import structlog
 
-from credit_service.database.postgres import unreachable
-from credit_service.errors import (
-    CreditError,
-    InternalError,
-    LedgerUnavailable,
-    Overloaded,
-)
-from credit_service.ledger import metrics, store
-from credit_service.ledger.transactions import CommitLostError, Transactions
+from credit_service.errors import InternalError, LedgerUnavailable, Overloaded
+from credit_service.ledger import metrics
+from credit_service.ledger.batches import BatchRunner, Waiting, fail, of_users, users_of
+from credit_service.ledger.contention import GLANCE_SECONDS, ContendedCalls, Contention
+from credit_service.ledger.transactions import Transactions
 from credit_service.rules.commands import SpendTogether
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from uuid import UUID
 
-    from credit_service.database.postgres import Address
+    from credit_service.ledger.batches import Stuck
+    from credit_service.ledger.transactions import WriterSettings
     from credit_service.rules.commands import Command
     from credit_service.rules.model import Entry, Outcome
-    from credit_service.rules.terms import Terms
 
 _log = structlog.get_logger()
 
-# How often a batch is run again after a fault that another run can heal.
-_ATTEMPTS = 5
 
-# For how long a user whose row somebody else kept locked is served apart from the others.
-_CONTENDED_SECONDS = 10.0
+class Calls(Protocol):
+    """Serves the batches of a lane."""
 
-# How long a call waits for its contended row, and how often the row is looked at.
-_PATIENCE_SECONDS = 0.5
-_GLANCE_SECONDS = 0.025
+    async def serve(self, batch: list[Waiting]) -> list[Waiting]:
+        """Answers the calls of a batch but those it returns, which keep their places."""
 
-# Another transaction was in the way and is gone by the next attempt: a serialization failure or
-# deadlock, a collision over a new account or payment, a user deleted meanwhile, a guard that
-# failed, a plan outdated by DDL.
-_COLLISIONS = (
-    asyncpg.SerializationError,
-    asyncpg.DeadlockDetectedError,
-    asyncpg.UniqueViolationError,
-    asyncpg.ForeignKeyViolationError,
-    asyncpg.InvalidCachedStatementError,
-    asyncpg.OutdatedSchemaCacheError,
-    store.StaleAccountError,
-)
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    """A command in the queue and the future its caller awaits.
-
-    Attributes:
-        command: what to do.
-        answer: what its caller awaits.
-        deadline: until when (loop time).
-        patience: until when (loop time) it waits for its contended row; None before it does.
-    """
-
-    command: Command
-    answer: asyncio.Future[Outcome]
-    deadline: float
-    patience: float | None = None
+    def close(self) -> None:
+        """Drops the connection."""
 
 
 class Lane:
-    """One clerk: the queue, and the task that runs what piled up."""
+    """A queue, and the task that serves what piled up in it."""
 
-    def __init__(
-        self,
-        name: str,
-        address: Address,
-        terms: Terms,
-        *,
-        adds_users: bool,
-        queue_limit: int,
-        batch_limit: int,
-        locked: dict[UUID, float],
-        contended: Lane | None,
-    ) -> None:
+    def __init__(self, name: str, calls: Calls, settings: WriterSettings) -> None:
         """Starts it; it connects when it has something to write.
 
         Args:
             name: its name in metrics.
-            address: the database, as the service's role.
-            terms: prices and floor.
-            adds_users: whether a purchase for an unknown user adds the user.
-            queue_limit: commands that may wait.
-            batch_limit: commands that a transaction takes at most.
-            locked: takes the users whose rows another transaction kept locked, and until when
-                (loop time) the contended lane serves them.
-            contended: the lane that serves them; None: this one.
+            calls: serves its batches.
+            settings: the bounds of queue and batch.
         """
-        self._locked = locked
-        self._contended = contended
-        self._transactions = Transactions(address, terms, adds_users=adds_users)
-        self._queue_limit = queue_limit
-        self._batch_limit = batch_limit
-        self._queue: deque[_Waiting] = deque()
+        self._calls = calls
+        self._queue_limit = settings.queue_limit
+        self._batch_limit = settings.batch_limit
+        self._queue: deque[Waiting] = deque()
         self._filled = asyncio.Event()
         self._closing = False
         self._task = asyncio.create_task(self._run(), name=f"lane {name}")
@@ -140,15 +83,13 @@ class Lane:
         if len(self._queue) >= self._queue_limit:
             raise Overloaded
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(command, answer, deadline))
-        self._filled.set()
+        self._put(Waiting(command, answer, deadline))
         return answer
 
-    def take_over(self, waiting: _Waiting) -> bool:
-        """Takes a command from another lane's queue; False, and it does not, once it is closing."""
+    def take_over(self, waiting: Waiting) -> bool:
+        """Takes a call from another lane's queue; False, and it does not, once it is closing."""
         if not self._closing:
-            self._queue.append(waiting)
-            self._filled.set()
+            self._put(waiting)
         return not self._closing
 
     async def close(self) -> None:
@@ -156,7 +97,11 @@ class Lane:
         self._closing = True
         self._filled.set()
         await self._task
-        self._transactions.close()
+        self._calls.close()
+
+    def _put(self, waiting: Waiting) -> None:
+        self._queue.append(waiting)
+        self._filled.set()
 
     async def _run(self) -> None:
         while True:
@@ -166,22 +111,19 @@ class Lane:
                     return
                 self._filled.clear()
                 continue
-            batch = self._without_locked(self._take())
-            if not batch:
-                continue
-            started = time.perf_counter()
+            batch = self._take()
             try:
-                await self._serve_pile(batch)
+                kept = await self._calls.serve(batch)
             except Exception:
                 # A lane that died would leave its users waiting for ever.
-                _log.exception("batch failed in its lane", commands=len(batch))
-                _fail(batch, InternalError)
-            metrics.BATCH_COMMANDS.observe(len(batch))
-            metrics.BATCH_SECONDS.observe(time.perf_counter() - started)
+                _log.exception("lane failed on a batch", commands=len(batch))
+                fail(batch, InternalError)
+            else:
+                self._queue.extendleft(reversed(kept))
 
-    def _take(self) -> list[_Waiting]:
+    def _take(self) -> list[Waiting]:
         """Takes the pile, up to the bound; what spends several times counts as often."""
-        batch: list[_Waiting] = []
+        batch: list[Waiting] = []
         size = 0
         while self._queue:
             command = self._queue[0].command
@@ -191,227 +133,119 @@ class Lane:
             batch.append(self._queue.popleft())
         return batch
 
-    def _without_locked(self, batch: list[_Waiting]) -> list[_Waiting]:
-        """Hands over what came before its user's row was found locked, and keeps the rest."""
-        if not self._locked or self._contended is None:
+
+class OrdinaryCalls:
+    """Serves batches as they come; who meets a locked row goes on in the contended lane."""
+
+    def __init__(
+        self, runner: BatchRunner, contention: Contention, hand_over: Callable[[Waiting], bool]
+    ) -> None:
+        """Takes what it works with.
+
+        Args:
+            runner: runs its batches.
+            contention: takes the users whose rows are locked.
+            hand_over: gives a call to the contended lane; False: that lane is closing.
+        """
+        self._runner = runner
+        self._contention = contention
+        self._hand_over = hand_over
+
+    async def serve(self, batch: list[Waiting]) -> list[Waiting]:
+        """Answers the calls of a batch, and hands over those of contended users."""
+        batch = self._without_contended(batch)
+        if batch:
+            await self._serve(batch, ())
+        return []
+
+    def close(self) -> None:
+        """Drops the connection."""
+        self._runner.close()
+
+    def _without_contended(self, batch: list[Waiting]) -> list[Waiting]:
+        """Hands over what came before its user's row was found locked, and returns the rest."""
+        if not self._contention:
             return batch
         now = asyncio.get_running_loop().time()
-        for user_id in [user_id for user_id, until in self._locked.items() if until <= now]:
-            del self._locked[user_id]
+        self._contention.forget(now)
         return [
             waiting
             for waiting in batch
-            if waiting.command.user_id not in self._locked or not self._contended.take_over(waiting)
+            if not self._contention.includes(waiting.command.user_id, now)
+            or not self._hand_over(waiting)
         ]
 
-    async def _serve_pile(self, batch: list[_Waiting]) -> None:
-        await self._serve(batch)
+    async def _serve(self, batch: list[Waiting], lost: Sequence[Entry]) -> None:
+        # Where some rows are kept locked there are more to be met.
+        hurried = bool(self._contention)
+        for stuck in await self._runner.serve(batch, lost, hurried=hurried):
+            await self._serve_stuck(stuck)
 
-    async def _serve(self, batch: list[_Waiting], lost: Sequence[Entry] = ()) -> None:
-        """Answers every call of the batch, running it again or in parts where that can help.
-
-        Args:
-            batch: the calls.
-            lost: the entries of an earlier run whose COMMIT was sent and never answered.
-        """
-        for attempt in range(_ATTEMPTS):
-            batch = _wanted(batch)
-            if not batch:
-                return
-            try:
-                commands = [waiting.command for waiting in batch]
-                answers = await self._transactions.run(commands, lost, hurried=self._hurried())
-            except CommitLostError as fault:
-                # Run again on a fresh connection: under the lock the keys tell whether it happened.
-                self._note(fault, batch)
-                lost = [*lost, *fault.entries]
-            except _COLLISIONS as fault:
-                self._note(fault, batch)
-                await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
-            except asyncpg.LockNotAvailableError as fault:
-                self._note(fault, batch)
-                await self._serve_unlocked(batch, lost)
-                return
-            except Exception as fault:  # whatever a single command can bring about
-                self._note(fault, batch)
-                if unreachable(fault):
-                    _fail(batch, LedgerUnavailable)
-                elif len(batch) == 1:
-                    _log.exception("command failed", call=batch[0].command.call)
-                    _fail(batch, InternalError)
-                else:
-                    await self._serve_halves(batch, lost)
-                return
-            else:
-                for waiting, answer in zip(batch, answers, strict=True):
-                    _answer(waiting, answer)
-                return
-        if len(batch) == 1:
-            _fail(batch, LedgerUnavailable)
-        else:
-            await self._serve_halves(batch, lost)
-
-    async def _serve_unlocked(self, batch: list[_Waiting], lost: Sequence[Entry]) -> None:
-        """Serves all but those whose rows are kept locked; these wait in the contended lane."""
-        users = {waiting.command.user_id for waiting in batch}
-        try:
-            locked = await self._find_locked(users)
-        except Exception as fault:
-            self._note(fault, batch)
-            _fail(batch, LedgerUnavailable)
+    async def _serve_stuck(self, stuck: Stuck) -> None:
+        """Serves all but those whose rows are kept locked; these go to the contended lane."""
+        batch, lost = stuck
+        users = users_of(batch)
+        locked = await self._find_locked(batch)
+        if locked is None:
             return
         if not locked:
             # It was another row, or it is free again.
             for user_id in users:
-                await self._serve(_of(batch, {user_id}), lost)
+                await self._serve(of_users(batch, {user_id}), lost)
             return
-        self._mark_contended(locked)
+        self._contention.mark(locked, asyncio.get_running_loop().time())
         # Another lane knows nothing of lost entries and would call them repeated.
         if not lost:
-            batch = self._without_locked(batch)
-        _fail(_of(batch, locked), LedgerUnavailable)
-        await self._serve(_of(batch, users - locked), lost)
+            batch = self._without_contended(batch)
+        fail(of_users(batch, locked), LedgerUnavailable)
+        rest = of_users(batch, users - locked)
+        if rest:
+            await self._serve(rest, lost)
 
-    async def _find_locked(self, users: set[UUID]) -> set[UUID]:
+    async def _find_locked(self, batch: list[Waiting]) -> set[UUID] | None:
+        users = users_of(batch)
         if len(users) == 1:
             return users
-        locked = await self._transactions.find_locked(users)
+        locked = await self._runner.find_locked(batch)
         if locked:
             # Another process has its rows locked too, but never for long.
-            await asyncio.sleep(_GLANCE_SECONDS)
-            locked = await self._transactions.find_locked(locked)
+            await asyncio.sleep(GLANCE_SECONDS)
+            locked = await self._runner.find_locked(of_users(batch, locked))
         return locked
-
-    def _mark_contended(self, users: set[UUID]) -> None:
-        until = asyncio.get_running_loop().time() + _CONTENDED_SECONDS
-        self._locked.update(dict.fromkeys(users, until))
-
-    def _hurried(self) -> bool:
-        # Where some rows are kept locked there are more to be met.
-        return self._contended is not None and bool(self._locked)
-
-    async def _serve_halves(self, batch: list[_Waiting], lost: Sequence[Entry]) -> None:
-        """Halves a batch, and its halves, until the command that spoils it stands alone."""
-        middle = len(batch) // 2
-        await self._serve(batch[:middle], lost)
-        await self._serve(batch[middle:], lost)
-
-    def _note(self, fault: Exception, batch: list[_Waiting]) -> None:
-        metrics.BATCH_FAULTS.labels(type(fault).__name__).inc()
-        _log.warning("batch fault", fault=type(fault).__name__, commands=len(batch))
-
-
-class _ContendedLane(Lane):
-    """Serves whom it finds unlocked and looks at the others again.
-
-    It holds no row while it waits for another: two processes would keep a row from each other for
-    as long as a third row is locked.
-    """
-
-    async def _serve_pile(self, batch: list[_Waiting]) -> None:
-        users = {waiting.command.user_id for waiting in batch}
-        try:
-            locked = await self._transactions.find_locked(users)
-        except Exception as fault:
-            self._note(fault, batch)
-            _fail(batch, LedgerUnavailable)
-            return
-        await self._serve(_of(batch, users - locked))
-        if locked:
-            self._put_back(_of(batch, locked))
-            await asyncio.sleep(_GLANCE_SECONDS)
-
-    async def _serve_unlocked(self, batch: list[_Waiting], lost: Sequence[Entry]) -> None:
-        users = {waiting.command.user_id for waiting in batch}
-        if len(users) > 1:
-            # It may be a row that no look shows, of the user table for example.
-            for user_id in users:
-                await self._serve(_of(batch, {user_id}), lost)
-        elif lost:
-            _fail(batch, LedgerUnavailable)
-        else:
-            self._put_back(batch)
-
-    def _put_back(self, batch: list[_Waiting]) -> None:
-        now = asyncio.get_running_loop().time()
-        for waiting in batch:
-            waiting.patience = waiting.patience or now + _PATIENCE_SECONDS
-        late = [waiting for waiting in batch if (waiting.patience or now) <= now]
-        self._mark_contended({waiting.command.user_id for waiting in late})
-        _fail(late, LedgerUnavailable)
-        self._queue.extendleft(each for each in reversed(_wanted(batch)))
-        self._filled.set()
-
-    def _hurried(self) -> bool:
-        return True
 
 
 class Lanes:
     """The lanes of a process, and one for users whose rows another transaction keeps locked."""
 
-    def __init__(
-        self,
-        address: Address,
-        terms: Terms,
-        *,
-        count: int,
-        adds_users: bool,
-        queue_limit: int,
-        batch_limit: int,
-    ) -> None:
-        """Starts `count` lanes and the contended one; the rest is as for `Lane`."""
-        self._locked: dict[UUID, float] = {}
+    def __init__(self, settings: WriterSettings) -> None:
+        """Starts them; each connects when it has something to write."""
+        self._contention = contention = Contention()
 
-        def lane(kind: type[Lane], name: str, contended: Lane | None) -> Lane:
-            return kind(
-                name,
-                address,
-                terms,
-                adds_users=adds_users,
-                queue_limit=queue_limit,
-                batch_limit=batch_limit,
-                locked=self._locked,
-                contended=contended,
+        def runner() -> BatchRunner:
+            return BatchRunner(Transactions(settings))
+
+        self._contended = Lane("contended", ContendedCalls(runner(), contention), settings)
+        self._lanes = [
+            Lane(
+                str(number),
+                OrdinaryCalls(runner(), contention, self._contended.take_over),
+                settings,
             )
+            for number in range(settings.lanes)
+        ]
 
-        self._contended = lane(_ContendedLane, "contended", None)
-        self._lanes = [lane(Lane, str(number), self._contended) for number in range(count)]
+    def submit(self, command: Command, deadline: float) -> asyncio.Future[Outcome]:
+        """Gives a command to the lane of its user, as `Lane.submit` does."""
+        return self.of(command.user_id).submit(command, deadline)
 
     def of(self, user_id: UUID) -> Lane:
-        """Chooses the lane of a user; the only place that may know about shards."""
-        if self._locked:
-            until = self._locked.get(user_id)
-            if until is not None and asyncio.get_running_loop().time() < until:
-                return self._contended
+        """Chooses the lane of a user; the only function that may know about shards."""
+        contention = self._contention
+        if contention and contention.includes(user_id, asyncio.get_running_loop().time()):
+            return self._contended
         return self._lanes[user_id.int % len(self._lanes)]
 
     async def close(self) -> None:
         """Closes all of them, as `Lane.close` does one."""
         await asyncio.gather(*(lane.close() for lane in self._lanes))
         await self._contended.close()
-
-
-def _of(batch: list[_Waiting], users: set[UUID]) -> list[_Waiting]:
-    return [waiting for waiting in batch if waiting.command.user_id in users]
-
-
-def _wanted(batch: list[_Waiting]) -> list[_Waiting]:
-    """Drops the commands whose callers are gone or whose time has passed."""
-    now = asyncio.get_running_loop().time()
-    late = [waiting for waiting in batch if waiting.deadline <= now]
-    _fail(late, LedgerUnavailable)
-    return [waiting for waiting in batch if not waiting.answer.done()]
-
-
-def _answer(waiting: _Waiting, answer: Outcome | CreditError) -> None:
-    if waiting.answer.done():
-        return
-    if isinstance(answer, CreditError):
-        waiting.answer.set_exception(answer)
-    else:
-        waiting.answer.set_result(answer)
-
-
-def _fail(batch: list[_Waiting], error: type[InternalError | LedgerUnavailable]) -> None:
-    for waiting in batch:
-        _answer(waiting, error())

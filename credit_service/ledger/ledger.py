@@ -103,7 +103,7 @@ class Ledger:
             LedgerUnavailable: the service is stopping.
         """
         deadline = asyncio.get_running_loop().time() + seconds
-        return self._lanes.of(command.user_id).submit(command, deadline)
+        return self._lanes.submit(command, deadline)
 
     async def payer(self, payment_ref: str) -> UUID:
         """Finds the user to whom a payment was credited.

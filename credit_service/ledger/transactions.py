@@ -8,6 +8,7 @@ neither, for a refusal may rest on an entry of the same batch.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -42,20 +43,35 @@ class CommitLostError(Exception):
         self.entries = entries
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriterSettings:
+    """What the writers are made of.
+
+    Attributes:
+        address: the database, as the service's role.
+        terms: prices, floor and the bound on open holds.
+        adds_users: whether a purchase, grant or policy for an unknown user adds the user.
+        lanes: writer lanes, each with a connection of its own.
+        queue_limit: commands that may wait in a lane; more are refused.
+        batch_limit: commands that a transaction takes at most.
+    """
+
+    address: Address
+    terms: Terms
+    adds_users: bool
+    lanes: int
+    queue_limit: int
+    batch_limit: int
+
+
 class Transactions:
     """One connection, made when it is needed, and at most one transaction on it."""
 
-    def __init__(self, address: Address, terms: Terms, *, adds_users: bool) -> None:
-        """Connects to nothing as yet.
-
-        Args:
-            address: the database, as the service's role.
-            terms: prices and floor.
-            adds_users: whether a purchase for an unknown user adds the user.
-        """
-        self._address = address
-        self._terms = terms
-        self._adds_users = adds_users
+    def __init__(self, settings: WriterSettings) -> None:
+        """Connects to nothing as yet."""
+        self._address = settings.address
+        self._terms = settings.terms
+        self._adds_users = settings.adds_users
         self._connection: asyncpg.Connection | None = None
 
     async def run(

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -101,7 +100,7 @@ async def pooler(database):
 
 
 def settings_for(pooler):
-    return replace(server_settings(""), address=pooler.address)
+    return server_settings("", address=pooler.address)
 
 
 async def test_calls_share_few_connections_and_the_books_add_up(database, pooler):

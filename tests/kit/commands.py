@@ -1,32 +1,20 @@
-"""Commands as the servicer makes them, a lane to give them to, and what came of them."""
+"""Commands as the servicer makes them, lanes to give them to, and what came of them."""
 
 import asyncio
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
-from kit.harness import TERMS
+from kit.harness import writer_settings
 from kit.waiting import patience
 
-from credit_service.database.postgres import Address
-from credit_service.ledger.lanes import Lane, Lanes
+from credit_service.ledger.lanes import Lanes
 from credit_service.rules.commands import Charge, Purchase, Refund, Spend
 from credit_service.rules.model import Payment
 
-_LIMITS = {"adds_users": False, "queue_limit": 1000, "batch_limit": 500}
-
 
 @asynccontextmanager
-async def lane(url, **changes):
-    made = Lane("test", Address(url), TERMS, locked={}, contended=None, **_LIMITS | changes)
-    try:
-        yield made
-    finally:
-        await made.close()
-
-
-@asynccontextmanager
-async def lanes(url, count):
-    made = Lanes(Address(url), TERMS, count=count, **_LIMITS)
+async def lanes(url, count=1, **changes):
+    made = Lanes(writer_settings(url, lanes=count, **changes))
     try:
         yield made
     finally:

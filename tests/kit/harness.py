@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from credit_service import server
 from credit_service.client import CreditClient
 from credit_service.database.postgres import Address
+from credit_service.ledger.transactions import WriterSettings
 from credit_service.rpc.access import Authenticator
 from credit_service.rules.pricing import Price, PriceList
 from credit_service.rules.terms import Terms
@@ -239,20 +240,35 @@ class Service:
         return await self.clients.enter_async_context(CreditClient(self.target, **options))
 
 
+def writer_settings(service_url: str, **changes: object) -> WriterSettings:
+    """Settings of the lanes, as an ordinary start has them."""
+    return replace(
+        WriterSettings(
+            address=Address(service_url),
+            terms=TERMS,
+            adds_users=False,
+            lanes=4,
+            queue_limit=1000,
+            batch_limit=500,
+        ),
+        **changes,
+    )
+
+
 def server_settings(service_url: str, **changes: object) -> server.Settings:
-    """Settings of a server on any free port, as an ordinary start has them."""
+    """Settings of a server on any free port, as an ordinary start has them.
+
+    The changes are fields of `server.Settings` and of its `WriterSettings`.
+    """
+    of_writers = {each.name for each in fields(WriterSettings)} & changes.keys()
+    writers = writer_settings(service_url, **{name: changes.pop(name) for name in of_writers})
     return replace(
         server.Settings(
             listen="127.0.0.1:0",
             health_listen=None,
-            address=Address(service_url),
-            terms=TERMS,
-            adds_users=False,
+            writers=writers,
             authenticator=Authenticator(None),
             certificate=None,
-            lanes=4,
-            lane_queue=1000,
-            lane_batch=500,
             pool_size=4,
             calls_in_flight=4000,
             drain_seconds=10,

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from kit.commands import lane, spend, submit
+from kit.commands import lanes, spend, submit
 from kit.fault_proxy import Kind
 from kit.harness import running, server_settings
 from kit.waiting import patience
@@ -58,7 +58,7 @@ async def test_whoever_asks_during_a_read_shares_the_next_one(proxy, database):
 async def test_a_read_shows_what_was_committed_before_it_was_asked_for(client, proxy, database):
     user_id = await database.user(10)
     first, held, _ = await held_up(client, proxy, user_id)
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         await asyncio.gather(*submit(clerk, spend(user_id, 4)))
     after = asyncio.create_task(client.get_user_credit(user_id))
     await arrived(client)

@@ -9,7 +9,7 @@ from kit.commands import (
     answers,
     ask,
     kinds,
-    lane,
+    lanes,
     purchase,
     refund,
     spend,
@@ -38,7 +38,7 @@ async def balance(database, user_id):
 async def test_two_lanes_may_open_one_account_at_once(database, proxy):
     user_id = await database.user()
     held = proxy.on("INSERT INTO user_credits", Kind.HOLD)
-    async with lane(proxy.url) as slow, lane(database.service_url) as fast:
+    async with lanes(proxy.url) as slow, lanes(database.service_url) as fast:
         late = submit(slow, purchase(user_id, 10))
         await held.met.wait()
         first = await ask(fast, purchase(user_id, 5))
@@ -55,7 +55,7 @@ async def test_two_lanes_may_open_one_account_by_one_key(database, proxy):
     user_id = await database.user()
     command = purchase(user_id, 10, ref="pi_1")
     held = proxy.on(COMMIT, Kind.HOLD)
-    async with lane(proxy.url) as one, lane(database.service_url) as two:
+    async with lanes(proxy.url) as one, lanes(database.service_url) as two:
         first = submit(one, command)
         await held.met.wait()
         second = submit(two, command)
@@ -71,7 +71,7 @@ async def test_a_repeat_shows_the_account_that_was_opened_after_its_own_look(dat
     user_id = await database.user()
     command = purchase(user_id, 10, ref="pi_1")
     held = proxy.on(LOAD_KEYS, Kind.HOLD)
-    async with lane(proxy.url) as slow, lane(database.service_url) as fast:
+    async with lanes(proxy.url) as slow, lanes(database.service_url) as fast:
         late = submit(slow, command)
         await held.met.wait()
         await ask(fast, command)
@@ -84,7 +84,7 @@ async def test_a_repeat_shows_the_account_that_was_opened_after_its_own_look(dat
 async def test_one_payment_for_two_users_at_once_is_credited_to_one(database, proxy, place):
     one, two = await database.user(), await database.user()
     held = proxy.on(place, Kind.HOLD)
-    async with lane(proxy.url) as first_lane, lane(database.service_url) as second_lane:
+    async with lanes(proxy.url) as first_lane, lanes(database.service_url) as second_lane:
         first = submit(first_lane, purchase(one, 10, ref="pi_1"))
         await held.met.wait()
         second = submit(second_lane, purchase(two, 10, ref="pi_1"))
@@ -102,7 +102,7 @@ async def test_one_payment_for_two_users_at_once_is_credited_to_one(database, pr
 
 async def test_one_payment_under_two_keys_at_once_is_credited_once(database):
     user_id = await database.user()
-    async with lane(database.service_url) as one, lane(database.service_url) as two:
+    async with lanes(database.service_url) as one, lanes(database.service_url) as two:
         given = await answers(
             submit(one, *(purchase(user_id, ref="pi_1") for _ in range(3)))
             + submit(two, *(purchase(user_id, ref="pi_1") for _ in range(3)))
@@ -125,7 +125,7 @@ async def test_many_payments_crossing_between_lanes_are_each_credited_once(datab
             lots.shuffle(refs)
             given.extend(await ask(clerk, *(purchase(lots.choice(users), ref=r) for r in refs)))
 
-    async with lane(database.service_url) as one, lane(database.service_url) as two:
+    async with lanes(database.service_url) as one, lanes(database.service_url) as two:
         await asyncio.gather(credit(one), credit(two))
     assert set(kinds(given)) <= {Outcome, PaymentReused}
     assert sum(1 for a in given if isinstance(a, Outcome) and not a.replayed) == len(refs)
@@ -135,7 +135,7 @@ async def test_many_payments_crossing_between_lanes_are_each_credited_once(datab
 
 async def test_a_purchase_adds_the_user_where_users_are_managed(database):
     buyer, stranger = uuid4(), uuid4()
-    async with lane(database.service_url, adds_users=True) as clerk:
+    async with lanes(database.service_url, adds_users=True) as clerk:
         given = await ask(clerk, spend(stranger), purchase(buyer, 10), spend(buyer, 4))
     assert kinds(given) == [UserNotFound, Outcome, Outcome]
     users = await database.fetch("SELECT id FROM auth.users")
@@ -147,8 +147,8 @@ async def test_two_lanes_may_add_one_user_at_once(database, proxy):
     user_id = uuid4()
     held = proxy.on("INSERT INTO auth.users", Kind.HOLD)
     async with (
-        lane(proxy.url, adds_users=True) as slow,
-        lane(database.service_url, adds_users=True) as fast,
+        lanes(proxy.url, adds_users=True) as slow,
+        lanes(database.service_url, adds_users=True) as fast,
     ):
         late = submit(slow, purchase(user_id, 10))
         await held.met.wait()
@@ -160,7 +160,7 @@ async def test_two_lanes_may_add_one_user_at_once(database, proxy):
 
 
 async def test_a_purchase_does_not_add_a_user_where_users_exist_elsewhere(database):
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         assert kinds(await ask(clerk, purchase(uuid4()))) == [UserNotFound]
     assert not await database.fetch("SELECT FROM auth.users")
 
@@ -169,7 +169,7 @@ async def test_a_purchase_does_not_add_a_user_where_users_exist_elsewhere(databa
 async def test_a_purchase_refused_or_only_validated_opens_no_account(database, adds_users):
     payer, user_id = await database.user(), await database.user()
     unknown = uuid4()
-    async with lane(database.service_url, adds_users=adds_users) as clerk:
+    async with lanes(database.service_url, adds_users=adds_users) as clerk:
         await ask(clerk, purchase(payer, ref="pi_1"))
         given = await ask(
             clerk,
@@ -188,7 +188,7 @@ async def test_a_purchase_refused_or_only_validated_opens_no_account(database, a
 
 async def test_a_validated_command_changes_nothing_for_those_behind_it(database):
     user_id = await database.user(10)
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         given = await ask(clerk, spend(user_id, 10, validate_only=True), spend(user_id, 10))
     assert [(a.entry.seq, a.replayed) for a in given] == [(2, False), (2, False)]
     assert await balance(database, user_id) == 0
@@ -196,7 +196,7 @@ async def test_a_validated_command_changes_nothing_for_those_behind_it(database)
 
 async def test_a_balance_beyond_the_books_range_is_refused_alone(database):
     full, other = await database.user(), await database.user(1)
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         most = [purchase(full, AMOUNT_MAX) for _ in range(BALANCE_MAX // AMOUNT_MAX)]
         for start in range(0, len(most), 500):
             assert set(kinds(await ask(clerk, *most[start : start + 500]))) == {Outcome}
@@ -209,7 +209,7 @@ async def test_a_balance_beyond_the_books_range_is_refused_alone(database):
 async def test_a_spend_behind_the_deletion_of_its_user_finds_no_user(database):
     user_id, other = await database.user(10), await database.user(10)
     deleting = await database.connect()
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         async with deleting.transaction():
             await deleting.execute(DELETE, user_id)
             waiting = submit(clerk, spend(user_id), spend(other))
@@ -223,7 +223,7 @@ async def test_a_spend_behind_the_deletion_of_its_user_finds_no_user(database):
 async def test_a_first_purchase_behind_the_deletion_of_its_user_finds_no_user(database, neighbours):
     user_id, other = await database.user(), await database.user(10)
     deleting = await database.connect()
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         async with deleting.transaction():
             await deleting.execute(DELETE, user_id)
             waiting = submit(clerk, purchase(user_id), *(spend(other) for _ in range(neighbours)))
@@ -236,7 +236,7 @@ async def test_a_first_purchase_behind_the_deletion_of_its_user_finds_no_user(da
 async def test_the_deletion_of_a_user_waits_for_the_spend_before_it(database, proxy):
     user_id = await database.user(10)
     held = proxy.on(COMMIT, Kind.HOLD)
-    async with lane(proxy.url) as clerk:
+    async with lanes(proxy.url) as clerk:
         waiting = submit(clerk, spend(user_id), refund(user_id, 2))
         await held.met.wait()
         deleting = asyncio.create_task(database.execute(DELETE, user_id))
@@ -250,7 +250,7 @@ async def test_the_deletion_of_a_user_waits_for_the_spend_before_it(database, pr
 
 async def test_a_payment_of_a_deleted_user_is_never_credited_again(database):
     user_id, other = await database.user(), await database.user()
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         await ask(clerk, purchase(user_id, ref="pi_1"))
         await database.execute(DELETE, user_id)
         await database.execute("INSERT INTO auth.users (id) VALUES ($1)", user_id)
@@ -276,7 +276,7 @@ async def test_users_deleted_under_load_bring_no_other_refusal_and_no_deadlock(d
             given.extend(await ask(clerk, *buys, *(spend(lots.choice(users)) for _ in range(6))))
 
     done = asyncio.Event()
-    async with lane(database.service_url) as one, lane(database.service_url) as two:
+    async with lanes(database.service_url) as one, lanes(database.service_url) as two:
         callers = [asyncio.create_task(pay(clerk)) for clerk in (one, two)]
         connection = await database.connect()
         # One who deletes several users at once may meet a batch crosswise; the lane gives way.

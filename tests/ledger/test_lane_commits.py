@@ -7,7 +7,7 @@ from kit.commands import (
     answers,
     ask,
     kinds,
-    lane,
+    lanes,
     purchase,
     refund,
     spend,
@@ -40,7 +40,7 @@ async def test_a_lost_commit_is_resolved_by_its_keys(database, proxy, kind, time
     user_id = await database.user(100)
     commands = [spend(user_id, 7), purchase(user_id, 5, ref="pi_1"), refund(user_id, 2)]
     fault = proxy.on(COMMIT, kind, times=times)
-    async with lane(proxy.url) as clerk:
+    async with lanes(proxy.url) as clerk:
         first = await ask(clerk, *commands, spend(user_id, 1000))
         assert fault.met.is_set()
         assert kinds(first) == [Outcome, Outcome, Outcome, InsufficientCredits]
@@ -57,7 +57,7 @@ async def test_twins_behind_a_lost_commit_are_told_apart(database, proxy, kind):
     user_id = await database.user(100)
     command = spend(user_id, 7)
     proxy.on(COMMIT, kind)
-    async with lane(proxy.url) as clerk:
+    async with lanes(proxy.url) as clerk:
         given = await ask(clerk, *[command] * 4)
     assert new_and_replayed(given) == (1, 3)
     assert len({answer.entry.seq for answer in given}) == 1
@@ -68,7 +68,7 @@ async def test_twins_behind_a_lost_commit_are_told_apart(database, proxy, kind):
 async def test_a_repeat_behind_a_lost_commit_stays_a_repeat(database, proxy, kind):
     user_id = await database.user(100)
     old, new = spend(user_id), spend(user_id)
-    async with lane(proxy.url) as clerk:
+    async with lanes(proxy.url) as clerk:
         await ask(clerk, old)
         proxy.on(COMMIT, kind)
         given = await ask(clerk, old, new)
@@ -81,7 +81,7 @@ async def test_a_commit_that_cannot_be_resolved_is_no_final_answer(database, pro
     command = spend(user_id, 7)
     fault = proxy.on(COMMIT, kind)
     lasting = proxy.on(BEGIN, Kind.CUT_BEFORE, nth=2, times=100)
-    async with lane(proxy.url) as clerk:
+    async with lanes(proxy.url) as clerk:
         assert kinds(await ask(clerk, command)) == [LedgerUnavailable]
         assert fault.met.is_set()
         assert lasting.met.is_set()
@@ -105,7 +105,7 @@ async def test_a_commit_that_is_still_on_its_way_is_waited_for(database, proxy):
         DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION dawdle();
         """
     )
-    async with lane(proxy.url) as clerk:
+    async with lanes(proxy.url) as clerk:
         (given,) = await ask(clerk, command)
     assert not given.replayed
     assert await written(database, command) == 1
@@ -116,7 +116,7 @@ async def test_a_commit_in_flight_elsewhere_is_never_overtaken(database, proxy):
     user_id = await database.user(10)
     command = spend(user_id, 7)
     held = proxy.on(COMMIT, Kind.HOLD)
-    async with lane(proxy.url) as cut_off, lane(database.service_url) as other:
+    async with lanes(proxy.url) as cut_off, lanes(database.service_url) as other:
         (left,) = submit(cut_off, command)
         await held.met.wait()
         left.cancel()
@@ -133,7 +133,7 @@ async def test_a_key_that_comes_many_times_in_a_batch_makes_one_entry(database):
     user_id, other = await database.user(100), await database.user(100)
     command = spend(user_id, 7)
     key = command.idempotency_key
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         given = await ask(clerk, command, spend(user_id, 8, key=key), spend(other, 8, key), command)
     assert kinds(given) == [Outcome, IdempotencyKeyReused, Outcome, Outcome]
     assert [given[n].replayed for n in (0, 2, 3)] == [False, False, True]
@@ -144,7 +144,7 @@ async def test_a_key_that_comes_many_times_in_a_batch_makes_one_entry(database):
 
 async def test_a_refund_finds_a_spend_of_its_own_batch(database):
     user_id = await database.user(100)
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         given = await ask(
             clerk,
             spend(user_id, 30),
@@ -162,7 +162,7 @@ async def test_one_key_from_two_lanes_at_once_makes_one_entry(database, proxy):
     user_id = await database.user(100)
     command = spend(user_id, 7)
     held = proxy.on(COMMIT, Kind.HOLD)
-    async with lane(proxy.url) as one, lane(database.service_url) as two:
+    async with lanes(proxy.url) as one, lanes(database.service_url) as two:
         first = submit(one, command)
         await held.met.wait()
         second = submit(two, command)
@@ -185,9 +185,9 @@ async def test_many_lanes_on_one_account_never_pay_more_than_there_is(database):
             given.extend(await ask(clerk, spend(user_id), spend(user_id)))
 
     async with (
-        lane(database.service_url) as one,
-        lane(database.service_url) as two,
-        lane(database.service_url) as three,
+        lanes(database.service_url) as one,
+        lanes(database.service_url) as two,
+        lanes(database.service_url) as three,
     ):
         await asyncio.gather(pay(one), pay(two), pay(three))
     assert (kinds(given).count(Outcome), kinds(given).count(InsufficientCredits)) == (30, 30)

@@ -2,18 +2,19 @@
 
 import asyncio
 
-from kit.commands import answers, ask, kinds, lane, lanes, purchase, spend, submit, written
+from kit.commands import answers, ask, kinds, lanes, purchase, spend, submit, written
 from kit.waiting import eventually
 from prometheus_client import REGISTRY
 
 from credit_service.errors import LedgerUnavailable
+from credit_service.ledger.contention import Contention
 from credit_service.rules.model import Outcome
 
 
 async def test_a_locked_account_holds_up_its_own_user_only(database):
     locked, *free = [await database.user(10) for _ in range(5)]
     kept = [spend(locked), spend(locked)]
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         async with database.locked(locked):
             given = await ask(clerk, kept[0], *(spend(user_id) for user_id in free), kept[1])
         assert kinds(given) == [LedgerUnavailable, *[Outcome] * 4, LedgerUnavailable]
@@ -25,7 +26,7 @@ async def test_a_locked_account_holds_up_its_own_user_only(database):
 
 async def test_once_an_account_was_found_locked_nobody_else_waits_for_it(database):
     locked, free = [await database.user(10) for _ in range(2)]
-    async with lanes(database.service_url, count=1) as clerks:
+    async with lanes(database.service_url) as clerks:
         async with database.locked(locked):
             [found] = await ask(clerks.of(locked), spend(locked))
             assert kinds([found]) == [LedgerUnavailable]
@@ -40,7 +41,7 @@ async def test_once_an_account_was_found_locked_nobody_else_waits_for_it(databas
 
 async def test_what_came_before_an_account_was_found_locked_holds_up_nobody_either(database):
     locked, free = [await database.user(10) for _ in range(2)]
-    async with lanes(database.service_url, count=1) as clerks:
+    async with lanes(database.service_url) as clerks:
         usual = clerks.of(locked)
         async with database.locked(locked):
             [first] = submit(usual, spend(locked))
@@ -63,7 +64,7 @@ async def test_many_locked_accounts_hold_up_the_others_no_longer_than_one(databa
     users = sorted([await database.user(10) for _ in range(12)])
     locked, free = users[::2], users[1::2]
     before = waits_for_locks()
-    async with lanes(database.service_url, count=1) as clerks:
+    async with lanes(database.service_url) as clerks:
         usual = clerks.of(users[0])
         async with database.locked(*locked):
             waiting = dict(zip(users, submit(usual, *map(spend, users)), strict=True))
@@ -78,7 +79,7 @@ async def test_many_locked_accounts_hold_up_the_others_no_longer_than_one(databa
 
 async def test_contended_calls_wait_only_for_their_own_row_and_hold_no_other(database):
     free, locked = sorted([await database.user(1000) for _ in range(2)])
-    async with lanes(database.service_url, count=1) as clerks, database.locked(locked):
+    async with lanes(database.service_url) as clerks, database.locked(locked):
         async with database.locked(free):
             for user_id in (free, locked):
                 [found] = await ask(clerks.of(user_id), spend(user_id))
@@ -97,7 +98,7 @@ async def test_contended_calls_wait_only_for_their_own_row_and_hold_no_other(dat
 
 async def test_contended_lock_that_no_account_shows_fails_its_own_user_only(database):
     newcomer, free = await database.user(), await database.user(10)
-    async with lanes(database.service_url, count=1) as clerks:
+    async with lanes(database.service_url) as clerks:
         async with database.locked(free):
             await ask(clerks.of(free), spend(free))
         holder = await database.connect()
@@ -112,7 +113,7 @@ async def test_contended_lock_that_no_account_shows_fails_its_own_user_only(data
 
 async def test_calls_in_the_contended_lane_are_served_while_the_lanes_close(database):
     users = sorted([await database.user(10) for _ in range(2)])
-    async with lanes(database.service_url, count=1) as clerks:
+    async with lanes(database.service_url) as clerks:
         usual = clerks.of(users[0])
         async with database.locked(users[0]):
             [first] = submit(usual, spend(users[0]))
@@ -128,7 +129,7 @@ async def test_calls_in_the_contended_lane_are_served_while_the_lanes_close(data
 async def test_a_locked_table_fails_the_batch_and_not_one_user_after_the_other(database):
     users = [await database.user(10) for _ in range(4)]
     before = waits_for_locks()
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         other = await database.connect()
         async with other.transaction():
             await other.execute("LOCK TABLE user_credits")
@@ -141,9 +142,9 @@ async def test_a_locked_table_fails_the_batch_and_not_one_user_after_the_other(d
 
 
 async def test_a_user_whose_row_was_locked_comes_back_to_the_others(database, monkeypatch):
-    monkeypatch.setattr("credit_service.ledger.lanes._CONTENDED_SECONDS", 0.0)
+    monkeypatch.setattr("credit_service.ledger.lanes.Contention", lambda: Contention(0.0))
     user_id = await database.user(10)
-    async with lanes(database.service_url, count=1) as clerks:
+    async with lanes(database.service_url) as clerks:
         usual = clerks.of(user_id)
         async with database.locked(user_id):
             await ask(usual, spend(user_id))

@@ -8,7 +8,7 @@ from kit.commands import (
     answers,
     ask,
     kinds,
-    lane,
+    lanes,
     spend,
     submit,
     transactions,
@@ -33,7 +33,7 @@ from credit_service.rules.model import Account, Outcome
 async def test_what_has_piled_up_is_written_in_one_transaction(database, proxy):
     users = [await database.user(100) for _ in range(5)]
     held = proxy.on(COMMIT, Kind.HOLD)
-    async with lane(proxy.url) as clerk:
+    async with lanes(proxy.url) as clerk:
         first = submit(clerk, spend(users[0]))
         await held.met.wait()
         pile = submit(clerk, *(spend(user_id) for user_id in users for _ in range(10)))
@@ -45,14 +45,14 @@ async def test_what_has_piled_up_is_written_in_one_transaction(database, proxy):
 
 async def test_a_transaction_takes_no_more_commands_than_its_limit(database):
     user_id = await database.user(100)
-    async with lane(database.service_url, batch_limit=10) as clerk:
+    async with lanes(database.service_url, batch_limit=10) as clerk:
         await ask(clerk, *(spend(user_id) for _ in range(25)))
     assert await transactions(database) == 3
 
 
 async def test_a_user_who_stands_in_a_batch_many_times_is_served_in_order(database):
     user_id = await database.user(100)
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         given = await ask(clerk, *(spend(user_id, amount) for amount in range(1, 14)))
     assert [(a.entry.seq, a.entry.amount) for a in given[:13]] == [(n + 1, n) for n in range(1, 14)]
     assert {a.account.balance for a in given} == {100 - sum(range(1, 14))}
@@ -62,7 +62,7 @@ async def test_a_user_who_stands_in_a_batch_many_times_is_served_in_order(databa
 async def test_nobody_is_answered_before_the_commit(database, proxy):
     user_id = await database.user(5)
     held = proxy.on(COMMIT, Kind.HOLD)
-    async with lane(proxy.url) as clerk:
+    async with lanes(proxy.url) as clerk:
         paid = spend(user_id, 5)
         waiting = submit(clerk, paid, spend(user_id, 1), paid)
         await held.met.wait()
@@ -75,7 +75,7 @@ async def test_nobody_is_answered_before_the_commit(database, proxy):
 async def test_a_refused_command_leaves_no_trace_and_disturbs_nobody(database):
     rich, poor = await database.user(100), await database.user(3)
     used = spend(rich, 1)
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         await ask(clerk, used)
         refused = [spend(poor, 4), spend(uuid4()), spend(rich, 2, key=used.idempotency_key)]
         given = await ask(
@@ -103,7 +103,7 @@ async def test_a_command_the_database_rejects_fails_alone(database, poisoned):
     commands = [
         spend(users[n % 4], description="poison" if n in poisoned else "") for n in range(12)
     ]
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         given = await ask(clerk, *commands)
     failed = {n for n, answer in enumerate(given) if isinstance(answer, InternalError)}
     assert failed == poisoned
@@ -136,7 +136,7 @@ async def test_a_collision_that_passes_goes_unnoticed(database, sqlstate, statem
     users = [await database.user(10) for _ in range(3)]
     await _failing(database, sqlstate, 3, *statement.split())
     commands = [spend(user_id) for user_id in users]
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         given = await ask(clerk, *commands)
     assert [answer.replayed for answer in given] == [False] * 3
     assert await written(database, *commands) == 3
@@ -158,7 +158,7 @@ async def test_a_collision_that_does_not_pass_is_no_fault_of_the_neighbours(data
         """
     )
     users = [await database.user(10) for _ in range(3)]
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         colliding = spend(users[1], description="colliding")
         given = await ask(clerk, spend(users[0]), colliding, spend(users[2]))
     assert kinds(given) == [Outcome, LedgerUnavailable, Outcome]
@@ -170,7 +170,7 @@ async def test_a_deadlock_with_another_program_goes_unnoticed(database):
     lock = "SELECT FROM user_credits WHERE user_id = $1 FOR UPDATE"
     other = await database.connect()
     await other.execute("SET deadlock_timeout = '30s'")  # so that it is the lane that gives way
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         async with other.transaction():
             await other.execute(lock, second)
             waiting = submit(clerk, spend(first), spend(second))
@@ -198,7 +198,7 @@ async def test_without_the_lock_the_guard_alone_keeps_the_book_right(database, p
     monkeypatch.setitem(store.SQL, "lock_accounts", unlocked)
     user_id = await database.user(10)
     held = proxy.on(UPDATE, Kind.HOLD)
-    async with lane(proxy.url) as slow, lane(database.service_url) as fast:
+    async with lanes(proxy.url) as slow, lanes(database.service_url) as fast:
         late = submit(slow, spend(user_id, 6))
         await held.met.wait()
         assert kinds(await ask(fast, spend(user_id, 6))) == [Outcome]
@@ -216,7 +216,7 @@ async def test_columns_added_under_load_go_unnoticed(database):
             given.extend(await ask(clerk, spend(user_id), spend(user_id)))
 
     changed = asyncio.Event()
-    async with lane(database.service_url) as one, lane(database.service_url) as two:
+    async with lanes(database.service_url) as one, lanes(database.service_url) as two:
         callers = [asyncio.create_task(pay((one, two)[n % 2], users[n])) for n in range(4)]
         await eventually(lambda: given)
         for table in ("user_credits", "credit_transactions", "credit_purchases", "auth.users"):
@@ -230,7 +230,7 @@ async def test_columns_added_under_load_go_unnoticed(database):
 async def test_a_full_queue_refuses_at_once_and_forgets_what_it_refused(database, proxy):
     user_id = await database.user(100)
     held = proxy.on(COMMIT, Kind.HOLD)
-    async with lane(proxy.url, queue_limit=3) as clerk:
+    async with lanes(proxy.url, queue_limit=3) as clerk:
         running = submit(clerk, spend(user_id))
         await held.met.wait()
         queued = submit(clerk, *(spend(user_id) for _ in range(3)))
@@ -247,7 +247,7 @@ async def test_a_command_is_not_begun_when_nobody_waits_for_it_any_more(database
     user_id = await database.user(100)
     loop = asyncio.get_running_loop()
     held = proxy.on(COMMIT, Kind.HOLD)
-    async with lane(proxy.url) as clerk:
+    async with lanes(proxy.url) as clerk:
         running = submit(clerk, spend(user_id))
         await held.met.wait()
         gone, late, patient = spend(user_id), spend(user_id), spend(user_id)
@@ -270,7 +270,7 @@ async def test_a_command_is_not_begun_when_nobody_waits_for_it_any_more(database
 async def test_a_command_that_has_begun_is_written_though_nobody_waits(database, proxy):
     user_id = await database.user(100)
     held = proxy.on(BEGIN, Kind.HOLD)
-    async with lane(proxy.url) as clerk:
+    async with lanes(proxy.url) as clerk:
         command = spend(user_id)
         (left,) = submit(clerk, command)
         await held.met.wait()
@@ -284,11 +284,11 @@ async def test_a_command_that_has_begun_is_written_though_nobody_waits(database,
 async def test_a_lane_that_closes_writes_what_is_queued_and_takes_no_more(database, proxy):
     user_id = await database.user(100)
     held = proxy.on(COMMIT, Kind.HOLD)
-    async with lane(proxy.url) as clerk:
+    async with lanes(proxy.url) as clerk:
         running = submit(clerk, spend(user_id))
         await held.met.wait()
         queued = submit(clerk, *(spend(user_id) for _ in range(5)))
-        closing = asyncio.create_task(clerk.close())
+        closing = asyncio.create_task(clerk.of(user_id).close())
         await asyncio.sleep(0)
         with pytest.raises(LedgerUnavailable):
             submit(clerk, spend(user_id))
@@ -307,7 +307,7 @@ async def test_a_fault_in_the_rules_fails_a_call_and_not_the_lane(database, monk
         return as_ever(state, command, terms)
 
     monkeypatch.setattr(decide, "decide", broken)
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         given = await ask(clerk, spend(user_id), spend(user_id, description="broken"))
         assert kinds(given) == [Outcome, InternalError]
         assert kinds(await ask(clerk, spend(user_id))) == [Outcome]

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 
 import pytest
-from kit.commands import ask, lane
+from kit.commands import ask, lanes
 from kit.fault_proxy import COMMIT, Kind
 from kit.hold_tables import capture, extend, hold, release
 from kit.programs import process
@@ -298,7 +298,7 @@ async def test_the_credits_of_a_killed_service_come_back_when_its_holds_end(data
 @pytest.mark.parametrize("kind", [Kind.CUT_BEFORE, Kind.CUT_AFTER, Kind.SWALLOW])
 async def test_a_release_after_the_end_stays_a_repeat_behind_a_lost_commit(database, proxy, kind):
     user_id = await database.user(100)
-    async with lane(proxy.url) as clerk:
+    async with lanes(proxy.url) as clerk:
         (held,) = await ask(clerk, hold(10, user=user_id, ttl=SECOND))
 
         async def it_is_over():
@@ -318,7 +318,7 @@ async def test_a_release_after_the_end_stays_a_repeat_behind_a_lost_commit(datab
 async def test_a_life_in_one_batch_survives_a_lost_commit(database, proxy, kind):
     user_id = await database.user(100)
     fault = proxy.on(COMMIT, kind)
-    async with lane(proxy.url) as clerk:
+    async with lanes(proxy.url) as clerk:
         given = await ask(
             clerk,
             hold(10, "h", user=user_id),

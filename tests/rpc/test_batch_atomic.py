@@ -4,7 +4,7 @@ import asyncio
 from uuid import uuid4
 
 from kit.batches import ATOMIC, errors, item, refusal
-from kit.commands import ask, lane, refund, spend
+from kit.commands import ask, lanes, refund, spend
 
 from credit_service.client import item_error
 from credit_service.errors import (
@@ -82,7 +82,7 @@ async def test_a_refused_atomic_batch_is_not_there_for_those_behind_it(database)
     user_id = await database.user(10)
     spends = spend(user_id, 4, "a"), spend(user_id, 40, "b")
     together = SpendTogether(user_id=user_id, caller="test", spends=spends)
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         batch, nothing, alone = await ask(
             clerk, together, refund(user_id, 2), spend(user_id, 4, "a")
         )

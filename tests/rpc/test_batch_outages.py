@@ -19,7 +19,7 @@ from credit_service.errors import BatchAborted, InsufficientCredits, LedgerUnava
 
 async def test_a_full_lane_refuses_the_items_it_cannot_take(database):
     user_id = await database.user(100)
-    settings = server_settings(database.service_url, lane_queue=5, lanes=1)
+    settings = server_settings(database.service_url, queue_limit=5, lanes=1)
     async with running(settings) as service:
         client = await service.client()
         items = [item(user_id, 1, f"spend:{n}:1") for n in range(8)]
@@ -38,7 +38,7 @@ async def test_a_caller_who_goes_away_takes_along_what_has_not_begun(database, p
         labels = {"method": "BatchSpendCredits", "code": "CANCELLED", "reason": ""}
         return REGISTRY.get_sample_value("credit_calls_total", labels) or 0
 
-    async with running(server_settings(proxy.url, lanes=1, lane_batch=5)) as service:
+    async with running(server_settings(proxy.url, lanes=1, batch_limit=5)) as service:
         client = await service.client()
         held, before = proxy.on(COMMIT, Kind.HOLD), abandoned()
         items = [item(user_id) for _ in range(20)]

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from kit.commands import ask, lane, spend
+from kit.commands import ask, lanes, spend
 from kit.harness import refused, running, server_settings
 from kit.hold_tables import hold as hold_command
 from kit.shown_holds import (
@@ -124,7 +124,7 @@ async def test_readers_see_the_end_of_a_hold_that_nobody_has_recorded(client, da
 
 async def test_a_spend_needs_no_sweeper_to_have_what_an_expired_hold_gave_up(database):
     user_id = await database.user(100)
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         (made,) = await ask(clerk, hold_command(100, user=user_id, ttl=SECOND))
 
         async def is_over():

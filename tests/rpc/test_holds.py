@@ -7,7 +7,7 @@ from uuid import uuid4
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from kit.commands import ask, lane
+from kit.commands import ask, lanes
 from kit.harness import TERMS, refused, running, server_settings
 from kit.hold_tables import hold as hold_command
 from kit.shown_holds import CAPTURED, EXPIRED, HELD, RELEASED, SECOND, figures, recorded, shows
@@ -220,7 +220,7 @@ async def test_a_validated_hold_is_not_mistaken_for_another_one_of_its_batch(dat
     user_id = await database.user(100)
     validated = hold_command(5, "v", user=user_id, validate_only=True)
     real = hold_command(7, "h", user=user_id)
-    async with lane(database.service_url) as clerk:
+    async with lanes(database.service_url) as clerk:
         first, second = await ask(clerk, validated, real)
     assert (first.hold.amount, second.hold.amount) == (5, 7)
     assert second.hold.seq == second.entry.seq

@@ -162,7 +162,7 @@ async def test_a_full_service_answers_overloaded_at_once(database):
 async def test_a_full_lane_answers_overloaded_at_once_and_starts_nothing(database):
     await database.wait_longer_for_locks()
     user_id = await database.user(10)
-    changes = {"lanes": 1, "lane_queue": 1, "lane_batch": 1}
+    changes = {"lanes": 1, "queue_limit": 1, "batch_limit": 1}
     async with (
         running(server_settings(database.service_url, **changes)) as service,
         stub_of(service) as stub,
