@@ -19,6 +19,7 @@ from credit_service.database.postgres import UNREACHABLE, missing_protection
 from credit_service.ledger import sweeper
 from credit_service.ledger.lanes import Lanes
 from credit_service.ledger.ledger import Ledger
+from credit_service.ledger.reads import Reads
 from credit_service.ledger.watch import Watchers
 from credit_service.rpc import access, grpc_server
 from credit_service.rpc.interceptor import Interceptor
@@ -111,8 +112,8 @@ async def serve(
         stack.push_async_callback(_close_pool, report_pool)
         lanes = Lanes(writers)
         stack.push_async_callback(lanes.close)
-        ledger = Ledger(lanes, pool, report_pool, writers.terms)
-        watchers = Watchers(ledger)
+        ledger = Ledger(lanes, Reads(pool, report_pool), writers.terms)
+        watchers = Watchers(ledger.reads)
         health = health_aio.HealthServicer()
         interceptor = Interceptor(settings.authenticator, settings.calls_in_flight)
         options = grpc_server.server_options(
@@ -233,7 +234,7 @@ async def _probe(
         await asyncio.sleep(_PROBE_SECONDS)
         authenticator.reload()
         try:
-            answers = await ledger.answers()
+            answers = await ledger.reads.answers()
         except Exception:
             # Whatever it is, it must not end the probe.
             _log.exception("probe failed")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from credit_service.errors import CreditError
+from credit_service.errors import CreditError, UserNotFound
 from credit_service.rules.commands import Expire
 from credit_service.rules.holds import SERVICE
 
@@ -49,13 +49,13 @@ async def record_due(ledger: Ledger) -> int:
     Raises:
         Unavailable: the database is away, or the lanes are full.
     """
-    user_ids = await ledger.due_users(_USERS_AT_ONCE)
+    user_ids = await ledger.reads.due_users(_USERS_AT_ONCE)
     commands = (Expire(user_id=user_id, caller=SERVICE) for user_id in user_ids)
     answers = await asyncio.gather(
         *(ledger.enqueue(command, _WAIT_SECONDS) for command in commands), return_exceptions=True
     )
     for answer in answers:
         # A user who was deleted meanwhile has no holds any more.
-        if isinstance(answer, BaseException) and getattr(answer, "reason", "") != "USER_NOT_FOUND":
+        if isinstance(answer, BaseException) and not isinstance(answer, UserNotFound):
             raise answer
     return len(user_ids)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from uuid import UUID
 
-    from credit_service.ledger.ledger import Ledger
+    from credit_service.ledger.reads import Reads
     from credit_service.rules.model import Account
 
 _log = structlog.get_logger()
@@ -67,8 +67,8 @@ class Watcher:
 class Watchers:
     """All listeners of this process, and the poll that serves them."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, reads: Reads) -> None:
+        self._reads = reads
         self._watchers: dict[UUID, set[Watcher]] = {}
         self._seen: dict[UUID, Account | None] = {}
         self._count = 0
@@ -106,7 +106,7 @@ class Watchers:
             await self._any.wait()
             started = loop.time()
             try:
-                for account in await self._ledger.changes(self._seen):
+                for account in await self._reads.changes(self._seen):
                     self._tell(account)
             except LedgerUnavailable:
                 # Health and the log tell of it; the listeners wait, and miss no last state.

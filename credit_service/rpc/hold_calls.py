@@ -103,7 +103,7 @@ class HoldCalls(pb_grpc.CreditServiceServicer):
         """Answers with a hold."""
         user_id = fields.user_id(request.user_id)
         seq = requests.hold_place(request.hold_id, user_id)
-        return pb.GetHoldResponse(hold=responses.hold(await self._ledger.hold(user_id, seq)))
+        return pb.GetHoldResponse(hold=responses.hold(await self._ledger.reads.hold(user_id, seq)))
 
     async def ListHolds(
         self, request: pb.ListHoldsRequest, context: Context
@@ -116,7 +116,7 @@ class HoldCalls(pb_grpc.CreditServiceServicer):
             state = responses.HOLD_STATE_NAMES.get(request.state)
             if state is None:
                 raise InvalidRequest("state", f"is {request.state}, which is no state of a hold.")
-        holds, onward = await self._ledger.holds(
+        holds, onward = await self._ledger.reads.holds(
             user_id,
             state=state,
             newest=page_tokens.seq_of(request),

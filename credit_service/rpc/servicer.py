@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from credit_service import fields
 from credit_service.errors import InvalidRequest, TransactionNotFound
-from credit_service.ledger.ledger import HistoryQuery
+from credit_service.ledger.reads import HistoryQuery
 from credit_service.ledger.watch import is_newer
 from credit_service.rpc import access, call_log, page_tokens, requests, responses, validation
 from credit_service.rpc.batch_calls import BatchCalls
@@ -61,10 +61,10 @@ class CreditServicer(HoldCalls, BatchCalls):
             access.CALLER.get().require(access.Right.READ_HISTORY)
         if request.HasField("as_of"):
             time = validation.time(request.as_of, "as_of", round_up=False)
-            account = await self._ledger.account_at(user_id, time)
+            account = await self._ledger.reads.account_at(user_id, time)
         else:
-            account = await self._ledger.account(user_id)
-        newest = await self._ledger.newest_entries(account, size)
+            account = await self._ledger.reads.account(user_id)
+        newest = await self._ledger.reads.newest_entries(account, size)
         credit = responses.user_credit(account, self._terms)
         credit.transaction_history.extend(_fitting(newest))
         return pb.GetUserCreditResponse(credit=credit)
@@ -152,7 +152,7 @@ class CreditServicer(HoldCalls, BatchCalls):
         paid_minor = fields.amount(request.paid_minor, "paid_minor")
         currency = fields.currency(request.currency, "currency")
         reason = fields.reason(request.reason)
-        user_id = await self._ledger.payer(payment_ref)
+        user_id = await self._ledger.reads.payer(payment_ref)
         call_log.CALL.get().user = str(user_id)
         command = Reverse(
             user_id=user_id,
@@ -227,7 +227,7 @@ class CreditServicer(HoldCalls, BatchCalls):
             if related
             else None,
         )
-        entries, onward = await self._ledger.history(query)
+        entries, onward = await self._ledger.reads.history(query)
         transactions = _fitting(entries)
         if len(transactions) < len(entries):
             onward = transactions[-1].seq - 1
@@ -246,10 +246,10 @@ class CreditServicer(HoldCalls, BatchCalls):
             case "transaction_id":
                 lookup = request.transaction_id
                 seq = requests.place(lookup, user_id, "transaction_id")
-                entry = await self._ledger.entry_at(user_id, seq)
+                entry = await self._ledger.reads.entry_at(user_id, seq)
             case "idempotency_key":
                 lookup = fields.idempotency_key(request.idempotency_key)
-                entry = await self._ledger.entry_under(user_id, lookup)
+                entry = await self._ledger.reads.entry_under(user_id, lookup)
             case _:
                 raise InvalidRequest(
                     "lookup", "is missing: name a transaction_id or an idempotency_key."
@@ -291,7 +291,7 @@ class CreditServicer(HoldCalls, BatchCalls):
             price_version=self._terms.prices.version,
         )
         if user_id is not None:
-            account = await self._ledger.account(user_id)
+            account = await self._ledger.reads.account(user_id)
             shortfall = self._terms.shortfall(account, total)
             response.available = account.available
             response.affordable = shortfall == 0
@@ -304,7 +304,7 @@ class CreditServicer(HoldCalls, BatchCalls):
         """Sends the account, and again whenever it changes."""
         user_id = fields.user_id(request.user_id)
         with self._watchers.watch(user_id) as watcher:
-            account = await self._ledger.account(user_id)
+            account = await self._ledger.reads.account(user_id)
             seen = request.HasField("after_seq") and request.after_seq == account.seq
             # A change of policy has no seq, so what was seen of one cannot be known.
             if not seen or account.policy_changes:
@@ -330,9 +330,8 @@ class CreditServicer(HoldCalls, BatchCalls):
             REPORT_PERIOD_MAX,
         )
         user_id = fields.user_id(request.user_id) if request.user_id else None
-        return pb.GetUsageReportResponse(
-            lines=[responses.usage(line) for line in await self._ledger.usage(user_id, start, end)]
-        )
+        lines = await self._ledger.reads.usage(user_id, start, end)
+        return pb.GetUsageReportResponse(lines=[responses.usage(line) for line in lines])
 
 
 def _fitting(entries: Iterable[Entry]) -> list[pb.CreditTransaction]:

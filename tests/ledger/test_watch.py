@@ -16,7 +16,7 @@ from kit.waiting import eventually, patience
 from credit_service.client import CreditClient
 from credit_service.errors import InvalidRequest, Overloaded, UserNotFound
 from credit_service.ledger import watch
-from credit_service.ledger.ledger import Ledger
+from credit_service.ledger.reads import Reads
 from credit_service.ledger.watch import Watchers, is_newer
 from credit_service.rpc.access import Authenticator
 from credit_service.rules.model import Account, Policy
@@ -149,7 +149,7 @@ async def test_a_watcher_that_does_not_read_delays_nobody(database, service, mon
 async def test_a_listener_that_takes_nothing_keeps_one_state():
     """However many changes pass by, the newest takes the place of the one before."""
     user_id = uuid4()
-    watchers = Watchers(ledger=None)
+    watchers = Watchers(reads=None)
     with watchers.watch(user_id) as slow, watchers.watch(user_id) as quick:
         for seq in range(1, 1000):
             watchers._tell(Account(user_id, seq=seq))
@@ -166,7 +166,7 @@ async def test_a_listener_that_takes_nothing_keeps_one_state():
 
 async def test_more_listeners_than_a_process_takes_are_refused(monkeypatch):
     monkeypatch.setattr(watch, "WATCHERS_MAX", 2)
-    watchers = Watchers(ledger=None)
+    watchers = Watchers(reads=None)
     user_id = UUID(int=1)
     with (
         watchers.watch(user_id),
@@ -183,7 +183,7 @@ async def test_an_older_state_is_never_told_after_a_newer_one(database, client, 
     """A poll has read the account, and before it tells, a newcomer has read a later state."""
     user_id = await database.user(100)
     found, release = asyncio.Event(), asyncio.Event()
-    changes = Ledger.changes
+    changes = Reads.changes
 
     async def late(ledger, seen):
         accounts = await changes(ledger, seen)
@@ -194,7 +194,7 @@ async def test_an_older_state_is_never_told_after_a_newer_one(database, client, 
 
     async with listening(client, user_id) as first:
         await first.hears(lambda credit: credit.seq == 1)
-        monkeypatch.setattr(Ledger, "changes", late)
+        monkeypatch.setattr(Reads, "changes", late)
         await client.spend_credits(user_id, amount=1)
         await found.wait()
         await client.spend_credits(user_id, amount=1)

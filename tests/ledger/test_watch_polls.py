@@ -8,7 +8,7 @@ from kit.waiting import eventually
 
 from credit_service.client import CreditClient
 from credit_service.ledger import store
-from credit_service.ledger.ledger import Ledger
+from credit_service.ledger.reads import Reads
 
 
 async def test_a_drain_ends_the_streams_and_the_next_server_takes_them_up(database):
@@ -46,7 +46,7 @@ async def test_a_drain_ends_the_streams_and_the_next_server_takes_them_up(databa
 async def test_a_poll_brings_only_what_changed(database, client, monkeypatch):
     user_id = await database.user(100)
     brought = []
-    changes = Ledger.changes
+    changes = Reads.changes
 
     async def counted(ledger, seen):
         accounts = await changes(ledger, seen)
@@ -57,7 +57,7 @@ async def test_a_poll_brings_only_what_changed(database, client, monkeypatch):
         await eventually(lambda: sum(brought) >= count and brought[-3:] == [0, 0, 0])
         assert sum(brought) == count
 
-    monkeypatch.setattr(Ledger, "changes", counted)
+    monkeypatch.setattr(Reads, "changes", counted)
     async with listening(client, user_id) as listener:
         await rests_after(1)
         await client.spend_credits(user_id, amount=1)

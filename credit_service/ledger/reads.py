@@ -1,0 +1,301 @@
+"""What the book says: accounts, entries, holds, reports, at present or as they were."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from credit_service.database.postgres import ACQUIRE_TIMEOUT_SECONDS, ALL_PLANS, UNREACHABLE
+from credit_service.errors import (
+    HoldNotFound,
+    InvalidRequest,
+    LedgerUnavailable,
+    PaymentNotFound,
+    UserNotFound,
+)
+from credit_service.ledger import metrics, store
+from credit_service.ledger.account_reads import AccountReads
+from credit_service.rules.holds import at
+from credit_service.rules.model import Account, transaction_id
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    import asyncpg
+    from asyncpg.pool import PoolConnectionProxy
+
+    from credit_service.rules.model import Entry, EntryType, Hold, HoldState, Usage
+
+# How many entries a filtered page of history looks at before it comes back short.
+SCAN_LIMIT = 10_000
+
+# How long a report may take.
+REPORT_SECONDS = 60
+
+_RESOLUTION = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryQuery:
+    """Which entries of a user to list. Times are as in the contract: start <= time < end.
+
+    Attributes:
+        newest: start at this seq and go down; None: at the newest entry.
+        types: only these types; None: whatever moved the balance.
+    """
+
+    user_id: UUID
+    page_size: int
+    newest: int | None = None
+    types: Sequence[EntryType] | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+    reference: str | None = None
+    related_seq: int | None = None
+
+
+class Reads:
+    """Reads the book through pools of its own; one statement, or one snapshot, per answer."""
+
+    def __init__(self, pool: asyncpg.Pool, report_pool: asyncpg.Pool) -> None:
+        """Takes its connections.
+
+        Args:
+            pool: connections for the reads.
+            report_pool: connections for reports, which take long and so have their own.
+        """
+        self._pool = pool
+        self._report_pool = report_pool
+        self._accounts = AccountReads(self._reading)
+        # Reports wait for each other rather than take the database from the spends.
+        self._report_turn = asyncio.Semaphore(1)
+        for state, count in (("open", pool.get_size), ("idle", pool.get_idle_size)):
+            metrics.POOL_CONNECTIONS.labels(state).set_function(count)
+
+    async def payer(self, payment_ref: str) -> UUID:
+        """Finds the user to whom a payment was credited.
+
+        Raises:
+            PaymentNotFound: it was never credited.
+            LedgerUnavailable: the database is away.
+        """
+        async with self._reading() as connection:
+            user_id = await store.find_payer(connection, payment_ref)
+        if user_id is None:
+            raise PaymentNotFound(payment_ref)
+        return user_id
+
+    def account(self, user_id: UUID) -> asyncio.Future[Account]:
+        """Reads an account as it is now.
+
+        Returns:
+            A future. It raises UserNotFound where the user is not in the user table, and
+            LedgerUnavailable where the database is away.
+        """
+        return self._accounts.read(user_id)
+
+    async def account_at(self, user_id: UUID, time: datetime) -> Account:
+        """Reads an account as it was at a time, entries of that very microsecond included.
+
+        Raises:
+            InvalidRequest: the time is still to come.
+            UserNotFound: the user is not in the user table.
+            LedgerUnavailable: the database is away.
+        """
+        async with self._reading() as connection:
+            now, account = await _account(connection, user_id)
+            # The newest entry may be a hair ahead of a clock that was set back.
+            if time > max(now, account.last_updated or now):
+                raise InvalidRequest("as_of", f"is still to come; it is {now.isoformat()} now.")
+            seq = await store.count_entries_before(connection, user_id, time + _RESOLUTION)
+            if seq == 0:
+                return account._replace(balance=0, held=0, seq=0, last_updated=None)
+            entry = (await store.load_entries(connection, [(user_id, seq)]))[user_id, seq]
+            # Held by the entries, but over by the clock: recorded only when somebody looked.
+            over = await store.expired_unrecorded_at(connection, user_id, seq, time)
+            return account._replace(
+                balance=entry.balance_after,
+                held=entry.held_after - over,
+                seq=seq,
+                last_updated=entry.timestamp,
+            )
+
+    async def newest_entries(self, account: Account, size: int) -> list[Entry]:
+        """Reads the newest entries that an account had when it was read, newest first."""
+        if size == 0 or account.seq == 0:
+            return []
+        query = HistoryQuery(user_id=account.user_id, page_size=size, newest=account.seq)
+        entries, _ = await self.history(query)
+        return entries
+
+    async def history(self, query: HistoryQuery) -> tuple[list[Entry], int | None]:
+        """Reads a page of entries, newest first.
+
+        Returns:
+            The entries, and the seq to go on from; None when there are no more.
+
+        Raises:
+            UserNotFound: the user is not in the user table.
+            LedgerUnavailable: the database is away.
+        """
+        user_id = query.user_id
+        async with self._reading() as connection:
+            _, account = await _account(connection, user_id)
+            newest = account.seq if query.newest is None else min(query.newest, account.seq)
+            oldest_excluded = query.related_seq or 0
+            if query.end is not None:
+                before = await store.count_entries_before(connection, user_id, query.end)
+                newest = min(newest, before)
+            if query.start is not None:
+                before = await store.count_entries_before(connection, user_id, query.start)
+                oldest_excluded = max(oldest_excluded, before)
+            bottom = max(oldest_excluded, newest - SCAN_LIMIT)
+            entries = await store.list_entries(
+                connection,
+                user_id,
+                newest=newest,
+                older_than_all=bottom,
+                types=query.types,
+                reference=query.reference,
+                related_seq=query.related_seq,
+                limit=query.page_size,
+            )
+        onward = entries[-1].seq - 1 if len(entries) == query.page_size else bottom
+        return entries, onward if onward > oldest_excluded else None
+
+    async def entry_at(self, user_id: UUID, seq: int) -> Entry | None:
+        """Reads an entry of the user by its seq; None where there is none."""
+        async with self._reading() as connection:
+            await _account(connection, user_id)
+            return (await store.load_entries(connection, [(user_id, seq)])).get((user_id, seq))
+
+    async def entry_under(self, user_id: UUID, key: str) -> Entry | None:
+        """Reads the entry that a call with this idempotency key made; None where there is none."""
+        async with self._reading() as connection:
+            await _account(connection, user_id)
+            _, entries = await store.load_entries_by_key(connection, [user_id], [key])
+            return entries[0] if entries else None
+
+    async def hold(self, user_id: UUID, seq: int) -> Hold:
+        """Reads a hold in its present state.
+
+        Raises:
+            HoldNotFound: the user has no hold with this seq.
+            UserNotFound: the user is not in the user table.
+            LedgerUnavailable: the database is away.
+        """
+        async with self._reading() as connection:
+            await _account(connection, user_id)
+            now, found = await store.list_holds(
+                connection, user_id, newest=seq, state=None, limit=1
+            )
+        if not found or found[0].seq != seq:
+            raise HoldNotFound(transaction_id(user_id, seq))
+        return at(found[0], now)
+
+    async def holds(
+        self, user_id: UUID, *, state: HoldState | None, newest: int | None, page_size: int
+    ) -> tuple[list[Hold], int | None]:
+        """Reads a page of holds, newest first.
+
+        Args:
+            user_id: whose.
+            state: only these; None: all.
+            newest: start at this seq and go down; None: at the newest.
+            page_size: how many at most.
+
+        Returns:
+            The holds, and the seq to go on from; None when there are no more.
+
+        Raises:
+            UserNotFound: the user is not in the user table.
+            LedgerUnavailable: the database is away.
+        """
+        async with self._reading() as connection:
+            _, account = await _account(connection, user_id)
+            start = account.seq if newest is None else newest
+            now, found = await store.list_holds(
+                connection, user_id, newest=start, state=state, limit=page_size + 1
+            )
+        onward = found[page_size].seq if len(found) > page_size else None
+        return [at(hold, now) for hold in found[:page_size]], onward
+
+    async def changes(self, seen: Mapping[UUID, Account | None]) -> list[Account]:
+        """Reads those accounts that differ from what was seen of them; None: never seen.
+
+        Raises:
+            LedgerUnavailable: the database is away.
+        """
+        if not seen:
+            return []
+        asked = [
+            (user_id, -1, 0) if account is None else (user_id, account.seq, account.policy_changes)
+            for user_id, account in seen.items()
+        ]
+        async with self._reading() as connection:
+            return await store.changed_accounts(connection, asked)
+
+    async def usage(self, user_id: UUID | None, start: datetime, end: datetime) -> list[Usage]:
+        """Adds up the entries with start <= time < end, of one user or all.
+
+        Raises:
+            UserNotFound: the user is not in the user table.
+            LedgerUnavailable: the database is away, or the report takes longer than a minute.
+        """
+        try:
+            async with (
+                self._report_turn,
+                self._report_pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection,
+                connection.transaction(isolation="repeatable_read", readonly=True),
+            ):
+                await connection.execute(
+                    f"SET LOCAL statement_timeout = '{REPORT_SECONDS}s'; {ALL_PLANS}"
+                )
+                if user_id is None:
+                    return await store.report_usage(connection, start, end, seconds=REPORT_SECONDS)
+                await _account(connection, user_id)
+                return await store.report_usage_of_user(
+                    connection,
+                    user_id,
+                    after=await store.count_entries_before(connection, user_id, start),
+                    until=await store.count_entries_before(connection, user_id, end),
+                    seconds=REPORT_SECONDS,
+                )
+        except UNREACHABLE as error:
+            raise LedgerUnavailable from error
+
+    async def due_users(self, limit: int) -> list[UUID]:
+        """Finds users with holds whose time has passed and is not recorded yet."""
+        async with self._reading() as connection:
+            return await store.find_due_users(connection, limit)
+
+    async def answers(self) -> bool:
+        """Tells whether the database answers."""
+        try:
+            async with self._reading() as connection:
+                await connection.fetchval("SELECT 1")
+        except LedgerUnavailable:
+            return False
+        return True
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[PoolConnectionProxy]:
+        try:
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection:
+                yield connection
+        except UNREACHABLE as error:
+            raise LedgerUnavailable from error
+
+
+async def _account(connection: PoolConnectionProxy, user_id: UUID) -> tuple[datetime, Account]:
+    now, account = await store.get_account(connection, user_id)
+    if account is not None:
+        return now, account
+    if await store.find_users(connection, [user_id]):
+        return now, Account(user_id)
+    raise UserNotFound(str(user_id))

@@ -1,0 +1,89 @@
+"""The columns of a table have one order: in its value's fields and in every statement and row."""
+
+import re
+
+import pytest
+
+from credit_service.ledger.store import SQL
+from credit_service.rules.model import (
+    Account,
+    Entry,
+    Hold,
+    Payment,
+    PolicyChange,
+    Reversal,
+    SpendLimits,
+)
+
+_POLICY = ("frozen", "min_balance", *(f"limit_per_{window}" for window in SpendLimits._fields))
+_PARTS = {
+    "payment": tuple(f"payment_{name}" for name in Payment._fields),
+    "policy": _POLICY,
+    "counters": (
+        "counted_at",
+        "spent_this_minute",
+        "spent_this_hour",
+        "spent_this_day",
+    ),
+    "entry": (),
+}
+
+
+def columns(value):
+    """The columns of a value's row, by the names of its fields."""
+    return tuple(column for name in value._fields for column in _PARTS.get(name, (name,)))
+
+
+READS = [
+    ("lock_accounts", Account, (), ()),
+    ("get_account", Account, ("now",), ("due",)),
+    ("changed_accounts", Account, (), ("due",)),
+    ("load_entries_by_key", Entry, ("now",), ()),
+    ("load_entries", Entry, (), ()),
+    ("list_entries", Entry, (), ()),
+    ("load_holds", Hold, (), ()),
+    ("load_open_holds", Hold, (), ()),
+    ("list_holds", Hold, ("now",), ()),
+    ("load_reversals", Reversal, (), ()),
+]
+
+
+@pytest.mark.parametrize(("statement", "value", "before", "after"), READS)
+async def test_a_read_answers_in_the_order_of_the_fields(database, statement, value, before, after):
+    connection = await database.connect()
+    try:
+        prepared = await connection.prepare(SQL[statement])
+        names = tuple(attribute.name for attribute in prepared.get_attributes())
+    finally:
+        await connection.close()
+    assert names == (*before, *columns(value), *after)
+
+
+WRITES = [
+    ("insert_accounts", Account, ()),
+    ("update_accounts", Account, ("old_seq",)),
+    ("insert_entries", Entry, ()),
+    ("upsert_holds", Hold, ()),
+    ("insert_policy_changes", PolicyChange, ()),
+    ("insert_reversals", Reversal, ()),
+]
+
+
+def listed(text):
+    return tuple(re.findall(r"\w+", text))
+
+
+@pytest.mark.parametrize(("statement", "value", "after"), WRITES)
+def test_a_write_takes_its_columns_in_the_order_of_the_fields(statement, value, after):
+    sql = SQL[statement]
+    alias, taken = re.search(r"\) AS (\w+) \(([^)]*)\)", sql).groups()
+    assert listed(taken) == (*columns(value), *after)
+    into = re.search(r"INSERT INTO \w+(?: AS \w+)? \(([^)]*)\)", sql)
+    if into:
+        written = re.search(r"\nSELECT\n(.*?)\nFROM", sql, re.DOTALL)[1]
+        assert listed(into[1]) == columns(value)
+        assert tuple(re.findall(rf"{alias}\.(\w+)", written)) == columns(value)
+    else:
+        pairs = re.findall(rf"^    (\w+) = {alias}\.(\w+)", sql, re.MULTILINE)
+        assert all(column == source for column, source in pairs)
+        assert tuple(column for column, _ in pairs) == columns(value)[1:]
