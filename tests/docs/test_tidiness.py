@@ -11,7 +11,7 @@ from kit.harness import ROOT, server_settings
 
 from credit_service import errors, status
 from credit_service.client import CreditClient
-from credit_service.ledger import ledger, load, store, transactions, verify
+from credit_service.ledger import account_reads, load, reads, store, transactions, verify
 from credit_service.rpc import access, interceptor
 from credit_service.rpc.servicer import CreditServicer
 from credit_service.v1 import credit_service_pb2 as pb
@@ -130,7 +130,7 @@ def test_every_statement_is_used_by_the_store_and_says_what_it_is_for():
 
 
 def test_every_function_of_the_store_has_a_caller():
-    callers = "".join(map(inspect.getsource, (transactions, load, ledger, verify)))
+    callers = "".join(map(inspect.getsource, (transactions, load, account_reads, reads, verify)))
     functions = [name for name, value in vars(store).items() if inspect.iscoroutinefunction(value)]
     assert functions
     for name in functions:
@@ -138,7 +138,7 @@ def test_every_function_of_the_store_has_a_caller():
 
 
 async def test_every_statement_prepares_for_the_service_on_a_migrated_database(database):
-    connection = await server_settings(database.service_url).address.connect()
+    connection = await server_settings(database.service_url).writers.address.connect()
     try:
         for name, text in store.SQL.items():
             prepared = await connection.prepare(text)
