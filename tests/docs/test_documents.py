@@ -62,6 +62,12 @@ def test_every_link_of_a_document_leads_somewhere(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_a_table_of_contents_lists_every_section_in_order(document):
+    listed = re.findall(r"^- \[(.*)\]\(#.*\)$", document.read_text(), re.MULTILINE)
+    assert listed in ([], re.findall(r"^## (.+)$", prose(document), re.MULTILINE))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_file_a_document_names_exists(document):
     folders = [path.name for path in ROOT.iterdir() if path.is_dir()]
     named = rf"(?<![\w/.-])((?:{'|'.join(map(re.escape, folders))}|\.ci)/[\w./-]*\w)"
