@@ -35,6 +35,20 @@ class Refusal(CreditError):
 
 
 @dataclass(eq=False)
+class UnknownRefusal(Refusal):
+    """A refusal that this version of the client does not know, or that of a proxy. Do no work.
+
+    Made by the client. `reason` is the service's reason, or the name of the status code where the
+    answer has none; `facts` are the figures that came with it, as text.
+    """
+
+    text = "{message}"
+    reason: str  # type: ignore[misc]  # of the answer, not of the class
+    message: str
+    facts: dict[str, str]
+
+
+@dataclass(eq=False)
 class InvalidRequest(Refusal):
     """A field is missing or malformed. Correct the request; `field` is the path of the field."""
 
@@ -284,12 +298,19 @@ class OutcomeUnknown(CreditError):
     """A write got no final answer: it may or may not have happened. Do no work.
 
     Raised by the client. Repeat the call with `key`, now or days later: it happens at most once,
-    and the answer says whether it had happened before.
+    and the answer says whether it had happened before. `key` is empty where the call has none (a
+    batch, a reversal, a policy, an extension): repeat the very same call, which does no harm.
     """
 
     reason = "OUTCOME_UNKNOWN"
     text = "No final answer came; call again with the idempotency key {key} to learn the outcome."
     key: str
+
+    def __str__(self) -> str:
+        """Says in one sentence what happened and what to do."""
+        if self.key:
+            return super().__str__()
+        return "No final answer came; make the same call again to learn the outcome."
 
 
 @dataclass(eq=False)

@@ -51,6 +51,17 @@ CODES: dict[type[errors.CreditError], grpc.StatusCode] = {
 
 _BY_REASON = {error.reason: error for error in CODES}
 
+_NO_ANSWER = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+)
+
+# UNKNOWN without a reason of ours comes from a server or proxy that failed; it is no refusal.
+_FAILED = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS)
+
+_CODE_OF_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
+
 # How long a caller should wait before it repeats the call, in milliseconds.
 RETRY_DELAY_MS: dict[type[errors.CreditError], int] = {
     errors.Overloaded: 200,
@@ -107,13 +118,29 @@ def parse(failure: grpc.aio.AioRpcError) -> errors.CreditError | None:
     """Turns a failed call back into the error that the service raised.
 
     Returns None where the failure carries no reason of this service: the transport failed, or
-    another server answered.
+    another server answered. `by_code` makes an error of that.
     """
+    status = _sent_status(failure)
+    return None if status is None else from_status(status)
+
+
+def retry_seconds(failure: grpc.aio.AioRpcError) -> float | None:
+    """Returns how long the service asks to wait before a repeat; None where it does not say."""
+    status = _sent_status(failure)
+    retry = error_details_pb2.RetryInfo()
+    for detail in status.details if status is not None else ():
+        if detail.Unpack(retry):
+            delay: duration_pb2.Duration = retry.retry_delay
+            return delay.ToMilliseconds() / 1000
+    return None
+
+
+def _sent_status(failure: grpc.aio.AioRpcError) -> status_pb2.Status | None:
     sent = dict(failure.trailing_metadata() or ()).get(DETAILS_KEY)
     if not isinstance(sent, bytes):
         return None
     try:
-        return from_status(status_pb2.Status.FromString(sent))
+        return status_pb2.Status.FromString(sent)
     except DecodeError:
         return None
 
@@ -121,15 +148,39 @@ def parse(failure: grpc.aio.AioRpcError) -> errors.CreditError | None:
 def from_status(status: status_pb2.Status) -> errors.CreditError | None:
     """Turns a google.rpc.Status back into the error; None where it carries no reason of ours."""
     info = _error_info(status)
-    error = _BY_REASON.get(info.reason) if info is not None else None
-    if info is None or error is None:
+    if info is None:
         return None
+    error = _BY_REASON.get(info.reason)
+    if error is None:
+        # A later release of the service has reasons that this one does not know.
+        code = _CODE_OF_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN)
+        return by_code(code, status.message, info.reason, dict(info.metadata))
     facts: dict[str, object] = {}
     for field in dataclasses.fields(error):
         text = info.metadata.get(field.name, "")
         # Annotations are strings here, as in every module of `from __future__ import annotations`.
         facts[field.name] = int(text or 0) if field.type == "int" else text
     return error(**facts)
+
+
+def by_code(
+    code: grpc.StatusCode, message: str, reason: str = "", facts: dict[str, str] | None = None
+) -> errors.CreditError:
+    """Makes an error of a status whose reason is unknown or missing: a refusal, unless it failed.
+
+    Args:
+        code: of the status.
+        message: its sentence, for people.
+        reason: the unknown reason; where there is none, the name of the code stands in for it.
+        facts: the figures that came with the reason.
+    """
+    if code in _NO_ANSWER:
+        return errors.LedgerUnavailable()
+    if code in _FAILED:
+        return errors.InternalError()
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return errors.Unauthenticated(message)
+    return errors.UnknownRefusal(reason or code.name, message, facts or {})
 
 
 def _error_info(status: status_pb2.Status) -> error_details_pb2.ErrorInfo | None:

@@ -1,4 +1,4 @@
-"""The calls of CreditClient for many spends at once, for watching, and for operators."""
+"""The calls of CreditClient that read and watch accounts, set their policies and report."""
 
 from __future__ import annotations
 
@@ -6,116 +6,156 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import grpc
-from google.rpc import status_pb2
 
 from credit_service import status
-from credit_service.client.connection import Connection, key, timestamp, typed
-from credit_service.errors import CreditError, InternalError, Unavailable
+from credit_service.client.connection import Connection, timestamp, typed
+from credit_service.client.retries import Pauses
+from credit_service.errors import Unavailable
 from credit_service.v1 import credit_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Mapping
+    from collections.abc import AsyncGenerator, Iterable
     from datetime import datetime
     from uuid import UUID
 
 _WATCH_PAUSE_SECONDS = 0.5
+_WATCH_PAUSE_SECONDS_MAX = 5.0
 _REPORT_SECONDS = 65.0
 
 
 class AccountCalls(Connection):
-    """Batches, grants, policies, live balances and reports."""
+    """Balances, history, single entries, live balances, policies and reports."""
 
-    async def batch_spend_credits(
-        self,
-        items: Iterable[pb.BatchSpendItem],
-        *,
-        mode: pb.BatchMode.ValueType,
-    ) -> list[pb.BatchSpendResult]:
-        """Spends many times in one call; every item has its own key and its own result.
-
-        `item_error` turns the status of a result into the error that a single spend would raise.
-
-        Args:
-            items: 1 to 1,000 spends.
-            mode: BATCH_MODE_ATOMIC (one user, all or none) or BATCH_MODE_INDEPENDENT.
-
-        Raises:
-            InvalidRequest: the batch itself is malformed.
-            LedgerUnavailable: no answer came; repeat the batch with the same keys.
-        """
-        request = pb.BatchSpendCreditsRequest(items=list(items), mode=mode)
-        return list((await self.read(self.stub.BatchSpendCredits, request)).results)
-
-    async def grant_credits(
+    async def get_user_credit(
         self,
         user_id: UUID | str,
-        amount: int,
         *,
-        reason: str,
-        idempotency_key: str | None = None,
-        reference: str = "",
-        metadata: Mapping[str, str] | None = None,
-        validate_only: bool = False,
-    ) -> pb.GrantCreditsResponse:
-        """Gives credits without a payment; an operator's right.
+        as_of: datetime | None = None,
+        history_size: int = 0,
+    ) -> pb.UserCredit:
+        """Reads an account, now or as it was `as_of` a past time (aware), with its newest entries.
 
         Raises:
             UserNotFound: the user is not known.
-            OutcomeUnknown: no final answer came.
         """
-        request = pb.GrantCreditsRequest(
-            user_id=str(user_id),
-            amount=amount,
-            reason=reason,
-            idempotency_key=key(idempotency_key),
-            reference=reference,
-            metadata=metadata,
-            validate_only=validate_only,
+        request = pb.GetUserCreditRequest(
+            user_id=str(user_id), as_of=timestamp(as_of), history_size=history_size
         )
-        return await self.write(self.stub.GrantCredits, request)
+        return (await self.read(self.stub.GetUserCredit, request)).credit
 
-    async def reverse_purchase(
+    async def get_transaction_history(
         self,
-        payment_ref: str,
+        user_id: UUID | str,
         *,
-        reversal_ref: str,
-        revision: int,
-        reversed_minor: int,
-        paid_minor: int,
-        currency: str,
-        reason: str,
-        validate_only: bool = False,
-    ) -> pb.ReversePurchaseResponse:
-        """Takes back credits of a purchase, as one refund or dispute of its payment stands now.
-
-        Args:
-            payment_ref: the payment of the purchase.
-            reversal_ref: the refund or dispute.
-            revision: the higher one holds; 1 or more.
-            reversed_minor: money that went back by it, in minor units.
-            paid_minor: money that was paid, in minor units.
-            currency: of both, such as eur.
-            reason: for people.
-            validate_only: check everything, write nothing.
+        page_size: int = 0,
+        types: Iterable[pb.TransactionType.ValueType] = (),
+        start_time: datetime | None = None,
+        end_time: datetime | None = None,
+        reference: str = "",
+        related_transaction_id: str = "",
+    ) -> AsyncGenerator[pb.CreditTransaction]:
+        """Goes through the entries of a user, newest first, reading a page when it is needed.
 
         Raises:
-            PaymentNotFound: no purchase was made for the payment.
-            UserDeleted: its user was deleted; nothing is left to take.
-            ReversalReused: the revision was recorded with other figures.
-            PaymentMismatch: an earlier reversal said that another sum was paid.
-            LedgerUnavailable: no answer came; repeat it, which does no harm.
+            UserNotFound: the user is not known.
         """
-        request = pb.ReversePurchaseRequest(
-            payment_ref=payment_ref,
-            reversal_ref=reversal_ref,
-            revision=revision,
-            reversed_minor=reversed_minor,
-            paid_minor=paid_minor,
-            currency=currency,
-            reason=reason,
-            validate_only=validate_only,
+        request = pb.GetTransactionHistoryRequest(
+            user_id=str(user_id),
+            page_size=page_size,
+            types=list(types),
+            start_time=timestamp(start_time),
+            end_time=timestamp(end_time),
+            reference=reference,
+            related_transaction_id=related_transaction_id,
         )
-        return await self.read(self.stub.ReversePurchase, request)
+        while True:
+            page = await self.read(self.stub.GetTransactionHistory, request)
+            for transaction in page.transactions:
+                yield transaction
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def get_history_page(
+        self,
+        user_id: UUID | str,
+        *,
+        page_size: int = 0,
+        page_token: str = "",
+        types: Iterable[pb.TransactionType.ValueType] = (),
+    ) -> pb.GetTransactionHistoryResponse:
+        """Reads one page of the entries of a user, newest first, for pages that people turn.
+
+        Args:
+            user_id: whose entries.
+            page_size: the maximum number of entries; 0: 50.
+            page_token: the `next_page_token` of the page before; empty: the first page.
+            types: only entries of these types; none: every entry that moved the balance.
+
+        Raises:
+            InvalidRequest: the token was made for another user or other types.
+            UserNotFound: the user is not known.
+        """
+        request = pb.GetTransactionHistoryRequest(
+            user_id=str(user_id), page_size=page_size, page_token=page_token, types=list(types)
+        )
+        return await self.read(self.stub.GetTransactionHistory, request)
+
+    async def get_transaction(
+        self,
+        user_id: UUID | str,
+        *,
+        transaction_id: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> pb.CreditTransaction:
+        """Reads one entry, by its id or by the key of the call that made it.
+
+        Raises:
+            TransactionNotFound: the user has no such entry; a write with that key did not happen.
+        """
+        request = pb.GetTransactionRequest(user_id=str(user_id))
+        if transaction_id is not None:
+            request.transaction_id = transaction_id
+        if idempotency_key is not None:
+            request.idempotency_key = idempotency_key
+        return (await self.read(self.stub.GetTransaction, request)).transaction
+
+    async def watch_user_credit(
+        self, user_id: UUID | str, *, after_seq: int | None = None, take_up: bool = True
+    ) -> AsyncGenerator[pb.UserCredit]:
+        """Yields the account, and again whenever it changes; goes on after the stream was cut.
+
+        Args:
+            user_id: whose account.
+            after_seq: the last `seq` seen; None: begin with the account as it is.
+            take_up: go on after the stream was cut; False: raise LedgerUnavailable then.
+
+        Raises:
+            UserNotFound: the user is not known.
+        """
+        request = pb.WatchUserCreditRequest(user_id=str(user_id), after_seq=after_seq)
+        last: pb.UserCredit | None = None
+        pauses = Pauses(_WATCH_PAUSE_SECONDS, _WATCH_PAUSE_SECONDS_MAX)
+        while True:
+            asked_seconds = None
+            stream = self.stub.WatchUserCredit(request, metadata=self.metadata, wait_for_ready=True)
+            try:
+                async for response in stream:
+                    pauses = Pauses(_WATCH_PAUSE_SECONDS, _WATCH_PAUSE_SECONDS_MAX)
+                    # A change of policy has no seq, so the next stream begins with the account as
+                    # it is.
+                    request.ClearField("after_seq")
+                    if response.credit != last:
+                        last = response.credit
+                        yield last
+            except grpc.aio.AioRpcError as failure:
+                error = typed(failure)
+                if not take_up or not isinstance(error, Unavailable):
+                    raise error from failure
+                asked_seconds = status.retry_seconds(failure)
+            finally:
+                stream.cancel()
+            await asyncio.sleep(pauses.next(asked_seconds))
 
     async def set_account_policy(
         self,
@@ -129,45 +169,12 @@ class AccountCalls(Connection):
 
         Raises:
             UserNotFound: the user is not known.
-            LedgerUnavailable: no answer came; repeat it, which does no harm.
+            OutcomeUnknown: no final answer came; repeat the call, which does no harm.
         """
         request = pb.SetAccountPolicyRequest(
             user_id=str(user_id), frozen=frozen, min_balance=min_balance, spend_limits=spend_limits
         )
-        return await self.read(self.stub.SetAccountPolicy, request)
-
-    async def watch_user_credit(
-        self, user_id: UUID | str, *, after_seq: int | None = None, take_up: bool = True
-    ) -> AsyncGenerator[pb.UserCredit]:
-        """Yields the account, and again whenever it changes; a cut stream is taken up again.
-
-        Args:
-            user_id: whose account.
-            after_seq: the last `seq` seen; None: begin with the account as it is.
-            take_up: False: a cut stream raises LedgerUnavailable instead.
-
-        Raises:
-            UserNotFound: the user is not known.
-        """
-        request = pb.WatchUserCreditRequest(user_id=str(user_id), after_seq=after_seq)
-        last: pb.UserCredit | None = None
-        while True:
-            stream = self.stub.WatchUserCredit(request, metadata=self.metadata, wait_for_ready=True)
-            try:
-                async for response in stream:
-                    # A change of policy has no seq, so a stream taken up again begins with the
-                    # account as it is.
-                    request.ClearField("after_seq")
-                    if response.credit != last:
-                        last = response.credit
-                        yield last
-            except grpc.aio.AioRpcError as failure:
-                refused = typed(failure)
-                if not take_up or not isinstance(refused, Unavailable):
-                    raise refused from failure
-            finally:
-                stream.cancel()
-            await asyncio.sleep(_WATCH_PAUSE_SECONDS)
+        return await self.write(self.stub.SetAccountPolicy, request)
 
     async def get_usage_report(
         self, start_time: datetime, end_time: datetime, *, user_id: UUID | str | None = None
@@ -175,8 +182,8 @@ class AccountCalls(Connection):
         """Adds up what was spent, given back and held, per day of UTC and operation.
 
         Args:
-            start_time: from this time on.
-            end_time: until before this time, 31 days later at most.
+            start_time: from this time on (aware).
+            end_time: until before this time (aware); 31 days later is the maximum.
             user_id: only this user; None: all.
 
         Raises:
@@ -189,11 +196,3 @@ class AccountCalls(Connection):
         )
         report = await self.read(self.stub.GetUsageReport, request, _REPORT_SECONDS)
         return list(report.lines)
-
-
-def item_error(result: pb.BatchSpendResult) -> CreditError | None:
-    """Turns the result of an item into the error of a single spend; None where it is OK."""
-    if result.status.code == 0:
-        return None
-    told = status_pb2.Status.FromString(result.status.SerializeToString())
-    return status.from_status(told) or InternalError()

@@ -1,8 +1,8 @@
-"""The connection under CreditClient: deadlines, safe retries, keys, and errors made typed again."""
+"""The connection under CreditClient: deadlines, safe repeats, keys, and typed errors."""
 
 from __future__ import annotations
 
-import json
+import asyncio
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import uuid4
 
@@ -10,42 +10,36 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from credit_service import status
+from credit_service.client.channel import open_channel, target_of
+from credit_service.client.retries import TRIES_MAX, Pauses, RetryBudget
 from credit_service.errors import (
     CreditError,
     InternalError,
-    LedgerUnavailable,
+    InvalidRequest,
     OutcomeUnknown,
     Unavailable,
 )
-from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
     from types import TracebackType
+
+    from google.protobuf.message import Message
+
+    from credit_service.v1 import credit_service_pb2 as pb
 
 _Response = TypeVar("_Response")
 
 DEADLINE_SECONDS = 5.0
 
-# UNAVAILABLE is repeated (AIP-194), with the very same request and so the same key. CANCELLED too:
-# a gRPC server that stops answers it to calls that come just then, without having looked at them.
-_SERVICE_CONFIG = json.dumps(
-    {
-        "methodConfig": [
-            {
-                "name": [{"service": "credit_service.v1.CreditService"}],
-                "retryPolicy": {
-                    "maxAttempts": 5,
-                    "initialBackoff": "0.1s",
-                    "maxBackoff": "1s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
-                },
-            }
-        ]
-    }
-)
+# The service's gRPC server refuses anything larger before the service sees it.
+REQUEST_BYTES_MAX = 1024 * 1024
+
+# UNAVAILABLE may be repeated (AIP-194), with the very same request and so the same key. CANCELLED
+# too, because a gRPC server that stops or is overloaded answers it to calls it has not looked at.
+_REPEATED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 class Connection:
@@ -53,35 +47,36 @@ class Connection:
 
     def __init__(
         self,
-        target: str,
+        target: str | Sequence[str],
         *,
         token: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         deadline_seconds: float = DEADLINE_SECONDS,
+        server_name: str | None = None,
     ) -> None:
-        """Prepares the connection; it is made with the first call.
+        """Prepares the connection; it is made by the first call, in that call's event loop.
 
         Args:
-            target: host:port of the service.
+            target: host:port of the service; calls are spread over all addresses of the host.
+                Several addresses, in a list or with commas between them, need numeric hosts.
             token: the caller's bearer token, if it has one.
             credentials: TLS, from `grpc.ssl_channel_credentials`; None: plaintext.
-            deadline_seconds: how long a call may take, its retries included.
+            deadline_seconds: how long a call may take, its repeats included.
+            server_name: the name in the service's certificate, where it is not the target's host.
+
+        Raises:
+            ValueError: the target is not an address.
         """
-        options = (
-            ("grpc.service_config", _SERVICE_CONFIG),
-            ("grpc.initial_reconnect_backoff_ms", 200),
-            ("grpc.max_reconnect_backoff_ms", 2_000),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-        )
-        self._channel = (
-            grpc.aio.insecure_channel(target, options=options)
-            if credentials is None
-            else grpc.aio.secure_channel(target, credentials, options=options)
-        )
-        self.stub: pb_grpc.CreditServiceAsyncStub = pb_grpc.CreditServiceStub(self._channel)
-        self.metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
+        self._target = target_of(target)
+        self._credentials = credentials
+        self._server_name = server_name
         self._deadline_seconds = deadline_seconds
+        self.metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
+        self._budget = RetryBudget()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._channel: grpc.aio.Channel
+        self._stub: pb_grpc.CreditServiceAsyncStub
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -96,45 +91,96 @@ class Connection:
 
     async def close(self) -> None:
         """Closes the connection; calls still running are cancelled."""
-        await self._channel.close()
+        self._closed = True
+        loop, self._loop = self._loop, None
+        if loop is asyncio.get_running_loop():
+            await self._channel.close()
+
+    @property
+    def stub(self) -> pb_grpc.CreditServiceAsyncStub:
+        """The calls as generated, on a channel of the running event loop.
+
+        Raises:
+            RuntimeError: the client is closed, or in use by another event loop, or gRPC would hang
+                in this process.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._open(loop)
+        return self._stub
+
+    def _open(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._closed:
+            raise RuntimeError("this client is closed; make another one")
+        # A loop that is closed, as by the end of `asyncio.run`, leaves the client to the next.
+        if self._loop is not None and not self._loop.is_closed():
+            raise RuntimeError(
+                "this client is in use by another event loop; make one for each loop,"
+                " or share a BlockingCreditClient between threads"
+            )
+        self._channel = open_channel(self._target, self._credentials, self._server_name)
+        self._stub = pb_grpc.CreditServiceStub(self._channel)
+        self._loop = loop
 
     async def read(
         self,
         method: grpc.aio.UnaryUnaryMultiCallable[Any, _Response],
-        request: Any,
+        request: Message,
         seconds: float | None = None,
     ) -> _Response:
-        """Makes a call that changes nothing, or may be repeated without a key."""
-        try:
-            return await self._call(method, request, seconds)
-        except grpc.aio.AioRpcError as failure:
-            raise typed(failure) from failure
+        """Makes a call that changes nothing, within `seconds` (None: the client's deadline)."""
+        return await self._call(method, request, seconds or self._deadline_seconds)
 
     async def write(
-        self, method: grpc.aio.UnaryUnaryMultiCallable[Any, _Response], request: Any
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Any, _Response], request: Message
     ) -> _Response:
-        """Makes a call that has an idempotency key."""
+        """Makes a call that changes something, with an idempotency key or without one.
+
+        Raises:
+            OutcomeUnknown: no final answer came; `key` is empty where the request has none.
+        """
         try:
-            return await self._call(method, request, None)
-        except grpc.aio.AioRpcError as failure:
-            error = typed(failure)
-            if isinstance(error, (Unavailable, InternalError)):
-                raise OutcomeUnknown(request.idempotency_key) from failure
-            raise error from failure
+            return await self._call(method, request, self._deadline_seconds)
+        except (Unavailable, InternalError) as error:
+            key = getattr(request, "idempotency_key", "")
+            raise OutcomeUnknown(key) from error.__cause__
 
     async def _call(
         self,
         method: grpc.aio.UnaryUnaryMultiCallable[Any, _Response],
-        request: Any,
-        seconds: float | None,
+        request: Message,
+        seconds: float,
     ) -> _Response:
-        # Waiting for a connection, within the deadline, rides out a restart of the service.
-        return await method(
-            request,
-            timeout=seconds or self._deadline_seconds,
-            metadata=self.metadata,
-            wait_for_ready=True,
-        )
+        size = request.ByteSize()
+        if size > REQUEST_BYTES_MAX:
+            problem = f"has {size} bytes; the maximum is {REQUEST_BYTES_MAX}."
+            raise InvalidRequest("request", problem)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        pauses = Pauses()
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                # Waiting for a connection, within the deadline, rides out a restart of the service.
+                response = await method(
+                    request,
+                    timeout=deadline - loop.time(),
+                    metadata=self.metadata,
+                    wait_for_ready=True,
+                )
+            except grpc.aio.AioRpcError as failure:
+                if failure.code() not in _REPEATED:
+                    self._budget.succeeded()
+                    raise typed(failure) from failure
+                pause = pauses.next(status.retry_seconds(failure))
+                affordable = self._budget.failed()
+                if not affordable or tries == TRIES_MAX or loop.time() + pause >= deadline:
+                    raise typed(failure) from failure
+            else:
+                self._budget.succeeded()
+                return response
+            await asyncio.sleep(pause)
 
 
 def ask(
@@ -165,20 +211,10 @@ def timestamp(time: datetime | None) -> Timestamp | None:
 
 
 def key(given: str | None) -> str:
-    """Takes the caller's key, or makes one."""
+    """Returns the caller's key, or a new one."""
     return uuid4().hex if given is None else given
 
 
-_NO_FINAL_ANSWER = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,
-)
-
-
 def typed(failure: grpc.aio.AioRpcError) -> CreditError:
-    """Makes the error of a failed call typed again."""
-    error = status.parse(failure)
-    if error is not None:
-        return error
-    return LedgerUnavailable() if failure.code() in _NO_FINAL_ANSWER else InternalError()
+    """Turns a failed call into the error that the service raised, or into one by its code."""
+    return status.parse(failure) or status.by_code(failure.code(), failure.details() or "")

@@ -1,60 +1,49 @@
-"""CreditClient for workers, gateways and the bridge: deadlines, safe retries, keys, typed refusals.
-
-Needs grpcio, protobuf and googleapis-common-protos, and nothing else. Credits are money, so a
-worker fails closed: without an answer it does no work.
-
-    async with CreditClient("localhost:50051", token=token) as client:
-        try:
-            spend = await client.spend_credits(
-                user_id, operation="stem_separation", idempotency_key=f"spend:{job}:1"
-            )
-        except InsufficientCredits as refusal:
-            tell_the_user(refusal.shortfall)
-"""
+"""The calls of CreditClient that price, add, take and give back credits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from credit_service.client.accounts import AccountCalls, item_error
-from credit_service.client.connection import ask, key, timestamp
-from credit_service.client.holds import HoldCalls
+from google.rpc import status_pb2
+
+from credit_service import status
+from credit_service.client.connection import Connection, ask, key
+from credit_service.errors import CreditError, InternalError
 from credit_service.v1 import credit_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
-    from datetime import datetime
+    from collections.abc import Iterable, Sequence
     from uuid import UUID
-
-__all__ = ["CreditClient", "Payment", "item_error"]
 
 Payment = pb.Payment
 
 
-class CreditClient(HoldCalls, AccountCalls):
-    """A connection to the credit service; one per process is enough, and it may be shared.
+class CreditCalls(Connection):
+    """Prices and quotes; purchases, grants, spends, batches, refunds and reversals."""
 
-    Every method raises what the service refused as the classes of `credit_service.errors`. A read
-    that gets no answer raises `LedgerUnavailable`, a write `OutcomeUnknown`.
-    """
+    async def list_prices(self) -> pb.ListPricesResponse:
+        """Reads the price list."""
+        return await self.read(self.stub.ListPrices, pb.ListPricesRequest())
 
-    async def get_user_credit(
+    async def quote_cost(
         self,
-        user_id: UUID | str,
+        items: Mapping[str, int] | Sequence[tuple[str, int]],
         *,
-        as_of: datetime | None = None,
-        history_size: int = 0,
-    ) -> pb.UserCredit:
-        """Reads an account, now or as it was `as_of` a past time (aware), with its newest entries.
+        user_id: UUID | str | None = None,
+    ) -> pb.QuoteCostResponse:
+        """Prices work before it is done.
 
-        Raises:
-            UserNotFound: the user is not known.
+        Args:
+            items: units by operation, or pairs of operation and units; a line for each.
+            user_id: whose credits to look at; None: price only.
         """
-        request = pb.GetUserCreditRequest(
-            user_id=str(user_id), as_of=timestamp(as_of), history_size=history_size
+        pairs = items.items() if isinstance(items, Mapping) else items
+        request = pb.QuoteCostRequest(
+            user_id="" if user_id is None else str(user_id),
+            items=[pb.Charge(operation=name, quantity=units) for name, units in pairs],
         )
-        return (await self.read(self.stub.GetUserCredit, request)).credit
+        return await self.read(self.stub.QuoteCost, request)
 
     async def purchase_credits(
         self,
@@ -97,6 +86,34 @@ class CreditClient(HoldCalls, AccountCalls):
             validate_only=validate_only,
         )
         return await self.write(self.stub.PurchaseCredits, request)
+
+    async def grant_credits(
+        self,
+        user_id: UUID | str,
+        amount: int,
+        *,
+        reason: str,
+        idempotency_key: str | None = None,
+        reference: str = "",
+        metadata: Mapping[str, str] | None = None,
+        validate_only: bool = False,
+    ) -> pb.GrantCreditsResponse:
+        """Gives credits without a payment; an operator's right.
+
+        Raises:
+            UserNotFound: the user is not known.
+            OutcomeUnknown: no final answer came.
+        """
+        request = pb.GrantCreditsRequest(
+            user_id=str(user_id),
+            amount=amount,
+            reason=reason,
+            idempotency_key=key(idempotency_key),
+            reference=reference,
+            metadata=metadata,
+            validate_only=validate_only,
+        )
+        return await self.write(self.stub.GrantCredits, request)
 
     async def spend_credits(
         self,
@@ -145,6 +162,27 @@ class CreditClient(HoldCalls, AccountCalls):
         ask(request, operation, quantity, amount)
         return await self.write(self.stub.SpendCredits, request)
 
+    async def batch_spend_credits(
+        self,
+        items: Iterable[pb.BatchSpendItem],
+        *,
+        mode: pb.BatchMode.ValueType,
+    ) -> list[pb.BatchSpendResult]:
+        """Spends many times in one call; every item has its own key and its own result.
+
+        `item_error` turns the status of a result into the error that a single spend would raise.
+
+        Args:
+            items: 1 to 1,000 spends.
+            mode: BATCH_MODE_ATOMIC (one user, all or none) or BATCH_MODE_INDEPENDENT.
+
+        Raises:
+            InvalidRequest: the batch itself is malformed, or larger than 1 MiB.
+            OutcomeUnknown: no final answer came; repeat the batch with the same keys.
+        """
+        request = pb.BatchSpendCreditsRequest(items=list(items), mode=mode)
+        return list((await self.write(self.stub.BatchSpendCredits, request)).results)
+
     async def refund_credits(
         self,
         user_id: UUID | str,
@@ -187,102 +225,53 @@ class CreditClient(HoldCalls, AccountCalls):
         )
         return await self.write(self.stub.RefundCredits, request)
 
-    async def get_transaction_history(
+    async def reverse_purchase(
         self,
-        user_id: UUID | str,
+        payment_ref: str,
         *,
-        page_size: int = 0,
-        types: Iterable[pb.TransactionType.ValueType] = (),
-        start_time: datetime | None = None,
-        end_time: datetime | None = None,
-        reference: str = "",
-        related_transaction_id: str = "",
-    ) -> AsyncIterator[pb.CreditTransaction]:
-        """Goes through the entries of a user, newest first, reading a page when it is needed.
-
-        Raises:
-            UserNotFound: the user is not known.
-        """
-        request = pb.GetTransactionHistoryRequest(
-            user_id=str(user_id),
-            page_size=page_size,
-            types=list(types),
-            start_time=timestamp(start_time),
-            end_time=timestamp(end_time),
-            reference=reference,
-            related_transaction_id=related_transaction_id,
-        )
-        while True:
-            page = await self.read(self.stub.GetTransactionHistory, request)
-            for transaction in page.transactions:
-                yield transaction
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
-
-    async def get_history_page(
-        self,
-        user_id: UUID | str,
-        *,
-        page_size: int = 0,
-        page_token: str = "",
-        types: Iterable[pb.TransactionType.ValueType] = (),
-    ) -> pb.GetTransactionHistoryResponse:
-        """Reads one page of the entries of a user, newest first, for pages of people.
+        reversal_ref: str,
+        revision: int,
+        reversed_minor: int,
+        paid_minor: int,
+        currency: str,
+        reason: str,
+        validate_only: bool = False,
+    ) -> pb.ReversePurchaseResponse:
+        """Takes back the credits of a purchase for which a refund or dispute took back the money.
 
         Args:
-            user_id: whose entries.
-            page_size: how many at most; 0: 50.
-            page_token: the `next_page_token` of the page before; empty: the first page.
-            types: only entries of these types; none: every entry that moved the balance.
+            payment_ref: the payment of the purchase.
+            reversal_ref: the refund or dispute.
+            revision: of the refund or dispute, 1 or more; only the highest one counts.
+            reversed_minor: the money that it has taken back so far, in minor units.
+            paid_minor: the money that was paid, in minor units.
+            currency: of both, such as eur.
+            reason: for people.
+            validate_only: check everything, write nothing.
 
         Raises:
-            InvalidRequest: the token was made for another user or other types.
-            UserNotFound: the user is not known.
+            PaymentNotFound: no purchase was made for the payment.
+            UserDeleted: its user was deleted; nothing is left to take.
+            ReversalReused: the revision was recorded with other figures.
+            PaymentMismatch: an earlier reversal said that another sum was paid.
+            OutcomeUnknown: no final answer came; repeat the call, which does no harm.
         """
-        request = pb.GetTransactionHistoryRequest(
-            user_id=str(user_id), page_size=page_size, page_token=page_token, types=list(types)
+        request = pb.ReversePurchaseRequest(
+            payment_ref=payment_ref,
+            reversal_ref=reversal_ref,
+            revision=revision,
+            reversed_minor=reversed_minor,
+            paid_minor=paid_minor,
+            currency=currency,
+            reason=reason,
+            validate_only=validate_only,
         )
-        return await self.read(self.stub.GetTransactionHistory, request)
+        return await self.write(self.stub.ReversePurchase, request)
 
-    async def get_transaction(
-        self,
-        user_id: UUID | str,
-        *,
-        transaction_id: str | None = None,
-        idempotency_key: str | None = None,
-    ) -> pb.CreditTransaction:
-        """Reads one entry, by its id or by the key of the call that made it.
 
-        Raises:
-            TransactionNotFound: the user has no such entry; a write with that key did not happen.
-        """
-        request = pb.GetTransactionRequest(user_id=str(user_id))
-        if transaction_id is not None:
-            request.transaction_id = transaction_id
-        if idempotency_key is not None:
-            request.idempotency_key = idempotency_key
-        return (await self.read(self.stub.GetTransaction, request)).transaction
-
-    async def list_prices(self) -> pb.ListPricesResponse:
-        """Reads the price list."""
-        return await self.read(self.stub.ListPrices, pb.ListPricesRequest())
-
-    async def quote_cost(
-        self,
-        items: Mapping[str, int] | Sequence[tuple[str, int]],
-        *,
-        user_id: UUID | str | None = None,
-    ) -> pb.QuoteCostResponse:
-        """Prices work before it is done.
-
-        Args:
-            items: units by operation, or pairs of operation and units; a line for each.
-            user_id: whose credits to look at; None: price only.
-        """
-        pairs = items.items() if isinstance(items, Mapping) else items
-        request = pb.QuoteCostRequest(
-            user_id="" if user_id is None else str(user_id),
-            items=[pb.Charge(operation=name, quantity=units) for name, units in pairs],
-        )
-        return await self.read(self.stub.QuoteCost, request)
+def item_error(result: pb.BatchSpendResult) -> CreditError | None:
+    """Turns the result of an item into the error that a single spend would raise; None if OK."""
+    if result.status.code == 0:
+        return None
+    item = status_pb2.Status.FromString(result.status.SerializeToString())
+    return status.from_status(item) or InternalError()

@@ -1,40 +1,87 @@
-"""Work under a hold: credits are set aside before it and taken after it, or given back."""
+"""Work under a hold: credits are held before it, and captured after it or released."""
 
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import TYPE_CHECKING, Self
 
+from credit_service.client.accounts import AccountCalls
+from credit_service.client.holds import HoldCalls
+from credit_service.client.retries import Pauses
 from credit_service.errors import (
     AlreadyPaid,
     CreditError,
     HoldExpired,
     HoldNotActive,
     IdempotencyKeyReused,
+    InternalError,
     InvalidRequest,
     OutcomeUnknown,
     Refusal,
+    TransactionNotFound,
+    Unavailable,
 )
+from credit_service.fields import KEY_LENGTH_MAX
 from credit_service.v1 import credit_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from datetime import timedelta
+    from collections.abc import Callable
     from types import TracebackType
     from uuid import UUID
-
-    from credit_service.client.holds import HoldCalls
 
 # How long a capture is repeated while the service gives no final answer.
 CAPTURE_SECONDS = 120.0
 
 _PAUSE_SECONDS = 0.5
+_PAUSE_SECONDS_MAX = 5.0
 
-# What the contract allows. The key of the capture is longer than that of the hold, and a job must
-# not turn out to be too long for it when the work is done.
-_KEY_LENGTH_MAX = 128
 
 # A hold is extended three times in its ttl, so that two extensions may fail.
 _EXTENSIONS_PER_TTL = 3
+
+
+class HeldWorkCalls(HoldCalls, AccountCalls):
+    """What puts a hold around a piece of work."""
+
+    def hold(
+        self,
+        user_id: UUID | str,
+        operation: str | None = None,
+        *,
+        job: str,
+        quantity: int = 1,
+        amount: int | None = None,
+        ttl: timedelta = timedelta(minutes=5),
+        expected_cost: int | None = None,
+        attempt: int = 1,
+    ) -> HeldWork:
+        """Holds credits around a piece of work: `async with client.hold(...) as held:`.
+
+        Holds before the body runs, extends the hold while it runs, captures the hold when the body
+        ends and releases it when the body fails or is cancelled. See `HeldWork`.
+
+        Args:
+            user_id: who pays.
+            operation: an operation of the price list.
+            job: the job, from which the keys are made; a job that is delivered twice pays once.
+            quantity: units of the operation.
+            amount: credits, where no operation is named.
+            ttl: how long the credits stay held after this process dies.
+            expected_cost: refuse any other cost than this.
+            attempt: 1; to run and pay for the job again after a refund: 2, then 3.
+        """
+        return HeldWork(
+            self,
+            user_id,
+            operation=operation,
+            quantity=quantity,
+            amount=amount,
+            ttl=ttl,
+            expected_cost=expected_cost,
+            job=job,
+            attempt=attempt,
+        )
 
 
 class HeldWork:
@@ -42,15 +89,16 @@ class HeldWork:
 
     Entering raises what `hold_credits` raises, before any work is done, and `AlreadyPaid` where an
     earlier delivery of the job has paid. Leaving captures the whole hold, unless the body called
-    `capture`; it raises `HoldExpired` where the hold was lost and the credits are gone,
-    `AlreadyPaid` where it was lost and another delivery has paid, `HoldNotActive` where somebody
-    else released it, and `OutcomeUnknown` where the service stayed away. A body that fails or is
-    cancelled releases the hold; where even that fails, or who waits to enter is cancelled, the
-    hold ends by itself.
+    `capture`; it raises `HoldExpired` where the hold expired and the credits are gone,
+    `AlreadyPaid` where it expired and another delivery has paid, `HoldNotActive` where another
+    caller released it, and `OutcomeUnknown` where the service gave no final answer. A body that
+    fails or is cancelled releases the hold. If the release fails too, or if entering is cancelled,
+    the hold expires.
 
     Attributes:
         hold: the hold, once entered.
-        attempt: the attempt that made the hold.
+        attempt: the attempt that made the hold: the one asked for, or a later one if that one was
+            released or expired.
         captured: the answer to the capture, once made.
     """
 
@@ -58,7 +106,7 @@ class HeldWork:
 
     def __init__(
         self,
-        client: HoldCalls,
+        client: HeldWorkCalls,
         user_id: UUID | str,
         *,
         operation: str | None,
@@ -77,19 +125,23 @@ class HeldWork:
         self._ttl = ttl
         self._expected_cost = expected_cost
         self._job = job
-        self.attempt = attempt
+        self._first_attempt = self.attempt = attempt
         # One key for all attempts that follow by themselves: a delivery that was cut off while its
         # hold expired, and the one that came after it, must not both pay.
-        self._capture_key = f"capture:{job}:{attempt}"
+        self._capture_key = _capture_key(job, attempt)
         self.captured: pb.CaptureHoldResponse | None = None
         self._heartbeat: asyncio.Task[None] | None = None
+        # Whether the body, or what runs it, will still end the hold. Nothing keeps it otherwise.
+        self.is_owned: Callable[[], object] = _always
 
     async def __aenter__(self) -> Self:
         while True:
+            # The key of the capture is longer than that of the hold; a job must not turn out to be
+            # too long for it when the work is done.
             longest = len(self._key("release"))
-            if longest > _KEY_LENGTH_MAX:
+            if longest > KEY_LENGTH_MAX:
                 raise InvalidRequest(
-                    "job", f"makes keys of {longest} characters; the maximum is {_KEY_LENGTH_MAX}."
+                    "job", f"makes keys of {longest} characters; the maximum is {KEY_LENGTH_MAX}."
                 )
             answer = await self._client.hold_credits(
                 self._user_id,
@@ -103,12 +155,14 @@ class HeldWork:
             )
             self.hold = answer.hold
             if self.hold.captured_amount > 0:
-                raise AlreadyPaid(self._job, self.hold.id)
-            if self.hold.state != pb.HOLD_STATE_HELD:
-                # This attempt was released or expired: the job runs anew and pays anew.
-                self.attempt += 1
-            elif not answer.replayed or await self._still_held():
+                if not await self._paid_by_an_earlier_run():
+                    raise AlreadyPaid(self._job, self.hold.id)
+            elif self.hold.state == pb.HOLD_STATE_HELD and (
+                not answer.replayed or await self._still_held()
+            ):
                 break
+            # This attempt was released, or expired, or belongs to a run that was paid before.
+            self.attempt += 1
         self._heartbeat = asyncio.create_task(self._extend())
         return self
 
@@ -118,25 +172,48 @@ class HeldWork:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if kind is not None:
+            # Before anything that waits: a body that is closed as a generator is runs no further.
+            self._stop_heartbeat()
         try:
             if isinstance(error, OutcomeUnknown) and error.key == self._capture_key:
-                # The work is done: whoever asks again with the key may still pay for it.
+                # The work is done: asking again with the key may still pay for it.
                 return
             if kind is not None:
                 await self._release()
             elif self.captured is None:
                 await self.capture()
         finally:
-            if self._heartbeat is not None:
-                self._heartbeat.cancel()
+            self._stop_heartbeat()
+
+    def _stop_heartbeat(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
 
     async def _still_held(self) -> bool:
-        """Renews the time of a hold that an earlier delivery made; False: it ended meanwhile."""
+        """Extends a hold that an earlier delivery made; False: it has ended meanwhile."""
         try:
             self.hold = await self._client.extend_hold(self._user_id, self.hold.id, ttl=self._ttl)
         except (HoldExpired, HoldNotActive):
             return False
         return True
+
+    async def _paid_by_an_earlier_run(self) -> bool:
+        """Whether the hold was captured with the key of a lower `attempt` than was asked for.
+
+        A run whose first tries were released takes the numbers after its own, and those are where
+        the next run begins to look.
+        """
+        for attempt in range(self._first_attempt - 1, 0, -1):
+            try:
+                entry = await self._client.get_transaction(
+                    self._user_id, idempotency_key=_capture_key(self._job, attempt)
+                )
+            except TransactionNotFound:
+                continue
+            if entry.hold_id == self.hold.id:
+                return True
+        return False
 
     async def capture(
         self,
@@ -147,47 +224,74 @@ class HeldWork:
     ) -> pb.CaptureHoldResponse:
         """Takes the credits of the hold; may be called once, when the cost is known.
 
-        Repeats the call with the same key while no final answer comes, for two minutes at most.
+        Repeats the call with the same key while no final answer comes, for up to two minutes.
 
         Args:
-            amount: credits, 0 gives the hold up; None: all that is held.
+            amount: credits; None: all that is held. 0 releases the hold, as if the body had failed:
+                another delivery runs the job again.
             quantity: units at the hold's price, instead of an amount.
             allow_overage: take more than is held, if the account can pay it.
 
         Raises:
-            HoldExpired: the hold was lost and the credits are gone.
+            HoldExpired: the hold expired and the credits are gone.
             AlreadyPaid: another delivery of the job has paid; this hold is released.
             InsufficientCredits: the account cannot pay the overage.
-            OutcomeUnknown: the service stayed away; ask again with the key.
+            OutcomeUnknown: the service gave no final answer; ask again with the key.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + CAPTURE_SECONDS
+        pauses = Pauses(_PAUSE_SECONDS, _PAUSE_SECONDS_MAX)
         while True:
             try:
-                self.captured = await self._client.capture_hold(
+                self.captured = await self._try_to_capture(amount, quantity, allow_overage)
+            except OutcomeUnknown:
+                if loop.time() > deadline:
+                    raise
+                await asyncio.sleep(pauses.next())
+            else:
+                return self.captured
+
+    async def _try_to_capture(
+        self, amount: int | None, quantity: int | None, allow_overage: bool
+    ) -> pb.CaptureHoldResponse:
+        # The key of the capture is for paying only: a later delivery may still need it.
+        takes_nothing = 0 in (amount, quantity)
+        while True:
+            try:
+                return await self._client.capture_hold(
                     self._user_id,
                     self.hold.id,
                     amount=amount,
                     quantity=quantity,
                     allow_overage=allow_overage,
-                    idempotency_key=self._capture_key,
+                    idempotency_key=self._key("release") if takes_nothing else self._capture_key,
                     reference=self._job,
                 )
             except IdempotencyKeyReused as reused:
-                await self._release()
-                paid = await self._client.read(
-                    self._client.stub.GetTransaction,
-                    pb.GetTransactionRequest(
-                        user_id=str(self._user_id), transaction_id=reused.transaction_id
-                    ),
-                )
-                raise AlreadyPaid(self._job, paid.transaction.hold_id) from None
-            except OutcomeUnknown:
-                if loop.time() > deadline:
+                if takes_nothing:
                     raise
-                await asyncio.sleep(_PAUSE_SECONDS)
-            else:
-                return self.captured
+                await self._give_way(reused)
+
+    async def _give_way(self, reused: IdempotencyKeyReused) -> None:
+        """Releases the hold if another delivery has paid; else takes a key that can still pay."""
+        try:
+            entry = await self._client.get_transaction(
+                self._user_id, transaction_id=reused.transaction_id
+            )
+        except (Unavailable, InternalError) as error:
+            raise OutcomeUnknown(self._capture_key) from error
+        if entry.type == pb.TRANSACTION_TYPE_RELEASE and self._capture_key != self._spare_key:
+            # Earlier versions of this client used the key for `capture(0)`, which pays nothing.
+            self._capture_key = self._spare_key
+            return
+        await self._release()
+        if entry.type != pb.TRANSACTION_TYPE_CAPTURE:
+            raise reused
+        raise AlreadyPaid(self._job, entry.hold_id) from None
+
+    @property
+    def _spare_key(self) -> str:
+        return f"paid:{self._job}:{self._first_attempt}"
 
     async def _release(self) -> None:
         if self.captured is not None:
@@ -200,20 +304,31 @@ class HeldWork:
                 reference=self._job,
             )
         except CreditError:
-            # The body's own error matters more, and the hold ends by itself.
+            # The body's own error matters more, and the hold expires.
             return
 
     async def _extend(self) -> None:
         pause = self._ttl.total_seconds() / _EXTENSIONS_PER_TTL
         while True:
             await asyncio.sleep(pause)
+            if not self.is_owned():
+                await self._release()
+                return
             try:
                 await self._client.extend_hold(self._user_id, self.hold.id, ttl=self._ttl)
             except Refusal:
-                # The capture will tell: late if the credits are still there.
+                # The capture will show it: it is late if the credits are still available.
                 return
             except CreditError:
                 continue
 
     def _key(self, what: str) -> str:
         return f"{what}:{self._job}:{self.attempt}"
+
+
+def _capture_key(job: str, attempt: int) -> str:
+    return f"capture:{job}:{attempt}"
+
+
+def _always() -> bool:
+    return True

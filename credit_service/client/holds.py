@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from credit_service.client.connection import Connection, ask, key
-from credit_service.client.held_work import HeldWork
 from credit_service.v1 import credit_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, Mapping
+    from datetime import timedelta
     from uuid import UUID
 
 
@@ -158,12 +157,12 @@ class HoldCalls(Connection):
             HoldExpired: it is too late.
             HoldNotActive: it was captured or released.
             HoldNotFound: the user has no such hold.
-            LedgerUnavailable: no answer came; repeat it, which does no harm.
+            OutcomeUnknown: no final answer came; repeat the call, which does no harm.
         """
         request = pb.ExtendHoldRequest(user_id=str(user_id), hold_id=hold_id)
         if ttl is not None:
             request.ttl.FromTimedelta(ttl)
-        return (await self.read(self.stub.ExtendHold, request)).hold
+        return (await self.write(self.stub.ExtendHold, request)).hold
 
     async def get_hold(self, user_id: UUID | str, hold_id: str) -> pb.Hold:
         """Reads a hold in its present state.
@@ -180,7 +179,7 @@ class HoldCalls(Connection):
         *,
         state: pb.HoldState.ValueType = pb.HOLD_STATE_UNSPECIFIED,
         page_size: int = 0,
-    ) -> AsyncIterator[pb.Hold]:
+    ) -> AsyncGenerator[pb.Hold]:
         """Goes through the holds of a user, newest first, of one state or all."""
         request = pb.ListHoldsRequest(user_id=str(user_id), state=state, page_size=page_size)
         while True:
@@ -199,12 +198,12 @@ class HoldCalls(Connection):
         page_size: int = 0,
         page_token: str = "",
     ) -> pb.ListHoldsResponse:
-        """Reads one page of the holds of a user, newest first, for pages of people.
+        """Reads one page of the holds of a user, newest first, for pages that people turn.
 
         Args:
             user_id: whose holds.
             state: only holds of this state; HOLD_STATE_UNSPECIFIED: all.
-            page_size: how many at most; 0: 50.
+            page_size: the maximum number of holds; 0: 50.
             page_token: the `next_page_token` of the page before; empty: the first page.
 
         Raises:
@@ -215,42 +214,3 @@ class HoldCalls(Connection):
             user_id=str(user_id), state=state, page_size=page_size, page_token=page_token
         )
         return await self.read(self.stub.ListHolds, request)
-
-    def hold(
-        self,
-        user_id: UUID | str,
-        operation: str | None = None,
-        *,
-        job: str,
-        quantity: int = 1,
-        amount: int | None = None,
-        ttl: timedelta = timedelta(minutes=5),
-        expected_cost: int | None = None,
-        attempt: int = 1,
-    ) -> HeldWork:
-        """Holds credits around a piece of work: `async with client.hold(...) as held:`.
-
-        Holds before the body runs, extends the hold while it does, captures when it ends and
-        releases when it fails or is cancelled. See `HeldWork`.
-
-        Args:
-            user_id: who pays.
-            operation: an operation of the price list.
-            job: the job, which the keys are made of; a job that is delivered twice pays once.
-            quantity: units of the operation.
-            amount: credits, where no operation is named.
-            ttl: how long the credits stay held when this process dies; it is extended meanwhile.
-            expected_cost: refuse any other cost than this.
-            attempt: the first attempt to try; a later one is taken where this one has ended.
-        """
-        return HeldWork(
-            self,
-            user_id,
-            operation=operation,
-            quantity=quantity,
-            amount=amount,
-            ttl=ttl,
-            expected_cost=expected_cost,
-            job=job,
-            attempt=attempt,
-        )

@@ -11,7 +11,7 @@ from kit.stripe_fakes import KEY
 from kit.waiting import patience
 
 from credit_service.client import CreditClient
-from credit_service.errors import LedgerUnavailable, OutcomeUnknown
+from credit_service.errors import OutcomeUnknown
 from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.settle import EVENT_NEVER_MADE, Settler
 from stripe_bridge.stripe_api import StripeAway, StripeReads, stripe_client
@@ -237,7 +237,7 @@ async def test_a_credit_service_that_is_away_is_no_final_answer(fake, reads, dat
         settler = Settler(reads, nobody, POLICY)
         with pytest.raises(OutcomeUnknown):
             await settler.replay(paid)
-        with pytest.raises(LedgerUnavailable):
+        with pytest.raises(OutcomeUnknown):
             await settler.money_back.refund(refund)
 
 

@@ -1,222 +1,47 @@
-"""CreditClient: deadlines, retries with the same key, and outcomes that are not known."""
+"""CreditClient: keys, arguments, deadlines, and writes whose outcome is unknown."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from uuid import uuid4
 
 import grpc
 import pytest
-from google.protobuf.message import Message
+from kit.answering import USER, answering, every_call, keyed_writes, keyless_writes, reads
 from kit.harness import payment, running, server_settings
 from kit.programs import free_port
 from kit.waiting import eventually, patience
-from kit.wire import METHODS, SERVICE, request_of
+from kit.wire import METHODS
 
-from credit_service import errors, status
-from credit_service.client import CreditClient
+from credit_service import errors
+from credit_service.client import CreditClient, item_error
+from credit_service.client.connection import REQUEST_BYTES_MAX, typed
 from credit_service.errors import (
-    InsufficientCredits,
     InternalError,
+    InvalidRequest,
     LedgerUnavailable,
     OutcomeUnknown,
-    Overloaded,
+    UnknownRefusal,
 )
 from credit_service.v1 import credit_service_pb2 as pb
 
-USER = uuid4()
-OPERATION = {"operation": "render"}
 
-
-@dataclass
-class Received:
-    """A call as a server saw it."""
-
-    method: str
-    request: Message
-    metadata: dict[str, str | bytes]
-    seconds_left: float
-
-
-@dataclass
-class Answering:
-    """A server that gives prepared answers, in order, and keeps what it was asked.
-
-    An answer is an error, a status code without details, or "none": the caller waits in vain. When
-    they are used up every call is OK.
-    """
-
-    target: str
-    answers: list[errors.CreditError | grpc.StatusCode | str] = field(default_factory=list)
-    received: list[Received] = field(default_factory=list)
-
-    async def answer(self, method: str, request: Message, context) -> Message:
-        metadata = dict(context.invocation_metadata())
-        self.received.append(Received(method, request, metadata, context.time_remaining()))
-        answer = self.answers.pop(0) if self.answers else None
-        if isinstance(answer, errors.CreditError):
-            sent = status.render(answer)
-            await context.abort(sent.code, sent.message, sent.trailing_metadata)
-        if isinstance(answer, grpc.StatusCode):
-            await context.abort(answer, "said the server")
-        if answer == "none":
-            await asyncio.Event().wait()
-        return getattr(pb, f"{method}Response")()
-
-
-@asynccontextmanager
-async def answering(*answers) -> AsyncIterator[Answering]:
-    server = grpc.aio.server()
-    port = server.add_insecure_port("127.0.0.1:0")
-    made = Answering(f"127.0.0.1:{port}", list(answers))
-
-    def handler(method):
-        async def answer(request, context):
-            return await made.answer(method, request, context)
-
-        return grpc.unary_unary_rpc_method_handler(
-            answer,
-            request_deserializer=request_of(method).FromString,
-            response_serializer=lambda response: response.SerializeToString(),
-        )
-
-    handlers = {method: handler(method) for method in METHODS}
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),)
-    )
-    await server.start()
-    try:
-        yield made
-    finally:
-        await server.stop(None)
-
-
-def writes(client: CreditClient, **arguments):
-    return {
-        "PurchaseCredits": lambda: client.purchase_credits(USER, 5, payment=payment(), **arguments),
-        "SpendCredits": lambda: client.spend_credits(USER, amount=5, **arguments),
-        "RefundCredits": lambda: client.refund_credits(USER, f"{USER}-2", **arguments),
-        "HoldCredits": lambda: client.hold_credits(USER, amount=5, **arguments),
-        "CaptureHold": lambda: client.capture_hold(USER, f"{USER}-2", **arguments),
-        "ReleaseHold": lambda: client.release_hold(USER, f"{USER}-2", **arguments),
-        "GrantCredits": lambda: client.grant_credits(USER, 5, reason="goodwill", **arguments),
-    }
-
-
-def reads(client: CreditClient):
-    return {
-        "GetUserCredit": lambda: client.get_user_credit(USER),
-        "GetTransactionHistory": lambda: anext(client.get_transaction_history(USER), None),
-        "GetTransaction": lambda: client.get_transaction(USER, idempotency_key="k"),
-        "ListPrices": client.list_prices,
-        "QuoteCost": lambda: client.quote_cost({"render": 1}),
-        "ExtendHold": lambda: client.extend_hold(USER, f"{USER}-2"),
-        "GetHold": lambda: client.get_hold(USER, f"{USER}-2"),
-        "ListHolds": lambda: anext(client.list_holds(USER), None),
-        "ReversePurchase": lambda: client.reverse_purchase(
-            "pi_1",
-            reversal_ref="re_1",
-            revision=1,
-            reversed_minor=1,
-            paid_minor=1,
-            currency="eur",
-            reason="refund",
-        ),
-        "SetAccountPolicy": lambda: client.set_account_policy(USER, frozen=True),
-        "BatchSpendCredits": lambda: client.batch_spend_credits(
-            [pb.BatchSpendItem()], mode=pb.BATCH_MODE_ATOMIC
-        ),
-    }
-
-
-# Retries. A server that stops answers CANCELLED to a call it has not looked at.
-
-REPEATED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-
-
-@pytest.mark.parametrize("refusal", [*REPEATED, Overloaded(), LedgerUnavailable()], ids=repr)
-@pytest.mark.parametrize("times", [1, 4])
-async def test_without_an_answer_it_calls_again_with_the_very_same_request(refusal, times):
-    async with answering(*[refusal] * times) as server, CreditClient(server.target) as client:
-        await client.spend_credits(USER, **OPERATION, metadata={"a": "b"})
-    requests = [received.request for received in server.received]
-    assert len(requests) == times + 1
-    assert len(requests[0].idempotency_key) >= 32
-    assert all(request == requests[0] for request in requests)
-
-
-async def test_every_call_is_repeated_when_unavailable():
-    unavailable = grpc.StatusCode.UNAVAILABLE
-    async with answering() as server, CreditClient(server.target) as client:
-        for method, call in (writes(client) | reads(client)).items():
-            server.answers, server.received[:] = [unavailable, unavailable], []
-            await call()
-            assert [received.method for received in server.received] == [method] * 3
-            assert (
-                len({r.request.SerializeToString(deterministic=True) for r in server.received}) == 1
-            )
-
-
-@pytest.mark.parametrize(
-    "code",
-    sorted(set(grpc.StatusCode) - {*REPEATED, grpc.StatusCode.OK}, key=str),
-    ids=lambda code: code.name,
-)
-async def test_any_other_status_is_not_called_again(code):
-    no_answer = code is grpc.StatusCode.DEADLINE_EXCEEDED
-    async with answering(code, code) as server, CreditClient(server.target) as client:
-        with pytest.raises(OutcomeUnknown) as unknown:
-            await client.spend_credits(USER, amount=5, idempotency_key="k")
-        with pytest.raises(LedgerUnavailable if no_answer else InternalError):
-            await client.get_user_credit(USER)
-    assert unknown.value.key == "k"
-    assert [received.method for received in server.received] == ["SpendCredits", "GetUserCredit"]
-
-
-async def test_a_refusal_is_raised_as_it_is_and_not_called_again():
-    refusal = InsufficientCredits(required=10, available=3, held=1, shortfall=7)
-    async with answering(refusal) as server, CreditClient(server.target) as client:
-        with pytest.raises(InsufficientCredits) as raised:
-            await client.spend_credits(USER, **OPERATION)
-    assert vars(raised.value) == vars(refusal)
-    assert len(server.received) == 1
-
-
-async def test_when_the_service_stays_unavailable_a_write_is_unknown_and_a_read_is_told():
-    async with answering() as server, CreditClient(server.target) as client:
-        for refusal in (Overloaded(), LedgerUnavailable()):
-            server.answers, server.received[:] = [refusal] * 100, []
-            calls = writes(client, idempotency_key="k") | reads(client)
-            failures = await asyncio.gather(
-                *(call() for call in calls.values()), return_exceptions=True
-            )
-            for method, failure in zip(calls, failures, strict=True):
-                tries = [r.request for r in server.received if r.method == method]
-                assert len(tries) == 5, method
-                if method in writes(client):
-                    assert type(failure) is OutcomeUnknown, method
-                    assert failure.key == "k"
-                    assert "k" in str(failure)
-                    assert all(request == tries[0] for request in tries)
-                else:
-                    assert type(failure) is type(refusal), method
+def writes_by_key(client):
+    """Every call that changes something, by the key that it names when its outcome is unknown."""
+    return {"k": keyed_writes(client, idempotency_key="k"), "": keyless_writes(client)}
 
 
 # Keys and arguments.
 
 
-async def test_a_key_is_made_once_per_call_and_told_when_the_outcome_is_unknown():
+async def test_a_key_is_made_once_per_call_and_named_when_the_outcome_is_unknown():
     async with answering() as server, CreditClient(server.target) as client:
-        for call in writes(client).values():
+        for call in keyed_writes(client).values():
             for _ in range(2):
                 await call()
         server.answers = [InternalError()]
         with pytest.raises(OutcomeUnknown) as unknown:
             await client.spend_credits(USER, amount=5)
     keys = [received.request.idempotency_key for received in server.received]
-    assert len(set(keys)) == len(keys) == 2 * len(writes(client)) + 1
+    assert len(set(keys)) == len(keys) == 2 * len(keyed_writes(client)) + 1
     assert unknown.value.key == keys[-1]
 
 
@@ -286,7 +111,7 @@ async def test_the_token_goes_with_every_call_and_nothing_without_one():
         for token, sent in (("secret", "Bearer secret"), (None, None)):
             server.received.clear()
             async with CreditClient(server.target, token=token) as client:
-                for call in (writes(client) | reads(client)).values():
+                for call in every_call(client).values():
                     await call()
             # The report has a deadline of its own, and so a test of its own.
             assert {r.method for r in server.received} == set(METHODS) - {"GetUsageReport"}
@@ -301,7 +126,7 @@ async def test_every_call_has_a_deadline_of_five_seconds_or_what_is_asked_for():
         for options, most in (({}, 5), ({"deadline_seconds": 60}, 60)):
             server.received.clear()
             async with CreditClient(server.target, **options) as client:
-                for call in (writes(client) | reads(client)).values():
+                for call in every_call(client).values():
                     await call()
             assert all(most - 4 < received.seconds_left < most + 1 for received in server.received)
 
@@ -311,11 +136,12 @@ async def test_no_answer_in_time_is_unknown_for_a_write_and_unavailable_for_a_re
         answering() as server,
         CreditClient(server.target, deadline_seconds=0.2) as client,
     ):
-        for call in writes(client, idempotency_key="k").values():
-            server.answers = ["none"]
-            with pytest.raises(OutcomeUnknown) as unknown:
-                await call()
-            assert unknown.value.key == "k"
+        for key, calls in writes_by_key(client).items():
+            for call in calls.values():
+                server.answers = ["none"]
+                with pytest.raises(OutcomeUnknown) as unknown:
+                    await call()
+                assert unknown.value.key == key
         for call in reads(client).values():
             server.answers = ["none"]
             with pytest.raises(LedgerUnavailable):
@@ -324,10 +150,11 @@ async def test_no_answer_in_time_is_unknown_for_a_write_and_unavailable_for_a_re
 
 async def test_nobody_listening_is_unknown_for_a_write_and_unavailable_for_a_read():
     async with CreditClient(f"127.0.0.1:{free_port()}", deadline_seconds=0.2) as client:
-        for call in writes(client, idempotency_key="k").values():
-            with pytest.raises(OutcomeUnknown) as unknown:
-                await call()
-            assert unknown.value.key == "k"
+        for key, calls in writes_by_key(client).items():
+            for call in calls.values():
+                with pytest.raises(OutcomeUnknown) as unknown:
+                    await call()
+                assert unknown.value.key == key
         for call in reads(client).values():
             with pytest.raises(LedgerUnavailable):
                 await call()
@@ -380,3 +207,38 @@ async def test_asking_again_with_the_key_tells_that_an_unanswered_write_did_not_
             await client.get_transaction(user_id, idempotency_key=unknown.value.key)
         spent = await client.spend_credits(user_id, amount=1, idempotency_key=unknown.value.key)
     assert not spent.replayed
+
+
+# Requests that are too large.
+
+
+def batch_of(size):
+    """A batch of one item, of so many bytes."""
+    items = [pb.BatchSpendItem(user_id=str(USER), amount=1, idempotency_key="k")]
+    request = pb.BatchSpendCreditsRequest(items=items, mode=pb.BATCH_MODE_ATOMIC)
+    request.items[0].description = "d" * size
+    request.items[0].description = "d" * (2 * size - request.ByteSize())
+    assert request.ByteSize() == size
+    return request
+
+
+async def test_a_request_too_large_for_the_service_is_refused_with_its_size(client):
+    largest, larger = batch_of(REQUEST_BYTES_MAX), batch_of(REQUEST_BYTES_MAX + 1)
+    (answered,) = await client.batch_spend_credits(largest.items, mode=largest.mode)
+    by_the_service = item_error(answered)
+    assert isinstance(by_the_service, InvalidRequest)
+    assert "description" in by_the_service.field
+    with pytest.raises(InvalidRequest, match=str(REQUEST_BYTES_MAX + 1)) as by_the_client:
+        await client.batch_spend_credits(larger.items, mode=larger.mode)
+    assert by_the_client.value.field == "request"
+
+
+async def test_what_grpc_refuses_as_too_large_says_so(client):
+    """A service behind a proxy may take less than this client sends."""
+    larger = batch_of(REQUEST_BYTES_MAX + 1)
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await client.stub.BatchSpendCredits(larger)
+    error = typed(failure.value)
+    assert isinstance(error, UnknownRefusal)
+    assert error.reason == "RESOURCE_EXHAUSTED"
+    assert "larger than max" in str(error)

@@ -14,7 +14,7 @@ from kit.waiting import eventually, patience
 from prometheus_client import REGISTRY
 
 from credit_service.client import CreditClient, item_error
-from credit_service.errors import BatchAborted, InsufficientCredits, LedgerUnavailable
+from credit_service.errors import BatchAborted, InsufficientCredits, OutcomeUnknown
 
 
 async def test_a_full_lane_refuses_the_items_it_cannot_take(database):
@@ -150,7 +150,7 @@ async def test_a_batch_without_an_answer_says_so(database, proxy):
         client = await service.client()
         proxy.cut_all()
         proxy.black_hole()
-        with pytest.raises(LedgerUnavailable):
+        with pytest.raises(OutcomeUnknown):
             await client.batch_spend_credits([item(user_id, 1, "k")], mode=ATOMIC)
         proxy.heal()
         results = await eventually(lambda: _paid(client, user_id))
@@ -162,5 +162,5 @@ async def test_a_batch_without_an_answer_says_so(database, proxy):
 async def _paid(client, user_id):
     try:
         return await client.batch_spend_credits([item(user_id, 1, "k")], mode=ATOMIC)
-    except LedgerUnavailable:
+    except OutcomeUnknown:
         return None

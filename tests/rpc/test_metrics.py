@@ -132,12 +132,13 @@ async def test_calls_are_counted_by_method_code_and_reason(measured, database):
 
 async def test_what_callers_invent_makes_no_series(measured):
     client, read = measured
-    invented = client._channel.unary_unary("/credit_service.v1.CreditService/Steal")
-    with pytest.raises(grpc.aio.AioRpcError):
-        await invented(b"", timeout=patience(10))
-    garbage = client._channel.unary_unary("/credit_service.v1.CreditService/SpendCredits")
-    with pytest.raises(grpc.aio.AioRpcError):
-        await garbage(b"\xff", timeout=patience(10))
+    async with grpc.aio.insecure_channel(client._target) as channel:
+        invented = channel.unary_unary("/credit_service.v1.CreditService/Steal")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await invented(b"", timeout=patience(10))
+        garbage = channel.unary_unary("/credit_service.v1.CreditService/SpendCredits")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await garbage(b"\xff", timeout=patience(10))
     assert (await read()).all("credit_calls_total", ("method", "code", "reason")) == {
         ("SpendCredits", "INVALID_ARGUMENT", "INVALID_REQUEST"): 1
     }

@@ -84,15 +84,23 @@ def details(reason: str, domain: str, **facts: str) -> tuple[tuple[str, bytes], 
     [
         (),
         details("INSUFFICIENT_CREDITS", "another.service"),
-        details("A_REASON_OF_A_LATER_RELEASE", "credit_service"),
         ((status.DETAILS_KEY, b""),),
         ((status.DETAILS_KEY, b"\xff\xff no status"),),
     ],
-    ids=["no details", "foreign", "later reason", "empty", "garbage"],
+    ids=["no details", "foreign", "empty", "garbage"],
 )
 async def test_a_failure_without_a_readable_reason_is_no_error_of_ours(trailers):
     async with refusing(grpc.StatusCode.FAILED_PRECONDITION, "no", trailers) as failure:
         assert status.parse(failure) is None
+
+
+async def test_a_reason_of_a_later_release_is_a_refusal_with_its_message_and_figures():
+    trailers = details("A_REASON_OF_A_LATER_RELEASE", "credit_service", colour="red")
+    async with refusing(grpc.StatusCode.FAILED_PRECONDITION, "no", trailers) as failure:
+        error = status.parse(failure)
+    assert isinstance(error, errors.UnknownRefusal)
+    assert (error.reason, str(error)) == ("A_REASON_OF_A_LATER_RELEASE", "no")
+    assert error.facts == {"colour": "red"}
 
 
 async def test_facts_that_a_later_release_adds_or_drops_do_no_harm():

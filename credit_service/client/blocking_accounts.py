@@ -1,0 +1,158 @@
+"""The calls of accounts.py, blocking; written by scripts/blocking_calls.py."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from credit_service.client.blocking_connection import BlockingConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable
+    from datetime import datetime
+    from uuid import UUID
+
+    from credit_service.v1 import credit_service_pb2 as pb
+
+
+class BlockingAccountCalls(BlockingConnection):
+    """Balances, history, single entries, live balances, policies and reports."""
+
+    def get_user_credit(
+        self,
+        user_id: UUID | str,
+        *,
+        as_of: datetime | None = None,
+        history_size: int = 0,
+    ) -> pb.UserCredit:
+        """Reads an account, now or as it was `as_of` a past time (aware), with its newest entries.
+
+        Raises:
+            UserNotFound: the user is not known.
+        """
+        return self.run(
+            self._client.get_user_credit(user_id, as_of=as_of, history_size=history_size)
+        )
+
+    def get_transaction_history(
+        self,
+        user_id: UUID | str,
+        *,
+        page_size: int = 0,
+        types: Iterable[pb.TransactionType.ValueType] = (),
+        start_time: datetime | None = None,
+        end_time: datetime | None = None,
+        reference: str = "",
+        related_transaction_id: str = "",
+    ) -> Generator[pb.CreditTransaction]:
+        """Goes through the entries of a user, newest first, reading a page when it is needed.
+
+        Raises:
+            UserNotFound: the user is not known.
+        """
+        return self.iterate(
+            self._client.get_transaction_history(
+                user_id,
+                page_size=page_size,
+                types=types,
+                start_time=start_time,
+                end_time=end_time,
+                reference=reference,
+                related_transaction_id=related_transaction_id,
+            )
+        )
+
+    def get_history_page(
+        self,
+        user_id: UUID | str,
+        *,
+        page_size: int = 0,
+        page_token: str = "",
+        types: Iterable[pb.TransactionType.ValueType] = (),
+    ) -> pb.GetTransactionHistoryResponse:
+        """Reads one page of the entries of a user, newest first, for pages that people turn.
+
+        Args:
+            user_id: whose entries.
+            page_size: the maximum number of entries; 0: 50.
+            page_token: the `next_page_token` of the page before; empty: the first page.
+            types: only entries of these types; none: every entry that moved the balance.
+
+        Raises:
+            InvalidRequest: the token was made for another user or other types.
+            UserNotFound: the user is not known.
+        """
+        return self.run(
+            self._client.get_history_page(
+                user_id, page_size=page_size, page_token=page_token, types=types
+            )
+        )
+
+    def get_transaction(
+        self,
+        user_id: UUID | str,
+        *,
+        transaction_id: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> pb.CreditTransaction:
+        """Reads one entry, by its id or by the key of the call that made it.
+
+        Raises:
+            TransactionNotFound: the user has no such entry; a write with that key did not happen.
+        """
+        return self.run(
+            self._client.get_transaction(
+                user_id, transaction_id=transaction_id, idempotency_key=idempotency_key
+            )
+        )
+
+    def watch_user_credit(
+        self, user_id: UUID | str, *, after_seq: int | None = None, take_up: bool = True
+    ) -> Generator[pb.UserCredit]:
+        """Yields the account, and again whenever it changes; goes on after the stream was cut.
+
+        Args:
+            user_id: whose account.
+            after_seq: the last `seq` seen; None: begin with the account as it is.
+            take_up: go on after the stream was cut; False: raise LedgerUnavailable then.
+
+        Raises:
+            UserNotFound: the user is not known.
+        """
+        return self.iterate(
+            self._client.watch_user_credit(user_id, after_seq=after_seq, take_up=take_up)
+        )
+
+    def set_account_policy(
+        self,
+        user_id: UUID | str,
+        *,
+        frozen: bool | None = None,
+        min_balance: int | None = None,
+        spend_limits: pb.SpendLimits | None = None,
+    ) -> pb.SetAccountPolicyResponse:
+        """Changes what an account may do; None leaves a part as it is. An operator's right.
+
+        Raises:
+            UserNotFound: the user is not known.
+            OutcomeUnknown: no final answer came; repeat the call, which does no harm.
+        """
+        return self.run(
+            self._client.set_account_policy(
+                user_id, frozen=frozen, min_balance=min_balance, spend_limits=spend_limits
+            )
+        )
+
+    def get_usage_report(
+        self, start_time: datetime, end_time: datetime, *, user_id: UUID | str | None = None
+    ) -> list[pb.UsageLine]:
+        """Adds up what was spent, given back and held, per day of UTC and operation.
+
+        Args:
+            start_time: from this time on (aware).
+            end_time: until before this time (aware); 31 days later is the maximum.
+            user_id: only this user; None: all.
+
+        Raises:
+            LedgerUnavailable: the database is away, or the report takes longer than a minute.
+        """
+        return self.run(self._client.get_usage_report(start_time, end_time, user_id=user_id))

@@ -1,0 +1,264 @@
+"""The calls of credits.py, blocking; written by scripts/blocking_calls.py."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from credit_service.client.blocking_connection import BlockingConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from uuid import UUID
+
+    from credit_service.v1 import credit_service_pb2 as pb
+
+
+class BlockingCreditCalls(BlockingConnection):
+    """Prices and quotes; purchases, grants, spends, batches, refunds and reversals."""
+
+    def list_prices(self) -> pb.ListPricesResponse:
+        """Reads the price list."""
+        return self.run(self._client.list_prices())
+
+    def quote_cost(
+        self,
+        items: Mapping[str, int] | Sequence[tuple[str, int]],
+        *,
+        user_id: UUID | str | None = None,
+    ) -> pb.QuoteCostResponse:
+        """Prices work before it is done.
+
+        Args:
+            items: units by operation, or pairs of operation and units; a line for each.
+            user_id: whose credits to look at; None: price only.
+        """
+        return self.run(self._client.quote_cost(items, user_id=user_id))
+
+    def purchase_credits(
+        self,
+        user_id: UUID | str,
+        amount: int,
+        *,
+        payment: pb.Payment | None,
+        idempotency_key: str | None = None,
+        description: str = "",
+        reference: str = "",
+        metadata: Mapping[str, str] | None = None,
+        validate_only: bool = False,
+    ) -> pb.PurchaseCreditsResponse:
+        """Adds `amount` credits that were paid for; None for `payment` is an operator's right.
+
+        Args:
+            user_id: who gets them.
+            amount: credits, 1 to 10^12.
+            payment: the payment, which is credited once over all users and keys.
+            idempotency_key: the caller's key; None: one is made for this call.
+            description: a text for people.
+            reference: the caller's own reference.
+            metadata: the caller's own facts.
+            validate_only: check everything, write nothing.
+
+        Raises:
+            PaymentReused: the payment was credited to another user or with another amount.
+            UserNotFound: the user is not known.
+            UserDeleted: the payment was credited to a user who was deleted.
+            OutcomeUnknown: no final answer came.
+        """
+        return self.run(
+            self._client.purchase_credits(
+                user_id,
+                amount,
+                payment=payment,
+                idempotency_key=idempotency_key,
+                description=description,
+                reference=reference,
+                metadata=metadata,
+                validate_only=validate_only,
+            )
+        )
+
+    def grant_credits(
+        self,
+        user_id: UUID | str,
+        amount: int,
+        *,
+        reason: str,
+        idempotency_key: str | None = None,
+        reference: str = "",
+        metadata: Mapping[str, str] | None = None,
+        validate_only: bool = False,
+    ) -> pb.GrantCreditsResponse:
+        """Gives credits without a payment; an operator's right.
+
+        Raises:
+            UserNotFound: the user is not known.
+            OutcomeUnknown: no final answer came.
+        """
+        return self.run(
+            self._client.grant_credits(
+                user_id,
+                amount,
+                reason=reason,
+                idempotency_key=idempotency_key,
+                reference=reference,
+                metadata=metadata,
+                validate_only=validate_only,
+            )
+        )
+
+    def spend_credits(
+        self,
+        user_id: UUID | str,
+        *,
+        operation: str | None = None,
+        quantity: int = 1,
+        amount: int | None = None,
+        expected_cost: int | None = None,
+        idempotency_key: str | None = None,
+        description: str = "",
+        reference: str = "",
+        metadata: Mapping[str, str] | None = None,
+        validate_only: bool = False,
+    ) -> pb.SpendCreditsResponse:
+        """Takes credits before work is done: the price of an operation, or an amount.
+
+        Args:
+            user_id: who pays.
+            operation: an operation of the price list; the service prices it.
+            quantity: units of the operation.
+            amount: credits to take, where no operation is named.
+            expected_cost: refuse any other cost than this.
+            idempotency_key: the caller's key, best `spend:<job>:<attempt>`, so that a job which is
+                delivered twice pays once; None: one is made for this call.
+            description: a text for people.
+            reference: the caller's own reference, for example the job.
+            metadata: the caller's own facts.
+            validate_only: check everything, write nothing.
+
+        Raises:
+            InsufficientCredits: the credits are not there; `shortfall` tells how many.
+            PriceChanged: the cost is not `expected_cost`.
+            UserNotFound: the user is not known.
+            OutcomeUnknown: no final answer came; do no work.
+        """
+        return self.run(
+            self._client.spend_credits(
+                user_id,
+                operation=operation,
+                quantity=quantity,
+                amount=amount,
+                expected_cost=expected_cost,
+                idempotency_key=idempotency_key,
+                description=description,
+                reference=reference,
+                metadata=metadata,
+                validate_only=validate_only,
+            )
+        )
+
+    def batch_spend_credits(
+        self,
+        items: Iterable[pb.BatchSpendItem],
+        *,
+        mode: pb.BatchMode.ValueType,
+    ) -> list[pb.BatchSpendResult]:
+        """Spends many times in one call; every item has its own key and its own result.
+
+        `item_error` turns the status of a result into the error that a single spend would raise.
+
+        Args:
+            items: 1 to 1,000 spends.
+            mode: BATCH_MODE_ATOMIC (one user, all or none) or BATCH_MODE_INDEPENDENT.
+
+        Raises:
+            InvalidRequest: the batch itself is malformed, or larger than 1 MiB.
+            OutcomeUnknown: no final answer came; repeat the batch with the same keys.
+        """
+        return self.run(self._client.batch_spend_credits(items, mode=mode))
+
+    def refund_credits(
+        self,
+        user_id: UUID | str,
+        transaction_id: str | None,
+        *,
+        amount: int | None = None,
+        idempotency_key: str | None = None,
+        description: str = "",
+        reference: str = "",
+        metadata: Mapping[str, str] | None = None,
+        validate_only: bool = False,
+    ) -> pb.RefundCreditsResponse:
+        """Gives back a spend, all that is left of it or `amount` credits.
+
+        Args:
+            user_id: who paid.
+            transaction_id: the spend; None is an operator's right and needs an amount.
+            amount: credits to give back; None: all that is left.
+            idempotency_key: the caller's key, best `refund:<job>:<attempt>`; None: one is made for
+                this call.
+            description: a text for people.
+            reference: the caller's own reference, for example the job.
+            metadata: the caller's own facts.
+            validate_only: check everything, write nothing.
+
+        Raises:
+            RefundExceedsSpend: `refundable` credits are left of the spend.
+            TransactionNotFound: the user has no such spend.
+            OutcomeUnknown: no final answer came.
+        """
+        return self.run(
+            self._client.refund_credits(
+                user_id,
+                transaction_id,
+                amount=amount,
+                idempotency_key=idempotency_key,
+                description=description,
+                reference=reference,
+                metadata=metadata,
+                validate_only=validate_only,
+            )
+        )
+
+    def reverse_purchase(
+        self,
+        payment_ref: str,
+        *,
+        reversal_ref: str,
+        revision: int,
+        reversed_minor: int,
+        paid_minor: int,
+        currency: str,
+        reason: str,
+        validate_only: bool = False,
+    ) -> pb.ReversePurchaseResponse:
+        """Takes back the credits of a purchase for which a refund or dispute took back the money.
+
+        Args:
+            payment_ref: the payment of the purchase.
+            reversal_ref: the refund or dispute.
+            revision: of the refund or dispute, 1 or more; only the highest one counts.
+            reversed_minor: the money that it has taken back so far, in minor units.
+            paid_minor: the money that was paid, in minor units.
+            currency: of both, such as eur.
+            reason: for people.
+            validate_only: check everything, write nothing.
+
+        Raises:
+            PaymentNotFound: no purchase was made for the payment.
+            UserDeleted: its user was deleted; nothing is left to take.
+            ReversalReused: the revision was recorded with other figures.
+            PaymentMismatch: an earlier reversal said that another sum was paid.
+            OutcomeUnknown: no final answer came; repeat the call, which does no harm.
+        """
+        return self.run(
+            self._client.reverse_purchase(
+                payment_ref,
+                reversal_ref=reversal_ref,
+                revision=revision,
+                reversed_minor=reversed_minor,
+                paid_minor=paid_minor,
+                currency=currency,
+                reason=reason,
+                validate_only=validate_only,
+            )
+        )

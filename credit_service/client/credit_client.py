@@ -1,0 +1,25 @@
+"""CreditClient for workers, gateways and the bridge: deadlines, safe repeats, keys, typed refusals.
+
+Needs grpcio, protobuf and googleapis-common-protos, and nothing else. Credits are money, so a
+worker fails closed: without an answer it does no work.
+
+    async with CreditClient("localhost:50051", token=token) as client:
+        try:
+            spend = await client.spend_credits(
+                user_id, operation="stem_separation", idempotency_key=f"spend:{job}:1"
+            )
+        except InsufficientCredits as refusal:
+            tell_the_user(refusal.shortfall)
+"""
+
+from credit_service.client.credits import CreditCalls
+from credit_service.client.held_work import HeldWorkCalls
+
+
+class CreditClient(CreditCalls, HeldWorkCalls):
+    """A connection to the credit service; one per process is enough, and it may be shared.
+
+    Every method raises what the service refused as the classes of `credit_service.errors`. A read
+    that gets no answer raises `LedgerUnavailable`, a write `OutcomeUnknown`. It may be made before
+    an event loop runs, and used by one loop after another, but not by two at a time.
+    """
