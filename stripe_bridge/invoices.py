@@ -96,8 +96,16 @@ def _lines_user(marks: list[Object], source_id: str) -> UUID | None:
     return users.pop() if users else None
 
 
+def shows_off_stripe(invoice: Object) -> bool:
+    """Tells whether an invoice shows what was paid outside of Stripe.
+
+    Versions since 2025-03-31 show it in no event, and where it is read only if it is asked for.
+    """
+    return "paid_out_of_band" in invoice or "amount_paid_off_stripe" in invoice
+
+
 def _out_of_band(invoice: Object) -> bool:
-    """Tells whether the money came past Stripe; `amount_paid` counts it since 2025-03-31."""
+    """Tells whether all was paid outside of Stripe; `amount_paid` counts it since 2025-03-31."""
     paid, off_stripe = invoice.get("amount_paid"), invoice.get("amount_paid_off_stripe")
     all_off_stripe = type(paid) is type(off_stripe) is int and 0 < paid <= off_stripe
     return invoice.get("paid_out_of_band") is True or all_off_stripe

@@ -67,6 +67,31 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class Basis:
+    """What a purchase was paid with, and what one charge contributed to it. Money in minor units.
+
+    Attributes:
+        paid_by: the id of what paid for the purchase, as in `Grant`.
+        paid_minor: all that it was paid with.
+        currency: of that, in lower case.
+        contributed_minor: what of it came by the charge.
+        charge_minor: the amount of the charge, which its refunds add up to.
+        charge_currency: of that, in lower case.
+    """
+
+    paid_by: str
+    paid_minor: int
+    currency: str
+    contributed_minor: int
+    charge_minor: int
+    charge_currency: str
+
+    def share(self, of_charge: int) -> int:
+        """Tells what an amount of the charge, at most all of it, comes to in `currency`."""
+        return self.contributed_minor * min(of_charge, self.charge_minor) // self.charge_minor
+
+
+@dataclass(frozen=True, slots=True)
 class Reversal:
     """Money that went back by one refund or dispute; absolute, not an increment.
 

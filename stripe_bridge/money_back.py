@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Protocol, get_args
 
 from stripe_bridge import reversals
 from stripe_bridge.deciding import decide
-from stripe_bridge.fields import id_of, whole_list
-from stripe_bridge.model import Nothing, Outcome, Reversal, Settled
+from stripe_bridge.fields import id_of, optional_id
+from stripe_bridge.model import Nothing, Outcome, Settled, Unresolved
 
 if TYPE_CHECKING:
     from stripe_bridge.credit_api import CreditWrites
     from stripe_bridge.fields import Object
-    from stripe_bridge.payments import Intent, Invoice, Payments
+    from stripe_bridge.model import Basis, Reversal
+    from stripe_bridge.payments import Payments
     from stripe_bridge.purchases import Purchases
     from stripe_bridge.stripe_api import StripeReads
 
@@ -21,7 +22,7 @@ _GRAVEST_FIRST = get_args(Outcome)
 
 
 class _Rule(Protocol):
-    def __call__(self, obj: Object, /, *, charge: Object, paid_by: str) -> Reversal | Nothing: ...
+    def __call__(self, obj: Object, /, *, basis: Basis) -> Reversal | Nothing: ...
 
 
 class MoneyBack:
@@ -42,19 +43,34 @@ class MoneyBack:
     async def refund(self, obj: Object, *, failed: bool = False) -> Settled:
         """Takes back what a refund holds; `failed` says that it failed, whatever its status."""
         charge = await self._payments.charge_of(obj)
-        return await self._reversed(obj, charge, partial(reversals.of_refund, failed=failed))
+        if charge is None:
+            return Settled("nothing", "not_ours")
+        return await self._refunded(obj, charge, failed=failed)
 
     async def dispute(self, obj: Object) -> Settled:
         """Takes back what a dispute holds."""
         charge = await self._payments.charge_of(obj)
+        if charge is None:
+            return Settled("nothing", "not_ours")
         return await self._reversed(obj, charge, reversals.of_dispute)
 
     async def charge(self, obj: Object) -> Settled:
-        """Takes back what every refund of a charge holds."""
-        refunds = whole_list(obj.get("refunds"))
-        if refunds is None:
-            refunds = [refund async for refund in self._stripe.refunds(charge=id_of(obj))]
-        settled = [await self._reversed(each, obj, reversals.of_refund) for each in refunds]
+        """Takes back what every refund of a charge holds, both as Stripe now shows them.
+
+        A refund that cannot be settled does not stop the others.
+        """
+        charge_id = id_of(obj)
+        # Only an old event shows the invoice of a charge that has no payment intent.
+        charge = {**await self._stripe.read(charge_id), "invoice": obj.get("invoice")}
+        settled: list[Settled] = []
+        unresolved: list[Unresolved] = []
+        async for refund in self._stripe.refunds(charge=charge_id):
+            try:
+                settled.append(await self._refunded(refund, charge))
+            except Unresolved as problem:
+                unresolved.append(problem)
+        if unresolved:
+            raise unresolved[0]
         if not settled:
             return Settled("nothing", "no_refunds")
         gravest = min(settled, key=lambda each: _GRAVEST_FIRST.index(each.outcome))
@@ -62,29 +78,41 @@ class MoneyBack:
         alerts = any(each.alerts for each in settled)
         return Settled(gravest.outcome, gravest.reason, tuple(refs), alerts)
 
-    async def _reversed(self, obj: Object, charge: Object | None, rule: _Rule) -> Settled:
-        """Reverses the purchase of a charge, and makes that first where nobody has."""
-        if charge is None:
-            return Settled("nothing", "not_ours")
-        tried: list[Intent | Invoice] = []
-        async for each in self._payments.paid_by(charge):
-            if settled := await self._reverse(obj, charge, rule, each.id):
+    async def _refunded(self, refund: Object, charge: Object, *, failed: bool = False) -> Settled:
+        rule = partial(reversals.of_refund, failed=failed)
+        try:
+            return await self._reversed(refund, charge, rule)
+        except reversals.CurrencyMismatch:
+            # An old event may show the refund in a currency that Stripe no longer does.
+            return await self._reversed(await self._stripe.read(id_of(refund)), charge, rule)
+
+    async def _reversed(self, obj: Object, charge: Object, rule: _Rule) -> Settled:
+        """Reverses the purchase that a charge paid for, and makes it first where there is none."""
+        bases: dict[str, Basis] = {}
+        intent_id = optional_id(charge.get("payment_intent"))
+        if intent_id is not None:
+            basis = bases[intent_id] = reversals.basis_of_intent(intent_id, charge)
+            if settled := await self._reverse(obj, rule, basis):
                 return settled
-            tried.append(each)
-        grant = await self._purchases.behind(tried)
+        # Looked for only now, because most purchases are named after their intent.
+        paid = await self._payments.invoice_of_charge(charge)
+        if paid is not None:
+            basis = reversals.basis_of_invoice(paid.invoice, paid.contributed_minor, charge)
+            bases[basis.paid_by] = basis
+            if settled := await self._reverse(obj, rule, basis):
+                return settled
+        grant = await self._purchases.behind(intent_id, paid)
         bought = await self._purchases.credit(grant)
         if isinstance(grant, Nothing) or bought.outcome == "nothing":
             return bought
         # Where nothing may be written, the purchase is still missing, and all that there is to say.
-        return await self._reverse(obj, charge, rule, grant.paid_by) or bought
+        return await self._reverse(obj, rule, bases[grant.paid_by]) or bought
 
-    async def _reverse(
-        self, obj: Object, charge: Object, rule: _Rule, paid_by: str
-    ) -> Settled | None:
-        """Posts what an object takes back; None where no purchase was made for its payment."""
+    async def _reverse(self, obj: Object, rule: _Rule, basis: Basis) -> Settled | None:
+        """Posts what an object takes back; None where no purchase was made with that money."""
 
         def decided(obj: Object, _: list[Object] | None) -> Reversal | Nothing:
-            return rule(obj, charge=charge, paid_by=paid_by)
+            return rule(obj, basis=basis)
 
         reversal = await decide(self._stripe, decided, obj)
         if isinstance(reversal, Nothing):

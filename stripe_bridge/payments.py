@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from stripe_bridge.fields import optional_id
+from stripe_bridge.fields import child, id_of, minor, optional_id
+from stripe_bridge.model import Unresolved
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from stripe_bridge.fields import Object
     from stripe_bridge.stripe_api import StripeReads
 
 
-@dataclass(frozen=True, slots=True)
-class Intent:
-    """A payment intent that a charge belongs to, by its id."""
+class PaidInvoice(NamedTuple):
+    """An invoice, and what a payment contributed to it, in minor units; None: Stripe shows not."""
 
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Invoice:
-    """An invoice that a charge paid, by its id."""
-
-    id: str
+    invoice: Object
+    contributed_minor: int | None
 
 
 class Payments:
@@ -40,28 +31,55 @@ class Payments:
         self._stripe = stripe
 
     async def charge_of(self, obj: Object) -> Object | None:
-        """Finds the charge of a refund or dispute."""
-        charge = obj.get("charge")
-        if isinstance(charge, dict) and "amount" in charge:
-            return charge
-        charge_id = optional_id(charge)
+        """Reads the charge of a refund or dispute; None: it names none.
+
+        The charge is read even where the object brings it, because an old event brings it as it was
+        then.
+        """
+        charge_id = optional_id(obj.get("charge"))
         intent_id = optional_id(obj.get("payment_intent"))
         if charge_id is None and intent_id is not None:
             charge_id = optional_id((await self._stripe.read(intent_id)).get("latest_charge"))
         return None if charge_id is None else await self._stripe.read(charge_id)
 
-    async def paid_by(self, charge: Object) -> AsyncIterator[Intent | Invoice]:
-        """Yields what a purchase may be named after that a charge paid for.
+    async def invoice_of_intent(self, intent_id: str) -> PaidInvoice | None:
+        """Finds the invoice that a payment intent paid; None: it paid none.
 
-        API versions since 2025-03-31 no longer show the invoice of a charge. It is looked for last,
-        so that a purchase which the intent names takes no call to Stripe.
+        Raises:
+            Unresolved: several_invoices, when it paid more than one, because what goes back could
+                be of either.
         """
-        invoice_id = optional_id(charge.get("invoice"))
+        paid = [each async for each in self._stripe.invoice_payments_of(intent_id)]
+        invoices = {optional_id(each.get("invoice")) or "" for each in paid}
+        if not invoices:
+            return None
+        if len(invoices) > 1:
+            raise Unresolved("several_invoices", f"{intent_id} paid more than one invoice.")
+        return PaidInvoice(await self._stripe.read(invoices.pop()), _sum(paid))
+
+    async def invoice_of_charge(self, charge: Object) -> PaidInvoice | None:
+        """Finds the invoice that a charge paid; None: it paid none.
+
+        API versions since 2025-03-31 no longer show it on the charge, and its payment intent leads
+        there; a charge without one may still name it in an old event.
+
+        Raises:
+            Unresolved: several_invoices.
+        """
         intent_id = optional_id(charge.get("payment_intent"))
-        if invoice_id is not None:
-            yield Invoice(invoice_id)
-        if intent_id is None:
-            return
-        yield Intent(intent_id)
-        if invoice_id is None and (found := await self._stripe.invoice_paid_by(intent_id)):
-            yield Invoice(found)
+        if intent_id is not None:
+            return await self.invoice_of_intent(intent_id)
+        invoice_id = optional_id(charge.get("invoice"))
+        if invoice_id is None:
+            return None
+        payments = [
+            each
+            async for each in self._stripe.payments_of_invoice(invoice_id)
+            if optional_id(child(each, "payment").get("charge")) == id_of(charge)
+        ]
+        contributed = _sum(payments) if payments else None
+        return PaidInvoice(await self._stripe.read(invoice_id), contributed)
+
+
+def _sum(payments: list[Object]) -> int:
+    return sum(minor(each, "amount_paid") for each in payments)

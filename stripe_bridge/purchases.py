@@ -8,15 +8,12 @@ from stripe_bridge import invoices, sessions
 from stripe_bridge.deciding import decide
 from stripe_bridge.fields import id_of
 from stripe_bridge.model import Grant, Nothing, Settled
-from stripe_bridge.payments import Intent, Invoice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from stripe_bridge.catalog import Policy
     from stripe_bridge.credit_api import CreditWrites
     from stripe_bridge.fields import Object
-    from stripe_bridge.payments import Payments
+    from stripe_bridge.payments import PaidInvoice, Payments
     from stripe_bridge.stripe_api import StripeReads
 
 
@@ -56,8 +53,9 @@ class Purchases:
 
     async def payment(self, obj: Object) -> Settled:
         """Credits what a payment intent paid for, which its session or invoice may tell."""
-        paid_by = [each async for each in self._payments.paid_by({"payment_intent": id_of(obj)})]
-        return await self.credit(await self.behind(paid_by))
+        intent_id = id_of(obj)
+        paid = await self._payments.invoice_of_intent(intent_id)
+        return await self.credit(await self.behind(intent_id, paid))
 
     async def invoice(self, obj: Object) -> Settled:
         """Credits what an invoice paid for."""
@@ -69,14 +67,14 @@ class Purchases:
             return Settled("nothing", grant.reason)
         return await self._writes.purchase(grant)
 
-    async def behind(self, paid_by: Iterable[Intent | Invoice]) -> Grant | Nothing:
-        """Finds the grant of a payment, which one of these names."""
-        for each in paid_by:
-            match each:
-                case Invoice(invoice_id):
-                    found = await self._of_invoice(await self._stripe.read(invoice_id))
-                case Intent(intent_id):
-                    found = await self._behind_intent(intent_id)
+    async def behind(self, intent_id: str | None, paid: PaidInvoice | None) -> Grant | Nothing:
+        """Finds the grant of a payment: of its session, of the intent itself or of its invoice."""
+        if intent_id is not None:
+            found = await self._behind_intent(intent_id)
+            if isinstance(found, Grant):
+                return found
+        if paid is not None:
+            found = await self._of_invoice(paid.invoice)
             if isinstance(found, Grant):
                 return found
         return Nothing("not_ours")
@@ -104,4 +102,8 @@ class Purchases:
         def rule(obj: Object, lines: list[Object] | None) -> Grant | Nothing:
             return invoices.of_invoice(obj, lines=lines, policy=self._policy)
 
-        return await decide(self._stripe, rule, invoice)
+        found = await decide(self._stripe, rule, invoice)
+        if isinstance(found, Grant) and not invoices.shows_off_stripe(invoice):
+            # Only now, because most invoices of other products end before.
+            found = await decide(self._stripe, rule, await self._stripe.read(found.paid_by))
+        return found

@@ -1,8 +1,8 @@
 """What refunds and disputes take back. Pure: objects in, a reversal out.
 
-Each reversal says how much of the charge one refund or dispute holds now, so that events may repeat
-or come in any order. Both its amounts are of the charge's currency, for only their ratio matters,
-and that means something inside one currency alone.
+Each reversal says how much of the purchase's money one refund or dispute holds now, so that events
+may repeat or come in any order. Only the ratio of its two amounts matters, and a ratio means
+something inside one currency alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from stripe_bridge.fields import MINOR_MAX, Object, currency, id_of, minor, objects
-from stripe_bridge.model import Needed, Needs, Nothing, Notice, Reversal, Unresolved
+from stripe_bridge.model import Basis, Needed, Needs, Nothing, Notice, Reversal, Unresolved
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,44 +25,81 @@ _INQUIRIES = {
 _WORD = re.compile(r"[a-z_]{1,40}")
 
 
-def of_refund(
-    refund: Object, *, charge: Object, paid_by: str, failed: bool = False
-) -> Reversal | Nothing:
+class CurrencyMismatch(Unresolved):
+    """A refund is in another currency than its charge, so that its share is unknown."""
+
+    def __init__(self, refund_id: str) -> None:
+        super().__init__(
+            "currency_mismatch", f"{refund_id} is in another currency than its charge."
+        )
+
+
+def basis_of_intent(intent_id: str, charge: Object) -> Basis:
+    """Says what a purchase was paid with that a payment intent paid for.
+
+    The amount of the charge, not what was captured of it: with several captures the captured amount
+    would change over time, and the first reversal of a payment fixes what was paid.
+
+    Args:
+        intent_id: the intent's.
+        charge: its charge.
+
+    Raises:
+        Unresolved: amount_malformed, currency_malformed.
+    """
+    paid, paid_in = _paid(charge, "amount")
+    return Basis(intent_id, paid, paid_in, paid, paid, paid_in)
+
+
+def basis_of_invoice(invoice: Object, contributed_minor: int | None, charge: Object) -> Basis:
+    """Says what a purchase was paid with that is an invoice: all its payments, off Stripe too.
+
+    Args:
+        invoice: as API versions since 2025-03-31 show it, whose `amount_paid` counts every payment.
+        contributed_minor: what of it the charge paid; None: Stripe does not show it, and the charge
+            paid with all that it is of.
+        charge: one of the charges that paid it.
+
+    Raises:
+        Unresolved: id_malformed, amount_malformed, currency_malformed.
+    """
+    paid, paid_in = _paid(invoice, "amount_paid")
+    charged, charged_in = _paid(charge, "amount")
+    contributed = charged if contributed_minor is None else contributed_minor
+    return Basis(id_of(invoice), paid, paid_in, min(contributed, paid), charged, charged_in)
+
+
+def of_refund(refund: Object, *, basis: Basis, failed: bool = False) -> Reversal | Nothing:
     """Says what a refund takes back (Stripe: "The Refund object").
 
-    A pending refund takes its share already, since its money is promised; when it fails, the second
-    revision gives the share back.
+    A pending refund takes its share already, because its money is promised; when it fails, the
+    second revision gives the share back.
 
     Args:
         refund: in any API version.
-        charge: the charge it refunds.
-        paid_by: the id of what paid for the purchase: an intent or an invoice.
+        basis: what the purchase was paid with, and by the charge that is refunded.
         failed: the event was `refund.failed`, whatever the status says.
 
     Returns:
         The reversal: revision 1 with the refund's amount, or revision 2 with 0 once it failed or
-        was cancelled. The credits of an amount above the charge's are those of the charge.
+        was cancelled. A refund above its charge takes what the charge is of.
 
     Raises:
-        Unresolved: id_malformed, amount_malformed, currency_malformed; currency_mismatch, when a
-            refund stands in another currency than its charge, for then its share is unknown.
+        CurrencyMismatch: its share is unknown.
+        Unresolved: id_malformed, amount_malformed, currency_malformed.
     """
     refund_id = id_of(refund)
-    paid, paid_currency = _paid(charge)
     status = refund.get("status")
     if failed or status in ("failed", "canceled"):
         reason = "refund canceled" if status == "canceled" else "refund failed"
-        return Reversal(paid_by, refund_id, 2, 0, paid, paid_currency, reason)
+        return _reversal(basis, refund_id, 2, 0, reason=reason)
     amount = minor(refund, "amount")
-    if currency(refund) != paid_currency:
-        raise Unresolved(
-            "currency_mismatch",
-            f"{refund_id} is in another currency than its charge {id_of(charge)}.",
-        )
-    return Reversal(paid_by, refund_id, 1, min(amount, paid), paid, paid_currency, "refund")
+    if currency(refund) != basis.charge_currency:
+        raise CurrencyMismatch(refund_id)
+    return _reversal(basis, refund_id, 1, basis.share(amount), reason="refund")
 
 
-def of_dispute(dispute: Object, *, charge: Object, paid_by: str) -> Reversal | Nothing:
+def of_dispute(dispute: Object, *, basis: Basis) -> Reversal | Nothing:
     """Says what a dispute takes back (Stripe: "The Dispute object", `balance_transactions`).
 
     Status and event name decide nothing: the transactions tell what was withdrawn and what came
@@ -70,8 +107,7 @@ def of_dispute(dispute: Object, *, charge: Object, paid_by: str) -> Reversal | N
 
     Args:
         dispute: in any API version.
-        charge: the disputed charge.
-        paid_by: the id of what paid for the purchase: an intent or an invoice.
+        basis: what the purchase was paid with, and by the charge that is disputed.
 
     Returns:
         The reversal, whose revision is the number of balance transactions; a dispute in another
@@ -92,33 +128,46 @@ def of_dispute(dispute: Object, *, charge: Object, paid_by: str) -> Reversal | N
     if not first:
         inquiry = str(dispute.get("status")) in _INQUIRIES
         return Nothing("inquiry" if inquiry else "not_withdrawn")
-    paid, paid_currency = _paid(charge)
     net = min(max(-sum(moves), 0), first)
-    amount = minor(dispute, "amount")
-    foreign = currency(dispute) != paid_currency
-    reversed_minor = min((paid if foreign else amount) * net // first, paid)
-    return Reversal(
-        paid_by,
+    foreign = currency(dispute) != basis.charge_currency
+    disputed = basis.charge_minor if foreign else minor(dispute, "amount")
+    return _reversal(
+        basis,
         dispute_id,
         len(moves),
-        reversed_minor,
-        paid,
-        paid_currency,
-        ", ".join(_words(dispute, net, first, foreign=foreign)),
-        Notice.OTHER_CURRENCY if foreign else None,
+        basis.share(disputed * net // first),
+        reason=", ".join(_words(dispute, net, first, foreign=foreign)),
+        notice=Notice.OTHER_CURRENCY if foreign else None,
     )
 
 
-def _paid(charge: Object) -> tuple[int, str]:
-    """Reads what a charge was made for, which its refunds add up to.
+def _reversal(
+    basis: Basis,
+    caused_by: str,
+    revision: int,
+    reversed_minor: int,
+    *,
+    reason: str,
+    notice: Notice | None = None,
+) -> Reversal:
+    return Reversal(
+        basis.paid_by,
+        caused_by,
+        revision,
+        reversed_minor,
+        basis.paid_minor,
+        basis.currency,
+        reason,
+        notice,
+    )
 
-    The amount, not what was captured of it: Stripe releases the rest of a partial capture as a
-    refund of the charge, and with several captures the captured amount would change over time.
-    """
-    paid = minor(charge, "amount")
+
+def _paid(obj: Object, field: str) -> tuple[int, str]:
+    """Reads an amount above zero and its currency."""
+    paid = minor(obj, field)
     if not paid:
-        raise Unresolved("amount_malformed", f"The charge {id_of(charge)} is of nothing.")
-    return paid, currency(charge)
+        raise Unresolved("amount_malformed", f"The {field} of {id_of(obj)} is nothing.")
+    return paid, currency(obj)
 
 
 def _moves(listed: object, dispute_id: str) -> list[int]:

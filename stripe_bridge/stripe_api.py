@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import stripe
 
-from stripe_bridge.fields import Object, optional_id
 from stripe_bridge.model import Unresolved
 
 if TYPE_CHECKING:
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
 
     from stripe import params as asked
     from stripe.params import checkout as asked_checkout
+
+    from stripe_bridge.fields import Object
 
 # Pinned: another version of the SDK must not change the shape of what is read.
 STRIPE_VERSION = "2026-10-28.endive"
@@ -52,6 +53,7 @@ _BY_PREFIX = {
 }
 
 _PAGE = 100  # objects, the most that Stripe gives at once
+_OFF_STRIPE = "amount_paid_off_stripe"
 _MISSING = {"resource_missing", "not_found"}
 _KEY = re.compile(r"\b[rs]k_\S+")
 
@@ -155,7 +157,7 @@ class StripeReads:
             Kind.CHARGE: self._v1.charges.retrieve_async,
             Kind.REFUND: self._v1.refunds.retrieve_async,
             Kind.DISPUTE: self._v1.disputes.retrieve_async,
-            Kind.INVOICE: self._v1.invoices.retrieve_async,
+            Kind.INVOICE: self._invoice,
             Kind.CUSTOMER: self._v1.customers.retrieve_async,
             Kind.EVENT: self._v1.events.retrieve_async,
         }
@@ -190,15 +192,9 @@ class StripeReads:
         lines = self._list(f"lines of {invoice_id}", listed, invoice_id, expand=expand)
         return [line async for line in lines]
 
-    async def invoice_paid_by(self, intent_id: str) -> str | None:
-        """Finds the invoice that a payment intent paid; None: it paid none."""
-        listed = self._v1.invoice_payments.list_async
-        payment = {"type": "payment_intent", "payment_intent": intent_id}
-        payments = self._list(f"invoice of {intent_id}", listed, payment=payment)
-        async for each in payments:
-            if invoice_id := optional_id(each.get("invoice")):
-                return invoice_id
-        return None
+    async def _invoice(self, invoice_id: str) -> stripe.StripeObject:
+        # Stripe shows what was paid outside of it only where it is asked for, and in no event.
+        return await self._v1.invoices.retrieve_async(invoice_id, {"expand": [_OFF_STRIPE]})
 
     def sessions(
         self, **filters: Unpack[asked_checkout.SessionListParams]
@@ -214,7 +210,19 @@ class StripeReads:
 
     def invoices(self, **filters: Unpack[asked.InvoiceListParams]) -> AsyncIterator[Object]:
         """Lists invoices."""
+        filters = {**filters, "expand": [f"data.{_OFF_STRIPE}"]}
         return self._list("invoices", self._v1.invoices.list_async, **filters)
+
+    def invoice_payments_of(self, intent_id: str) -> AsyncIterator[Object]:
+        """Lists what a payment intent paid of invoices."""
+        listed = self._v1.invoice_payments.list_async
+        payment = {"type": "payment_intent", "payment_intent": intent_id}
+        return self._list(f"invoices of {intent_id}", listed, payment=payment, status="paid")
+
+    def payments_of_invoice(self, invoice_id: str) -> AsyncIterator[Object]:
+        """Lists what was paid of an invoice, outside of Stripe too."""
+        listed = self._v1.invoice_payments.list_async
+        return self._list(f"payments of {invoice_id}", listed, invoice=invoice_id, status="paid")
 
     def refunds(self, **filters: Unpack[asked.RefundListParams]) -> AsyncIterator[Object]:
         """Lists refunds."""

@@ -1,6 +1,6 @@
-"""Subscriptions, as far as somebody who watches their invoices sees them."""
+"""Invoices, as far as somebody who watches them sees subscriptions: their lines and payments."""
 
-from .payments import found, make_customer, make_intent, succeed
+from .payments import Refused, found, make_customer, make_intent, succeed
 from .state import Object
 from .stripe import Stripe
 
@@ -8,38 +8,78 @@ _MONTH_SECONDS = 30 * 86400
 
 
 def invoice(stripe: Stripe, given: Object) -> Object:
-    """Makes the paid invoice of a subscription's month, with its payment.
+    """Makes the invoice of a subscription's month, and pays it.
 
     Args:
         stripe: the fake.
-        given: `lines` (each price, quantity, and where wanted amount, proration, metadata);
-            `metadata` and `customer_metadata` (of the subscription and of the customer);
-            `customer` and `subscription` to go on with those of an earlier invoice;
-            `billing_reason`, `out_of_band`, `status`, `currency`, `livemode`.
+        given: `lines` (each price, quantity, and where wanted amount, discount, proration,
+            metadata, and item: it is billed once); `metadata` and `customer_metadata` (of the
+            subscription and of the customer); `customer` and `subscription` to go on with those of
+            an earlier invoice; `balance`, what the customer's credit balance pays of it;
+            `payments`, what pays the rest (each amount, and off_stripe for money that came another
+            way; by default one payment of all); `out_of_band`, all of it came another way;
+            `billing_reason`, `status`, `currency`, `livemode`.
 
     Returns:
         The invoice.
     """
+    made = _make(stripe, given)
+    if made["status"] != "paid":
+        stripe.tell(("invoice.payment_failed", made))
+        return made
+    whole = {"amount": made["amount_due"], "off_stripe": bool(given.get("out_of_band"))}
+    payments = given.get("payments") or [whole]
+    if sum(each["amount"] for each in payments) != made["amount_due"]:
+        raise Refused(f"The payments must add up to the amount due, {made['amount_due']}.")
+    changes: list[tuple[str, Object]] = []
+    for each in payments:
+        if each["amount"]:
+            off_stripe = bool(each.get("off_stripe"))
+            changes += _pay(stripe, made, each["amount"], off_stripe=off_stripe)
+    stripe.tell(*changes, ("invoice.paid", made), ("invoice.payment_succeeded", made))
+    return made
+
+
+def invoice_of_session(stripe: Stripe, session: Object) -> None:
+    """Makes the invoice of a paid session that was to have one; its payment is the session's."""
+    if not session["invoice_creation"]["enabled"] or session["payment_status"] != "paid":
+        return
+    lines = [
+        {"price": line["price"]["id"], "quantity": line["quantity"]} for line in session["_lines"]
+    ]
+    given = {
+        "lines": lines, "billing_reason": "manual", "customer": session["customer"],
+        "currency": session["currency"], "livemode": session["livemode"],
+        "invoice_metadata": dict(session["metadata"]),
+    }  # fmt: skip
+    made = _make(stripe, given)
+    session["invoice"] = made["id"]
+    intent = found(stripe, "payment_intent", session["payment_intent"])
+    payment = _paid_by(stripe, made, made["amount_due"], intent)
+    stripe.tell(("invoice_payment.paid", payment), ("invoice.paid", made))
+
+
+def _make(stripe: Stripe, given: Object) -> Object:
     state = stripe.state
     live = given.get("livemode")
     customer = given.get("customer")
     if customer is None:
         of_customer = {"metadata": given.get("customer_metadata") or {}, "livemode": live}
         customer = make_customer(stripe, of_customer)["id"]
-    subscription = given.get("subscription") or state.new_id("subscription")
+    manual = given.get("billing_reason") == "manual"
+    subscription = None if manual else given.get("subscription") or state.new_id("subscription")
     id_ = given.get("id") or state.new_id("invoice")
     lines = [_line(stripe, each, id_, subscription) for each in given["lines"]]
-    total = sum(line["amount"] for line in lines)
+    subtotal = sum(line["amount"] for line in lines)
+    total = subtotal - sum(line["discount_amounts"][0]["amount"] for line in lines)
+    balance = int(given.get("balance", 0))
+    due = max(0, total - balance)
     currency = given.get("currency") or (lines[0]["currency"] if lines else "eur")
-    out_of_band, status = bool(given.get("out_of_band")), given.get("status", "paid")
-    paid = total if status == "paid" else 0
-    manual = given.get("billing_reason") == "manual"
-    made = state.add(
+    return state.add(
         "invoice",
         {
-            "id": id_, "amount_due": total, "amount_overpaid": 0, "amount_paid": paid,
-            "amount_paid_off_stripe": paid if out_of_band else 0, "amount_remaining": total - paid,
-            "attempt_count": 1, "attempted": True, "auto_advance": False,
+            "id": id_, "amount_due": due, "amount_overpaid": 0, "amount_paid": 0,
+            "amount_remaining": due, "attempt_count": 1, "attempted": True, "auto_advance": False,
             "billing_reason": given.get("billing_reason", "subscription_cycle"),
             "collection_method": "charge_automatically", "currency": currency,
             "customer": customer, "customer_email": "ada@example.com", "description": None,
@@ -52,69 +92,94 @@ def invoice(stripe: Stripe, given: Object) -> Object:
                 },
             },
             "period_end": state.now(), "period_start": state.now() - _MONTH_SECONDS,
-            "starting_balance": 0, "status": status, "subtotal": total, "total": total,
+            "starting_balance": -balance, "status": given.get("status", "paid"),
+            "subtotal": subtotal, "total": total,
             "status_transitions": {"finalized_at": state.now(), "paid_at": state.now()},
-            "_lines": lines, "_out_of_band": out_of_band, "_payment_intent": None, "_charge": None,
+            "_lines": lines, "_off_stripe": 0, "_payment_intent": None, "_charge": None,
         },
     )  # fmt: skip
-    changes: list[tuple[str, Object]] = []
-    if paid > 0 and not out_of_band:
-        changes = _paid(stripe, made)
-    if status == "paid":
-        changes += [("invoice.paid", made), ("invoice.payment_succeeded", made)]
-    else:
-        changes.append(("invoice.payment_failed", made))
-    stripe.tell(*changes)
-    return made
 
 
-def _paid(stripe: Stripe, made: Object) -> list[tuple[str, Object]]:
+def _pay(
+    stripe: Stripe, made: Object, amount: int, *, off_stripe: bool
+) -> list[tuple[str, Object]]:
+    if off_stripe:
+        made["_off_stripe"] += amount
+        return [("invoice_payment.paid", _paid_by(stripe, made, amount, None))]
     intent = make_intent(
         stripe,
         {
-            "amount": made["amount_paid"], "currency": made["currency"],
-            "customer": made["customer"], "livemode": made["livemode"], "_invoice": made["id"],
+            "amount": amount, "currency": made["currency"], "customer": made["customer"],
+            "livemode": made["livemode"], "_invoice": made["id"],
         },
     )  # fmt: skip
     charge = succeed(stripe, intent)
-    made |= {"_payment_intent": intent["id"], "_charge": charge["id"]}
-    payment = stripe.state.add(
-        "invoice_payment",
-        {
-            "amount_paid": made["amount_paid"], "amount_requested": made["amount_due"],
-            "currency": made["currency"], "invoice": made["id"], "is_default": True,
-            "livemode": made["livemode"],
-            "payment": {"payment_intent": intent["id"], "type": "payment_intent"},
-            "status": "paid",
-            "status_transitions": {"canceled_at": None, "paid_at": stripe.state.now()},
-        },
-    )  # fmt: skip
     return [
         ("charge.succeeded", charge),
         ("payment_intent.succeeded", intent),
-        ("invoice_payment.paid", payment),
+        ("invoice_payment.paid", _paid_by(stripe, made, amount, intent)),
     ]
 
 
-def _line(stripe: Stripe, given: Object, invoice_id: str, subscription: str) -> Object:
+def _paid_by(stripe: Stripe, made: Object, amount: int, intent: Object | None) -> Object:
+    """Records a payment of an invoice: by a payment intent, or (None) one that came another way."""
+    first = made["amount_paid"] == 0
+    made["amount_paid"] += amount
+    made["amount_remaining"] -= amount
+    if intent is None:
+        payment = {
+            "payment_record": stripe.state.new_id("payment_record"),
+            "type": "payment_record",
+        }
+    else:
+        payment = {"payment_intent": intent["id"], "type": "payment_intent"}
+        # Versions that know of one payment only show the first.
+        made["_payment_intent"] = made["_payment_intent"] or intent["id"]
+        made["_charge"] = made["_charge"] or intent["latest_charge"]
+    return stripe.state.add(
+        "invoice_payment",
+        {
+            "amount_paid": amount, "amount_requested": amount, "currency": made["currency"],
+            "invoice": made["id"], "is_default": first, "livemode": made["livemode"],
+            "payment": payment, "status": "paid",
+            "status_transitions": {"canceled_at": None, "paid_at": stripe.state.now()},
+        },
+    )  # fmt: skip
+
+
+def _line(stripe: Stripe, given: Object, invoice_id: str, subscription: str | None) -> Object:
     price = found(stripe, "price", given["price"], param="lines[price]")
     quantity = int(given.get("quantity", 1))
-    proration = bool(given.get("proration"))
-    item = {
-        "invoice_item": stripe.state.new_id("item") if proration else None, "proration": proration,
-        "proration_details": None, "subscription": subscription,
-        "subscription_item": stripe.state.new_id("subscription_item"),
-    }  # fmt: skip
     amount = given.get("amount", price["unit_amount"] * quantity)
+    discount = {"amount": int(given.get("discount", 0)), "discount": "di_fake"}
     return {
         "id": stripe.state.new_id("line_item"), "object": "line_item", "amount": amount,
-        "currency": price["currency"], "description": price["nickname"], "discountable": True,
-        "discounts": [], "invoice": invoice_id, "livemode": stripe.state.live,
+        "currency": price["currency"], "description": price["nickname"],
+        "discount_amounts": [discount], "discountable": True, "discounts": [],
+        "invoice": invoice_id, "livemode": stripe.state.live,
         "metadata": given.get("metadata") or {},
-        "parent": {"invoice_item_details": None, "subscription_item_details": item,
-                   "type": "subscription_item_details"},
+        "parent": _line_parent(stripe, given, subscription),
         "period": {"end": stripe.state.now() + _MONTH_SECONDS, "start": stripe.state.now()},
         "pricing": {"price_details": {"price": price["id"], "product": price["product"]},
                     "type": "price_details", "unit_amount_decimal": price["unit_amount_decimal"]},
         "quantity": quantity, "subscription": subscription, "subtotal": amount, "taxes": [],
+    }  # fmt: skip
+
+
+def _line_parent(stripe: Stripe, given: Object, subscription: str | None) -> Object:
+    proration = bool(given.get("proration"))
+    billed_once = bool(given.get("item")) or subscription is None
+    details: Object = {
+        "invoice_item": stripe.state.new_id("item") if proration or billed_once else None,
+        "proration": proration, "proration_details": None, "subscription": subscription,
+    }  # fmt: skip
+    if billed_once:
+        return {
+            "invoice_item_details": details, "subscription_item_details": None,
+            "type": "invoice_item_details",
+        }  # fmt: skip
+    details["subscription_item"] = stripe.state.new_id("subscription_item")
+    return {
+        "invoice_item_details": None, "subscription_item_details": details,
+        "type": "subscription_item_details",
     }  # fmt: skip

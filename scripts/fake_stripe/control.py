@@ -51,12 +51,10 @@ class Control:
         self._api = api
         self._actions: dict[str, Callable[[Object], Any]] = {
             "session": lambda body: payments.make_session(stripe, {"mode": "payment", **body}),
-            "pay_session": lambda body: payments.pay_session(
-                stripe, self._object("checkout.session", body), when=body.get("when", "now")
+            "pay_session": lambda body: self._pay(
+                self._object("checkout.session", body), body.get("when", "now")
             ),
-            "settle_session": lambda body: payments.settle_session(
-                stripe, self._object("checkout.session", body), succeeds=body["succeeds"]
-            ),
+            "settle_session": self._settle_session,
             "expire_session": lambda body: payments.expire_session(
                 stripe, self._object("checkout.session", body)
             ),
@@ -121,7 +119,7 @@ class Control:
         if session is None:
             return HTMLResponse("<h1>No such session</h1>", 404)
         if request.method == "POST" and session["status"] == "open":
-            payments.pay_session(self._stripe, session)
+            self._pay(session)
             back = (session["success_url"] or "").replace("{CHECKOUT_SESSION_ID}", session["id"])
             return Response(status_code=303, headers={"Location": back or "/"})
         total = f"{session['amount_total']} {session['currency']}"
@@ -155,11 +153,23 @@ class Control:
             raise Refused(f"No such object: '{id_}'", status=404, code="resource_missing")
         return object_
 
+    def _pay(self, session: Object, when: str = "now") -> Object:
+        """The customer completes a session, and gets the invoice that it may have asked for."""
+        payments.pay_session(self._stripe, session, when=when)
+        billing.invoice_of_session(self._stripe, session)
+        return session
+
+    def _settle_session(self, body: Object) -> Object:
+        session = self._object("checkout.session", body)
+        payments.settle_session(self._stripe, session, succeeds=body["succeeds"])
+        billing.invoice_of_session(self._stripe, session)
+        return session
+
     def _purchase(self, body: Object) -> Object:
         """A session that is made and paid in one go; both answers in short."""
         when = body.pop("when", "now")
         session = payments.make_session(self._stripe, {"mode": "payment", **body})
-        payments.pay_session(self._stripe, session, when=when)
+        self._pay(session, when)
         return {"session": session["id"], "payment_intent": session["payment_intent"]}
 
     def _edit(self, body: Object) -> Object:

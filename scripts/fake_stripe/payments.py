@@ -75,7 +75,7 @@ def make_session(stripe: Stripe, given: Object) -> Object:
         "customer_email": given.get("customer_email"),
         "expires_at": int(given.get("expires_at") or state.now() + 86400),
         "invoice": None,
-        "invoice_creation": given.get("invoice_creation") or {"enabled": False},
+        "invoice_creation": {"enabled": _enabled(given.get("invoice_creation"))},
         "livemode": given.get("livemode"),
         "metadata": given.get("metadata") or {},
         "mode": mode,
@@ -99,6 +99,11 @@ def make_session(stripe: Stripe, given: Object) -> Object:
         "_presentment": given.get("presentment"),
     }  # fmt: skip
     return state.add("checkout.session", session)
+
+
+def _enabled(feature: Object | None) -> bool:
+    """Reads a switch as JSON or a form writes it."""
+    return (feature or {}).get("enabled") in {True, "true"}
 
 
 def _line(stripe: Stripe, item: Object) -> Object:

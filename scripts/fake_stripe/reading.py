@@ -7,7 +7,7 @@ from typing import Any
 from .payments import Refused, found
 from .state import Object
 from .stripe import Stripe
-from .versions import list_of, refunds_of, shown
+from .versions import PAID_OFF_STRIPE, list_of, refunds_of, shown
 
 _PAGING = {"limit", "starting_after", "ending_before", "expand", "created"}
 _COMPARED: dict[str, Callable[[int, int], bool]] = {
@@ -161,6 +161,8 @@ class Call:
                     [shown(state, each, self.version) for each in payments],
                     f"/v1/invoice_payments?invoice={view['id']}",
                 )
+            case "invoice", "amount_paid_off_stripe" if self.version[:10] >= PAID_OFF_STRIPE:
+                view[head] = found(self.stripe, "invoice", view["id"])["_off_stripe"]
         value = view.get(head)
         if isinstance(value, str) and (object_ := state.find(value)):
             view[head] = shown(state, object_, self.version)

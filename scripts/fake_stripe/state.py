@@ -19,6 +19,7 @@ PREFIXES = {
     "dispute": "du",
     "invoice": "in",
     "invoice_payment": "inpay",
+    "payment_record": "pr",
     "subscription": "sub",
     "subscription_item": "si",
     "customer": "cus",

@@ -9,6 +9,7 @@ NEWEST = "2026-10-28.endive"
 
 _EMBEDDED_LISTS_GONE = "2022-11-15"  # charge.refunds, payment_intent.charges
 _REFUND_EVENTS = "2024-10-28"  # refund.created, .updated and .failed for every refund
+PAID_OFF_STRIPE = "2026-05-27"  # invoice.amount_paid_off_stripe, where it is asked for
 _BASIL = "2025-03-31"  # invoices and what they pay know each other by invoice_payments only
 _SESSIONS_WITH_STATUS = "2020-08-27"  # stands for the time before they told mode and payment_status
 
@@ -89,28 +90,31 @@ def _invoice(state: State, made: Object, view: Object, date: str) -> None:
     if date >= _BASIL:
         return
     of_subscription = (view.pop("parent") or {}).get("subscription_details") or {}
+    off_stripe = made["_off_stripe"]
     view |= {
+        "amount_paid": made["amount_paid"] - off_stripe,
+        "amount_remaining": made["amount_remaining"] + off_stripe,
         "subscription": of_subscription.get("subscription"),
         "subscription_details": {"metadata": of_subscription.get("metadata")},
         "payment_intent": made["_payment_intent"],
         "charge": made["_charge"],
         "paid": made["status"] == "paid",
-        "paid_out_of_band": made["_out_of_band"],
+        "paid_out_of_band": off_stripe > 0,
     }
-    view.pop("amount_paid_off_stripe")
 
 
 def _line(state: State, made: Object, view: Object, date: str) -> None:
     if date >= _BASIL:
         return
-    item = view.pop("parent")["subscription_item_details"]
+    parent = view.pop("parent")
+    item = parent["subscription_item_details"] or parent["invoice_item_details"]
     price = state.get("price", view.pop("pricing")["price_details"]["price"])
     view |= {
         "price": price and shown(state, price, date),
         "proration": item["proration"],
         "subscription": item["subscription"],
-        "subscription_item": item["subscription_item"],
-        "type": "invoiceitem" if item["proration"] else "subscription",
+        "subscription_item": item.get("subscription_item"),
+        "type": "invoiceitem" if item["invoice_item"] else "subscription",
     }
 
 

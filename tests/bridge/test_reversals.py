@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kit.stripe_bodies import thing
 
 from stripe_bridge.model import Needs, Nothing, Notice, Reversal, Unresolved
-from stripe_bridge.reversals import of_dispute, of_refund
+from stripe_bridge.reversals import basis_of_intent, basis_of_invoice, of_dispute, of_refund
 
 CHARGE = {"id": "ch_1", "object": "charge", "amount": 900, "currency": "eur"}
 INTENT = "pi_1"
@@ -25,7 +25,7 @@ INQUIRY = "2022-08-01/charge.dispute.created-inquiry"
 
 def judged(obj, charge=CHARGE, **options):
     of = of_refund if obj["object"] == "refund" else of_dispute
-    return of(obj, charge=charge, paid_by=INTENT, **options)
+    return of(obj, basis=basis_of_intent(INTENT, charge), **options)
 
 
 def reversal(obj, revision, reversed_minor, reason, notice=None):
@@ -98,6 +98,38 @@ def test_a_refund_takes_no_more_than_the_charge():
 def test_the_base_is_the_amount_of_the_charge_however_much_of_it_was_captured_or_refunded():
     charge = CHARGE | {"amount_captured": 600, "amount_refunded": 300}
     assert judged(thing(PENDING), charge) == judged(thing(PENDING))
+
+
+@pytest.mark.parametrize(
+    ("contributed", "refunded", "reversed_minor"),
+    [
+        (900, 900, 900),
+        (900, 450, 450),
+        (None, 450, 450),
+        (600, 900, 600),
+        (600, 450, 300),
+        (600, 1000, 600),
+        (12_000, 900, 10_000),
+        (0, 900, 0),
+    ],
+)
+def test_a_charge_that_paid_a_part_of_an_invoice_takes_no_more_than_that_part(
+    contributed, refunded, reversed_minor
+):
+    invoice = {"id": "in_1", "object": "invoice", "amount_paid": 10_000, "currency": "usd"}
+    basis = basis_of_invoice(invoice, contributed, CHARGE)
+    refund = thing(PENDING, amount=refunded)
+    assert of_refund(refund, basis=basis) == Reversal(
+        "in_1", refund["id"], 1, reversed_minor, 10_000, "usd", "refund"
+    )
+
+
+@pytest.mark.parametrize("paid", [0, None, -1, "900", True])
+def test_an_invoice_whose_payments_are_unknown_waits_for_a_person(paid):
+    invoice = {"id": "in_1", "object": "invoice", "amount_paid": paid, "currency": "usd"}
+    with pytest.raises(Unresolved) as raised:
+        basis_of_invoice(invoice, 900, CHARGE)
+    assert raised.value.reason == "amount_malformed"
 
 
 def test_a_refund_in_another_currency_waits_for_a_person_unless_it_failed():

@@ -170,3 +170,41 @@ async def test_a_dispute_without_its_transactions_is_read_and_refused_if_stripe_
     assert await balance(client, user) == 0
     await fake.do("edit", id=dispute["id"], fields={"balance_transactions": None})
     assert await refuse(settler.money_back.dispute(cut)) == "object_incomplete"
+
+
+async def test_one_refund_that_cannot_be_settled_does_not_stop_the_others(
+    fake, settler, database, client
+):
+    user = await database.user()
+    paid = await fake.purchase(user)
+    refunds = [await fake.refund(paid, amount=90) for _ in range(3)]
+    await fake.do("edit", id=refunds[1]["id"], fields={"currency": "usd"})
+    charge = await fake.do("object", id=refunds[0]["charge"])
+    assert await refuse(settler.event("charge.refunded", charge)) == "currency_mismatch"
+    assert await balance(client, user) == 80
+    await fake.do("edit", id=refunds[1]["id"], fields={"currency": "eur"})
+    assert (await settler.event("charge.refunded", charge)).outcome == "committed"
+    assert await balance(client, user) == 70
+
+
+async def test_what_stripe_shows_now_decides_and_not_the_charge_that_an_old_event_brings(
+    fake, settler, database, client
+):
+    user = await database.user()
+    refund = await fake.refund(await fake.purchase(user), amount=450)
+    charge = await fake.do("object", id=refund["charge"])
+    then = {**charge, "currency": "usd", "amount": 9000}
+    refund_then = {**refund, "currency": "usd", "amount": 4500}
+    refunds = {"object": "list", "data": [refund_then], "has_more": False}
+    for kind, old in (
+        ("refund.created", {**refund, "charge": then}),
+        ("refund.updated", {**refund_then, "charge": then}),
+        ("charge.refunded", {**then, "refunds": refunds}),
+    ):
+        settled = await settler.event(kind, old)
+        assert settled.reason == "reversal"
+        assert await balance(client, user) == 50
+    dispute = await fake.dispute(refund["charge"], amount=450)
+    settled = await settler.event("charge.dispute.created", {**dispute, "charge": then})
+    assert settled.reason == "reversal"
+    assert await balance(client, user) == 0
