@@ -32,6 +32,8 @@ class Notice(StrEnum):
     """Why a person should look at a reversal although it is posted."""
 
     OTHER_CURRENCY = "reversal_in_other_currency"
+    PARTLY_RETURNED = "dispute_partly_returned"
+    LOST_AND_RETURNED = "dispute_lost_and_returned"
 
 
 def ref(stripe_id: str) -> str:

@@ -22,6 +22,9 @@ _INQUIRIES = {
     "warning_closed",
     "prevented",
 }
+# A difference of one part in so many is left by the exchange rates of different days.
+_NEGLIGIBLE_PART = 20
+
 _WORD = re.compile(r"[a-z_]{1,40}")
 
 
@@ -102,42 +105,56 @@ def of_refund(refund: Object, *, basis: Basis, failed: bool = False) -> Reversal
 def of_dispute(dispute: Object, *, basis: Basis) -> Reversal | Nothing:
     """Says what a dispute takes back (Stripe: "The Dispute object", `balance_transactions`).
 
-    Status and event name decide nothing: the transactions tell what was withdrawn and what came
-    back, also for a partial return, an appeal, or a status that is not known yet.
+    The balance transactions tell when money went and came: from the withdrawal on the disputed
+    share is taken, and once the money is back nothing is. They do not tell how much, because they
+    are in the account's currency at the rates of their days, and a fee may be among them. Only
+    where a real part of the money came back the share follows them, and a person should look. A
+    dispute that is won keeps nothing of what came back only in part.
 
     Args:
         dispute: in any API version.
         basis: what the purchase was paid with, and by the charge that is disputed.
 
     Returns:
-        The reversal, whose revision is the number of balance transactions; a dispute in another
-        currency takes the whole charge, with `Notice.OTHER_CURRENCY`. Nothing while no money was
-        withdrawn: `inquiry`, or `not_withdrawn`.
+        The reversal, whose revision is the number of balance transactions, and one more where the
+        result made up for a return in part; a dispute in another currency takes the whole charge,
+        with `Notice.OTHER_CURRENCY`. Nothing while no money was withdrawn: `inquiry`, or
+        `not_withdrawn`.
 
     Raises:
         Needs: dispute, when the object lacks its balance transactions.
         Unresolved: id_malformed, amount_malformed, currency_malformed; currency_mismatch, when the
-            transactions stand in several currencies.
+            transactions are in several currencies.
     """
     dispute_id = id_of(dispute)
     listed = dispute.get("balance_transactions")
     if listed is None:
         raise Needs(Needed.DISPUTE, dispute_id)
     moves = _moves(listed, dispute_id)
-    first = next((-amount for amount in moves if amount < 0), 0)
-    if not first:
-        inquiry = str(dispute.get("status")) in _INQUIRIES
-        return Nothing("inquiry" if inquiry else "not_withdrawn")
-    net = min(max(-sum(moves), 0), first)
+    withdrawn = max((-amount for amount in moves if amount < 0), default=0)
+    status = dispute.get("status")
+    if not withdrawn:
+        return Nothing("inquiry" if str(status) in _INQUIRIES else "not_withdrawn")
+    away = _away(moves, withdrawn)
+    in_part = 0 < away < withdrawn
+    won_in_part = in_part and status == "won"
+    amount = minor(dispute, "amount")
     foreign = currency(dispute) != basis.charge_currency
-    disputed = basis.charge_minor if foreign else minor(dispute, "amount")
+    disputed = basis.charge_minor if foreign else amount
+    notice = None
+    if foreign:
+        notice = Notice.OTHER_CURRENCY
+    elif in_part:
+        notice = Notice.PARTLY_RETURNED
+    elif status == "lost" and not away:
+        notice = Notice.LOST_AND_RETURNED
     return _reversal(
         basis,
         dispute_id,
-        len(moves),
-        basis.share(disputed * net // first),
-        reason=", ".join(_words(dispute, net, first, foreign=foreign)),
-        notice=Notice.OTHER_CURRENCY if foreign else None,
+        len(moves) + won_in_part,
+        0 if won_in_part else basis.share(disputed * away // withdrawn),
+        reason=", ".join(_words(dispute, away, withdrawn, foreign=foreign)),
+        notice=notice,
     )
 
 
@@ -193,11 +210,27 @@ def _moves(listed: object, dispute_id: str) -> list[int]:
     return moves
 
 
-def _words(dispute: Object, net: int, first: int, *, foreign: bool) -> Iterable[str]:
+def _away(moves: list[int], withdrawn: int) -> int:
+    """Follows the moves, the oldest first, to what is away of the largest withdrawal.
+
+    A smaller withdrawal beside it is a fee, and adds nothing. What rates and rounding leave over
+    counts neither as money that is away nor as money that came back.
+    """
+    away = 0
+    for amount in moves:
+        away = min(max(away - amount, 0), withdrawn)
+    if away * _NEGLIGIBLE_PART <= withdrawn:
+        return 0
+    if (withdrawn - away) * _NEGLIGIBLE_PART <= withdrawn:
+        return withdrawn
+    return away
+
+
+def _words(dispute: Object, away: int, withdrawn: int, *, foreign: bool) -> Iterable[str]:
     why = dispute.get("reason")
     known = isinstance(why, str) and _WORD.fullmatch(why)
     yield f"dispute {why}" if known else "dispute"
-    if net < first:
-        yield "partly returned" if net else "returned"
+    if away < withdrawn:
+        yield "partly returned" if away else "returned"
     if foreign:
         yield "in another currency than the charge"

@@ -92,8 +92,22 @@ def dispute(
     amount: int | None = None,
     reason: str = "fraudulent",
     withdraw: bool = True,
+    settled: int | None = None,
+    settled_in: str | None = None,
+    fee_apart: bool = False,
 ) -> Object:
-    """Opens a dispute; without `withdraw` it is an inquiry that has taken no money yet."""
+    """Opens a dispute; without `withdraw` it is an inquiry that has taken no money yet.
+
+    Args:
+        stripe: the fake.
+        charge: what is disputed.
+        amount: how much of it; None: all.
+        reason: as the bank tells it.
+        withdraw: the money is taken at once.
+        settled: what it comes to in the account's currency that day; None: the same amount.
+        settled_in: the account's currency; None: the charge's.
+        fee_apart: the fee is a transaction of its own.
+    """
     status = "needs_response" if withdraw else "warning_needs_response"
     made = stripe.state.add(
         "dispute",
@@ -108,12 +122,13 @@ def dispute(
             "payment_intent": charge["payment_intent"],
             "payment_method_details": {"card": {"brand": "visa"}, "type": "card"},
             "reason": reason, "status": status,
+            "_settled_in": settled_in or charge["currency"],
         },
     )  # fmt: skip
     charge["disputed"] = True
     changes = [("charge.dispute.created", made)]
     if withdraw:
-        _move(stripe, made, -made["amount"])
+        _withdraw(stripe, made, made["amount"] if settled is None else settled, fee_apart)
         changes.append(("charge.dispute.funds_withdrawn", made))
     stripe.tell(*changes)
     return made
@@ -121,7 +136,7 @@ def dispute(
 
 def withdraw(stripe: Stripe, made: Object, *, amount: int | None = None) -> Object:
     """An inquiry becomes a dispute, or an appeal of the bank takes the money again."""
-    _move(stripe, made, -(made["amount"] if amount is None else amount))
+    _withdraw(stripe, made, made["amount"] if amount is None else amount, fee_apart=False)
     made |= {"status": "needs_response", "is_charge_refundable": False}
     stripe.tell(("charge.dispute.updated", made), ("charge.dispute.funds_withdrawn", made))
     return made
@@ -134,19 +149,19 @@ def reinstate(stripe: Stripe, made: Object, *, amount: int | None = None) -> Obj
     return made
 
 
-def win(stripe: Stripe, made: Object) -> Object:
-    """The dispute is won: what was taken comes back."""
+def win(stripe: Stripe, made: Object, *, settled: int | None = None) -> Object:
+    """The dispute is won: what was taken comes back, `settled` in the account's currency."""
     made["status"] = "won"
     changes = [("charge.dispute.closed", made)]
-    if _away(made):
-        _move(stripe, made, _away(made))
+    if back := _away(made) if settled is None else settled:
+        _move(stripe, made, back)
         changes.append(("charge.dispute.funds_reinstated", made))
     stripe.tell(*changes)
     return made
 
 
 def lose(stripe: Stripe, made: Object, *, returned: int = 0) -> Object:
-    """The dispute is lost; a part that had been refunded before can still come back."""
+    """The dispute is lost; a part (in the account's currency) can still come back."""
     made["status"] = "lost"
     changes = [("charge.dispute.closed", made)]
     if returned:
@@ -169,12 +184,17 @@ def _away(made: Object) -> int:
     return -sum(amounts)
 
 
-def _move(stripe: Stripe, made: Object, amount: int) -> None:
-    fee = _DISPUTE_FEE if amount < 0 else 0
+def _withdraw(stripe: Stripe, made: Object, amount: int, fee_apart: bool) -> None:
+    _move(stripe, made, -amount, fee=0 if fee_apart else _DISPUTE_FEE)
+    if fee_apart:
+        _move(stripe, made, -_DISPUTE_FEE)
+
+
+def _move(stripe: Stripe, made: Object, amount: int, *, fee: int = 0) -> None:
     transaction = {
         "id": stripe.state.new_id("balance_transaction"), "object": "balance_transaction",
         "amount": amount, "available_on": stripe.state.now(), "created": stripe.state.now(),
-        "currency": made["currency"], "description": f"Chargeback for {made['charge']}",
+        "currency": made["_settled_in"], "description": f"Chargeback for {made['charge']}",
         "exchange_rate": None, "fee": fee, "fee_details": [], "net": amount - fee,
         "reporting_category": "dispute" if amount < 0 else "dispute_reversal",
         "source": made["id"], "status": "available", "type": "adjustment",

@@ -65,7 +65,8 @@ def moves(*amounts, currency="usd"):
 )
 def test_every_api_version_tells_what_went_back(name, revision, reversed_minor, reason):
     obj = thing(name)
-    notice = Notice.OTHER_CURRENCY if name == FOREIGN else None
+    notices = {FOREIGN: Notice.OTHER_CURRENCY, PARTLY: Notice.PARTLY_RETURNED}
+    notice = notices.get(name)
     assert judged(obj) == reversal(obj, revision, reversed_minor, reason, notice)
 
 
@@ -193,6 +194,52 @@ def test_a_dispute_takes_its_amount_times_the_share_that_stays_withdrawn(
     assert (told.revision, told.reversed_minor) == (len(amounts), reversed_minor)
 
 
+RESULTS = [
+    # A rate of another day, or a fee beside the withdrawal, changes no credits.
+    ((-1850, 1840), "won", 0, None),
+    ((-1850, 1930), "won", 0, None),
+    ((-1850,), "lost", 2000, None),
+    ((-1850, 12), "lost", 2000, None),
+    ((-2000, -1500), "needs_response", 2000, None),
+    ((-2000, -1500, 2000), "won", 0, None),
+    ((-1500, -2000, 2000), "won", 0, None),
+    ((-2000, -1500), "lost", 2000, None),
+    # Money tells when: a result without its money changes nothing yet.
+    ((-1850,), "won", 2000, None),
+    ((-1850, 12), "won", 2000, None),
+    ((-1850, 1840), "under_review", 0, None),
+    ((-1850, 1840, -1835), "lost", 2000, None),
+    # What came back in part, or against the result, a person should see.
+    ((-2000, 900), "lost", 1100, Notice.PARTLY_RETURNED),
+    ((-2000, -1500, 1000), "lost", 1000, Notice.PARTLY_RETURNED),
+    ((-2000, 900), "under_review", 1100, Notice.PARTLY_RETURNED),
+    ((-2000, 900), "won", 0, Notice.PARTLY_RETURNED),
+    ((-2000, 2000), "lost", 0, Notice.LOST_AND_RETURNED),
+]
+
+
+@pytest.mark.parametrize(("amounts", "status", "reversed_minor", "notice"), RESULTS, ids=str)
+def test_a_dispute_takes_all_that_is_disputed_or_nothing_unless_money_came_back_in_part(
+    amounts, status, reversed_minor, notice
+):
+    charge = CHARGE | {"amount": 2000, "currency": "usd"}
+    listed = moves(*amounts, currency="eur")
+    dispute = thing(
+        WITHDRAWN, amount=2000, currency="usd", status=status, balance_transactions=listed
+    )
+    told = judged(dispute, charge)
+    assert (told.reversed_minor, told.notice) == (reversed_minor, notice)
+
+
+def test_winning_after_a_return_in_part_is_a_later_state_than_the_return():
+    listed = moves(-990, 440)
+    before = judged(thing(WITHDRAWN, balance_transactions=listed))
+    won = judged(thing(WITHDRAWN, status="won", balance_transactions=listed))
+    whole = judged(thing(WITHDRAWN, status="won", balance_transactions=moves(-990, 440, 550)))
+    assert (before.revision, before.reversed_minor) == (2, 500)
+    assert (won.revision, won.reversed_minor) == (whole.revision, whole.reversed_minor) == (3, 0)
+
+
 def test_a_dispute_in_another_currency_takes_the_share_of_the_whole_charge_and_says_so():
     part = thing(FOREIGN, balance_transactions=moves(-1010, 505))
     told = judged(part)
@@ -239,28 +286,52 @@ def test_transactions_that_are_none_wait_for_a_person(listed):
 AMOUNTS = st.integers(1, 10**12)
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(deadline=None, derandomize=True, max_examples=200)
 @given(
     first=AMOUNTS,
-    later=st.lists(st.integers(-(10**12), 10**12), max_size=4),
+    returned=st.lists(AMOUNTS, max_size=3),
     amounts=st.tuples(AMOUNTS, AMOUNTS),
-    currency=st.sampled_from(["eur", "jpy"]),
+    told_as=st.tuples(
+        st.sampled_from(["eur", "jpy"]), st.sampled_from(["needs_response", "lost", "won"])
+    ),
     order=st.randoms(use_true_random=False),
 )
 def test_a_dispute_takes_an_exact_share_within_what_was_paid_in_any_order_of_its_transactions(
-    first, later, amounts, currency, order
+    first, returned, amounts, told_as, order
 ):
-    disputed, paid = amounts
-    listed = moves(-first, *later)
+    (disputed, paid), (currency, status) = amounts, told_as
+    listed = moves(-first, *returned)
     order.shuffle(listed)
-    dispute = thing(WITHDRAWN, amount=disputed, currency=currency, balance_transactions=listed)
+    dispute = thing(
+        WITHDRAWN, amount=disputed, currency=currency, status=status, balance_transactions=listed
+    )
     told = judged(dispute, CHARGE | {"amount": paid})
-    share = min(max(Fraction(first - sum(later), first), 0), 1)
+    share = max(Fraction(first - sum(returned), first), Fraction(0))
+    if share >= Fraction(19, 20):
+        share = Fraction(1)
+    elif share <= Fraction(1, 20) or status == "won":
+        share = Fraction(0)
     whole = disputed if currency == "eur" else paid
     assert told.reversed_minor == min(int(whole * share), paid)
-    assert 0 <= told.reversed_minor <= told.paid_minor == paid
-    assert told.revision == 1 + len(later)
-    assert told.notice == (None if currency == "eur" else Notice.OTHER_CURRENCY)
+    assert told.revision in (1 + len(returned), 2 + len(returned))
+    assert (told.notice is Notice.OTHER_CURRENCY) == (currency != "eur")
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(
+    listed=st.lists(st.integers(-(10**12), 10**12), max_size=5),
+    status=st.sampled_from(["needs_response", "lost", "won", "later"]),
+    order=st.randoms(use_true_random=False),
+)
+def test_whatever_a_dispute_moves_stays_within_what_was_paid_and_depends_on_no_order(
+    listed, status, order
+):
+    listed = moves(*listed)
+    told = judged(thing(WITHDRAWN, status=status, balance_transactions=listed))
+    order.shuffle(listed)
+    assert judged(thing(WITHDRAWN, status=status, balance_transactions=listed)) == told
+    if isinstance(told, Reversal):
+        assert 0 <= told.reversed_minor <= told.paid_minor == 900
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)
