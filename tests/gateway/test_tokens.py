@@ -142,6 +142,15 @@ async def test_no_other_token_is_taken(name, issuer, users):
     assert await asks(users, forged) is None
 
 
+async def test_an_algorithm_that_is_not_configured_is_not_taken_though_its_key_is_there(
+    issuer, users
+):
+    key = Key("ES384")
+    issuer.keys.append(key.jwk)
+    assert await asks(users, issuer.token(USER)) == USER
+    assert await asks(users, key.signs(issuer.claims(USER))) is None
+
+
 @pytest.mark.parametrize("where", ["jku", "x5u", "jwk"])
 async def test_a_token_that_brings_its_own_key_is_not_believed(where, issuer, users):
     key = Key(key_id=issuer.key.id)
@@ -242,11 +251,12 @@ async def test_the_old_keys_serve_for_a_while_when_the_issuer_is_away(issuer, us
 @pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")
 async def test_keys_that_may_not_verify_are_left_out(issuer, users):
     short, twice, encrypting = Key("RS256", bits=1024), Key(), Key()
+    second = Key(key_id=twice.id)
     secret = {"kty": "oct", "kid": "secret", "alg": "HS256", "k": "c2VjcmV0"}
     issuer.keys += [
         short.jwk,
         twice.jwk,
-        {**Key().jwk, "kid": twice.id},
+        second.jwk,
         {**encrypting.jwk, "use": "enc"},
         secret,
         {"kty": "EC", "kid": "broken", "crv": "P-256", "x": "AA", "y": "AA"},
@@ -254,7 +264,7 @@ async def test_keys_that_may_not_verify_are_left_out(issuer, users):
         "no key",
     ]
     assert await asks(users, issuer.token(USER)) == USER
-    for key in (short, twice, encrypting):
+    for key in (short, twice, second, encrypting):
         assert (await asks_or_reason(users, key.signs(issuer.claims(USER)))) != USER
 
 

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 SHARED_SECRET = "a shared secret of at least thirty-two bytes"
+_CURVES = {"ES256": ec.SECP256R1, "ES384": ec.SECP384R1}
 API_KEY = "sb_publishable_of_the_tests"
 
 
@@ -27,8 +28,8 @@ class Key:
         self.algorithm = algorithm
         self.id = key_id or uuid4().hex
         self.private = (
-            ec.generate_private_key(ec.SECP256R1())
-            if algorithm == "ES256"
+            ec.generate_private_key(_CURVES[algorithm]())
+            if algorithm in _CURVES
             else rsa.generate_private_key(public_exponent=65537, key_size=bits)
         )
 
