@@ -171,8 +171,8 @@ ROWS: Mapping[tuple[Source, str], Row] = {
     ("gateway", "MISCONFIGURED"): _OURS_AT_THE_BRIDGE,
 }
 
-# A refusal that a newer service has and this gateway does not know: its own sentence is shown.
-_UNKNOWN_REFUSAL = Row(409, "REFUSED")
+# A refusal that only a newer service knows, or one of a proxy's, whose words are not for users.
+_UNKNOWN_REFUSAL = Row(409, "REFUSED", "The credit service refuses this.")
 
 
 class Problem(Exception):

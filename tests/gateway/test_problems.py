@@ -95,14 +95,14 @@ def test_a_limit_tells_when_to_ask_again():
     assert (body["window"], body["limit"], body["spent"]) == ("hour", 100, 90)
 
 
-def test_a_refusal_of_a_newer_service_is_shown_with_its_own_sentence():
-    class Unheard(errors.Refusal):
-        reason = "UNHEARD_OF"
-        text = "Something new."
-
-    response, body = told(Unheard())
+def test_a_refusal_that_is_not_known_is_a_refusal_without_its_words():
+    response, body = told(errors.UnknownRefusal("UNHEARD_OF", "words of a proxy", {"figure": "1"}))
     assert (response.status_code, body["reason"]) == (409, "REFUSED")
-    assert body["detail"] == "Something new."
+    assert "proxy" not in body["detail"]
+    assert "figure" not in body
+    # A proxy that refuses the gateway has no reason but a status code.
+    response, _ = told(errors.UnknownRefusal("UNAUTHENTICATED", "words of a proxy", {}))
+    assert response.status_code == 503
 
 
 @pytest.mark.parametrize("key", ROWS, ids=" ".join)
