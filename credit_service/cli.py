@@ -26,7 +26,7 @@ from credit_service.database.embedded import (
     default_data_directory,
     embedded_postgres,
 )
-from credit_service.database.postgres import UNREACHABLE, Address
+from credit_service.database.postgres import Absence, Address, absence
 from credit_service.ledger import verify as book
 from credit_service.ledger.transactions import WriterSettings
 from credit_service.rpc import access
@@ -238,13 +238,16 @@ async def _migrate(owner_url: str, service_url: str) -> None:
         if owner_url != service_url:
             setting = "CREDIT_MIGRATE_URL"
         await migrations.migrate(owner_url, service_role, print)
-    except UNREACHABLE as error:
-        refusal = _Refused if isinstance(error, server.WRONG_ADDRESS) else _DatabaseAway
-        raise refusal(
-            f"the database cannot be reached by {setting}: {type(error).__name__}: {error}"
-        ) from error
-    except asyncpg.PostgresError as error:
-        raise _Refused(f"the database refuses the role of {setting}: {error}") from error
+    except Exception as error:
+        why = absence(error)
+        if why is not None:
+            refusal = _Refused if why is Absence.REFUSED else _DatabaseAway
+            raise refusal(
+                f"the database cannot be reached by {setting}: {type(error).__name__}: {error}"
+            ) from error
+        if isinstance(error, asyncpg.PostgresError):
+            raise _Refused(f"the database refuses the role of {setting}: {error}") from error
+        raise
 
 
 async def _verify(service_url: str, user_id: UUID | None) -> tuple[int, int]:
@@ -253,19 +256,22 @@ async def _verify(service_url: str, user_id: UUID | None) -> tuple[int, int]:
             print(f"\r{accounts} accounts", end="", file=sys.stderr, flush=True)
 
     try:
-        connection = await Address(service_url).connect()
+        # A standby's book can be verified too.
+        connection = await Address(service_url).connect(writable=False)
         try:
             return await book.verify(connection, user_id, print, progress)
         finally:
             await connection.close()
-    except UNREACHABLE as error:
-        raise _Refused(
-            f"the database cannot be reached: {type(error).__name__}: {error}"
-        ) from error
-    except asyncpg.PostgresError as error:
-        raise _Refused(
-            f"the database cannot be verified: {error}; run `credit-service migrate` first"
-        ) from error
+    except Exception as error:
+        if absence(error) is not None:
+            raise _Refused(
+                f"the database cannot be reached: {type(error).__name__}: {error}"
+            ) from error
+        if isinstance(error, asyncpg.PostgresError):
+            raise _Refused(
+                f"the database cannot be verified: {error}; run `credit-service migrate` first"
+            ) from error
+        raise
 
 
 async def _migrate_patiently(owner_url: str, service_url: str) -> None:

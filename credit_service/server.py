@@ -15,10 +15,11 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health_aio
 
 from credit_service.database import migrations
-from credit_service.database.postgres import UNREACHABLE, missing_protection
+from credit_service.database.postgres import Absence, absence, missing_protection
 from credit_service.ledger import sweeper
 from credit_service.ledger.lanes import Lanes
 from credit_service.ledger.ledger import Ledger
+from credit_service.ledger.read_pool import ReadPool
 from credit_service.ledger.reads import Reads
 from credit_service.ledger.watch import Watchers
 from credit_service.rpc import access, grpc_server
@@ -43,13 +44,6 @@ _PROBE_SECONDS = 1.0
 _COLLECTOR_THRESHOLD = 10_000
 
 _CONNECT_BACKOFF_SECONDS_MAX = 5.0
-
-# What no waiting mends: a password, a role, a database, an address that cannot be read.
-WRONG_ADDRESS = (
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,15 +98,13 @@ async def serve(
         if not await _database_ready(settings, stop):
             return
         writers = settings.writers
-        pool = writers.address.pool(settings.pool_size)
-        await pool
-        stack.push_async_callback(_close_pool, pool)
-        report_pool = writers.address.pool(1)
-        await report_pool
-        stack.push_async_callback(_close_pool, report_pool)
+        pools = ReadPool(writers.address, settings.pool_size), ReadPool(writers.address, 1)
+        for pool in pools:
+            await pool.open()
+            stack.push_async_callback(pool.close)
         lanes = Lanes(writers)
         stack.push_async_callback(lanes.close)
-        ledger = Ledger(lanes, Reads(pool, report_pool), writers.terms)
+        ledger = Ledger(lanes, Reads(*pools), writers.terms)
         watchers = Watchers(ledger.reads)
         health = health_aio.HealthServicer()
         interceptor = Interceptor(settings.authenticator, settings.calls_in_flight)
@@ -168,16 +160,19 @@ async def _database_ready(settings: Settings, stop: asyncio.Event) -> bool:
                 await _check_database(connection, settings)
             finally:
                 await connection.close()
-        except WRONG_ADDRESS as error:
-            raise StartRefusedError(
-                f"the database refuses the service: {error}; mend CREDIT_DATABASE_URL"
-            ) from error
         except asyncpg.InsufficientPrivilegeError as error:
             raise StartRefusedError(
                 f"the service's database role lacks rights: {error}; run `credit-service migrate`,"
                 " with CREDIT_MIGRATE_URL as the owner of the tables"
             ) from error
-        except UNREACHABLE as error:
+        except Exception as error:
+            why = absence(error)
+            if why is None:
+                raise
+            if why is Absence.REFUSED:
+                raise StartRefusedError(
+                    f"the database refuses the service: {error}; mend CREDIT_DATABASE_URL"
+                ) from error
             _log.warning(
                 "database not reachable, trying again",
                 problem=f"{type(error).__name__}: {error}",
@@ -234,14 +229,16 @@ async def _probe(
         await asyncio.sleep(_PROBE_SECONDS)
         authenticator.reload()
         try:
-            answers = await ledger.reads.answers()
+            answers = await ledger.reads.check()
         except Exception:
             # Whatever it is, it must not end the probe.
             _log.exception("probe failed")
             answers = False
         if answers != serving:
             serving = answers
-            _log.warning("database answers again" if answers else "database does not answer")
+            _log.warning(
+                "a writable database answers again" if answers else "no writable database answers"
+            )
             await _tell(health, serving=answers)
 
 
@@ -255,7 +252,3 @@ async def _tell(health: health_aio.HealthServicer, *, serving: bool) -> None:
 async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait({task})
-
-
-async def _close_pool(pool: Any) -> None:
-    pool.terminate()

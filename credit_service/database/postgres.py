@@ -1,19 +1,23 @@
-"""How the service connects to PostgreSQL: time limits, the pool of the reads, what protects it.
+"""How the service connects to PostgreSQL: time limits, which server is the right one, protection.
 
 The limits form a ladder, each shorter than the next: waiting for a lock, a statement, a command of
-the driver, the caller's deadline. The first two are settings of the service's database role, for a
-transaction pooler drops what a connection asks for at its start.
+the driver, the caller's deadline. The first two are settings of the service's database role,
+because a transaction pooler drops what a connection asks for at its start.
 """
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from enum import Enum
+from ssl import SSLCertVerificationError
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import asyncpg
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Coroutine, Mapping
 
 # Settings of the service's role, in milliseconds. `migrate` sets them, the start verifies them.
 ROLE_LIMITS_MS: Mapping[str, int] = {
@@ -35,29 +39,73 @@ COMMAND_TIMEOUT_SECONDS = 3
 CONNECT_TIMEOUT_SECONDS = 2
 ACQUIRE_TIMEOUT_SECONDS = 1
 
-UNREACHABLE: tuple[type[Exception], ...] = (
-    OSError,
-    TimeoutError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
-    asyncpg.ObjectNotInPrerequisiteStateError,  # the database takes no connections at the moment
-)
+
+class NotWritableError(ConnectionError):
+    """The server answers, but as a standby or read-only, so its book may be an old one."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is a standby or read-only")
 
 
-def unreachable(fault: Exception) -> bool:
-    """Tells whether the database is away, or the way to it, so that nothing is known of a call.
+class Absence(Enum):
+    """Why the database does not serve us, so that nothing is known of the call that asked."""
 
-    The driver's own refusal of a value is an InterfaceError too, and is none of these.
+    ELSEWHERE = "another server, or this one later: the connection is dropped"
+    BUSY = "this server, a little later: the connection stays"
+    REFUSED = "not before somebody changes the address or the server: the connection is dropped"
+
+
+# Each way in which PostgreSQL says so, by SQLSTATE or, where no state is listed, by its class.
+_ABSENCES: Mapping[str, Absence] = {
+    "08": Absence.ELSEWHERE,  # the connection is broken
+    "0A000": Absence.ELSEWHERE,  # "cannot set transaction read-write mode during recovery"
+    "25006": Absence.ELSEWHERE,  # read-only: a standby, or default_transaction_read_only
+    "25P03": Absence.ELSEWHERE,  # the transaction was idle for too long and so was the connection
+    "25P04": Absence.ELSEWHERE,  # transaction_timeout, likewise
+    "28": Absence.REFUSED,  # no such role, a wrong password, no rule for us in pg_hba.conf
+    "3D000": Absence.REFUSED,  # no such database
+    "53": Absence.BUSY,  # too many connections, no memory, no room on the disk
+    "55000": Absence.ELSEWHERE,  # the database takes no connections at the moment
+    "57": Absence.ELSEWHERE,  # starting up, shutting down, crashed, dropped
+    "57014": Absence.BUSY,  # a statement took longer than its time limit
+}
+
+
+# What the driver and the network raise when they cannot go on.
+_BROKEN = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+
+def absence(fault: BaseException) -> Absence | None:
+    """Classifies a fault.
+
+    Args:
+        fault: as the driver or the network raised it.
+
+    Returns:
+        Why the database does not serve us; None where it does, and refused only what was asked. The
+        driver's own refusal of a value is such a fault.
     """
-    return isinstance(fault, UNREACHABLE) and not (
-        isinstance(fault, ValueError) and not isinstance(fault, asyncpg.ClientConfigurationError)
-    )
+    if isinstance(fault, asyncpg.PostgresError):
+        # The same state as that of a standby, but a plan of this server's that DDL has outdated.
+        if isinstance(fault, asyncpg.InvalidCachedStatementError):
+            return None
+        state = fault.sqlstate or ""
+        return _ABSENCES.get(state) or _ABSENCES.get(state[:2])
+    if isinstance(fault, (asyncpg.ClientConfigurationError, SSLCertVerificationError)):
+        return Absence.REFUSED
+    if isinstance(fault, asyncpg.InterfaceError) and isinstance(fault, ValueError):
+        return None
+    return Absence.ELSEWHERE if isinstance(fault, _BROKEN) else None
+
+
+def unreachable(fault: BaseException) -> bool:
+    """Tells whether the database does not serve us, so that nothing is known of a call."""
+    return absence(fault) is not None
+
+
+def spoils_connection(fault: BaseException) -> bool:
+    """Tells whether the connection that raised this is to be dropped and made again."""
+    return absence(fault) in (Absence.ELSEWHERE, Absence.REFUSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +113,7 @@ class Address:
     """A database to connect to.
 
     Attributes:
-        url: as libpq takes it, for the service's role.
+        url: as libpq takes it, for the service's role; it may name several hosts.
         statement_cache_size: prepared statements kept per connection; 0 behind a transaction
             pooler that does not track them.
     """
@@ -73,30 +121,101 @@ class Address:
     url: str
     statement_cache_size: int = 100
 
-    async def connect(self) -> asyncpg.Connection:
+    async def connect(
+        self, *, writable: bool = True, command_seconds: float | None = COMMAND_TIMEOUT_SECONDS
+    ) -> asyncpg.Connection:
         """Opens a connection of its own, for a lane or the command line.
 
+        Of several hosts all are asked at once, because one that is silent would use up the time.
+
+        Args:
+            writable: whether to refuse a server that is a standby or read-only.
+            command_seconds: how long a command may take; None: any time.
+
         Raises:
-            UNREACHABLE: no connection within two seconds.
+            NotWritableError: every server that answers is a standby or read-only.
+            Exception: no connection within two seconds; `absence` says why.
         """
-        return await asyncpg.connect(
-            self.url,
-            timeout=CONNECT_TIMEOUT_SECONDS,
-            command_timeout=COMMAND_TIMEOUT_SECONDS,
-            statement_cache_size=self.statement_cache_size,
-        )
+        wanted = "read-write" if writable else "any"
+        attempts = [self._connect(url, wanted, command_seconds) for url in _split_hosts(self.url)]
+        return await (attempts[0] if len(attempts) == 1 else _first(attempts))
 
     def pool(self, size: int) -> asyncpg.Pool:
         """Makes the pool of the reads, not yet opened; it holds at most `size` connections."""
-        return asyncpg.create_pool(
-            self.url,
-            min_size=0,
-            max_size=size,
-            timeout=CONNECT_TIMEOUT_SECONDS,
-            command_timeout=COMMAND_TIMEOUT_SECONDS,
-            statement_cache_size=self.statement_cache_size,
-            reset=_keep,
-        )
+
+        async def connect(*_arguments: object, **_options: object) -> asyncpg.Connection:
+            return await self.connect()
+
+        return asyncpg.create_pool(min_size=0, max_size=size, connect=connect, reset=_keep)
+
+    async def _connect(
+        self, url: str, wanted: str, command_seconds: float | None
+    ) -> asyncpg.Connection:
+        try:
+            connection: asyncpg.Connection = await asyncpg.connect(  # type: ignore[call-overload]
+                url,
+                timeout=CONNECT_TIMEOUT_SECONDS,
+                command_timeout=command_seconds,
+                statement_cache_size=self.statement_cache_size,
+                target_session_attrs=wanted,  # the stubs do not know that it may be a text
+            )
+        except asyncpg.TargetServerAttributeNotMatched:
+            raise NotWritableError from None
+        except ValueError as error:
+            if isinstance(error, (asyncpg.InterfaceError, OSError)):
+                raise
+            raise asyncpg.ClientConfigurationError(str(error)) from error
+        return connection
+
+
+def _split_hosts(url: str) -> list[str]:
+    """Makes a URL of each host of one; libpq lets a URL name several, with commas between them."""
+    parts = urlsplit(url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    if "," in hosts:
+        return [parts._replace(netloc=f"{user}{at}{host}").geturl() for host in hosts.split(",")]
+    query = dict(parse_qsl(parts.query))
+    named = query.get("host", "").split(",")
+    if len(named) == 1:
+        return [url]
+    ports = query.get("port", "").split(",")
+    if len(ports) == 1:
+        ports *= len(named)
+    if len(ports) != len(named):
+        raise asyncpg.ClientConfigurationError(f"{len(named)} hosts but {len(ports)} ports")
+    queries = [
+        query | {"host": host} | ({"port": port} if port else {})
+        for host, port in zip(named, ports, strict=True)
+    ]
+    return [parts._replace(query=urlencode(each)).geturl() for each in queries]
+
+
+async def _first(attempts: list[Coroutine[Any, Any, asyncpg.Connection]]) -> asyncpg.Connection:
+    """Returns the first connection of several attempts and gives up the others."""
+    tasks = [asyncio.create_task(attempt) for attempt in attempts]
+    chosen = None
+    try:
+        pending = set(tasks)
+        while pending and chosen is None:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            chosen = next((task for task in done if task.exception() is None), None)
+        if chosen is not None:
+            return chosen.result()
+        faults = [fault for task in tasks if (fault := task.exception()) is not None]
+        # That one host refuses us is no news while another is only away.
+        raise min(faults, key=lambda fault: absence(fault) is Absence.REFUSED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            if task is not chosen:
+                task.add_done_callback(_drop)
+
+
+def _drop(attempt: asyncio.Task[asyncpg.Connection]) -> None:
+    """Ends a connection that came too late."""
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().terminate()
 
 
 async def _keep(_connection: asyncpg.Connection) -> None:

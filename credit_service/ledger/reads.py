@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from credit_service.database.postgres import ACQUIRE_TIMEOUT_SECONDS, ALL_PLANS, UNREACHABLE
+from credit_service.database.postgres import ALL_PLANS
 from credit_service.errors import (
     HoldNotFound,
     InvalidRequest,
-    LedgerUnavailable,
     PaymentNotFound,
     UserNotFound,
 )
@@ -22,13 +20,13 @@ from credit_service.rules.holds import at
 from credit_service.rules.model import Account, transaction_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
-    import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
+    from credit_service.ledger.read_pool import ReadPool
     from credit_service.rules.model import Entry, EntryType, Hold, HoldState, Usage
 
 # How many entries a filtered page of history looks at before it comes back short.
@@ -62,7 +60,7 @@ class HistoryQuery:
 class Reads:
     """Reads the book through pools of its own; one statement, or one snapshot, per answer."""
 
-    def __init__(self, pool: asyncpg.Pool, report_pool: asyncpg.Pool) -> None:
+    def __init__(self, pool: ReadPool, report_pool: ReadPool) -> None:
         """Takes its connections.
 
         Args:
@@ -71,10 +69,10 @@ class Reads:
         """
         self._pool = pool
         self._report_pool = report_pool
-        self._accounts = AccountReads(self._reading)
+        self._accounts = AccountReads(pool.lend)
         # Reports wait for each other rather than take the database from the spends.
         self._report_turn = asyncio.Semaphore(1)
-        for state, count in (("open", pool.get_size), ("idle", pool.get_idle_size)):
+        for state, count in (("open", pool.count), ("idle", pool.idle)):
             metrics.POOL_CONNECTIONS.labels(state).set_function(count)
 
     async def payer(self, payment_ref: str) -> UUID:
@@ -84,7 +82,7 @@ class Reads:
             PaymentNotFound: it was never credited.
             LedgerUnavailable: the database is away.
         """
-        async with self._reading() as connection:
+        async with self._pool.lend() as connection:
             user_id = await store.find_payer(connection, payment_ref)
         if user_id is None:
             raise PaymentNotFound(payment_ref)
@@ -107,7 +105,7 @@ class Reads:
             UserNotFound: the user is not in the user table.
             LedgerUnavailable: the database is away.
         """
-        async with self._reading() as connection:
+        async with self._pool.lend() as connection:
             now, account = await _account(connection, user_id)
             # The newest entry may be a hair ahead of a clock that was set back.
             if time > max(now, account.last_updated or now):
@@ -144,7 +142,7 @@ class Reads:
             LedgerUnavailable: the database is away.
         """
         user_id = query.user_id
-        async with self._reading() as connection:
+        async with self._pool.lend() as connection:
             _, account = await _account(connection, user_id)
             newest = account.seq if query.newest is None else min(query.newest, account.seq)
             oldest_excluded = query.related_seq or 0
@@ -170,13 +168,13 @@ class Reads:
 
     async def entry_at(self, user_id: UUID, seq: int) -> Entry | None:
         """Reads an entry of the user by its seq; None where there is none."""
-        async with self._reading() as connection:
+        async with self._pool.lend() as connection:
             await _account(connection, user_id)
             return (await store.load_entries(connection, [(user_id, seq)])).get((user_id, seq))
 
     async def entry_under(self, user_id: UUID, key: str) -> Entry | None:
         """Reads the entry that a call with this idempotency key made; None where there is none."""
-        async with self._reading() as connection:
+        async with self._pool.lend() as connection:
             await _account(connection, user_id)
             _, entries = await store.load_entries_by_key(connection, [user_id], [key])
             return entries[0] if entries else None
@@ -189,7 +187,7 @@ class Reads:
             UserNotFound: the user is not in the user table.
             LedgerUnavailable: the database is away.
         """
-        async with self._reading() as connection:
+        async with self._pool.lend() as connection:
             await _account(connection, user_id)
             now, found = await store.list_holds(
                 connection, user_id, newest=seq, state=None, limit=1
@@ -216,7 +214,7 @@ class Reads:
             UserNotFound: the user is not in the user table.
             LedgerUnavailable: the database is away.
         """
-        async with self._reading() as connection:
+        async with self._pool.lend() as connection:
             _, account = await _account(connection, user_id)
             start = account.seq if newest is None else newest
             now, found = await store.list_holds(
@@ -237,7 +235,7 @@ class Reads:
             (user_id, -1, 0) if account is None else (user_id, account.seq, account.policy_changes)
             for user_id, account in seen.items()
         ]
-        async with self._reading() as connection:
+        async with self._pool.lend() as connection:
             return await store.changed_accounts(connection, asked)
 
     async def usage(self, user_id: UUID | None, start: datetime, end: datetime) -> list[Usage]:
@@ -247,49 +245,38 @@ class Reads:
             UserNotFound: the user is not in the user table.
             LedgerUnavailable: the database is away, or the report takes longer than a minute.
         """
-        try:
-            async with (
-                self._report_turn,
-                self._report_pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection,
-                connection.transaction(isolation="repeatable_read", readonly=True),
-            ):
-                await connection.execute(
-                    f"SET LOCAL statement_timeout = '{REPORT_SECONDS}s'; {ALL_PLANS}"
-                )
-                if user_id is None:
-                    return await store.report_usage(connection, start, end, seconds=REPORT_SECONDS)
-                await _account(connection, user_id)
-                return await store.report_usage_of_user(
-                    connection,
-                    user_id,
-                    after=await store.count_entries_before(connection, user_id, start),
-                    until=await store.count_entries_before(connection, user_id, end),
-                    seconds=REPORT_SECONDS,
-                )
-        except UNREACHABLE as error:
-            raise LedgerUnavailable from error
+        async with (
+            self._report_turn,
+            self._report_pool.lend() as connection,
+            connection.transaction(isolation="repeatable_read"),
+        ):
+            # A standby refuses the first, and so a report is never one of an old book.
+            await connection.execute(
+                "SET TRANSACTION READ WRITE;"
+                f" SET LOCAL statement_timeout = '{REPORT_SECONDS}s'; {ALL_PLANS}"
+            )
+            if user_id is None:
+                return await store.report_usage(connection, start, end, seconds=REPORT_SECONDS)
+            await _account(connection, user_id)
+            return await store.report_usage_of_user(
+                connection,
+                user_id,
+                after=await store.count_entries_before(connection, user_id, start),
+                until=await store.count_entries_before(connection, user_id, end),
+                seconds=REPORT_SECONDS,
+            )
 
     async def due_users(self, limit: int) -> list[UUID]:
         """Finds users with holds whose time has passed and is not recorded yet."""
-        async with self._reading() as connection:
+        async with self._pool.lend() as connection:
             return await store.find_due_users(connection, limit)
 
-    async def answers(self) -> bool:
-        """Tells whether the database answers."""
-        try:
-            async with self._reading() as connection:
-                await connection.fetchval("SELECT 1")
-        except LedgerUnavailable:
-            return False
-        return True
+    async def check(self) -> bool:
+        """Tells whether a server answers that can be written; while none does, reads are refused.
 
-    @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[PoolConnectionProxy]:
-        try:
-            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection:
-                yield connection
-        except UNREACHABLE as error:
-            raise LedgerUnavailable from error
+        Called once a second.
+        """
+        return await self._pool.check()
 
 
 async def _account(connection: PoolConnectionProxy, user_id: UUID) -> tuple[datetime, Account]:

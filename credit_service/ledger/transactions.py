@@ -11,9 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import asyncpg
-
-from credit_service.database.postgres import unreachable
+from credit_service.database.postgres import spoils_connection
 from credit_service.errors import CreditError, Refusal
 from credit_service.ledger import metrics, store
 from credit_service.ledger.load import load
@@ -24,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from uuid import UUID
 
+    import asyncpg
+
     from credit_service.database.postgres import Address
     from credit_service.rules.batch_state import BatchState
     from credit_service.rules.commands import Command
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from credit_service.rules.terms import Terms
 
 
-_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+# Not READ WRITE, which would write a database that its administrator has made read-only.
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _BEGIN_HURRIED = f"{_BEGIN}; SET LOCAL lock_timeout = '50ms'"
 
 
@@ -167,8 +168,9 @@ class Transactions:
         return self._connection
 
     async def _roll_back(self, connection: asyncpg.Connection, fault: Exception) -> None:
-        # On a silent or broken line a ROLLBACK would only wait for its own time limit.
-        if unreachable(fault) and not isinstance(fault, asyncpg.PostgresError):
+        # On a silent or broken line a ROLLBACK would only wait for its own time limit, and another
+        # connection may lead to a server that can be written.
+        if spoils_connection(fault):
             connection.terminate()
         try:
             if connection.is_in_transaction():

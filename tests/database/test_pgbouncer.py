@@ -12,7 +12,7 @@ import pytest
 from kit.harness import payment, running, server_settings
 from kit.waiting import eventually
 
-from credit_service.database.postgres import UNREACHABLE, Address, missing_protection
+from credit_service.database.postgres import Address, missing_protection, unreachable
 from credit_service.database.programs import ROOTS_STAND_IN, account
 from credit_service.errors import LedgerUnavailable, OutcomeUnknown
 
@@ -72,8 +72,10 @@ class Pooler:
         assert self._process.poll() is None, "PgBouncer ended"
         try:
             connection = await self.address.connect()
-        except UNREACHABLE:
-            return False
+        except Exception as fault:
+            if unreachable(fault):
+                return False
+            raise
         await connection.close()
         return True
 

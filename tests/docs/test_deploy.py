@@ -333,6 +333,19 @@ async def test_health_and_metrics_answer_on_their_own_ports(site):
     assert "credit_serving 1.0" in said
 
 
+async def test_of_several_servers_the_one_that_can_be_written_is_found(site):
+    (serve,) = snippets(DEPLOY, "Failover", "sh")
+    sockets = quote(str(site.cluster.socket_directory))
+    site.shell.swaps |= {
+        "@db1.internal,db2.internal/credit?": f"@/credit?host=/nowhere,{sockets}&",
+        "/etc/credit/pgpass": str(site.shell.directory / "pgpass"),
+    }
+    with site.serving(serve) as (_, port):
+        async with CreditClient(f"127.0.0.1:{port}") as client:
+            with pytest.raises(UserNotFound):
+                await client.get_user_credit(USER_ID.replace("3f", "4f"))
+
+
 @contextlib.contextmanager
 def pooling(site):
     """Runs PgBouncer with the printed configuration, on a port of its own."""

@@ -36,6 +36,7 @@ CONFIGS = (config, gateway_config, bridge_config)
 
 # Names that documents quote and that are not ours: of PostgreSQL, Linux, gRPC, Supabase, Stripe.
 NAMES_OF_OTHERS = {
+    "PGPASSFILE",
     "SCHED_BATCH",
     "SO_REUSEPORT",
     "max_connections",

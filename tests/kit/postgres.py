@@ -24,6 +24,7 @@ from credit_service.database.programs import (
     Programs,
     account,
     dying_with_us,
+    find_programs,
 )
 
 BIN = "TEST_POSTGRES_BIN"
@@ -39,6 +40,34 @@ def postgres(
     if directory is None:
         return embedded_postgres(data, settings)
     return _other_postgres(_programs(Path(directory)), data, settings or {})
+
+
+@contextmanager
+def standby(data: Path, primary: Path | None) -> Iterator[Cluster]:
+    """Runs a server in recovery, which can be read and not written.
+
+    Args:
+        data: of a former primary, or a new directory.
+        primary: the socket directory of the server that a new one copies and follows.
+    """
+    directory = os.environ.get(BIN)
+    data.mkdir(parents=True, exist_ok=True)
+    programs = _programs(Path(directory)) if directory else find_programs(data, account())
+    cluster = data / f"postgresql-{programs.major}"
+    if primary is None:
+        signal_file = cluster / "standby.signal"
+        signal_file.touch()
+        _give(signal_file, programs)
+    else:
+        cluster.mkdir(mode=0o700)
+        _give(cluster, programs)
+        programs.run(
+            "pg_basebackup",
+            *("--pgdata", cluster, "--host", primary, "--username", "postgres"),
+            *("--write-recovery-conf", "--checkpoint=fast", "--no-sync"),
+        )
+    with _other_postgres(programs, data, {}) as running:
+        yield running
 
 
 def _programs(directory: Path) -> Programs:

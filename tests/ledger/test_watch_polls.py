@@ -76,7 +76,7 @@ async def test_nobody_who_watches_means_no_poll(database, proxy):
     async with running(server_settings(proxy.url)) as service:
         client = await service.client()
         polls = proxy.on(POLL, Kind.HOLD, nth=10**9)
-        probes = proxy.on("^SELECT 1$", Kind.HOLD, nth=10**9)
+        probes = proxy.on("^SHOW transaction_read_only$", Kind.HOLD, nth=10**9)
         await eventually(lambda: probes.seen >= 2)
         assert polls.seen == 0
         async with listening(client, user_id) as listener:

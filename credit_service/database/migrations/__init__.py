@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from credit_service.database.postgres import ROLE_LIMITS_MS, ROLE_PLANS_OFF, UNREACHABLE
+from credit_service.database.postgres import ROLE_LIMITS_MS, ROLE_PLANS_OFF, Address, unreachable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -105,7 +105,7 @@ async def migrate(
     Raises:
         MigrationError: the files and the database do not fit together, or the role is missing.
     """
-    connection = await asyncpg.connect(owner_url, timeout=10)
+    connection = await Address(owner_url).connect(command_seconds=None)
     connection.add_log_listener(lambda _, message: say(f"database: {message.message}"))
     try:
         await connection.execute(_SESSION)
@@ -180,7 +180,7 @@ async def _step(
             await _lock(connection, say)
             yield
     except asyncpg.PostgresError as error:
-        if isinstance(error, UNREACHABLE) and not isinstance(error, asyncpg.LockNotAvailableError):
+        if unreachable(error):
             raise
         hint = error.hint
         if isinstance(error, asyncpg.InsufficientPrivilegeError):
