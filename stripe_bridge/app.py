@@ -121,7 +121,7 @@ class Webhooks:
         except Exception as error:
             answer = answers.of_error(
                 error,
-                age_seconds=time.time() - event.created,
+                age_seconds=0 if event.created is None else time.time() - event.created,
                 park_after_seconds=self._limits.park_after_seconds,
             )
             if answers.is_bug(error):

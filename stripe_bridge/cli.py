@@ -136,7 +136,7 @@ def reconcile(
     """Settle again all that Stripe has of a time, so that no lost event loses a payment.
 
     Safe at any time, beside the running bridge, and twice. Exit code 1 if anything stays
-    unresolved; `repaired` counts what no event had brought.
+    unresolved or in conflict; `repaired` counts what no event had brought.
 
     Args:
         since: How old sessions, invoices, payments and refunds may be, such as 35d or 12h.
@@ -147,7 +147,11 @@ def reconcile(
     settings = config.read()
     logs.configure(level="warning", as_json=settings.logs_json)
     found = asyncio.run(_reconcile(settings, *periods, dry_run=dry_run))
-    for kind, findings in (("conflict", found.conflicts), ("unresolved", found.unresolved)):
+    for kind, findings in (
+        ("notice", found.noticed),
+        ("conflict", found.conflicts),
+        ("unresolved", found.unresolved),
+    ):
         for finding in findings:
             print(f"{kind}: {finding.id}: {finding.reason}: {finding.detail}")
     print(
@@ -155,7 +159,7 @@ def reconcile(
         f" {'to repair' if dry_run else 'repaired'}, {found.nothing} nothing to do,"
         f" {len(found.conflicts)} conflicts, {len(found.unresolved)} unresolved"
     )
-    sys.exit(1 if found.unresolved else 0)
+    sys.exit(1 if found.unresolved or found.conflicts else 0)
 
 
 @app.command

@@ -18,7 +18,7 @@ from stripe_bridge.model import Settled, Unresolved
 
 if TYPE_CHECKING:
     from credit_service.client import CreditClient
-    from stripe_bridge.model import Grant, Reversal
+    from stripe_bridge.model import Grant, Notice, Reversal
 
 
 class CreditWrites:
@@ -56,7 +56,7 @@ class CreditWrites:
             return Settled("conflict", conflict.reason.lower(), refs, alerts=True)
         except Refusal as refusal:
             raise _unresolved(refusal) from refusal
-        return Settled("replayed" if bought.replayed else "committed", "purchase", refs)
+        return _written("purchase", refs, grant.notice, replayed=bought.replayed)
 
     async def reverse(self, reversal: Reversal) -> Settled | None:
         """Takes back what a refund or dispute holds, once; None: no purchase was made for it."""
@@ -80,10 +80,15 @@ class CreditWrites:
             return Settled("conflict", conflict.reason.lower(), refs, alerts=True)
         except Refusal as refusal:
             raise _unresolved(refusal) from refusal
-        reason = reversal.notice or "reversal"
-        if done.replayed:
-            return Settled("replayed", reason, refs)
-        return Settled("committed", reason, refs, alerts=reversal.notice is not None)
+        return _written("reversal", refs, reversal.notice, replayed=done.replayed)
+
+
+def _written(
+    reason: str, refs: tuple[str, ...], notice: Notice | None, *, replayed: bool
+) -> Settled:
+    if replayed:
+        return Settled("replayed", notice or reason, refs)
+    return Settled("committed", notice or reason, refs, alerts=notice is not None)
 
 
 def _unresolved(refusal: Refusal) -> Unresolved:

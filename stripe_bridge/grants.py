@@ -17,18 +17,33 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from uuid import UUID
 
-    from stripe_bridge.catalog import Catalog, Policy
+    from stripe_bridge.catalog import Policy
+    from stripe_bridge.model import Notice
 
 
 class Line(NamedTuple):
-    """A line of a session or an invoice, as Stripe wrote its price and quantity."""
+    """A line of a session or an invoice, as Stripe wrote its price and quantity.
+
+    Attributes:
+        price: its id or the price itself.
+        quantity: of units.
+        is_free: it cost nothing, as in a trial or with a discount of all.
+    """
 
     price: object
     quantity: object
+    is_free: bool
 
 
 def make_grant(
-    source: Object, *, paid_by: str, user_id: UUID, granted: int, amount: int, policy: Policy
+    source: Object,
+    *,
+    paid_by: str,
+    user_id: UUID,
+    granted: int,
+    amount: int,
+    policy: Policy,
+    notice: Notice | None = None,
 ) -> Grant:
     """Makes a grant that the policy allows.
 
@@ -39,6 +54,7 @@ def make_grant(
         granted: how many.
         amount: what was paid, in minor units.
         policy: what is granted.
+        notice: why a person should look at it.
 
     Raises:
         Unresolved: credits_above_limit, currency_malformed, currency_not_allowed.
@@ -54,35 +70,42 @@ def make_grant(
         raise Unresolved(
             "currency_not_allowed", f"{source_id} was paid in {paid_in}, which is not allowed."
         )
-    return Grant(paid_by, user_id, granted, amount, paid_in, source_id)
+    return Grant(paid_by, user_id, granted, amount, paid_in, source_id, notice)
 
 
 def listed_credits(
-    lines: Iterable[Line], source_id: str, catalog: Catalog, *, marked: bool
+    lines: Iterable[Line], source_id: str, policy: Policy, *, marked: bool
 ) -> int | Nothing:
     """Adds up the credits of the lines whose prices are listed.
 
     Args:
-        lines: those that were paid for.
+        lines: all that count.
         source_id: the id of the object they are of.
-        catalog: the listed prices.
+        policy: the listed prices, and whether free lines give credits.
         marked: the object names a user of ours.
 
     Returns:
-        Credits; or Nothing: `not_ours`, `no_credits`.
+        Credits; or Nothing: `not_ours`, `free_order`, `no_credits`.
 
     Raises:
         Unresolved: price_unknown, quantity_malformed.
     """
-    quantities = [
-        (each, line.quantity)
+    listed = [
+        (each, line)
         for line in lines
-        if (each := catalog.credits_of(line.price)) is not None
+        if (each := policy.catalog.credits_of(line.price)) is not None
     ]
-    if not quantities:
+    if not listed:
         return unlisted(source_id, marked=marked)
+    paid = [
+        (each, line.quantity)
+        for each, line in listed
+        if policy.allow_free_orders or not line.is_free
+    ]
+    if not paid:
+        return Nothing("free_order")
     total = 0
-    for each, quantity in quantities:
+    for each, quantity in paid:
         if type(quantity) is not int or not 0 <= quantity <= CREDITS_MAX:
             raise Unresolved(
                 "quantity_malformed", f"A line of {source_id} has no whole quantity, 0 to 10^12."

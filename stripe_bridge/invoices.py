@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 from stripe_bridge.fields import Object, child, id_of, minor, objects, whole_list
 from stripe_bridge.grants import Line, customers_user, listed_credits, make_grant
 from stripe_bridge.metadata import USER_KEY, VERSION, VERSION_KEY, other_version, user_of
-from stripe_bridge.model import Grant, Needed, Needs, Nothing, Unresolved
+from stripe_bridge.model import Grant, Needed, Needs, Nothing, Notice, Unresolved
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from stripe_bridge.catalog import Catalog, Policy
+
+
+_FREE = Nothing("free_order")
 
 
 def of_invoice(invoice: Object, *, lines: list[Object] | None, policy: Policy) -> Grant | Nothing:
@@ -24,31 +27,41 @@ def of_invoice(invoice: Object, *, lines: list[Object] | None, policy: Policy) -
         policy: what is granted.
 
     Returns:
-        The grant: its listed subscription lines without prorations; or Nothing: `unpaid`,
-        `billing_reason`, `out_of_band`, `free_order`, `no_subscription_lines`, `not_ours` or
-        `no_credits`.
+        The grant: its listed prices, those of the subscription and those that are billed once, but
+        no prorations; or Nothing: `unpaid`, `billing_reason`, `out_of_band`, `paid_from_balance`,
+        `free_order`, `plan_change`, `no_subscription_lines`, `not_ours` or `no_credits`. Nothing
+        alerts where a listed price was paid.
 
     Raises:
         Needs: invoice_lines; customer.
         Unresolved: a person must act: user_ambiguous, or as `sessions.of_session`.
     """
-    unpaid = _unpaid(invoice, policy)
-    if unpaid:
-        return unpaid
+    if invoice.get("status") != "paid":
+        return Nothing("unpaid")
+    withheld = _withheld(invoice, policy)
+    if withheld == _FREE or (withheld and policy.catalog.is_empty):
+        return withheld
     listed = whole_list(invoice.get("lines")) if lines is None else objects(lines)
     if listed is None:
         raise Needs(Needed.INVOICE_LINES, id_of(invoice))
-    counted = [line for line in listed if _of_subscription(line)]
-    if lines is None and policy.catalog.by_lookup_key and any(map(_hides_lookup_key, counted)):
+    if lines is None and policy.catalog.by_lookup_key and any(map(_hides_lookup_key, listed)):
         raise Needs(Needed.INVOICE_LINES, id_of(invoice))
+    change = _paid_change(listed, policy.catalog)
+    regular = [line for line in listed if not _is_proration(line)]
+    if withheld:
+        alerts = change or _pays_for_listed(regular, policy.catalog)
+        return Nothing(withheld.reason, alerts=alerts)
+    counted = [line for line in regular if _counts(line, policy.catalog)]
+    if not counted:
+        return Nothing("plan_change", alerts=True) if change else Nothing("no_subscription_lines")
     marks = [
         child(invoice, "parent", "subscription_details", "metadata"),
         child(invoice, "subscription_details", "metadata"),
         *(child(line, "metadata") for line in counted),
     ]
-    granted = _credits(invoice, counted, marks, policy.catalog)
+    granted = _credits(invoice, counted, marks, policy)
     if isinstance(granted, Nothing):
-        return granted
+        return Nothing("plan_change", alerts=True) if change else granted
     invoice_id = id_of(invoice)
     of_subscription = user_of(marks[0], invoice_id) or user_of(marks[1], invoice_id)
     of_lines = of_subscription or _lines_user(marks[2:], invoice_id)
@@ -59,34 +72,33 @@ def of_invoice(invoice: Object, *, lines: list[Object] | None, policy: Policy) -
         granted=granted,
         amount=minor(invoice, "amount_paid"),
         policy=policy,
+        notice=Notice.PLAN_CHANGE if change else None,
     )
 
 
-def _unpaid(invoice: Object, policy: Policy) -> Nothing | None:
-    """Says why an invoice gives nothing, whatever it is about; None when it may give credits."""
-    if invoice.get("status") != "paid":
-        return Nothing("unpaid")
+def _withheld(invoice: Object, policy: Policy) -> Nothing | None:
+    """Says why a paid invoice gives nothing, whatever it is about; None when it may give."""
     reason = invoice.get("billing_reason")
     if not isinstance(reason, str) or reason not in policy.invoice_billing_reasons:
         return Nothing("billing_reason")
     if _out_of_band(invoice):
         return Nothing("out_of_band")
     if invoice.get("amount_paid") == 0 and not policy.allow_free_orders:
-        return Nothing("free_order")
+        total = invoice.get("total")
+        from_balance = type(total) is int and total > 0
+        return Nothing("paid_from_balance") if from_balance else _FREE
     return None
 
 
 def _credits(
-    invoice: Object, counted: list[Object], marks: list[Object], catalog: Catalog
+    invoice: Object, counted: list[Object], marks: list[Object], policy: Policy
 ) -> int | Nothing:
     invoice_id = id_of(invoice)
-    if not counted:
-        return Nothing("no_subscription_lines")
     if any(metadata.get(VERSION_KEY, VERSION) != VERSION for metadata in marks):
         raise other_version(invoice_id)
-    lines = [Line(_price_of(line), line.get("quantity")) for line in counted]
+    lines = [Line(_price_of(line), line.get("quantity"), _is_free(line)) for line in counted]
     marked = any(USER_KEY in metadata for metadata in marks)
-    return listed_credits(lines, invoice_id, catalog, marked=marked)
+    return listed_credits(lines, invoice_id, policy, marked=marked)
 
 
 def _lines_user(marks: list[Object], source_id: str) -> UUID | None:
@@ -111,12 +123,54 @@ def _out_of_band(invoice: Object) -> bool:
     return invoice.get("paid_out_of_band") is True or all_off_stripe
 
 
-def _of_subscription(line: Object) -> bool:
-    """Tells whether an invoice line is a subscription's regular one, since or before 2025-03-31."""
+def _counts(line: Object, catalog: Catalog) -> bool:
+    """Tells whether a line may give credits.
+
+    That is a subscription's regular line, or one that is billed once and whose price is listed.
+    """
     if isinstance(line.get("parent"), dict):
-        details = child(line, "parent", "subscription_item_details")
-        return bool(details) and details.get("proration") is not True
-    return line.get("type") == "subscription" and line.get("proration") is not True
+        regular = bool(child(line, "parent", "subscription_item_details"))
+        once = bool(child(line, "parent", "invoice_item_details"))
+    else:
+        regular, once = line.get("type") == "subscription", line.get("type") == "invoiceitem"
+    return regular or (once and _is_listed(line, catalog))
+
+
+def _is_proration(line: Object) -> bool:
+    """Tells whether a line makes up for a change within a period, since or before 2025-03-31."""
+    parent = child(line, "parent")
+    details = child(parent, "subscription_item_details") or child(parent, "invoice_item_details")
+    return (details or line).get("proration") is True
+
+
+def _is_listed(line: Object, catalog: Catalog) -> bool:
+    return catalog.credits_of(_price_of(line)) is not None
+
+
+def _cost(line: Object) -> int | None:
+    """Reads what a line costs after its discounts, in minor units; None: it does not say."""
+    amount = line.get("amount")
+    if type(amount) is not int:
+        return None
+    discounts = [each.get("amount") for each in objects(line.get("discount_amounts"))]
+    return amount - sum(each for each in discounts if type(each) is int)
+
+
+def _is_free(line: Object) -> bool:
+    cost = _cost(line)
+    return cost is not None and cost <= 0
+
+
+def _pays_for_listed(lines: list[Object], catalog: Catalog) -> bool:
+    return any(_is_listed(line, catalog) and not _is_free(line) for line in lines)
+
+
+def _paid_change(lines: list[Object], catalog: Catalog) -> bool:
+    """Tells whether a change to a listed price was paid: its prorations cost more than nothing."""
+    prorations = [line for line in lines if _is_proration(line)]
+    return sum(_cost(line) or 0 for line in prorations) > 0 and _pays_for_listed(
+        prorations, catalog
+    )
 
 
 def _price_of(line: Object) -> object:

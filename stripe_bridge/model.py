@@ -29,11 +29,12 @@ class Needed(StrEnum):
 
 
 class Notice(StrEnum):
-    """Why a person should look at a reversal although it is posted."""
+    """Why a person should look at a purchase or a reversal although it is posted."""
 
     OTHER_CURRENCY = "reversal_in_other_currency"
     PARTLY_RETURNED = "dispute_partly_returned"
     LOST_AND_RETURNED = "dispute_lost_and_returned"
+    PLAN_CHANGE = "plan_change"
 
 
 def ref(stripe_id: str) -> str:
@@ -53,6 +54,7 @@ class Grant:
         amount_minor: what was paid, in minor units of the currency.
         currency: a three-letter code in lower case.
         source: the id of the object that says so.
+        notice: why a person should look at it; None: there is no need.
     """
 
     paid_by: str
@@ -61,6 +63,7 @@ class Grant:
     amount_minor: int
     currency: str
     source: str
+    notice: Notice | None = None
 
     @property
     def payment_ref(self) -> str:
@@ -130,9 +133,15 @@ class Reversal:
 
 @dataclass(frozen=True, slots=True)
 class Nothing:
-    """There is nothing to write. `reason` is a snake_case word that is counted and logged."""
+    """There is nothing to write.
+
+    Attributes:
+        reason: a snake_case word that is counted and logged.
+        alerts: a listed price was paid and gives no credits, so that a person should look.
+    """
 
     reason: str
+    alerts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

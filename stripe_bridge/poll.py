@@ -91,12 +91,13 @@ class Poller:
         async for group in walk(self._events(now), self._settler.listed_event):
             away = 0
             for event, found in group:
+                created = int(event.get("created") or self._since)
                 if isinstance(found, Finding) and found.passing:
                     left += 1
                     away += found.away
                 else:
-                    self._settled[event["id"]] = event["created"]
-                newest = max(newest, event["created"])
+                    self._settled[event["id"]] = created
+                newest = max(newest, created)
                 _tell(event, found)
             if away == len(group):
                 # The rest would only wait in vain.

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from stripe_bridge import invoices, sessions
 from stripe_bridge.deciding import decide
-from stripe_bridge.fields import id_of
-from stripe_bridge.model import Grant, Nothing, Settled
+from stripe_bridge.fields import child, id_of, optional_id
+from stripe_bridge.model import Grant, Nothing, Settled, Unresolved
 
 if TYPE_CHECKING:
     from stripe_bridge.catalog import Policy
@@ -59,12 +59,15 @@ class Purchases:
 
     async def invoice(self, obj: Object) -> Settled:
         """Credits what an invoice paid for."""
-        return await self.credit(await self._of_invoice(obj))
+        found = await self._of_invoice(obj)
+        if isinstance(found, Nothing) and found.alerts and await self._is_of_checkout(obj):
+            found = Nothing(found.reason)
+        return await self.credit(found)
 
     async def credit(self, grant: Grant | Nothing) -> Settled:
         """Credits a grant."""
         if isinstance(grant, Nothing):
-            return Settled("nothing", grant.reason)
+            return Settled("nothing", grant.reason, alerts=grant.alerts)
         return await self._writes.purchase(grant)
 
     async def behind(self, intent_id: str | None, paid: PaidInvoice | None) -> Grant | Nothing:
@@ -78,6 +81,21 @@ class Purchases:
             if isinstance(found, Grant):
                 return found
         return Nothing("not_ours")
+
+    async def _is_of_checkout(self, invoice: Object) -> bool:
+        """Tells whether a payment of an invoice is credited by its session or by itself."""
+        async for payment in self._stripe.payments_of_invoice(id_of(invoice)):
+            intent_id = optional_id(child(payment, "payment").get("payment_intent"))
+            if intent_id is None:
+                continue
+            try:
+                found = await self._behind_intent(intent_id)
+            except Unresolved:
+                # It is the session's event that calls a person.
+                return True
+            if isinstance(found, Grant):
+                return True
+        return False
 
     async def _behind_intent(self, intent_id: str) -> Grant | Nothing:
         async for session in self._stripe.sessions(payment_intent=intent_id):

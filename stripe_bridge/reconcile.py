@@ -39,6 +39,7 @@ class Summary:
         repaired: whose effect it has only now (or would have, where nothing may be written). Each
             is an event that was lost or is still on its way.
         nothing: that ask for nothing: unpaid, or not ours.
+        noticed: that are settled and a person should look at all the same.
         conflicts: of which the credit service has other figures, which stand; a person must look.
         unresolved: that could not be settled.
     """
@@ -47,6 +48,7 @@ class Summary:
     already_there: int = 0
     repaired: int = 0
     nothing: int = 0
+    noticed: list[Finding] = field(default_factory=list)
     conflicts: list[Finding] = field(default_factory=list)
     unresolved: list[Finding] = field(default_factory=list)
 
@@ -55,15 +57,19 @@ class Summary:
         self.seen += 1
         if isinstance(found, Finding):
             self.unresolved.append(found)
-        elif found.outcome == "replayed":
-            self.already_there += 1
-        elif found.outcome == "committed":
-            self.repaired += 1
-        elif found.outcome == "nothing":
-            self.nothing += 1
-        else:
-            refs = ", ".join(found.refs)
-            self.conflicts.append(Finding(name, found.reason, refs))
+            return
+        finding = Finding(name, found.reason, ", ".join(found.refs))
+        match found.outcome:
+            case "replayed":
+                self.already_there += 1
+            case "committed":
+                self.repaired += 1
+            case "nothing":
+                self.nothing += 1
+            case "conflict":
+                self.conflicts.append(finding)
+        if found.alerts and found.outcome != "conflict":
+            self.noticed.append(finding)
 
 
 class _After(TypedDict, total=False):

@@ -13,7 +13,7 @@ from stripe_bridge.metadata import USER_KEY, frozen_credits, read_user, user_of
 from stripe_bridge.model import Grant, Needed, Needs, Nothing, Unresolved
 
 if TYPE_CHECKING:
-    from stripe_bridge.catalog import Catalog, Policy
+    from stripe_bridge.catalog import Policy
 
 # An intent that is ours and leaves user or credits to its session.
 SESSION_DECIDES = Nothing("session_decides")
@@ -43,7 +43,7 @@ def of_session(
     unpaid = _unpaid(session, payment, policy)
     if unpaid:
         return unpaid
-    granted = _credits(session, line_items, policy.catalog)
+    granted = _credits(session, line_items, policy)
     if isinstance(granted, Nothing):
         return granted
     amount = minor(session, "amount_total")
@@ -70,8 +70,8 @@ def of_payment_intent(intent: Object, *, policy: Policy) -> Grant | Nothing:
         policy: what is granted.
 
     Returns:
-        The grant, the same as its session's but for the source; or Nothing: `unpaid`, `not_ours`,
-        or `session_decides` when only the session tells credits or user.
+        The grant, the same as its session's but for the source; or Nothing: `unpaid`, `free_order`,
+        `not_ours`, or `session_decides` when only the session tells credits or user.
 
     Raises:
         Needs: customer.
@@ -82,6 +82,8 @@ def of_payment_intent(intent: Object, *, policy: Policy) -> Grant | Nothing:
     intent_id = id_of(intent)
     if intent.get("status") != "succeeded":
         return Nothing("unpaid")
+    if intent.get("amount") == 0 and not policy.allow_free_orders:
+        return Nothing("free_order")
     metadata = child(intent, "metadata")
     granted = frozen_credits(metadata, intent_id)
     if granted is None:
@@ -111,22 +113,27 @@ def _unpaid(session: Object, payment: str | None, policy: Policy) -> Nothing | N
         return Nothing("unknown_mode")
     if status != "paid" and (status != "no_payment_required" or payment):
         return Nothing("unpaid")
-    free = status != "paid" or (payment is None and not session.get("amount_total"))
+    # An order of nothing gives nothing even where a payment intent was made for it.
+    free = status != "paid" or session.get("amount_total") == 0
+    free = free or (payment is None and session.get("amount_total") is None)
     if free and not policy.allow_free_orders:
         return Nothing("free_order")
     return None
 
 
-def _credits(session: Object, line_items: list[Object] | None, catalog: Catalog) -> int | Nothing:
+def _credits(session: Object, line_items: list[Object] | None, policy: Policy) -> int | Nothing:
     session_id, metadata = id_of(session), child(session, "metadata")
     frozen = frozen_credits(metadata, session_id)
     if frozen is not None:
         return frozen
     marked = USER_KEY in metadata
-    if catalog.is_empty:
+    if policy.catalog.is_empty:
         return unlisted(session_id, marked=marked)
     items = whole_list(session.get("line_items")) if line_items is None else objects(line_items)
     if items is None:
         raise Needs(Needed.LINE_ITEMS, session_id)
-    lines = [Line(item.get("price"), item.get("quantity")) for item in items]
-    return listed_credits(lines, session_id, catalog, marked=marked)
+    lines = [
+        Line(item.get("price"), item.get("quantity"), item.get("amount_total") == 0)
+        for item in items
+    ]
+    return listed_credits(lines, session_id, policy, marked=marked)

@@ -48,7 +48,7 @@ class Event:
     Attributes:
         id: `evt_...`; for logs only, for two events may tell of one change.
         kind: its type as snapshot events name it, such as `invoice.paid`.
-        created: when it happened, in seconds since 1970.
+        created: when it happened, in seconds since 1970; None: it does not say.
         object_id: of the object it is about; empty where it names none.
         obj: that object as it was then; None: a thin event, the object is to be read.
         nothing: set where it is not for us, whatever stands in the object.
@@ -56,7 +56,7 @@ class Event:
 
     id: str
     kind: str
-    created: float
+    created: float | None
     object_id: str
     obj: dict[str, Any] | None
     nothing: Nothing | None
@@ -142,7 +142,7 @@ def _read(event: Any, secret: Secret) -> Event | None:
     event_id, kind = _name(event.get("id")), _name(event.get("type"))
     created = _seconds(event.get("created"))
     about = event.get("related_object") if thin else _inner(event.get("data"))
-    if not event_id or not kind or created is None:
+    if not event_id or not kind:
         return None
     # A thin event may be about no object; a snapshot without one is none.
     if not isinstance(about, dict) and not (thin and about is None):

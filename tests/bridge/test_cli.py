@@ -395,6 +395,23 @@ async def test_reconcile_names_what_stays_unresolved_with_exit_code_1(service, d
         assert none.stderr.startswith("stripe-bridge: stripe_object_missing: ")
 
 
+async def test_reconcile_ends_with_exit_code_1_while_a_conflict_stays(service, database):
+    async with fake_stripe() as fake:
+        user = await database.user()
+        paid = await fake.purchase(user, credits_=100)
+        access = {"stripe_key": KEY, "stripe_address": fake.url, "credit_target": service.target}
+        assert (await ran("reconcile", **access)).returncode == 0
+        metadata = {"credit_user_id": str(user), "credits": "101", "credits_v": "1"}
+        (session,) = (await fake.sdk().v1.checkout.sessions.list_async()).data
+        await fake.do("edit", id=session.id, fields={"metadata": metadata})
+        for options in ((), ("--dry-run",)):
+            done = await ran("reconcile", *options, **access)
+            assert done.returncode == 1
+            conflict = f"conflict: {session.id}: idempotency_key_reused: stripe:{paid}"
+            assert done.stdout.splitlines()[0] == conflict
+            assert done.stdout.splitlines()[-1].endswith("1 conflicts, 0 unresolved")
+
+
 async def test_serve_says_where_it_listens_and_where_credits_go(service):
     with bridge_process("http://127.0.0.1:9", service.target) as process:
         bridge_url(process)

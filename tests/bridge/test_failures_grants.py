@@ -202,21 +202,18 @@ async def test_39_a_months_invoice_gives_its_lines_once_in_both_layouts(stage, n
     assert await stage.entries(user) == ([] if credits_ is None else [credits_])
 
 
-async def test_40_a_checkout_payment_that_makes_an_invoice_too_is_one_grant(stage):
+async def test_40_a_checkout_payment_that_makes_an_invoice_too_is_one_grant_and_no_alert(stage):
     user = await stage.user()
-    metadata = {"credit_user_id": str(user)}
+    before = counted("alerts", reason="billing_reason")
     await stage.delivering()
+    with_invoice = {"invoice_creation": {"enabled": True}}
     for sold in (
-        await stage.fake.session(user, invoice_creation={"enabled": True}),
-        await stage.fake.do("session", **priced_by_lines(user, (STARTER, 1))),
+        await stage.fake.session(user, line_items=[{"price": STARTER}], **with_invoice),
+        await stage.fake.do("session", **priced_by_lines(user, (STARTER, 1), **with_invoice)),
     ):
         await stage.fake.pay_session(sold["id"])
-        invoice = await stage.fake.invoice(
-            [{"price": STARTER, "metadata": metadata}],
-            billing_reason="manual",
-            customer_metadata=metadata,
-            invoice_metadata=metadata,
-        )
         await stage.fake.idle()
-        assert await stage.statuses(invoice["id"]) == [200]
+        invoice = (await stage.fake.do("object", id=sold["id"]))["invoice"]
+        assert await stage.statuses(invoice) == [200]
     assert await stage.entries(user) == [100, 100]
+    assert counted("alerts", reason="billing_reason") == before

@@ -64,7 +64,9 @@ def test_what_was_paid_is_granted_in_every_api_version(name, amounts):
     ],
 )
 def test_what_was_not_paid_for_credits_gives_nothing(name, reason):
-    assert judged(thing(name)) == Nothing(reason)
+    verdict = judged(thing(name))
+    assert isinstance(verdict, Nothing)
+    assert verdict.reason == reason
 
 
 def test_a_session_of_a_version_that_tells_no_payment_status_is_read_again():
@@ -284,6 +286,22 @@ def test_a_free_order_gives_credits_only_where_they_are_allowed_and_by_its_own_i
     assert judged(free) == Nothing("free_order")
     grant = judged(free, replace(POLICY, allow_free_orders=True))
     assert grant == Grant(free["id"], UUID(USER), 1000, 0, "eur", free["id"])
+
+
+@pytest.mark.parametrize("name", [PAID, INTENT])
+def test_an_order_of_nothing_gives_nothing_even_where_it_has_an_intent(name):
+    field = "amount_total" if name == PAID else "amount"
+    free = thing(name, **{field: 0})
+    assert judged(free) == Nothing("free_order")
+    assert judged(free, replace(POLICY, allow_free_orders=True)).credits == 1000
+
+
+def test_an_item_that_cost_nothing_gives_nothing_whatever_else_was_paid():
+    ours = thing(PAID, metadata={"credit_user_id": USER})
+    free, paid = PACKS[0] | {"amount_total": 0}, PACKS[0] | {"amount_total": 900}
+    assert judged(ours, listed=[free]) == Nothing("free_order")
+    assert judged(ours, listed=[free, paid]).credits == 3000
+    assert judged(ours, replace(POLICY, allow_free_orders=True), [free, paid]).credits == 6000
 
 
 def test_a_paid_session_that_names_no_payment_waits_for_a_person():

@@ -7,7 +7,7 @@ import pytest
 from kit.bridge_rules import BY_PRICE_ID, NO_CATALOGUE, POLICY, judged, needed, unresolved
 from kit.stripe_bodies import STUDIO, USER, thing
 
-from stripe_bridge.model import Nothing
+from stripe_bridge.model import Nothing, Notice
 
 OTHER_USER = "00000000-0000-4000-8000-0000000000aa"
 OLD, NEW = "2022-08-01/invoice.paid", "2025-03-31.basil/invoice.paid"
@@ -45,23 +45,100 @@ def test_prorations_give_no_credits(name):
 
 
 def test_a_proration_of_a_subscription_line_gives_no_credits_either():
-    invoice = thing(NEW)
-    lines(invoice)[1]["parent"]["subscription_item_details"]["proration"] = True
-    assert judged(invoice, BY_PRICE_ID) == Nothing("no_subscription_lines")
-    invoice = thing(OLD)
-    lines(invoice)[1]["proration"] = True
+    for invoice in changed_plan():
+        assert judged(invoice, BY_PRICE_ID) == Nothing("plan_change", alerts=True)
+
+
+def changed_plan(**changes):
+    """Invoices of -500 for the old price and 1,900 for the listed one, in either layout."""
+    new, old = thing(NEW, **changes), thing(OLD, **changes)
+    lines(new)[1]["parent"]["subscription_item_details"]["proration"] = True
+    lines(old)[1]["proration"] = True
+    return new, old
+
+
+@pytest.mark.parametrize("reason", ["subscription_create", "subscription_update"])
+def test_a_paid_plan_change_that_gives_nothing_calls_a_person_whatever_the_settings_allow(reason):
+    for invoice in changed_plan(billing_reason=reason):
+        for reasons in ({"subscription_create"}, {"subscription_update", "subscription_create"}):
+            policy = replace(BY_PRICE_ID, invoice_billing_reasons=frozenset(reasons))
+            verdict = judged(invoice, policy)
+            allowed = reason in reasons
+            assert verdict == Nothing("plan_change" if allowed else "billing_reason", alerts=True)
+
+
+def test_a_plan_change_that_was_not_paid_or_not_to_a_listed_price_is_silent():
+    for invoice in changed_plan():
+        for line, amount in zip(lines(invoice), (-1900, 500), strict=True):
+            line["amount"] = amount
+        assert judged(invoice, BY_PRICE_ID) == Nothing("no_subscription_lines")
+    for invoice in changed_plan():
+        assert judged(invoice, NO_CATALOGUE) == Nothing("no_subscription_lines")
+
+
+def test_a_plan_change_paid_with_the_next_month_is_noticed_beside_its_credits():
+    (invoice, _), month = changed_plan(), lines(thing(NEW))[1]
+    lines(invoice).append(month)
+    verdict = judged(invoice, BY_PRICE_ID)
+    assert (verdict.credits, verdict.notice) == (500, Notice.PLAN_CHANGE)
+    assert judged(thing(NEW), BY_PRICE_ID).notice is None
+
+
+@pytest.mark.parametrize("name", [OLD, NEW])
+def test_a_listed_pack_that_is_billed_once_gives_its_credits_beside_the_subscription(name):
+    invoice = thing(name)
+    month = lines(invoice)[1]
+    pack = thing(name)["lines"]["data"][1]
+    if name == OLD:
+        pack["type"] = "invoiceitem"
+        pack["price"] |= {"id": "plan_GSYk2vLq8wTz0d"}
+    else:
+        pack["parent"] = lines(thing(name))[0]["parent"]
+        pack["parent"]["invoice_item_details"]["proration"] = False
+        pack["pricing"]["price_details"]["price"] = "plan_GSYk2vLq8wTz0d"
+    pack["quantity"] = 2
+    lines(invoice).append(pack)
+    assert judged(invoice, BY_PRICE_ID).credits == 580
+    lines(invoice).remove(month)
+    assert judged(invoice, BY_PRICE_ID).credits == 80
+
+
+@pytest.mark.parametrize("name", [OLD, NEW])
+def test_what_is_billed_once_and_not_listed_is_of_no_concern(name):
+    invoice = thing(name)
+    if name == OLD:
+        lines(invoice)[0]["proration"] = False
+        lines(invoice)[1]["type"] = "invoiceitem"
+    else:
+        lines(invoice)[0]["parent"]["invoice_item_details"]["proration"] = False
+        lines(invoice)[1]["parent"] = lines(invoice)[0]["parent"]
+    assert judged(invoice, BY_PRICE_ID).credits == 500
+    del lines(invoice)[1]
     assert judged(invoice, BY_PRICE_ID) == Nothing("no_subscription_lines")
 
 
-def test_a_single_item_on_a_subscriptions_invoice_gives_no_credits():
-    invoice = thing(NEW)
-    parent = lines(invoice)[0]["parent"]
-    parent["invoice_item_details"]["proration"] = False
-    lines(invoice)[1]["parent"] = parent
-    assert judged(invoice, BY_PRICE_ID) == Nothing("no_subscription_lines")
-    invoice = thing(OLD)
-    lines(invoice)[1]["type"] = "invoiceitem"
-    assert judged(invoice, BY_PRICE_ID) == Nothing("no_subscription_lines")
+@pytest.mark.parametrize("name", [OLD, NEW])
+@pytest.mark.parametrize(
+    "free", [{"amount": 0}, {"discount_amounts": [{"amount": 1900, "discount": "di_1"}]}]
+)
+def test_a_line_that_cost_nothing_gives_nothing_whatever_else_was_paid(name, free):
+    invoice = thing(name)
+    lines(invoice)[0]["amount"] = 500
+    lines(invoice)[1] |= free
+    allowing = replace(BY_PRICE_ID, allow_free_orders=True)
+    assert judged(invoice, BY_PRICE_ID) == Nothing("free_order")
+    assert judged(invoice, allowing).credits == 500
+    lines(invoice).append(lines(thing(name))[1])
+    assert judged(invoice, BY_PRICE_ID).credits == 500
+    assert judged(invoice, allowing).credits == 1000
+
+
+def test_a_month_paid_from_the_customers_balance_gives_nothing_and_calls_a_person():
+    invoice = thing(NEW, amount_paid=0)
+    assert judged(invoice, BY_PRICE_ID) == Nothing("paid_from_balance", alerts=True)
+    assert judged(invoice, NO_CATALOGUE) == Nothing("paid_from_balance")
+    allowing = replace(BY_PRICE_ID, allow_free_orders=True)
+    assert judged(invoice, allowing).credits == 500
 
 
 def test_lines_that_did_not_fit_into_the_event_are_read():
@@ -91,9 +168,11 @@ def test_a_listed_price_shows_its_lookup_key_in_the_old_layout():
 
 @pytest.mark.parametrize("reason", ["manual", "subscription_update", "upcoming", None, 5, ["x"]])
 def test_only_the_configured_billing_reasons_give_credits(reason):
-    assert judged(thing(NEW, billing_reason=reason), BY_PRICE_ID) == Nothing("billing_reason")
+    withheld = Nothing("billing_reason", alerts=True)
+    assert judged(thing(NEW, billing_reason=reason), BY_PRICE_ID) == withheld
+    assert judged(thing(NEW, billing_reason=reason), NO_CATALOGUE) == Nothing("billing_reason")
     update = replace(BY_PRICE_ID, invoice_billing_reasons=frozenset({"subscription_update"}))
-    assert judged(thing(NEW), update) == Nothing("billing_reason")
+    assert judged(thing(NEW), update) == withheld
     assert judged(thing(NEW, billing_reason="subscription_update"), update).credits == 500
 
 
@@ -111,7 +190,8 @@ def test_an_invoice_that_is_not_paid_gives_nothing(status):
     ],
 )
 def test_an_invoice_paid_past_stripe_gives_nothing(name, told):
-    assert judged(thing(name, **told), BY_PRICE_ID) == Nothing("out_of_band")
+    assert judged(thing(name, **told), BY_PRICE_ID) == Nothing("out_of_band", alerts=True)
+    assert judged(thing(name, **told), NO_CATALOGUE) == Nothing("out_of_band")
 
 
 @pytest.mark.parametrize("off_stripe", [None, 0, 1899, "1900", True, 1900.0])
@@ -121,7 +201,7 @@ def test_an_invoice_paid_at_least_partly_through_stripe_counts(off_stripe):
 
 
 def test_an_invoice_of_nothing_gives_credits_only_where_free_orders_do():
-    trial = thing(NEW, amount_paid=0)
+    trial = thing(NEW, amount_paid=0, total=0)
     assert judged(trial, BY_PRICE_ID) == Nothing("free_order")
     grant = judged(trial, replace(BY_PRICE_ID, allow_free_orders=True))
     assert (grant.credits, grant.amount_minor) == (500, 0)
