@@ -152,7 +152,7 @@ async def _state_of(session: Object, settler: Settler) -> State:
         failed = child(session, "payment_intent").get("status") in _FAILED
         return "expired" if failed else "processing"
     try:
-        settled = await settler.purchases.session(session)
+        settled = await settler.session_now(session)
     except Unresolved as unresolved:
         # The buyer has paid, and a person must act; the webhook's answer says the same.
         _log.error("checkout unresolved", reason=unresolved.reason, problem=unresolved.detail)

@@ -47,6 +47,27 @@ class MoneyBack:
             return Settled("nothing", "not_ours")
         return await self._refunded(obj, charge, failed=failed)
 
+    async def uncaptured(self, intent: Object) -> Settled | None:
+        """Takes back what a payment intent asked for and never received; None: it received all."""
+        reversal = reversals.of_capture(intent)
+        if reversal is None:
+            return None
+        async for refund in self._stripe.refunds(payment_intent=reversal.paid_by):
+            in_question = refund.get("amount") == reversal.reversed_minor
+            if in_question and await self._stripe.releases_capture(id_of(refund)):
+                # Stripe calls the rest a refund, which is settled under its own name.
+                return await self.refund(refund)
+        if settled := await self._writes.reverse(reversal):
+            return settled
+        try:
+            grant = await self._purchases.behind(reversal.paid_by, None)
+            bought = await self._purchases.credit(grant)
+        except Unresolved as problem:
+            return await self._purchases.refunded_or(problem, intent_id=reversal.paid_by)
+        if isinstance(grant, Nothing) or bought.outcome == "nothing":
+            return bought
+        return await self._writes.reverse(reversal) or bought
+
     async def dispute(self, obj: Object) -> Settled:
         """Takes back what a dispute holds."""
         charge = await self._payments.charge_of(obj)
@@ -101,8 +122,14 @@ class MoneyBack:
             bases[basis.paid_by] = basis
             if settled := await self._reverse(obj, rule, basis):
                 return settled
-        grant = await self._purchases.behind(intent_id, paid)
-        bought = await self._purchases.credit(grant)
+        try:
+            grant = await self._purchases.behind(intent_id, paid)
+            bought = await self._purchases.credit(grant)
+        except Unresolved as problem:
+            invoice_id = None if paid is None else id_of(paid.invoice)
+            return await self._purchases.refunded_or(
+                problem, intent_id=intent_id, invoice_id=invoice_id
+            )
         if isinstance(grant, Nothing) or bought.outcome == "nothing":
             return bought
         # Where nothing may be written, the purchase is still missing, and all that there is to say.

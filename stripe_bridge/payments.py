@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from stripe_bridge.fields import child, id_of, minor, optional_id
 from stripe_bridge.model import Unresolved
+from stripe_bridge.stripe_api import StripeMissing
 
 if TYPE_CHECKING:
     from stripe_bridge.fields import Object
@@ -79,6 +80,26 @@ class Payments:
         ]
         contributed = _sum(payments) if payments else None
         return PaidInvoice(await self._stripe.read(invoice_id), contributed)
+
+    async def all_refunded(self, *, intent_id: str | None, invoice_id: str | None) -> bool:
+        """Tells whether all the money of an intent or of an invoice's payments was refunded."""
+        try:
+            if invoice_id is None:
+                return intent_id is not None and await self._intent_refunded(intent_id)
+            paid = [each async for each in self._stripe.payments_of_invoice(invoice_id)]
+            for each in paid:
+                by_intent = optional_id(child(each, "payment").get("payment_intent"))
+                if by_intent is None or not await self._intent_refunded(by_intent):
+                    return False
+        except StripeMissing:
+            return False
+        return bool(paid)
+
+    async def _intent_refunded(self, intent_id: str) -> bool:
+        charge_id = optional_id((await self._stripe.read(intent_id)).get("latest_charge"))
+        if charge_id is None:
+            return False
+        return (await self._stripe.read(charge_id)).get("refunded") is True
 
 
 def _sum(payments: list[Object]) -> int:

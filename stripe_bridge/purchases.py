@@ -34,7 +34,11 @@ class Purchases:
 
     async def session(self, obj: Object) -> Settled:
         """Credits what a Checkout Session paid for."""
-        return await self.credit(await self._of_session(obj))
+        try:
+            return await self.credit(await self._of_session(obj))
+        except Unresolved as problem:
+            intent_id = optional_id(obj.get("payment_intent"))
+            return await self.refunded_or(problem, intent_id=intent_id)
 
     async def session_paid_later(self, obj: Object) -> Settled:
         """Credits what a Checkout Session paid for, whose delayed payment has succeeded."""
@@ -46,23 +50,46 @@ class Purchases:
 
         One that is captured by hand succeeds without another event about its session.
         """
-        decided = await self._of_payment_intent(obj)
-        if decided == sessions.SESSION_DECIDES:
-            return await self.payment(obj)
-        return await self.credit(decided)
+        try:
+            decided = await self._of_payment_intent(obj)
+            if decided != sessions.SESSION_DECIDES:
+                return await self.credit(decided)
+        except Unresolved as problem:
+            return await self.refunded_or(problem, intent_id=id_of(obj))
+        return await self.payment(obj)
 
     async def payment(self, obj: Object) -> Settled:
         """Credits what a payment intent paid for, which its session or invoice may tell."""
         intent_id = id_of(obj)
         paid = await self._payments.invoice_of_intent(intent_id)
-        return await self.credit(await self.behind(intent_id, paid))
+        try:
+            return await self.credit(await self.behind(intent_id, paid))
+        except Unresolved as problem:
+            invoice_id = None if paid is None else id_of(paid.invoice)
+            return await self.refunded_or(problem, intent_id=intent_id, invoice_id=invoice_id)
 
     async def invoice(self, obj: Object) -> Settled:
         """Credits what an invoice paid for."""
-        found = await self._of_invoice(obj)
-        if isinstance(found, Nothing) and found.alerts and await self._is_of_checkout(obj):
-            found = Nothing(found.reason)
-        return await self.credit(found)
+        try:
+            found = await self._of_invoice(obj)
+            if isinstance(found, Nothing) and found.alerts and await self._is_of_checkout(obj):
+                found = Nothing(found.reason)
+            return await self.credit(found)
+        except Unresolved as problem:
+            return await self.refunded_or(problem, intent_id=None, invoice_id=id_of(obj))
+
+    async def refunded_or(
+        self, problem: Unresolved, *, intent_id: str | None, invoice_id: str | None = None
+    ) -> Settled:
+        """Settles what could not be credited and was wholly refunded, so that nothing is left.
+
+        Raises:
+            Unresolved: `problem`, where it was not.
+        """
+        refunded = self._payments.all_refunded(intent_id=intent_id, invoice_id=invoice_id)
+        if await refunded:
+            return Settled("nothing", "refunded")
+        raise problem
 
     async def credit(self, grant: Grant | Nothing) -> Settled:
         """Credits a grant."""

@@ -72,6 +72,32 @@ def basis_of_invoice(invoice: Object, contributed_minor: int | None, charge: Obj
     return Basis(id_of(invoice), paid, paid_in, min(contributed, paid), charged, charged_in)
 
 
+def of_capture(intent: Object) -> Reversal | None:
+    """Says what a partial capture takes back: the rest that was authorized and never received.
+
+    Args:
+        intent: a payment intent in any API version.
+
+    Returns:
+        The reversal, whose revision grows with what was received; None where all was.
+    """
+    amount, received = intent.get("amount"), intent.get("amount_received")
+    if intent.get("status") != "succeeded" or type(amount) is not int or type(received) is not int:
+        return None
+    if not 0 <= received < amount <= MINOR_MAX:
+        return None
+    intent_id = id_of(intent)
+    return Reversal(
+        intent_id,
+        intent_id,
+        received + 1,
+        amount - received,
+        amount,
+        currency(intent),
+        "captured in part",
+    )
+
+
 def of_refund(refund: Object, *, basis: Basis, failed: bool = False) -> Reversal | Nothing:
     """Says what a refund takes back (Stripe: "The Refund object").
 

@@ -50,6 +50,20 @@ class Settler:
         self.purchases = Purchases(stripe, payments, writes, policy)
         self.money_back = MoneyBack(stripe, payments, writes, self.purchases)
 
+    async def payment_intent(self, obj: Object) -> Settled:
+        """Settles what a payment intent received, which may be less than it asked for."""
+        uncaptured = await self.money_back.uncaptured(obj)
+        return uncaptured or await self.purchases.payment_intent(obj)
+
+    async def session_now(self, obj: Object) -> Settled:
+        """Settles a session as it now is, whose payment may have been captured in part."""
+        settled = await self.purchases.session(obj)
+        payment = obj.get("payment_intent")
+        if settled.outcome not in ("committed", "replayed") or payment is None:
+            return settled
+        intent = payment if isinstance(payment, dict) else await self._stripe.read(str(payment))
+        return await self.money_back.uncaptured(intent) or settled
+
     async def event(self, kind: str, obj: Object) -> Settled:
         """Settles a snapshot event of type `kind` about `obj`."""
         settle = _BY_EVENT_TYPE.get(kind)
@@ -117,12 +131,16 @@ async def _session_failed(_settler: Settler, _obj: Object) -> Settled:
     return Settled("nothing", "payment_failed")
 
 
+def _session_now(settler: Settler, obj: Object) -> Awaitable[Settled]:
+    return settler.session_now(obj)
+
+
 def _payment_intent(settler: Settler, obj: Object) -> Awaitable[Settled]:
-    return settler.purchases.payment_intent(obj)
+    return settler.payment_intent(obj)
 
 
-def _payment(settler: Settler, obj: Object) -> Awaitable[Settled]:
-    return settler.purchases.payment(obj)
+async def _payment(settler: Settler, obj: Object) -> Settled:
+    return await settler.money_back.uncaptured(obj) or await settler.purchases.payment(obj)
 
 
 def _invoice(settler: Settler, obj: Object) -> Awaitable[Settled]:
@@ -167,7 +185,7 @@ _BY_EVENT_TYPE: dict[str, _Settling] = {
 EVENT_TYPES = tuple(_BY_EVENT_TYPE)
 
 _BY_KIND: dict[Kind, _Settling] = {
-    Kind.SESSION: _session,
+    Kind.SESSION: _session_now,
     Kind.PAYMENT_INTENT: _payment,
     Kind.INVOICE: _invoice,
     Kind.CHARGE: _charge,

@@ -53,6 +53,7 @@ _BY_PREFIX = {
 }
 
 _PAGE = 100  # objects, the most that Stripe gives at once
+_RELEASE = "partial_capture_reversal"
 _OFF_STRIPE = "amount_paid_off_stripe"
 _MISSING = {"resource_missing", "not_found"}
 _KEY = re.compile(r"\b[rs]k_\S+")
@@ -195,6 +196,19 @@ class StripeReads:
     async def _invoice(self, invoice_id: str) -> stripe.StripeObject:
         # Stripe shows what was paid outside of it only where it is asked for, and in no event.
         return await self._v1.invoices.retrieve_async(invoice_id, {"expand": [_OFF_STRIPE]})
+
+    async def releases_capture(self, refund_id: str) -> bool:
+        """Tells whether a refund is none, but what a partial capture left.
+
+        API versions before 2025-03-31 made one of it. The key must be allowed to read balance
+        transactions.
+        """
+        with stripe_errors(refund_id):
+            refund = await self._v1.refunds.retrieve_async(
+                refund_id, {"expand": ["balance_transaction"]}
+            )
+        transaction = refund.to_dict().get("balance_transaction")
+        return isinstance(transaction, dict) and transaction.get("reporting_category") == _RELEASE
 
     def sessions(
         self, **filters: Unpack[asked_checkout.SessionListParams]

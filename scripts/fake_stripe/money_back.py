@@ -1,6 +1,6 @@
 """Refunds and disputes: what they take, what they give back, and what Stripe tells about it."""
 
-from .payments import Refused, found
+from .payments import Refused, found, make_refund
 from .state import Object
 from .stripe import Stripe
 
@@ -33,7 +33,7 @@ def refund(
     metadata: Object | None = None,
 ) -> Object:
     """Refunds a charge in whole (without `amount`: all that is left) or in part."""
-    left = charge["amount_captured"] - charge["amount_refunded"]
+    left = charge["amount_captured"] + charge["_released"] - charge["amount_refunded"]
     taken = left if amount is None else amount
     if charge["refunded"] or left == 0:
         raise Refused(
@@ -44,17 +44,8 @@ def refund(
             f"Refund amount ({taken}) is greater than unrefunded amount on charge ({left})",
             param="amount",
         )
-    made = stripe.state.add(
-        "refund",
-        {
-            "amount": taken, "balance_transaction": stripe.state.new_id("balance_transaction"),
-            "charge": charge["id"], "currency": charge["currency"],
-            "destination_details": {"card": {"type": "refund"}, "type": "card"},
-            "livemode": charge["livemode"], "metadata": metadata or {},
-            "payment_intent": charge["payment_intent"], "reason": reason, "receipt_number": None,
-            "source_transfer_reversal": None, "status": status, "transfer_reversal": None,
-        },
-    )  # fmt: skip
+    fields = {"metadata": metadata or {}, "reason": reason, "status": status}
+    made = make_refund(stripe, charge, taken, **fields)
     if status in {"pending", "requires_action", "succeeded"}:
         _count(charge, taken)
     changes = [("refund.created", made), ("charge.refunded", charge)]
@@ -82,7 +73,8 @@ def change_refund(stripe: Stripe, made: Object, *, status: str) -> Object:
 
 def _count(charge: Object, taken: int) -> None:
     charge["amount_refunded"] += taken
-    charge["refunded"] = charge["amount_refunded"] == charge["amount"]
+    received = charge["amount_captured"] + charge["_released"]
+    charge["refunded"] = charge["amount_refunded"] == received
 
 
 def dispute(

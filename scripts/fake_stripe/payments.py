@@ -4,6 +4,7 @@ from typing import Any
 
 from .state import Object
 from .stripe import Stripe
+from .versions import BASIL
 
 
 class Refused(Exception):
@@ -276,15 +277,50 @@ def pay_intent(stripe: Stripe, intent: Object) -> Object:
 
 
 def capture(stripe: Stripe, intent: Object, *, amount: int | None = None) -> Object:
-    """Captures what was authorized, or less; the rest is released."""
+    """Captures what was authorized, or less; the rest is released.
+
+    Until 2025-03-31 Stripe made a refund of the rest
+    (https://docs.stripe.com/changelog/basil/2025-03-31).
+    """
     charge = found(stripe, "charge", intent["latest_charge"])
     captured = intent["amount"] if amount is None else amount
+    rest = intent["amount"] - captured
     charge |= {"captured": True, "amount_captured": captured}
     intent |= {"status": "succeeded", "amount_received": captured, "amount_capturable": 0}
     for session in stripe.state.referring("checkout.session", "payment_intent", intent["id"]) or []:
         session["payment_status"] = "paid"
-    stripe.tell(("charge.captured", charge), ("payment_intent.succeeded", intent))
+    changes = [("charge.captured", charge), ("payment_intent.succeeded", intent)]
+    if rest and stripe.api_version[:10] < BASIL:
+        charge |= {"_released": rest, "amount_refunded": rest}
+        refund = make_refund(stripe, charge, rest, category="partial_capture_reversal")
+        changes += [("refund.created", refund), ("charge.refunded", charge)]
+    stripe.tell(*changes)
     return intent
+
+
+def make_refund(
+    stripe: Stripe, charge: Object, amount: int, *, category: str = "refund", **fields: Any
+) -> Object:
+    """Makes a refund of a charge, and its balance transaction of this category."""
+    transaction = stripe.state.add(
+        "balance_transaction",
+        {
+            "amount": -amount, "currency": charge["currency"], "livemode": charge["livemode"],
+            "reporting_category": category, "type": "refund",
+        },
+    )  # fmt: skip
+    return stripe.state.add(
+        "refund",
+        {
+            "amount": amount, "balance_transaction": transaction["id"],
+            "charge": charge["id"], "currency": charge["currency"],
+            "destination_details": {"card": {"type": "refund"}, "type": "card"},
+            "livemode": charge["livemode"], "metadata": {},
+            "payment_intent": charge["payment_intent"], "reason": None, "receipt_number": None,
+            "source_transfer_reversal": None, "status": "succeeded", "transfer_reversal": None,
+            **fields,
+        },
+    )  # fmt: skip
 
 
 def succeed(stripe: Stripe, intent: Object) -> Object:
@@ -312,6 +348,7 @@ def _charge_of(stripe: Stripe, intent: Object, *, captured: bool) -> Object:
             "payment_method_details": {"card": {"brand": "visa", "last4": "4242"}, "type": "card"},
             "receipt_email": None, "receipt_url": None, "refunded": False, "review": None,
             "status": "succeeded", "transfer_data": None, "_invoice": intent["_invoice"],
+            "_released": 0,
         },
     )  # fmt: skip
     intent["latest_charge"] = charge["id"]

@@ -10,7 +10,7 @@ NEWEST = "2026-10-28.endive"
 _EMBEDDED_LISTS_GONE = "2022-11-15"  # charge.refunds, payment_intent.charges
 _REFUND_EVENTS = "2024-10-28"  # refund.created, .updated and .failed for every refund
 PAID_OFF_STRIPE = "2026-05-27"  # invoice.amount_paid_off_stripe, where it is asked for
-_BASIL = "2025-03-31"  # invoices and what they pay know each other by invoice_payments only
+BASIL = "2025-03-31"  # invoices and what they pay know each other by invoice_payments only
 _SESSIONS_WITH_STATUS = "2020-08-27"  # stands for the time before they told mode and payment_status
 
 
@@ -35,7 +35,7 @@ def list_of(data: list[Object], url: str, *, has_more: bool = False) -> Object:
 
 def _session(_state: State, made: Object, view: Object, date: str) -> None:
     seen = made["_presentment"]
-    if date >= _BASIL:
+    if date >= BASIL:
         # The session stays in the currency of its price; what the customer saw stands beside it.
         view["presentment_details"] = seen and {
             "presentment_amount": seen["amount"],
@@ -65,14 +65,14 @@ def _intent(state: State, made: Object, view: Object, date: str) -> None:
         charges = state.referring("charge", "payment_intent", made["id"]) or []
         newest_first = [shown(state, each, date) for each in reversed(charges)]
         view["charges"] = list_of(newest_first, f"/v1/charges?payment_intent={made['id']}")
-    if date < _BASIL:
+    if date < BASIL:
         view["invoice"] = made.get("_invoice")
 
 
 def _charge(state: State, made: Object, view: Object, date: str) -> None:
     if date < _EMBEDDED_LISTS_GONE:
         view["refunds"] = refunds_of(state, made, date)
-    if date < _BASIL:
+    if date < BASIL:
         view["invoice"] = made.get("_invoice")
 
 
@@ -87,7 +87,7 @@ def _invoice(state: State, made: Object, view: Object, date: str) -> None:
     lines = [shown(state, each, date) for each in made["_lines"][:10]]
     more = len(made["_lines"]) > 10
     view["lines"] = list_of(lines, f"/v1/invoices/{made['id']}/lines", has_more=more)
-    if date >= _BASIL:
+    if date >= BASIL:
         return
     of_subscription = (view.pop("parent") or {}).get("subscription_details") or {}
     off_stripe = made["_off_stripe"]
@@ -104,7 +104,7 @@ def _invoice(state: State, made: Object, view: Object, date: str) -> None:
 
 
 def _line(state: State, made: Object, view: Object, date: str) -> None:
-    if date >= _BASIL:
+    if date >= BASIL:
         return
     parent = view.pop("parent")
     item = parent["subscription_item_details"] or parent["invoice_item_details"]
