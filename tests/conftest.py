@@ -12,6 +12,7 @@ import asyncpg
 import grpc
 import pytest
 import uvloop
+from hypothesis import HealthCheck, settings
 from kit.fault_proxy import fault_proxy
 from kit.harness import Database, running, server_settings
 from kit.postgres import postgres
@@ -27,6 +28,10 @@ _TEMPLATE = "migrated"
 _ROOM_BYTES = 2 << 30  # the storms write more than the rest
 
 _stack = contextlib.ExitStack()
+
+# How long an example or its data takes depends on the machine, and no test is about that.
+settings.register_profile("machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("machine")
 
 
 def pytest_addoption(parser):

@@ -83,7 +83,7 @@ def test_a_session_and_its_payment_intent_give_the_same_grant(version):
     assert judged(intent) == replace(grant, source=intent["id"])
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(derandomize=True, max_examples=100)
 @given(
     user=st.uuids(),
     bought=st.integers(1, CREDITS_MAX),
@@ -386,7 +386,7 @@ def decisive(value):
             yield from decisive(inner)
 
 
-@settings(deadline=None, derandomize=True, max_examples=500)
+@settings(derandomize=True, max_examples=500)
 @given(
     name=st.sampled_from(BODIES),
     edits=st.lists(st.tuples(st.integers(0, 200), JSON), max_size=3),

@@ -205,7 +205,6 @@ async def balances_equal_the_model(postmen, drawn):
 
 # A failure found in a race may not come back while it is shrunk, so it is shown as it was found.
 _RACES = settings(
-    deadline=None,
     database=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -286,7 +286,7 @@ def test_transactions_that_are_none_wait_for_a_person(listed):
 AMOUNTS = st.integers(1, 10**12)
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
+@settings(derandomize=True, max_examples=200)
 @given(
     first=AMOUNTS,
     returned=st.lists(AMOUNTS, max_size=3),
@@ -317,7 +317,7 @@ def test_a_dispute_takes_an_exact_share_within_what_was_paid_in_any_order_of_its
     assert (told.notice is Notice.OTHER_CURRENCY) == (currency != "eur")
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(derandomize=True, max_examples=100)
 @given(
     listed=st.lists(st.integers(-(10**12), 10**12), max_size=5),
     status=st.sampled_from(["needs_response", "lost", "won", "later"]),
@@ -334,7 +334,7 @@ def test_whatever_a_dispute_moves_stays_within_what_was_paid_and_depends_on_no_o
         assert 0 <= told.reversed_minor <= told.paid_minor == 900
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(derandomize=True, max_examples=100)
 @given(amount=st.integers(0, 10**12), paid=AMOUNTS, failed=st.booleans())
 def test_a_refund_takes_what_it_is_of_within_what_was_paid(amount, paid, failed):
     told = judged(thing(PENDING, amount=amount), CHARGE | {"amount": paid}, failed=failed)
@@ -359,7 +359,7 @@ FIELDS = st.sampled_from(
 )
 
 
-@settings(deadline=None, derandomize=True, max_examples=500)
+@settings(derandomize=True, max_examples=500)
 @given(
     name=st.sampled_from([PENDING, FAILED, WITHDRAWN, WON, PARTLY, FOREIGN, INQUIRY]),
     changes=st.dictionaries(FIELDS, JSON, max_size=3),

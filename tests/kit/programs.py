@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kit.waiting import patience
+from kit.waiting import patience, too_late
 
 
 class Process:
@@ -51,16 +51,16 @@ class Process:
     def wait_for(self, pattern: str, seconds: float = 30) -> re.Match[str]:
         """Waits until a line of the output matches; fails with the output when none does."""
         expression = re.compile(pattern)
-        deadline = time.monotonic() + patience(seconds)
+        started = time.monotonic()
         with self._more:
             while True:
                 for line in self.lines:
                     if match := expression.search(line):
                         return match
-                left = deadline - time.monotonic()
-                if left <= 0 or (self.popen.poll() is not None and not self._reader.is_alive()):
+                ended = self.popen.poll() is not None and not self._reader.is_alive()
+                if ended or too_late(started, seconds):
                     raise AssertionError(f"no line matches {pattern!r} in:\n{self.output}")
-                self._more.wait(min(left, 0.2))
+                self._more.wait(0.2)
 
     def wait_until_listening(self) -> int:
         """Waits for the start and returns the port."""

@@ -19,15 +19,17 @@ _PACE_MAX = 30.0
 
 def measure_pace() -> None:
     """Measures how slow the machine is at the moment, for this process and those it starts."""
-    if _PACE in os.environ:
-        return
+    if _PACE not in os.environ:
+        os.environ[_PACE] = f"{_pace():.1f}"
+
+
+def _pace() -> float:
     slowest = 0.0
     for _ in range(5):
         started = time.perf_counter()
         _work()
         slowest = max(slowest, time.perf_counter() - started)
-    pace = max(1.0, slowest / _REFERENCE_SECONDS) * _MARGIN
-    os.environ[_PACE] = f"{min(pace, _PACE_MAX):.1f}"
+    return min(max(1.0, slowest / _REFERENCE_SECONDS) * _MARGIN, _PACE_MAX)
 
 
 def _work() -> int:
@@ -37,6 +39,21 @@ def _work() -> int:
 def patience(seconds: float) -> float:
     """Gives a deadline in seconds, made longer by as much as this machine is slower."""
     return seconds * float(os.environ.get(_PACE, "1"))
+
+
+def too_late(started: float, seconds: float) -> bool:
+    """Tells whether a deadline has passed.
+
+    Before it says so it measures the machine again, because the load may have come since the start.
+
+    Args:
+        started: when the wait began, by `time.monotonic`.
+        seconds: the deadline on an idle machine.
+    """
+    if time.monotonic() - started <= patience(seconds):
+        return False
+    os.environ[_PACE] = f"{max(patience(1), _pace()):.1f}"
+    return time.monotonic() - started > patience(seconds)
 
 
 async def eventually(
@@ -52,13 +69,13 @@ async def eventually(
     Returns:
         What the claim returned.
     """
-    deadline = time.monotonic() + patience(seconds)
+    started = time.monotonic()
     while True:
         result = claim()
         if asyncio.iscoroutine(result):
             result = await result
         if result:
             return result
-        if time.monotonic() > deadline:
+        if too_late(started, seconds):
             raise AssertionError(f"never came true: {claim}")
         await asyncio.sleep(every)

@@ -131,7 +131,6 @@ _WAVES = st.lists(
 )
 # A failure found in a race may not come back while it is shrunk, so it is shown as it was found.
 _RACES = settings(
-    deadline=None,
     database=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

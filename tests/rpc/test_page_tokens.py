@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from credit_service.errors import InvalidRequest
@@ -163,7 +163,7 @@ def test_a_text_that_was_never_a_token_is_refused(text):
     refused(request(), text)
 
 
-@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(derandomize=True)
 @given(st.text(min_size=1, max_size=60))
 def test_any_other_text_is_refused(text):
     refused(request(), text)

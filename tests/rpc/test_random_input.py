@@ -29,7 +29,8 @@ CALLERS_FAULT = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 FUZZ = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 # Stand for values that the test knows only when it runs.

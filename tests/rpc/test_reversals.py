@@ -241,7 +241,8 @@ def expected(granted, reversals):
 
 
 @settings(
-    max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data(), granted=st.integers(1, 10**6), reversals=REVISIONS)
 async def test_any_order_repetition_and_interleaving_ends_in_the_same_balance(

@@ -165,7 +165,7 @@ _BATCHES = st.lists(
 _OPENINGS = st.sampled_from([4, 10, 10, 30])
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(derandomize=True, max_examples=300)
 @given(_OPENINGS, _BATCHES)
 def test_the_rules_of_holds_agree_with_the_model(credits_, batches):
     rules_agree_with_the_model(credits_, batches)
@@ -173,7 +173,7 @@ def test_the_rules_of_holds_agree_with_the_model(credits_, batches):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@settings(deadline=None, database=None, max_examples=4_000)
+@settings(database=None, max_examples=4_000)
 @given(_OPENINGS, _BATCHES)
 def test_the_rules_of_holds_agree_with_the_model_over_many_sequences(credits_, batches):
     rules_agree_with_the_model(credits_, batches)

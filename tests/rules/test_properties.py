@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from model.drawn import ALICE, BOB, GIVEN_KEY, STEPS, Again, as_entry, as_prices, as_refused, asked
 from model.ledger import BALANCE_LIMIT, Done, ModelLedger, Refused, Request
@@ -215,12 +215,11 @@ def rules_agree_with_the_model(openings, batches):
             book.adds_up(user)
 
 
-# A busy machine is no failure.
-_UNHURRIED = settings(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+_FORGETFUL = settings(database=None)
 _OPENINGS = st.tuples(*(2 * [st.sampled_from(OPENING_BALANCES)]))
 
 
-@settings(_UNHURRIED, derandomize=True, max_examples=300)
+@settings(_FORGETFUL, derandomize=True, max_examples=300)
 @given(_OPENINGS, BATCHES)
 def test_the_rules_agree_with_the_model(openings, batches):
     rules_agree_with_the_model(openings, batches)
@@ -228,7 +227,7 @@ def test_the_rules_agree_with_the_model(openings, batches):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@settings(_UNHURRIED, max_examples=1500)
+@settings(_FORGETFUL, max_examples=1500)
 @given(_OPENINGS, BATCHES)
 def test_the_rules_agree_with_the_model_over_many_sequences(openings, batches):
     rules_agree_with_the_model(openings, batches)
