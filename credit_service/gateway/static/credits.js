@@ -36,7 +36,6 @@ export const texts = {
   needed: { one: "You need {n} more credit.", other: "You need {n} more credits." },
   neededDetail: "This costs {required}; you have {available}.",
   history: "History",
-  date: "Date",
   what: "Description",
   change: "Change",
   after: "Balance",
@@ -751,6 +750,7 @@ const STYLE = `
 :host([hidden]), [hidden] { display: none !important; }
 .quiet { color: var(--_muted); font-size: var(--credits-small, 0.875em); }
 .number { font-variant-numeric: tabular-nums; }
+.more { margin-block-start: var(--_gap); }
 .sr { position: absolute; inline-size: 1px; block-size: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 .card { background: var(--_surface); border: 1px solid var(--_line); border-radius: var(--_radius); padding: var(--_gap) calc(var(--_gap) * 1.25); }
 .bad { color: var(--_bad); } .good { color: var(--_good); }
@@ -1249,7 +1249,7 @@ export class CreditsShortfall extends CreditsElement {
       this.fill(
         make("div", { class: "card", part: "card", role: "alert" },
           make("p", { class: "head bad", text: this.say("needed", { n: problem.shortfall }) }),
-          problem.required !== undefined && make("p", { class: "quiet", text: this.say("neededDetail", { required: problem.required, available: problem.available }) }),
+          problem.required !== undefined && make("p", { class: "quiet", text: this.say("neededDetail", { required: problem.required, available: Math.max(0, problem.available) }) }),
           covering && make("p", { text: `${covering.name}: ${this.say("cost", { n: covering.credits })}` }),
           button,
           this.#error && make("p", { class: "bad", text: failureText(this, this.#error) })),
@@ -1329,14 +1329,14 @@ export class CreditsHistory extends CreditsElement {
   #draw() {
     const rows = this.#items.map((item) =>
       make("tr", { part: "row" },
-        make("td", { class: "quiet", text: this.time(item.timestamp) }),
         make("td", { class: "text" },
-          make("span", { text: this.#title(item) }),
-          item.description && item.operation ? make("div", { class: "quiet", text: item.description }) : null),
+          make("div", { dir: "auto", text: this.#title(item) }),
+          item.description && item.operation ? make("div", { class: "quiet", dir: "auto", text: item.description }) : null,
+          make("time", { class: "quiet", datetime: item.timestamp, text: this.time(item.timestamp) })),
         make("td", { class: `end number ${item.balance_change < 0 ? "" : "good"}`, text: this.number(item.balance_change, { signDisplay: "exceptZero" }) }),
         make("td", { class: "end number", text: this.number(item.balance_after) })));
-    const head = make("tr", {}, ...["date", "what", "change", "after"].map((name, at) =>
-      make("th", { scope: "col", class: at > 1 ? "end" : "", text: this.say(name) })));
+    const head = make("tr", {}, ...["what", "change", "after"].map((name, at) =>
+      make("th", { scope: "col", class: at > 0 ? "end" : "", text: this.say(name) })));
     const busy = this.#state === "loading";
     this.fill(
       rows.length ? make("table", { part: "table", "aria-busy": String(busy) },
@@ -1346,7 +1346,7 @@ export class CreditsHistory extends CreditsElement {
       !rows.length && busy && make("p", { class: "quiet", "aria-busy": "true", text: "–" }),
       this.#state === "failed" && make("p", { class: "quiet", role: "status", text: this.say("away") }),
       this.#state === "failed" && make("button", { class: "plain", "data-key": "retry", part: "button", type: "button", text: this.say("retry"), onclick: () => this.#read({ onward: Boolean(this.#items.length && this.#cursor) }) }),
-      this.#cursor && this.#state !== "failed" && make("button", { class: "plain", "data-key": "more", part: "button", type: "button", "aria-disabled": busy ? "true" : null, text: this.say("more"), onclick: () => busy || this.#read({ onward: true }) }),
+      this.#cursor && this.#state !== "failed" && make("button", { class: "plain more", "data-key": "more", part: "button", type: "button", "aria-disabled": busy ? "true" : null, text: this.say("more"), onclick: () => busy || this.#read({ onward: true }) }),
     );
   }
 
@@ -1407,11 +1407,18 @@ export class CreditsUsage extends CreditsElement {
   #load = 0;
   #fresh = refresher(5000, () => this.#ask());
 
+  #size = globalThis.ResizeObserver && new ResizeObserver(() => {
+    if (Math.abs(this.clientWidth - this.#width) > 8) this.#draw();
+  });
+  #width = 0;
+
   connected() {
+    this.#size?.observe(this);
     this.#ask();
   }
 
   disconnected() {
+    this.#size?.disconnect();
     this.#fresh.stop();
   }
 
@@ -1478,12 +1485,15 @@ export class CreditsUsage extends CreditsElement {
         this.#picture(dates, names, used, title),
         make("div", { class: "legend quiet", part: "legend", "aria-hidden": "true" }, ...names.map((name, at) =>
           make("span", {}, make("span", { class: `swatch s${Math.min(at, 5) + 1}` }), title(name))))),
-      this.#table(dates, names, used, title),
+      make("div", { class: "sr" }, this.#table(dates, names, used, title)),
     );
   }
 
   #picture(dates, names, used, title) {
-    const [width, height, start, bottom, top] = [640, 220, 44, 24, 10];
+    // Drawn for the width there is, so that its text keeps its size.
+    this.#width = this.clientWidth;
+    const width = Math.max(240, this.#width || 640);
+    const [height, start, bottom, top] = [220, 44, 24, 10];
     const total = (date) => names.reduce((sum, name) => sum + (used.get(`${date} ${name}`) ?? 0), 0);
     const most = niceCeiling(Math.max(...dates.map(total)));
     const step = (width - start) / dates.length;
@@ -1505,7 +1515,7 @@ export class CreditsUsage extends CreditsElement {
         svg.append(make("rect", { svg: true, class: `s${Math.min(series, 5) + 1}`, x: start + at * step + step * 0.15, width: step * 0.7, y: high, height: Math.max(low - high, 1), rx: Math.min(2, step * 0.2) },
           make("title", { svg: true, text: `${this.#day(date)}: ${title(name)} ${this.number(spent)}` })));
       });
-      const every = Math.ceil(dates.length / 6);
+      const every = Math.ceil((dates.length * 70) / (width - start));
       if (at % every === 0) {
         svg.append(make("text", { svg: true, x: start + at * step + step / 2, y: height - 6, "text-anchor": "middle", text: this.#day(date) }));
       }
@@ -1517,7 +1527,7 @@ export class CreditsUsage extends CreditsElement {
     const rows = dates.filter((date) => names.some((name) => used.has(`${date} ${name}`))).map((date) =>
       make("tr", {}, make("th", { scope: "row", text: this.#day(date) }), ...names.map((name) =>
         make("td", { class: "end number", text: this.number(used.get(`${date} ${name}`) ?? 0) }))));
-    return make("table", { class: "sr" },
+    return make("table", {},
       make("caption", { text: this.say("usage") }),
       make("thead", {}, make("tr", {}, make("th", { scope: "col", text: this.say("day") }), ...names.map((name) => make("th", { scope: "col", text: title(name) })))),
       make("tbody", {}, ...rows));
