@@ -307,10 +307,10 @@ export class CreditsStore extends EventTarget {
     return response.json();
   }
 
-  async #fetch(path, { body, key, signal, accept = "application/json" } = {}) {
-    const send = async (fresh) => {
+  async #fetch(path, { body, key, signal, fresh = false, accept = "application/json" } = {}) {
+    const send = async (renewed) => {
       const headers = { Accept: accept };
-      const token = await this.#bearer(fresh);
+      const token = await this.#bearer(renewed);
       if (token) headers.Authorization = `Bearer ${token}`;
       if (key) headers["Idempotency-Key"] = key;
       if (body !== undefined) headers["Content-Type"] = "application/json";
@@ -323,8 +323,8 @@ export class CreditsStore extends EventTarget {
         signal,
       });
     };
-    const response = await send(false);
-    return response.status === 401 && this.#token ? send(true) : response;
+    const response = await send(fresh);
+    return response.status === 401 && this.#token && !fresh ? send(true) : response;
   }
 
   async #bearer(fresh) {
@@ -485,12 +485,14 @@ export class CreditsStore extends EventTarget {
       { signal: stopped },
     );
     let failures = 0;
+    let fresh = false;
     while (!stopped.aborted) {
       let heard = false;
       let pause = null;
       try {
         const outcome = await this.#stream(
           stopped,
+          fresh,
           (event, data, whole) => {
             heard = true;
             this.#take(event, data, whole);
@@ -498,6 +500,7 @@ export class CreditsStore extends EventTarget {
           },
           () => tell({ beat: true }),
         );
+        fresh = outcome === "token_expiring";
         if (outcome === "signed-out") {
           tell({ signedOut: true });
           await this.#woken(stopped, 5 * 60_000);
@@ -537,7 +540,7 @@ export class CreditsStore extends EventTarget {
     this.#wake = () => {};
   }
 
-  async #stream(stopped, take, beat) {
+  async #stream(stopped, fresh, take, beat) {
     const cut = new AbortController();
     const abort = () => cut.abort();
     stopped.addEventListener("abort", abort, { once: true });
@@ -551,6 +554,7 @@ export class CreditsStore extends EventTarget {
     try {
       const response = await this.#fetch("account/stream", {
         accept: "text/event-stream",
+        fresh,
         signal: cut.signal,
       });
       if (response.status === 401) {
