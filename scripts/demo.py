@@ -7,7 +7,9 @@ import uuid
 from pathlib import Path
 
 import demo_stripe
+import demo_web
 import grpc
+from demo_programs import Service, StoryFailed
 
 from credit_service.client import CreditClient
 from credit_service.errors import (
@@ -134,7 +136,21 @@ async def _main() -> int:
         action="store_true",
         help="buy through the Stripe bridge and a fake Stripe, with a refund and a dispute",
     )
+    parser.add_argument(
+        "--web",
+        action="store_true",
+        help="show it in a browser: starts a service of its own, the bridge, a fake Stripe and an"
+        " app with the gateway, and prints one address",
+    )
+    parser.add_argument("--port", type=int, default=8000, help="of the app of --web (%(default)s)")
     arguments = parser.parse_args()
+    if arguments.web:
+        try:
+            await demo_web.run(arguments.user, arguments.port)
+        except StoryFailed as failure:
+            print(f"scripts/demo: {failure}", file=sys.stderr)
+            return 1
+        return 0
     credentials = None
     if arguments.ca is not None:
         credentials = grpc.ssl_channel_credentials(arguments.ca.read_bytes())
@@ -143,14 +159,14 @@ async def _main() -> int:
     ) as client:
         try:
             if arguments.stripe:
-                service = demo_stripe.Service(arguments.target, arguments.token, arguments.ca)
+                service = Service(arguments.target, arguments.token, arguments.ca)
                 await demo_stripe.story(client, arguments.user, service)
             else:
                 await story(client, arguments.user)
         except CreditError as error:
             print(f"scripts/demo: {error}{_remedy(error, arguments.target)}", file=sys.stderr)
             return 1
-        except demo_stripe.StoryFailed as failure:
+        except StoryFailed as failure:
             print(f"scripts/demo: {failure}", file=sys.stderr)
             return 1
     return 0

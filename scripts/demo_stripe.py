@@ -4,29 +4,20 @@ A fake Stripe and the bridge run as processes of their own beside a running serv
 Stripe is needed and nothing leaves this machine.
 """
 
-import asyncio
 import contextlib
-import hashlib
-import os
-import re
 import secrets
-import sys
 import tempfile
 import uuid
-from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+from demo_programs import Service, StoryFailed, bridge, fake_stripe
 
 from credit_service.client import CreditClient
 from credit_service.v1 import credit_service_pb2 as pb
 
-_ROOT = Path(__file__).resolve().parent.parent
-_START_SECONDS = 30
 _DELIVERY_SECONDS = 15
 _A_PERSON_MUST_ACT = 422
 _PACKS = """
@@ -38,111 +29,6 @@ lookup_key = "credits_300"
 amount_minor = 900
 currency = "eur"
 """
-
-
-class StoryFailed(Exception):
-    """The story cannot go on; the message says why, and what a program said last."""
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """How to reach the running credit service."""
-
-    target: str
-    token: str | None
-    ca: Path | None
-
-
-@dataclass(slots=True)
-class _Program:
-    """A program of ours in a process of its own."""
-
-    name: str
-    process: asyncio.subprocess.Process
-    last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=12))
-
-    async def wait_for(self, pattern: str) -> str:
-        """Reads its output until a line matches, and returns what the pattern's group caught."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_START_SECONDS):
-                async for line in self._lines():
-                    if match := re.search(pattern, line):
-                        return match.group(1)
-        said = "\n   ".join(self.last_lines) or "nothing"
-        raise StoryFailed(f"{self.name} did not start. It said:\n   {said}")
-
-    async def drain(self) -> None:
-        """Reads on, for nobody can write into a full pipe."""
-        async for _ in self._lines():
-            pass
-
-    async def _lines(self) -> AsyncIterator[str]:
-        assert self.process.stdout is not None  # noqa: S101  # it was asked for
-        async for line in self.process.stdout:
-            self.last_lines.append(line.decode(errors="replace").rstrip())
-            yield self.last_lines[-1]
-
-
-@asynccontextmanager
-async def _running(
-    module: str, *arguments: str, ready: str, **environment: str
-) -> AsyncIterator[str]:
-    """Runs a module for the length of the block; yields what its line of readiness tells."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        module,
-        *arguments,
-        env={**os.environ, **environment},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        # Ctrl-C is for this program, which then stops the others in order.
-        start_new_session=True,
-    )
-    program = _Program(module, process)
-    draining = None
-    try:
-        told = await program.wait_for(ready)
-        draining = asyncio.create_task(program.drain())
-        yield told
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            async with asyncio.timeout(_START_SECONDS):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-        if draining is not None:
-            await draining
-
-
-def _fake_stripe() -> contextlib.AbstractAsyncContextManager[str]:
-    # The fake is a tool of the tests, so it stands with them and is not part of what is installed.
-    path = os.pathsep.join(filter(None, [str(_ROOT / "scripts"), os.environ.get("PYTHONPATH")]))
-    return _running("fake_stripe", ready=r"fake stripe on (\S+)", PYTHONPATH=path)
-
-
-def _bridge(
-    service: Service, *, stripe: str, secret: str, token: str, packs: Path
-) -> contextlib.AbstractAsyncContextManager[str]:
-    settings = {
-        "listen": "127.0.0.1:0",
-        "credit_target": service.target,
-        "stripe_address": stripe,
-        "stripe_key": "sk_test_of_the_demo",
-        "webhook_secrets": f"test:{secret}",
-        "catalog": str(packs),
-        "checkout_token_sha256": hashlib.sha256(token.encode()).hexdigest(),
-        "unready_seconds": "0",
-    }
-    if service.token:
-        settings["credit_token"] = service.token
-    if service.ca:
-        settings["credit_tls_ca"] = str(service.ca)
-    variables = {f"STRIPE_BRIDGE_{name.upper()}": value for name, value in settings.items()}
-    return _running("stripe_bridge", "serve", ready=r"listens on \S+?:(\d+)", **variables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +87,9 @@ async def story(client: CreditClient, user_id: uuid.UUID, service: Service) -> N
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         packs = directory / "packs.toml"
         packs.write_text(_PACKS)
-        stripe_url = await stack.enter_async_context(_fake_stripe())
-        bridge = _bridge(service, stripe=stripe_url, secret=secret, token=token, packs=packs)
-        bridge_url = f"http://127.0.0.1:{await stack.enter_async_context(bridge)}"
+        stripe_url = await stack.enter_async_context(fake_stripe())
+        running = bridge(service, stripe=stripe_url, secret=secret, token=token, packs=packs)
+        bridge_url = f"http://127.0.0.1:{await stack.enter_async_context(running)}"
         print(f"   fake Stripe: {stripe_url}\n   bridge: {bridge_url}")
         stage = _Stage(
             client,

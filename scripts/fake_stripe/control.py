@@ -42,6 +42,36 @@ _EVENTS = [
 ]
 
 
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Fake Stripe</title>
+<style>
+  :root {{ color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif; }}
+  body {{ max-width: 24rem; margin: 4rem auto; padding: 0 1rem; }}
+  button {{ font: inherit; font-weight: 600; width: 100%; padding: 0.7em; cursor: pointer; }}
+</style>
+<h1>Fake Stripe</h1>
+<p>No money moves here.</p>
+<p>{total} (minor units), {status}</p>
+{form}
+<p><a href="{back}">Back to the shop</a></p>
+</html>
+"""
+
+
+def _pay_page(session: Object) -> str:
+    total = f"{session['amount_total']} {session['currency']}"
+    is_open = session["status"] == "open"
+    return _PAGE.format(
+        total=html.escape(total),
+        status=html.escape(session["status"]),
+        form="<form method=post><button>Pay</button></form>" if is_open else "",
+        back=html.escape(session["cancel_url"] or "/"),
+    )
+
+
 class Control:
     """What a test, or a person who tries things out, may make happen."""
 
@@ -122,12 +152,7 @@ class Control:
             self._pay(session)
             back = (session["success_url"] or "").replace("{CHECKOUT_SESSION_ID}", session["id"])
             return Response(status_code=303, headers={"Location": back or "/"})
-        total = f"{session['amount_total']} {session['currency']}"
-        return HTMLResponse(
-            f"<h1>Fake Stripe</h1><p>{html.escape(total)} (minor units), "
-            f"{html.escape(session['status'])}</p>"
-            "<form method=post><button>Pay</button></form>"
-        )
+        return HTMLResponse(_pay_page(session))
 
     def _do(self, name: str, body: Object) -> Any:
         action = self._actions.get(name)
