@@ -1,5 +1,7 @@
 """The work of the example workers: splits a stereo WAV file into mid and side."""
 
+from __future__ import annotations
+
 import array
 import sys
 import wave

@@ -122,6 +122,7 @@ const HERE = new URL(".", import.meta.url).href;
 const BACKOFF_MS = [250, 500, 1000, 2000, 4000, 8000, 15000, 30000];
 // Three heartbeats missed: the line is dead, though nothing said so.
 const SILENCE_MS = 45_000;
+const PUBLIC = /^(prices|packs|config)$/;
 const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\])$/;
 
 const NOTHING = Object.freeze({ status: "loading", account: null, asOf: null, refusal: null });
@@ -312,6 +313,8 @@ export class CreditsStore extends EventTarget {
       const headers = { Accept: accept };
       const token = await this.#bearer(renewed);
       if (token) headers.Authorization = `Bearer ${token}`;
+      // A page with tokens and none to give: nobody is signed in, which needs no request to find.
+      else if (this.#token && !PUBLIC.test(path)) return new Response(null, { status: 401 });
       if (key) headers["Idempotency-Key"] = key;
       if (body !== undefined) headers["Content-Type"] = "application/json";
       return fetch(new URL(path, this.#base), {
@@ -319,7 +322,7 @@ export class CreditsStore extends EventTarget {
         headers,
         body: body === undefined ? undefined : JSON.stringify(body),
         credentials: this.credentials,
-        cache: accept === "application/json" && /^(prices|packs|config)$/.test(path) ? "default" : "no-store",
+        cache: accept === "application/json" && PUBLIC.test(path) ? "default" : "no-store",
         signal,
       });
     };
@@ -896,8 +899,8 @@ function announce(element, type, detail) {
 
 class CreditsElement extends Base {
   static css = "";
-  static events = ["change"];
   #off = [];
+  #asked = false;
   store = null;
 
   connectedCallback() {
@@ -910,13 +913,27 @@ class CreditsElement extends Base {
     this.provider = providerOf(this);
     this.store = this.provider?.store ?? storeFor(this.getAttribute("base") ?? HERE);
     for (const name of this.constructor.properties ?? []) upgrade(this, name);
-    const draw = () => this.draw();
+    const draw = () => {
+      this.#askOnce();
+      this.draw();
+    };
     this.#off = [this.store.subscribe(draw)];
     this.#hear(this.store, "buying", draw);
-    this.#hear(this.store, "reset", () => this.forget?.());
+    this.#hear(this.store, "reset", () => {
+      this.#asked = false;
+      this.forget?.();
+    });
     if (this.provider) this.#hear(this.provider, "texts", draw);
     this.connected?.();
-    this.draw();
+    draw();
+  }
+
+  /** What belongs to the user is asked for when it is known that somebody is signed in. */
+  #askOnce() {
+    if (!this.#asked && this.store.snapshot.account) {
+      this.#asked = true;
+      this.ask?.();
+    }
   }
 
   disconnectedCallback() {
@@ -926,7 +943,7 @@ class CreditsElement extends Base {
   }
 
   attributeChangedCallback(_name, before, after) {
-    if (this.store && before !== after) this.changed?.();
+    if (this.#asked && before !== after) this.ask?.();
   }
 
   #hear(target, type, listener) {
@@ -1036,16 +1053,13 @@ export class CreditsCost extends CreditsElement {
   #asked = 0;
   #spendable = null;
 
-  connected() {
-    this.changed();
-  }
-
   forget() {
     this.quote = null;
-    this.changed();
+    this.#failed = false;
+    this.draw();
   }
 
-  changed() {
+  ask() {
     this.#asked += 1;
     this.#ask(this.#asked);
   }
@@ -1091,13 +1105,13 @@ export class CreditsCost extends CreditsElement {
     const before = this.#spendable;
     this.#spendable = spendable;
     if (this.quote && before !== null && spendable !== null && spendable !== before) {
-      this.changed();
+      this.ask();
     }
     const { quote } = this;
     if (!quote) {
       this.fill(
         make("p", { class: "quiet", "aria-busy": String(!this.#failed), text: this.#failed ? this.say("away") : "–" }),
-        this.#failed && make("button", { class: "plain", part: "button", type: "button", text: this.say("retry"), onclick: () => this.changed() }),
+        this.#failed && make("button", { class: "plain", part: "button", type: "button", text: this.say("retry"), onclick: () => this.ask() }),
       );
       return;
     }
@@ -1168,8 +1182,10 @@ export class CreditsPacks extends CreditsElement {
     this.draw();
     try {
       this.#packs = (await this.store.packs()).items;
-    } catch {
-      this.#failed = true;
+    } catch (error) {
+      // The gateway sells nothing, which is no failure.
+      if (error.status === 404) this.#packs = [];
+      else this.#failed = true;
     }
     if (this.isConnected) this.draw();
   }
@@ -1271,22 +1287,22 @@ export class CreditsHistory extends CreditsElement {
   #load = 0;
   #fresh = refresher(2000, () => this.#read({ onward: false }));
 
-  connected() {
-    this.changed();
-  }
-
   disconnected() {
     this.#fresh.stop();
   }
 
-  changed() {
+  ask() {
     this.#items = [];
     this.#cursor = null;
     this.#read({ onward: false });
   }
 
   forget() {
-    this.changed();
+    this.#load += 1;
+    this.#items = [];
+    this.#cursor = null;
+    this.#state = "loading";
+    this.draw();
   }
 
   async #read({ onward }) {
@@ -1409,7 +1425,7 @@ export class CreditsUsage extends CreditsElement {
   #usage = null;
   #failed = false;
   #load = 0;
-  #fresh = refresher(5000, () => this.#ask());
+  #fresh = refresher(5000, () => this.ask());
 
   #size = globalThis.ResizeObserver && new ResizeObserver(() => {
     if (Math.abs(this.clientWidth - this.#width) > 8) this.#draw();
@@ -1418,7 +1434,6 @@ export class CreditsUsage extends CreditsElement {
 
   connected() {
     this.#size?.observe(this);
-    this.#ask();
   }
 
   disconnected() {
@@ -1426,16 +1441,14 @@ export class CreditsUsage extends CreditsElement {
     this.#fresh.stop();
   }
 
-  changed() {
-    this.#ask();
-  }
-
   forget() {
+    this.#load += 1;
     this.#usage = null;
-    this.#ask();
+    this.#failed = false;
+    this.#draw();
   }
 
-  async #ask() {
+  async ask() {
     const load = ++this.#load;
     const days = Math.min(31, Math.max(1, Number(this.getAttribute("days") ?? 30) || 30));
     const today = Date.now();
@@ -1462,7 +1475,7 @@ export class CreditsUsage extends CreditsElement {
     if (!this.#usage) {
       this.fill(
         make("p", { class: "quiet", "aria-busy": String(!this.#failed), text: this.#failed ? this.say("away") : "–" }),
-        this.#failed && make("button", { class: "plain", part: "button", type: "button", text: this.say("retry"), onclick: () => this.#ask() }),
+        this.#failed && make("button", { class: "plain", part: "button", type: "button", text: this.say("retry"), onclick: () => this.ask() }),
       );
       return;
     }

@@ -118,7 +118,7 @@ async def start(asked: JobRequest, user: Annotated[User, Depends(signed_in)]) ->
     """Sets the credits aside at the price that the user saw, and starts a worker."""
     hold = await client.hold_credits(
         user.id,
-        "stem_separation",
+        operation="stem_separation",
         expected_cost=asked.expected_cost,
         # The key of the worker's own hold, which therefore goes on with this one.
         idempotency_key=f"hold:{asked.job}:1",

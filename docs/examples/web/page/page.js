@@ -19,7 +19,7 @@ function show() {
   form.elements.user.readOnly = signedIn;
   form.querySelector("button:not([type])").hidden = signedIn;
   // A development user's token is the user's id; a real app gives its session's access token.
-  provider.token = signedIn ? async () => user() : null;
+  provider.token = async () => user();
 }
 
 form.addEventListener("submit", (event) => {
