@@ -7,18 +7,18 @@ import array
 import asyncio
 import contextlib
 import math
-import os
 import secrets
 import signal
 import sys
 import tempfile
 import uuid
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
-from demo_programs import Service, StoryFailed, bridge, fake_stripe, running
+from demo_programs import Service, bridge, fake_stripe, running
 
 from credit_service.client import CreditClient
 
@@ -62,7 +62,7 @@ async def run(user_id: uuid.UUID, port: int) -> None:
 
     Args:
         user_id: the development user that the page offers.
-        port: of the app; 0 takes any free one.
+        port: of the app.
 
     Raises:
         StoryFailed: a program does not start, or the port is taken.
@@ -71,9 +71,8 @@ async def run(user_id: uuid.UUID, port: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="credit-demo-")))
+        directory = stack.enter_context(_directory())
         song = directory / "song.wav"
-        _write_song(song)
         print("Starting the credit service, with a PostgreSQL of its own ...", flush=True)
         serving = running(
             "credit_service",
@@ -95,11 +94,11 @@ async def run(user_id: uuid.UUID, port: int) -> None:
         print("Starting a fake Stripe, the bridge and the app ...", flush=True)
         stripe_url = await stack.enter_async_context(fake_stripe())
         token = secrets.token_urlsafe(24)
-        bridge_url = await _selling(stack, Service(target, None, None), stripe_url, token, directory)
-        app_port = port or _free_port()
+        service = Service(target, None, None)
+        bridge_url = await _selling(stack, service, stripe_url, token, directory)
         app = running(
             "uvicorn",
-            *("--app-dir", str(_APP), "--port", str(app_port), "--no-access-log"),
+            *("--app-dir", str(_APP), "--port", str(port), "--no-access-log"),
             "fastapi_app:app",
             ready=r"running on http://\S+?:(\d+)",
             CREDIT_GATEWAY_DEVELOPMENT="true",
@@ -107,12 +106,13 @@ async def run(user_id: uuid.UUID, port: int) -> None:
             BRIDGE_URL=bridge_url,
             CHECKOUT_TOKEN=token,
             CHECKOUT_HOSTS=urlsplit(stripe_url).netloc,
-            APP_URL=f"http://127.0.0.1:{app_port}",
+            APP_URL=f"http://127.0.0.1:{port}",
             SONG=str(song),
             STEMS=str(directory / "stems"),
         )
         await stack.enter_async_context(app)
-        print(f"\nOpen http://127.0.0.1:{app_port}/?user={user_id}\nCtrl-C ends it.", flush=True)
+        print(f"\nThe service is on {target}, for grpcurl.", flush=True)
+        print(f"\nOpen http://127.0.0.1:{port}/?user={user_id}\nCtrl-C ends it.", flush=True)
         await stop.wait()
         print("\nStopping ...", flush=True)
 
@@ -137,6 +137,17 @@ async def _selling(
         endpoint = {"url": f"{url}/stripe/webhooks", "secret": secret}
         (await stripe.post("/_fake/endpoint", json=endpoint)).raise_for_status()
     return url
+
+
+@contextlib.contextmanager
+def _directory() -> Iterator[Path]:
+    """Makes a folder for the length of the block, with a song in it."""
+    with tempfile.TemporaryDirectory(prefix="credit-demo-") as name:
+        directory = Path(name)
+        # Where root runs the demo, PostgreSQL runs as `nobody` and must be let through.
+        directory.chmod(0o711)
+        _write_song(directory / "song.wav")
+        yield directory
 
 
 def _write_song(path: Path) -> None:

@@ -47,6 +47,7 @@ _PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Fake Stripe</title>
+<link rel="icon" href="data:,">
 <style>
   :root {{ color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif; }}
   body {{ max-width: 24rem; margin: 4rem auto; padding: 0 1rem; }}

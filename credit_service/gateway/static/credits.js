@@ -122,7 +122,7 @@ const HERE = new URL(".", import.meta.url).href;
 const BACKOFF_MS = [250, 500, 1000, 2000, 4000, 8000, 15000, 30000];
 // Three heartbeats missed: the line is dead, though nothing said so.
 const SILENCE_MS = 45_000;
-const PUBLIC = /^(prices|packs|config)$/;
+const PUBLIC = /^config$/;
 const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\])$/;
 
 const NOTHING = Object.freeze({ status: "loading", account: null, asOf: null, refusal: null });
@@ -402,8 +402,8 @@ export class CreditsStore extends EventTarget {
   }
 
   async #live(stopped) {
-    // A property set in the same script as the element comes before the first request.
-    await new Promise((resolve) => setTimeout(resolve));
+    // The page's own scripts set the token; they have all run by then.
+    await pageIsReady();
     while (!stopped.aborted) {
       const name = await this.#channelName();
       if (stopped.aborted) return;
@@ -620,6 +620,17 @@ export class CreditsStore extends EventTarget {
       this.#set({ ...this.#snapshot, status: "away", asOf: time });
     }
   }
+}
+
+function pageIsReady() {
+  return new Promise((resolve) => {
+    if (document.readyState === "complete") {
+      setTimeout(resolve);
+    } else {
+      document.addEventListener("DOMContentLoaded", resolve, { once: true });
+      globalThis.addEventListener("load", resolve, { once: true });
+    }
+  });
 }
 
 /** Calls `bark` when nothing was heard for so long. */
@@ -1174,10 +1185,15 @@ export class CreditsPacks extends CreditsElement {
 
   connected() {
     this.hear(globalThis, "pageshow", ({ persisted }) => persisted && this.store.stopBuying());
-    this.#load();
   }
 
-  async #load() {
+  forget() {
+    this.#packs = null;
+    this.#failed = false;
+    this.draw();
+  }
+
+  async ask() {
     this.#failed = false;
     this.draw();
     try {
@@ -1198,7 +1214,7 @@ export class CreditsPacks extends CreditsElement {
     if (this.#failed) {
       this.fill(
         make("p", { class: "quiet", text: this.say("away") }),
-        make("button", { class: "plain", part: "button", type: "button", text: this.say("retry"), onclick: () => this.#load() }),
+        make("button", { class: "plain", part: "button", type: "button", text: this.say("retry"), onclick: () => this.ask() }),
       );
       return;
     }
@@ -1598,6 +1614,7 @@ export class CreditsReturn extends CreditsElement {
   }
 
   async #watch(stopped) {
+    await pageIsReady();
     for (let tries = 0; !stopped.aborted; tries += 1) {
       await new Promise((resolve) => {
         const timer = setTimeout(resolve, CHECK_AFTER_MS[Math.min(tries, CHECK_AFTER_MS.length - 1)]);

@@ -3,7 +3,7 @@
 CREDIT_GATEWAY_DEVELOPMENT=true uvicorn --app-dir docs/examples/web fastapi_app:app
 
 The settings of this app are environment variables: CREDIT_TARGET, BRIDGE_URL and CHECKOUT_TOKEN
-(both or neither), APP_URL, SONG, STEMS.
+(both or neither), CHECKOUT_HOSTS, APP_URL, SONG, STEMS.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ TARGET = os.environ.get("CREDIT_TARGET", "127.0.0.1:50051")
 APP_URL = os.environ.get("APP_URL", "http://127.0.0.1:8000")
 SONG = Path(os.environ.get("SONG", "song.wav"))
 STEMS = Path(os.environ.get("STEMS", "stems"))
+STEMS.mkdir(parents=True, exist_ok=True)
 
 
 @dataclass(slots=True)
@@ -63,6 +64,8 @@ bridge = (
         token=os.environ["CHECKOUT_TOKEN"],
         success_url=f"{APP_URL}/?checkout={{CHECKOUT_SESSION_ID}}",
         cancel_url=f"{APP_URL}/",
+        # Stripe's own, unless a fake one is tried.
+        checkout_hosts=os.environ.get("CHECKOUT_HOSTS", "checkout.stripe.com").split(","),
     )
     if "BRIDGE_URL" in os.environ
     else None
@@ -73,7 +76,6 @@ gateway = Gateway(client, users=users, bridge=bridge)
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     """Ends the workers, the gateway and the client with the app."""
-    STEMS.mkdir(parents=True, exist_ok=True)
     yield
     for job in jobs.values():
         if job.process is not None and job.process.returncode is None:
@@ -176,7 +178,7 @@ async def stem(file: str) -> Response:
 
 
 @app.middleware("http")
-async def strict(request: Request, call_next):  # type: ignore[no-untyped-def]
+async def strict(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
     """Lets the pages load nothing from elsewhere; the gateway's answers have their own rules."""
     response = await call_next(request)
     response.headers.setdefault(

@@ -18,7 +18,7 @@ from credit_service.errors import AlreadyPaid, CreditError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mid_side import split  # noqa: E402  # it lives beside the other examples
+from mid_side import split
 
 
 def tell(written: int, total: int) -> None:
@@ -30,9 +30,7 @@ async def work(client: CreditClient, arguments: argparse.Namespace) -> None:
     """Goes on with the hold that the app made for the job, splits, and captures it."""
     mid, side = (arguments.folder / f"{arguments.job}.{stem}.wav" for stem in ("mid", "side"))
     ttl = timedelta(seconds=arguments.ttl)
-    async with client.hold(
-        arguments.user_id, "stem_separation", job=arguments.job, ttl=ttl
-    ):
+    async with client.hold(arguments.user_id, "stem_separation", job=arguments.job, ttl=ttl):
         await asyncio.to_thread(split, arguments.song, mid, side, tell)
 
 

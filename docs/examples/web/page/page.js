@@ -42,8 +42,11 @@ async function ask(path, options = {}) {
   return body;
 }
 
+// Nobody pays a price that was not shown.
+cost.addEventListener("credits-quote", () => start.removeAttribute("aria-disabled"));
+
 start.addEventListener("click", async () => {
-  if (start.getAttribute("aria-disabled") === "true" || !cost.quote) return;
+  if (start.getAttribute("aria-disabled") === "true") return;
   start.setAttribute("aria-disabled", "true");
   stems.replaceChildren();
   const name = crypto.randomUUID();
