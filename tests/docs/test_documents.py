@@ -45,6 +45,7 @@ NAMES_OF_OTHERS = {
     "pg_stat_statements",
     "service_role",
     "subscription_data",
+    "subscription_update",
     "synchronous_commit",
     "synchronous_standby_names",
 }
