@@ -243,6 +243,7 @@ CREATE TABLE credit_holds (
 );
 
 CREATE INDEX open_holds ON credit_holds (user_id, expires_at) WHERE state = 'held';
+CREATE INDEX open_holds_by_expiry ON credit_holds (expires_at) WHERE state = 'held';
 
 CREATE TRIGGER holds_go_with_their_account
     BEFORE DELETE ON credit_holds

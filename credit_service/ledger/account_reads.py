@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import asyncpg
+
 from credit_service.errors import LedgerUnavailable, UserNotFound
 from credit_service.ledger import store
 from credit_service.rules.model import Account
@@ -18,6 +20,39 @@ if TYPE_CHECKING:
 
 # What no account was ever seen with, so that each counts as changed.
 _NEVER_SEEN = (-1, -1)
+
+
+# How many accounts a statement reads; each may have thousands of due holds to add up.
+_ACCOUNTS_AT_ONCE = 500
+
+
+async def changed_accounts(
+    connection: PoolConnectionProxy, seen: list[tuple[UUID, int, int]]
+) -> list[Account]:
+    """Reads accounts that are not as they were seen, however many there are.
+
+    Args:
+        connection: to the database, outside a transaction.
+        seen: user, seq and number of policy changes of each account.
+
+    Returns:
+        Those that differ, as `store.changed_accounts` reads them.
+
+    Raises:
+        asyncpg.PostgresError, OSError: as the driver raises them.
+    """
+    if len(seen) <= _ACCOUNTS_AT_ONCE:
+        try:
+            return await store.changed_accounts(connection, seen)
+        except asyncpg.QueryCanceledError:
+            # It took too long, as half of it may not.
+            if len(seen) <= 1:
+                raise
+    middle = len(seen) // 2
+    return [
+        *await changed_accounts(connection, seen[:middle]),
+        *await changed_accounts(connection, seen[middle:]),
+    ]
 
 
 class AccountReads:
@@ -68,7 +103,7 @@ class AccountReads:
 
     async def _fetch(self, user_ids: set[UUID]) -> dict[UUID, Account]:
         async with self._reading() as connection:
-            found = await store.changed_accounts(
+            found = await changed_accounts(
                 connection, [(user_id, *_NEVER_SEEN) for user_id in user_ids]
             )
             accounts = {account.user_id: account for account in found}

@@ -12,9 +12,9 @@ import asyncpg
 import structlog
 
 from credit_service.database.postgres import unreachable
-from credit_service.errors import CreditError, InternalError, LedgerUnavailable
+from credit_service.errors import CreditError, InternalError, LedgerUnavailable, Overloaded
 from credit_service.ledger import metrics, store
-from credit_service.ledger.transactions import CommitLostError
+from credit_service.ledger.transactions import BatchTooSlowError, CommitLostError, Way
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -43,6 +43,24 @@ _COLLISIONS = (
 )
 
 
+# What a smaller batch may not meet.
+_TOO_MUCH = (
+    BatchTooSlowError,
+    asyncpg.QueryCanceledError,  # the limit on the time of a statement
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.OutOfMemoryError,
+    asyncpg.ProgramLimitExceededError,
+)
+
+# How many due holds a batch may end, and how many more it may end again after each success, once
+# that was too many.
+EXPIRIES_MAX = 500
+_MORE_EXPIRIES = 25
+
+# How long a call waits until nothing of its account is due any more.
+_DUE_PATIENCE_SECONDS = 2.0
+
+
 @dataclass(slots=True, eq=False)
 class Waiting:
     """A command in a queue and the future its caller awaits.
@@ -51,7 +69,7 @@ class Waiting:
         command: what to do.
         answer: what its caller awaits.
         deadline: until when (loop time) it may begin.
-        patience: until when (loop time) it waits for its contended row; None before it does.
+        patience: until when (loop time) it waits for what is in its way; None before it does.
     """
 
     command: Command
@@ -60,8 +78,20 @@ class Waiting:
     patience: float | None = None
 
 
+class Left(NamedTuple):
+    """The calls of a batch that have no answer yet.
+
+    Attributes:
+        stuck: those that met a row which another transaction keeps locked.
+        postponed: those about accounts of which more holds are due than a batch may end.
+    """
+
+    stuck: list[Stuck]
+    postponed: list[Waiting]
+
+
 class Stuck(NamedTuple):
-    """Calls that met a row which another transaction keeps locked; they have no answer yet.
+    """Calls that met a row which another transaction keeps locked.
 
     Attributes:
         batch: the calls.
@@ -78,26 +108,24 @@ class BatchRunner:
     def __init__(self, transactions: Transactions) -> None:
         """Takes the connection."""
         self._transactions = transactions
+        self._expiries = EXPIRIES_MAX
 
     async def serve(
-        self, batch: list[Waiting], lost: Sequence[Entry] = (), *, hurried: bool = False
-    ) -> list[Stuck]:
+        self, batch: list[Waiting], *, lost: Sequence[Entry] = (), hurried: bool = False
+    ) -> Left:
         """Answers every call of the batch but those it returns.
 
         Args:
             batch: the calls.
             lost: the entries of an earlier run whose COMMIT was sent and never answered.
             hurried: whether to wait for a lock for a moment only.
-
-        Returns:
-            The calls that met a locked row.
         """
-        stuck: list[Stuck] = []
+        left = Left([], [])
         started = time.perf_counter()
-        await self._serve(batch, lost, stuck, hurried=hurried)
+        await self._serve(batch, Way(self._expiries, hurried, lost), left)
         metrics.BATCH_COMMANDS.observe(len(batch))
         metrics.BATCH_SECONDS.observe(time.perf_counter() - started)
-        return stuck
+        return left
 
     async def find_locked(self, batch: list[Waiting]) -> set[UUID] | None:
         """Tells whose account's row another transaction has locked at this moment.
@@ -120,63 +148,80 @@ class BatchRunner:
         """Drops the connection."""
         self._transactions.close()
 
-    async def _serve(
-        self,
-        batch: list[Waiting],
-        lost: Sequence[Entry],
-        stuck: list[Stuck],
-        *,
-        hurried: bool,
-    ) -> None:
+    async def _serve(self, batch: list[Waiting], way: Way, left: Left) -> None:
         for attempt in range(_ATTEMPTS):
             batch = wanted(batch)
             if not batch:
                 return
             try:
                 commands = [waiting.command for waiting in batch]
-                answers = await self._transactions.run(commands, lost, hurried=hurried)
+                answers = await self._transactions.run(commands, way)
             except CommitLostError as fault:
                 # Run again on a fresh connection: under the lock the keys tell whether it happened.
                 note(fault, batch)
-                lost = [*lost, *fault.entries]
+                way = way._replace(lost=[*way.lost, *fault.entries])
             except _COLLISIONS as fault:
                 note(fault, batch)
                 await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
             except asyncpg.LockNotAvailableError as fault:
                 note(fault, batch)
-                stuck.append(Stuck(batch, lost))
+                left.stuck.append(Stuck(batch, way.lost))
                 return
             except Exception as fault:  # whatever a single command can bring about
                 note(fault, batch)
-                if unreachable(fault):
-                    fail(batch, LedgerUnavailable)
-                elif len(batch) == 1:
-                    _log.exception("command failed", call=batch[0].command.call)
-                    fail(batch, InternalError)
-                else:
-                    await self._serve_halves(batch, lost, stuck, hurried=hurried)
+                await self._serve_after(fault, batch, way, left)
                 return
             else:
-                for waiting, answer in zip(batch, answers, strict=True):
-                    _answer(waiting, answer)
+                self._answer_all(batch, answers, way, left)
                 return
         if len(batch) == 1:
             fail(batch, LedgerUnavailable)
         else:
-            await self._serve_halves(batch, lost, stuck, hurried=hurried)
+            await self._serve_less(batch, way, left)
 
-    async def _serve_halves(
+    async def _serve_after(
+        self, fault: Exception, batch: list[Waiting], way: Way, left: Left
+    ) -> None:
+        """Runs less of the batch at a time, if the fault may be due to the batch."""
+        too_much = isinstance(fault, _TOO_MUCH)
+        if too_much or isinstance(fault, TimeoutError):
+            self._expiries = max(1, way.expiries // 2)
+        if unreachable(fault) and not too_much:
+            fail(batch, LedgerUnavailable)
+        elif len(batch) > 1 or (too_much and way.expiries > 1):
+            await self._serve_less(batch, way, left)
+        elif too_much:
+            fail(batch, LedgerUnavailable)
+        else:
+            _log.exception("command failed", call=batch[0].command.call)
+            fail(batch, InternalError)
+
+    async def _serve_less(self, batch: list[Waiting], way: Way, left: Left) -> None:
+        """Runs the halves of a batch, and their halves, until what spoils it is alone.
+
+        Each half may end half as many due holds, which is all that makes a single call smaller.
+        """
+        way = way._replace(expiries=max(1, way.expiries // 2))
+        middle = len(batch) // 2
+        await self._serve(batch[:middle], way, left)
+        await self._serve(batch[middle:], way, left)
+
+    def _answer_all(
         self,
         batch: list[Waiting],
-        lost: Sequence[Entry],
-        stuck: list[Stuck],
-        *,
-        hurried: bool,
+        answers: list[Outcome | CreditError | None],
+        way: Way,
+        left: Left,
     ) -> None:
-        """Halves a batch, and its halves, until the command that spoils it is alone."""
-        middle = len(batch) // 2
-        await self._serve(batch[:middle], lost, stuck, hurried=hurried)
-        await self._serve(batch[middle:], lost, stuck, hurried=hurried)
+        self._expiries = min(EXPIRIES_MAX, self._expiries + _MORE_EXPIRIES)
+        for waiting, answer in zip(batch, answers, strict=True):
+            if answer is not None:
+                _answer(waiting, answer)
+            elif way.lost:
+                # The next batch knows nothing of lost entries.
+                _answer(waiting, LedgerUnavailable())
+            else:
+                left.postponed.append(waiting)
 
 
 def users_of(batch: list[Waiting]) -> set[UUID]:
@@ -189,6 +234,14 @@ def of_users(batch: list[Waiting], users: Collection[UUID]) -> list[Waiting]:
     return [waiting for waiting in batch if waiting.command.user_id in users]
 
 
+def by_user(batch: list[Waiting]) -> list[list[Waiting]]:
+    """The calls of each user apart."""
+    parts: dict[UUID, list[Waiting]] = {}
+    for waiting in batch:
+        parts.setdefault(waiting.command.user_id, []).append(waiting)
+    return list(parts.values())
+
+
 def wanted(batch: list[Waiting]) -> list[Waiting]:
     """Drops the calls whose callers are gone, and fails those whose time has passed."""
     now = asyncio.get_running_loop().time()
@@ -196,7 +249,25 @@ def wanted(batch: list[Waiting]) -> list[Waiting]:
     return [waiting for waiting in batch if not waiting.answer.done()]
 
 
-def fail(batch: list[Waiting], error: type[InternalError | LedgerUnavailable]) -> None:
+def out_of_patience(batch: list[Waiting], seconds: float) -> list[Waiting]:
+    """Those of the calls that have waited so long; the patience of the others begins or goes on."""
+    now = asyncio.get_running_loop().time()
+    late = []
+    for waiting in batch:
+        if waiting.patience is None:
+            waiting.patience = now + seconds
+        elif waiting.patience <= now:
+            late.append(waiting)
+    return late
+
+
+def postponed(batch: list[Waiting]) -> list[Waiting]:
+    """Those of the calls that go on waiting until nothing is due; the others are OVERLOADED."""
+    fail(out_of_patience(batch, _DUE_PATIENCE_SECONDS), Overloaded)
+    return wanted(batch)
+
+
+def fail(batch: list[Waiting], error: type[InternalError | LedgerUnavailable | Overloaded]) -> None:
     """Answers every call with an error of its own, unless it has an answer."""
     for waiting in batch:
         _answer(waiting, error())

@@ -10,13 +10,22 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from credit_service.errors import LedgerUnavailable
-from credit_service.ledger.batches import fail, of_users, users_of, wanted
+from credit_service.ledger.batches import (
+    by_user,
+    fail,
+    of_users,
+    out_of_patience,
+    postponed,
+    users_of,
+    wanted,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from uuid import UUID
 
     from credit_service.ledger.batches import BatchRunner, Stuck, Waiting
+    from credit_service.rules.model import Entry
 
 # For how long a user whose row was kept locked is served apart from the others.
 _CONTENDED_SECONDS = 10.0
@@ -48,6 +57,11 @@ class Contention:
         """Whether the user is contended at this time."""
         return self._until.get(user_id, now) > now
 
+    @property
+    def users(self) -> list[UUID]:
+        """The contended users; one whose time is over counts until `forget`."""
+        return list(self._until)
+
     def forget(self, now: float) -> None:
         """Drops the users whose time is over."""
         for user_id in [user_id for user_id, until in self._until.items() if until <= now]:
@@ -76,51 +90,42 @@ class ContendedCalls:
         self._contention = contention
 
     async def serve(self, batch: list[Waiting]) -> list[Waiting]:
-        """Answers the calls of a batch, and returns those that wait for their rows."""
+        """Answers the calls of a batch, and returns those that go on waiting."""
         locked = await self._runner.find_locked(batch)
         if locked is None:
             return []
-        waiting = await self._serve(of_users(batch, users_of(batch) - locked))
+        free = of_users(batch, users_of(batch) - locked)
+        kept = await self._serve(free, ()) if free else []
         if locked:
-            waiting += self._keep(of_users(batch, locked))
-        if waiting:
+            kept += self._keep(of_users(batch, locked))
+        if kept:
             await asyncio.sleep(GLANCE_SECONDS)
-        return wanted(waiting)
+        return wanted(kept)
 
     def close(self) -> None:
         """Drops the connection."""
         self._runner.close()
 
-    async def _serve(self, batch: list[Waiting]) -> list[Waiting]:
-        waiting: list[Waiting] = []
-        for stuck in await self._runner.serve(batch, hurried=True) if batch else ():
-            waiting += await self._serve_stuck(stuck)
-        return waiting
+    async def _serve(self, batch: list[Waiting], lost: Sequence[Entry]) -> list[Waiting]:
+        left = await self._runner.serve(batch, lost=lost, hurried=True)
+        kept = postponed(left.postponed)
+        for stuck in left.stuck:
+            kept += await self._serve_stuck(stuck)
+        return kept
 
     async def _serve_stuck(self, stuck: Stuck) -> list[Waiting]:
-        users = users_of(stuck.batch)
-        if len(users) == 1:
-            if not stuck.lost:
-                return self._keep(stuck.batch)
-            fail(stuck.batch, LedgerUnavailable)
-            return []
-        # It may be a row that no look shows, of the user table for example.
-        waiting: list[Waiting] = []
-        for user_id in users:
-            part = of_users(stuck.batch, {user_id})
-            for again in await self._runner.serve(part, stuck.lost, hurried=True):
-                waiting += await self._serve_stuck(again)
-        return waiting
+        parts = by_user(stuck.batch)
+        if len(parts) > 1:
+            # It may be a row that no look shows, of the user table for example.
+            return [kept for part in parts for kept in await self._serve(part, stuck.lost)]
+        if not stuck.lost:
+            return self._keep(stuck.batch)
+        fail(stuck.batch, LedgerUnavailable)
+        return []
 
     def _keep(self, batch: list[Waiting]) -> list[Waiting]:
         """Fails the calls whose patience is at its end, and returns the others."""
-        now = asyncio.get_running_loop().time()
-        late = []
-        for waiting in batch:
-            if waiting.patience is None:
-                waiting.patience = now + _PATIENCE_SECONDS
-            elif waiting.patience <= now:
-                late.append(waiting)
-        self._contention.mark(users_of(late), now)
+        late = out_of_patience(batch, _PATIENCE_SECONDS)
+        self._contention.mark(users_of(late), asyncio.get_running_loop().time())
         fail(late, LedgerUnavailable)
         return wanted(batch)

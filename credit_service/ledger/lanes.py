@@ -16,7 +16,15 @@ import structlog
 
 from credit_service.errors import InternalError, LedgerUnavailable, Overloaded
 from credit_service.ledger import metrics
-from credit_service.ledger.batches import BatchRunner, Waiting, fail, of_users, users_of
+from credit_service.ledger.batches import (
+    BatchRunner,
+    Waiting,
+    by_user,
+    fail,
+    of_users,
+    postponed,
+    users_of,
+)
 from credit_service.ledger.contention import GLANCE_SECONDS, ContendedCalls, Contention
 from credit_service.ledger.transactions import Transactions
 from credit_service.rules.commands import SpendTogether
@@ -37,7 +45,7 @@ class Calls(Protocol):
     """Serves the batches of a lane."""
 
     async def serve(self, batch: list[Waiting]) -> list[Waiting]:
-        """Answers the calls of a batch but those it returns, which keep their places."""
+        """Answers the calls of a batch but those it returns, which stay first in the queue."""
 
     def close(self) -> None:
         """Drops the connection."""
@@ -58,6 +66,7 @@ class Lane:
         self._queue_limit = settings.queue_limit
         self._batch_limit = settings.batch_limit
         self._queue: deque[Waiting] = deque()
+        self._kept = 0  # how many calls at the head of the queue had to wait
         self._filled = asyncio.Event()
         self._closing = False
         self._task = asyncio.create_task(self._run(), name=f"lane {name}")
@@ -120,15 +129,22 @@ class Lane:
                 fail(batch, InternalError)
             else:
                 self._queue.extendleft(reversed(kept))
+                self._kept = len(kept)
 
     def _take(self) -> list[Waiting]:
-        """Takes the pile, up to the bound; what spends several times counts as often."""
-        batch: list[Waiting] = []
+        """Takes the pile, up to the bound; what spends several times counts as often.
+
+        Calls that were in a batch before and had to wait do not count, because they would keep the
+        others from being served.
+        """
+        batch = [self._queue.popleft() for _ in range(self._kept)]
+        self._kept = 0
         size = 0
+        first = len(batch)
         while self._queue:
             command = self._queue[0].command
             size += len(command.spends) if isinstance(command, SpendTogether) else 1
-            if batch and size > self._batch_limit:
+            if len(batch) > first and size > self._batch_limit:
                 break
             batch.append(self._queue.popleft())
         return batch
@@ -152,11 +168,13 @@ class OrdinaryCalls:
         self._hand_over = hand_over
 
     async def serve(self, batch: list[Waiting]) -> list[Waiting]:
-        """Answers the calls of a batch, and hands over those of contended users."""
+        """Answers the calls of a batch, and hands over those of contended users.
+
+        Returns:
+            The calls about accounts of which more holds are due than a batch may end.
+        """
         batch = self._without_contended(batch)
-        if batch:
-            await self._serve(batch, ())
-        return []
+        return postponed(await self._serve(batch, ())) if batch else []
 
     def close(self) -> None:
         """Drops the connection."""
@@ -175,32 +193,32 @@ class OrdinaryCalls:
             or not self._hand_over(waiting)
         ]
 
-    async def _serve(self, batch: list[Waiting], lost: Sequence[Entry]) -> None:
+    async def _serve(self, batch: list[Waiting], lost: Sequence[Entry]) -> list[Waiting]:
         # Where some rows are kept locked there are more to be met.
-        hurried = bool(self._contention)
-        for stuck in await self._runner.serve(batch, lost, hurried=hurried):
-            await self._serve_stuck(stuck)
+        left = await self._runner.serve(batch, lost=lost, hurried=bool(self._contention))
+        waiting = left.postponed
+        for stuck in left.stuck:
+            waiting += await self._serve_stuck(stuck)
+        return waiting
 
-    async def _serve_stuck(self, stuck: Stuck) -> None:
+    async def _serve_stuck(self, stuck: Stuck) -> list[Waiting]:
         """Serves all but those whose rows are kept locked; these go to the contended lane."""
         batch, lost = stuck
         users = users_of(batch)
         locked = await self._find_locked(batch)
         if locked is None:
-            return
+            return []
         if not locked:
             # It was another row, or it is free again.
-            for user_id in users:
-                await self._serve(of_users(batch, {user_id}), lost)
-            return
+            parts = by_user(batch)
+            return [waiting for part in parts for waiting in await self._serve(part, lost)]
         self._contention.mark(locked, asyncio.get_running_loop().time())
         # Another lane knows nothing of lost entries and would call them repeated.
         if not lost:
             batch = self._without_contended(batch)
         fail(of_users(batch, locked), LedgerUnavailable)
         rest = of_users(batch, users - locked)
-        if rest:
-            await self._serve(rest, lost)
+        return await self._serve(rest, lost) if rest else []
 
     async def _find_locked(self, batch: list[Waiting]) -> set[UUID] | None:
         users = users_of(batch)

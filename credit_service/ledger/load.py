@@ -10,6 +10,7 @@ from credit_service.rules.batch_state import BatchState
 from credit_service.rules.commands import (
     Capture,
     Command,
+    Expire,
     Extend,
     Grant,
     Keyed,
@@ -24,6 +25,7 @@ from credit_service.rules.model import Account, Spent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from datetime import datetime
     from uuid import UUID
 
     import asyncpg
@@ -38,7 +40,11 @@ _SETTLING = (Capture, Release, Extend)
 
 
 async def load(
-    connection: asyncpg.Connection, commands: list[Command], *, adds_users: bool
+    connection: asyncpg.Connection,
+    commands: list[Command],
+    *,
+    adds_users: bool,
+    expiries: int,
 ) -> BatchState:
     """Locks the accounts of a batch and loads what its commands refer to.
 
@@ -46,9 +52,11 @@ async def load(
         connection: in the batch's transaction.
         commands: the batch.
         adds_users: whether a user may be opened who is not in the user table.
+        expiries: how many due holds the batch may end.
 
     Returns:
-        The state of the batch, in which due holds are ended.
+        The state of the batch, in which due holds are ended. Where more are due than the batch may
+        end, some users have `more_due`, and nothing else is loaded about them.
 
     Raises:
         StaleAccountError: an account was opened meanwhile; the batch must start over.
@@ -72,12 +80,14 @@ async def load(
     for entry in entries:
         assert entry.idempotency_key is not None  # noqa: S101  # it was found by it
         _locked(state, entry.user_id).by_key[entry.idempotency_key] = entry
-    await _load_spends(connection, state, commands)
-    await _load_purchases(connection, state, commands)
-    await _load_reversals(connection, state, commands)
-    await _load_holds(connection, state, commands)
-    for user_id in locked:
-        holds.expire_due(state.users[user_id])
+    due = await _find_due(connection, state, commands, expiries)
+    ready = [command for command in commands if not state.postpones(command)]
+    await _load_spends(connection, state, ready)
+    await _load_purchases(connection, state, ready)
+    await _load_reversals(connection, state, ready)
+    await _load_holds(connection, state, ready)
+    for user_id, (ended, later) in due.items():
+        holds.expire(state.users[user_id], ended, later)
     return state
 
 
@@ -189,13 +199,39 @@ async def _load_holds(
         if settled:
             for (user_id, seq), entry in (await store.load_entries(connection, settled)).items():
                 _locked(state, user_id).ended[settled[user_id, seq]] = entry
-    due = [
-        user_id
+
+
+async def _find_due(
+    connection: asyncpg.Connection, state: BatchState, commands: list[Command], limit: int
+) -> dict[UUID, tuple[list[Hold], datetime | None]]:
+    """Finds the holds that the batch ends, and for each user the next expiry after that."""
+    due = {
+        user_id: user.account.next_hold_expiry
         for user_id, user in state.users.items()
-        if (expiry := user.account.next_hold_expiry) is not None and expiry <= state.now
-    ]
-    if due:
-        _put_holds(state, (await store.load_open_holds(connection, due)).values())
+        if user.account.next_hold_expiry is not None and user.account.next_hold_expiry <= state.now
+    }
+    if not due:
+        return {}
+    # Callers first, as they came; the sweeper has time.
+    callers = [c.user_id for c in commands if not isinstance(c, Expire)]
+    asked = [u for u in dict.fromkeys([*callers, *due]) if u in due]
+    found = await store.load_due_holds(connection, asked, state.now, limit + 1)
+    complete = asked
+    if len(found) > limit:
+        complete = asked[: asked.index(found[limit].user_id)]
+        for user_id in asked[len(complete) :]:
+            state.users[user_id].more_due = True
+    ended: dict[UUID, list[Hold]] = {user_id: [] for user_id in complete}
+    for hold in found[:limit]:
+        ended.setdefault(hold.user_id, []).append(hold)
+    expiries = await store.load_next_expiries(connection, complete, state.now) if complete else {}
+    return {
+        user_id: (
+            part,
+            part[-1].expires_at if state.users[user_id].more_due else expiries.get(user_id),
+        )
+        for user_id, part in ended.items()
+    }
 
 
 def _put_holds(state: BatchState, found: Iterable[Hold]) -> None:

@@ -15,12 +15,12 @@ from credit_service.errors import (
     UserNotFound,
 )
 from credit_service.ledger import metrics, store
-from credit_service.ledger.account_reads import AccountReads
+from credit_service.ledger.account_reads import AccountReads, changed_accounts
 from credit_service.rules.holds import at
 from credit_service.rules.model import Account, transaction_id
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -236,7 +236,7 @@ class Reads:
             for user_id, account in seen.items()
         ]
         async with self._pool.lend() as connection:
-            return await store.changed_accounts(connection, asked)
+            return await changed_accounts(connection, asked)
 
     async def usage(self, user_id: UUID | None, start: datetime, end: datetime) -> list[Usage]:
         """Adds up the entries with start <= time < end, of one user or all.
@@ -266,10 +266,21 @@ class Reads:
                 seconds=REPORT_SECONDS,
             )
 
-    async def due_users(self, limit: int) -> list[UUID]:
-        """Finds users with holds whose time has passed and is not recorded yet."""
+    async def due_users(self, limit: int, without: Collection[UUID]) -> list[tuple[UUID, int]]:
+        """Finds users with holds whose time has passed and is not recorded yet.
+
+        Args:
+            limit: how many such holds to look at, the longest due first.
+            without: users to leave out.
+
+        Returns:
+            The users, the longest due first, and how many of those holds each has.
+
+        Raises:
+            LedgerUnavailable: the database is away.
+        """
         async with self._pool.lend() as connection:
-            return await store.find_due_users(connection, limit)
+            return await store.find_due_users(connection, limit, without)
 
     async def check(self) -> bool:
         """Tells whether a server answers that can be written; while none does, reads are refused.

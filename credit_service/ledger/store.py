@@ -203,12 +203,20 @@ async def load_holds(connection: _Connection, hold_ids: Collection[EntryId]) -> 
     return {(row[0], row[1]): Hold(*row) for row in rows}
 
 
-async def load_open_holds(
-    connection: _Connection, user_ids: Collection[UUID]
-) -> dict[EntryId, Hold]:
-    """Reads all open holds of the users."""
-    rows = await connection.fetch(SQL["load_open_holds"], user_ids)
-    return {(row[0], row[1]): Hold(*row) for row in rows}
+async def load_due_holds(
+    connection: _Connection, user_ids: Sequence[UUID], now: datetime, limit: int
+) -> list[Hold]:
+    """Reads open holds whose time has passed, user by user as given, of each the soonest first."""
+    rows = await connection.fetch(SQL["load_due_holds"], user_ids, now, limit)
+    return [Hold(*row) for row in rows]
+
+
+async def load_next_expiries(
+    connection: _Connection, user_ids: Collection[UUID], now: datetime
+) -> dict[UUID, datetime]:
+    """Reads when the next hold of each user ends that is not due; without one a user is missing."""
+    rows = await connection.fetch(SQL["load_next_expiries"], user_ids, now)
+    return {row[0]: row[1] for row in rows}
 
 
 async def list_holds(
@@ -219,9 +227,21 @@ async def list_holds(
     return rows[0][0], [Hold(*row[1:]) for row in rows if row[1] is not None]
 
 
-async def find_due_users(connection: _Connection, limit: int) -> list[UUID]:
-    """Finds users with holds whose time has passed and is not recorded yet."""
-    return [row[0] for row in await connection.fetch(SQL["find_due_users"], limit)]
+async def find_due_users(
+    connection: _Connection, limit: int, without: Collection[UUID]
+) -> list[tuple[UUID, int]]:
+    """Finds users with holds whose time has passed and is not recorded yet.
+
+    Args:
+        connection: to the database.
+        limit: how many holds to look at, the longest due first.
+        without: users to leave out.
+
+    Returns:
+        The users, the longest due first, and how many of those holds each has.
+    """
+    rows = await connection.fetch(SQL["find_due_users"], limit, without)
+    return [(row[0], row[1]) for row in rows]
 
 
 async def expired_unrecorded_at(

@@ -7,9 +7,12 @@ neither, for a refusal may rest on an entry of the same batch.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import asyncpg
 
 from credit_service.database.postgres import spoils_connection
 from credit_service.errors import CreditError, Refusal
@@ -22,18 +25,28 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from uuid import UUID
 
-    import asyncpg
-
     from credit_service.database.postgres import Address
     from credit_service.rules.batch_state import BatchState
     from credit_service.rules.commands import Command
-    from credit_service.rules.model import Entry
+    from credit_service.rules.model import Entry, EntryId
     from credit_service.rules.terms import Terms
 
 
 # Not READ WRITE, which would write a database that its administrator has made read-only.
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _BEGIN_HURRIED = f"{_BEGIN}; SET LOCAL lock_timeout = '50ms'"
+
+
+# The connection was closed under a statement, or between two of them.
+_LOST = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
+
+# A batch that takes longer may itself be the reason why the server closed the connection: it ends
+# transactions that are idle for too long. An ordinary batch takes a few hundredths of it.
+_SLOW_SECONDS = 1.0
+
+
+class BatchTooSlowError(Exception):
+    """The connection was lost in a batch that took long; a smaller one may get through."""
 
 
 class CommitLostError(Exception):
@@ -65,6 +78,20 @@ class WriterSettings:
     batch_limit: int
 
 
+class Way(NamedTuple):
+    """How to run a batch.
+
+    Attributes:
+        expiries: how many due holds it may end.
+        hurried: whether it waits for a lock for a moment only.
+        lost: the entries of earlier runs whose COMMIT was sent and never answered.
+    """
+
+    expiries: int
+    hurried: bool = False
+    lost: Sequence[Entry] = ()
+
+
 class Transactions:
     """One connection, made when it is needed, and at most one transaction on it."""
 
@@ -75,39 +102,46 @@ class Transactions:
         self._adds_users = settings.adds_users
         self._connection: asyncpg.Connection | None = None
 
-    async def run(
-        self, commands: list[Command], lost: Sequence[Entry], *, hurried: bool = False
-    ) -> list[Outcome | CreditError]:
+    async def run(self, commands: list[Command], way: Way) -> list[Outcome | CreditError | None]:
         """Runs the commands as one transaction.
 
         Args:
             commands: the batch.
-            lost: the entries of an earlier run whose COMMIT was sent and never answered.
-            hurried: whether to wait for a lock for a moment only.
+            way: how to run it.
 
         Returns:
-            An answer per command, in order.
+            An answer per command, in order; None where more holds of the account are due than the
+            batch may end, so that the command must wait for another batch.
 
         Raises:
             CommitLostError: the COMMIT was sent and its answer never came.
+            BatchTooSlowError: the connection was lost after so long that the batch may be why.
             StaleAccountError: a row was not as it had been read; the batch must start over.
             asyncpg.PostgresError, OSError: as the driver raises them; nothing was written.
         """
         connection = await self._connected()
+        began = time.monotonic()
         try:
-            await connection.execute(_BEGIN_HURRIED if hurried else _BEGIN)
-            state = await load(connection, commands, adds_users=self._adds_users)
+            await connection.execute(_BEGIN_HURRIED if way.hurried else _BEGIN)
+            state = await load(
+                connection, commands, adds_users=self._adds_users, expiries=way.expiries
+            )
             answers = [_decide(state, command, self._terms) for command in commands]
             await self._write(connection, state)
         except Exception as fault:
             await self._roll_back(connection, fault)
+            if isinstance(fault, _LOST) and time.monotonic() - began > _SLOW_SECONDS:
+                raise BatchTooSlowError from fault
             raise
         posted = state.posted
         await self._commit(connection, posted)
         _count(posted)
         # No call makes an expiry: a call that is answered with one repeats an earlier end.
-        unclaimed = [entry for entry in lost if entry.type != "expire"]
-        return [_settled(answer, state, unclaimed) for answer in answers]
+        unclaimed = {(e.user_id, e.seq): e for e in way.lost if e.type != "expire"}
+        return [
+            _settled(answer, state, unclaimed) if isinstance(answer, Outcome) else answer
+            for answer in answers
+        ]
 
     async def find_locked(self, user_ids: set[UUID]) -> set[UUID]:
         """Tells whose account's row another transaction has locked at this moment.
@@ -191,25 +225,25 @@ class Transactions:
             raise store.StaleAccountError(tag)
 
 
-def _decide(state: BatchState, command: Command, terms: Terms) -> Outcome | CreditError:
+def _decide(state: BatchState, command: Command, terms: Terms) -> Outcome | CreditError | None:
+    if state.postpones(command):
+        return None
     try:
         return decide.decide(state, command, terms)
     except Refusal as refusal:
         return refusal
 
 
-def _settled(
-    answer: Outcome | CreditError, state: BatchState, lost: list[Entry]
-) -> Outcome | CreditError:
+def _settled(answer: Outcome, state: BatchState, lost: dict[EntryId, Entry]) -> Outcome:
     """Shows the account as the batch left it, and a resolved COMMIT as the first run it was."""
-    if isinstance(answer, CreditError):
-        return answer
     entry, account, replayed, hold, parts = answer
-    if replayed and entry in lost:
-        lost.remove(entry)
+    if replayed and entry is not None and lost.get((entry.user_id, entry.seq)) == entry:
+        del lost[entry.user_id, entry.seq]
         replayed = False
     if parts:
-        parts = tuple(_settled(part, state, lost) for part in parts)
+        parts = tuple(
+            _settled(part, state, lost) if isinstance(part, Outcome) else part for part in parts
+        )
     return Outcome(entry, state.users[account.user_id].account, replayed, hold, parts)
 
 

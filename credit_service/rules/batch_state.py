@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from credit_service.errors import BalanceLimitExceeded, UserNotFound
 from credit_service.fields import BALANCE_MAX
 from credit_service.rules import limits
-from credit_service.rules.commands import Keyed
+from credit_service.rules.commands import Expire, Keyed
 from credit_service.rules.model import (
     Account,
     Entry,
@@ -46,12 +46,14 @@ class UserState:
         account: the account as it is now.
         by_key: entries by idempotency key.
         spends: entries that refunds refer to, by seq.
-        holds: the holds that commands refer to, and all open ones where one is due, by seq.
+        holds: the holds that commands refer to, and those that the batch ended, by seq.
         ended: the entries that ended holds, by the hold's seq.
         posted: the new entries, in order.
         refunded: the seqs of spends whose refunded sum changed.
         changed_holds: the seqs of holds that were made or changed.
         policy_changes: changes of what the account may do.
+        more_due: whether more holds are due than the batch takes. Then nothing is decided about the
+            account: it is as it was at the instant when the last of those ended.
     """
 
     now: datetime
@@ -65,6 +67,7 @@ class UserState:
     refunded: set[int] = field(default_factory=set)
     changed_holds: set[int] = field(default_factory=set)
     policy_changes: list[PolicyChange] = field(default_factory=list)
+    more_due: bool = False
 
     @property
     def is_new(self) -> bool:
@@ -246,6 +249,11 @@ class BatchState:
         if user is None:
             raise UserNotFound(str(user_id))
         return user
+
+    def postpones(self, command: Command) -> bool:
+        """Whether a command must wait for another batch, because more is due than this one ends."""
+        user = self.users.get(command.user_id)
+        return user is not None and user.more_due and not isinstance(command, Expire)
 
     def put_purchase(self, payment_ref: str, entry: Entry) -> None:
         """Takes a credited payment into the book."""

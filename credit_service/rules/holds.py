@@ -1,7 +1,7 @@
 """The rules of holds: HELD -> CAPTURED, RELEASED or EXPIRED, once, and kept.
 
-Expiry is a comparison, not an event: before a batch decides anything, the due holds of its accounts
-are ended. A capture that comes later is a fresh spend.
+Expiry is a comparison, not an event: before a batch decides anything about an account, all its due
+holds are ended. A capture that comes later is a fresh spend.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from credit_service.rules.commands import Expire
 from credit_service.rules.model import Hold, Outcome, transaction_id
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from credit_service.rules.batch_state import BatchState, UserState
@@ -43,19 +44,16 @@ def at(hold: Hold, now: datetime) -> Hold:
     )
 
 
-def expire_due(user: UserState) -> None:
-    """Ends the user's holds whose time has passed; all open holds must be loaded."""
-    account = user.account
-    if account.next_hold_expiry is None or account.next_hold_expiry > user.now:
-        return
-    command = Expire(user_id=account.user_id, caller=SERVICE)
-    open_holds = sorted(
-        (hold for hold in user.holds.values() if hold.state == "held"),
-        key=lambda hold: (hold.expires_at, hold.seq),
-    )
-    for hold in open_holds:
-        if hold.expires_at > user.now:
-            break
+def expire(user: UserState, due: Iterable[Hold], later: datetime | None) -> None:
+    """Ends holds whose time has passed.
+
+    Args:
+        user: whose.
+        due: the soonest of the user's due holds, in the order of their times.
+        later: at or before the expiry of every open hold that is left; None where none is left.
+    """
+    command = Expire(user_id=user.account.user_id, caller=SERVICE)
+    for hold in due:
         entry = user.entry(
             command,
             kind="expire",
@@ -65,9 +63,9 @@ def expire_due(user: UserState) -> None:
             hold_seq=hold.seq,
         )
         user.post(entry)
+        user.holds[hold.seq] = hold
         _end(user, hold, entry, "expired")
-    later = [hold.expires_at for hold in open_holds if hold.expires_at > user.now]
-    user.account = user.account._replace(next_hold_expiry=min(later, default=None))
+    user.account = user.account._replace(next_hold_expiry=later)
 
 
 def make(state: BatchState, command: MakeHold, terms: Terms) -> Outcome:

@@ -47,36 +47,41 @@ _ENTRIES = f"""
     ) AS entry
 """
 
-# A hold for each of these users, whose time has passed an hour ago. The accounts have one entry.
+# $3 holds for each of these users, all of which expired at the same instant, an hour ago. The
+# accounts have one entry.
 _HOLD_ENTRIES = f"""
     INSERT INTO credit_transactions (
         user_id, seq, type, call, amount, requested_amount, balance_change, held_change,
         balance_after, held_after, floor, description, timestamp, reference, idempotency_key,
         caller, hold_seq
     )
-    SELECT {_USER}, 2, 'hold', 'HoldCredits', 1, 1, 0, 1, {BALANCE}, 1, 0, '', now(), '',
-        'filled:2', 'benchmark', 2
+    SELECT {_USER}, place, 'hold', 'HoldCredits', 1, 1, 0, 1, {BALANCE}, place - 1, 0, '', now(),
+        '', 'filled:' || place, 'benchmark', place
     FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
+    CROSS JOIN generate_series(2, $3::bigint + 1) AS place
 """
 _HOLDS = f"""
     INSERT INTO credit_holds (user_id, seq, state, amount, created_at, expires_at, reference)
-    SELECT {_USER}, 2, 'held', 1, now() - interval '2 hours', now() - interval '1 hour', ''
+    SELECT {_USER}, place, 'held', 1, now() - interval '2 hours', now() - interval '1 hour', ''
     FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
+    CROSS JOIN generate_series(2, $3::bigint + 1) AS place
 """
 _HOLDING_ACCOUNTS = f"""
     UPDATE user_credits
-    SET held = 1, open_holds = 1, seq = 2, next_hold_expiry = now() - interval '1 hour'
+    SET
+        held = $3::bigint, open_holds = $3::bigint, seq = $3::bigint + 1,
+        next_hold_expiry = now() - interval '1 hour'
     WHERE user_id IN (
         SELECT {_USER} FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
     )
 """
 
 _EXPIRIES = f"""
-    SELECT timestamp FROM credit_transactions
-    WHERE type = 'expire' AND seq = 3 AND user_id IN (
+    SELECT timestamp, count(*) FROM credit_transactions
+    WHERE type = 'expire' AND user_id IN (
         SELECT {_USER} FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
     )
-    ORDER BY timestamp
+    GROUP BY timestamp
 """
 
 # Commits are durable only if all of these are on.
@@ -138,21 +143,24 @@ async def settle(owner_url: str) -> None:
         await connection.close()
 
 
-async def expire_holds(owner_url: str, first_user: int, users: int) -> None:
-    """Gives each of these users, of one entry each, a hold whose time has passed."""
+async def expire_holds(owner_url: str, first_user: int, users: int, each: int = 1) -> None:
+    """Gives each of these users, of one entry each, so many holds whose time has passed."""
     connection = await asyncpg.connect(owner_url)
     try:
         async with connection.transaction():
+            # Foreign keys would be checked row by row, from a queue that is kept in memory.
+            await connection.execute("SET LOCAL session_replication_role = replica")
             for statement in (_HOLD_ENTRIES, _HOLDS, _HOLDING_ACCOUNTS):
-                await connection.execute(statement, first_user, users)
+                await connection.execute(statement, first_user, users, each)
     finally:
         await connection.close()
 
 
-async def expiries(owner_url: str, first_user: int, users: int) -> list[datetime]:
-    """Reads when the holds of these users were recorded as expired, as far as they were."""
+async def expiries(owner_url: str, first_user: int, users: int) -> dict[datetime, int]:
+    """Reads when holds of these users were recorded as expired, and how many at each time."""
     connection = await asyncpg.connect(owner_url)
     try:
-        return [row[0] for row in await connection.fetch(_EXPIRIES, first_user, users)]
+        rows = await connection.fetch(_EXPIRIES, first_user, users)
+        return {row[0]: row[1] for row in rows}
     finally:
         await connection.close()

@@ -1,4 +1,4 @@
-"""The row of the sweeper: expired holds it records a second, of accounts nobody touches."""
+"""Rows of the sweeper: expired holds it records a second, and how others fare meanwhile."""
 
 from __future__ import annotations
 
@@ -7,20 +7,28 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-from benchmark import book
+from benchmark import book, measuring
 from benchmark.children import BenchmarkError
-from benchmark.lines import Line, at_least
-from benchmark.numbering import EXPIRING
+from benchmark.lines import Line, at_least, below, busy
+from benchmark.numbering import EXPIRING, EXPIRING_TOGETHER
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from benchmark.stand import Stand
 
 _HOLDS = 3_000
 _HOLDS_FULL = 20_000
-# The sweeper takes so many at once; the first of them start the clock.
-_AT_ONCE = 500
 _SECONDS_MAX = 120.0
 _POLL_SECONDS = 0.1
+
+# Users with as many holds each as an account may have open, all due at the same instant: what a
+# crash of the whole fleet of workers leaves behind.
+_TOGETHER = 500
+_TOGETHER_FULL = 10_000
+_EACH = 100
+_PART_SECONDS = 5.0
+_TOGETHER_SECONDS_MAX = 1_800.0
 
 
 def sweeper(stand: Stand) -> list[Line]:
@@ -37,8 +45,52 @@ def sweeper(stand: Stand) -> list[Line]:
             value=statistics.median(rates),
             unit="/s",
             target=at_least(1_000),
-            note=f"{holds:,} holds at once; turns {min(rates):,.0f} to {max(rates):,.0f}",
+            note=f"{holds:,} users with one each; turns {min(rates):,.0f} to {max(rates):,.0f}",
         )
+    ]
+
+
+def mass(stand: Stand) -> list[Line]:
+    """Measures the expiry of very many holds at once, while others spend at half load."""
+    most = stand.in_turns({"maximum load": stand.load(stand.service, "spend", 100)})
+    rate = measuring.middle_rate(most["maximum load"]) / 2
+    users = _TOGETHER_FULL if stand.extent.full else _TOGETHER
+    holds = users * _EACH
+    stand.fill(EXPIRING_TOGETHER, users)
+    owner_url = stand.cluster.owner_url
+    load = stand.load(stand.service, "spend", 0, rate=rate)
+    asyncio.run(book.expire_holds(owner_url, EXPIRING_TOGETHER, users, _EACH))
+    deadline = time.monotonic() + _TOGETHER_SECONDS_MAX
+    samples = []
+    while True:
+        samples.append(load(_PART_SECONDS))
+        times = asyncio.run(book.expiries(owner_url, EXPIRING_TOGETHER, users))
+        recorded = sum(times.values())
+        stand.say(f"{recorded:,} of {holds:,} expiries")
+        if recorded == holds:
+            break
+        _require_time(deadline, recorded, holds)
+    waited = [us for sample in samples for us in sample.waited_us]
+    failed = {**measuring.failures(most), **measuring.failures({"spends": samples})}
+    note = f"{users:,} users with {_EACH} each, due at one instant; spends of others {rate:,.0f}/s"
+    return [
+        Line(
+            row="mass-expiry",
+            measured="expired holds recorded while others spend at half load",
+            value=_rate(times),
+            unit="/s",
+            target=at_least(1_000),
+            note=note,
+            failed=failed,
+        ),
+        Line(
+            row="mass-expiry",
+            measured="latency of the others' spends meanwhile, p99",
+            value=measuring.quantile_ms(waited, 0.99),
+            unit="ms",
+            target=below(100),
+            note=f"{len(waited):,} calls; {busy(samples)}",
+        ),
     ]
 
 
@@ -47,10 +99,21 @@ def _swept(stand: Stand, first_user: int, holds: int) -> float:
     owner_url = stand.cluster.owner_url
     asyncio.run(book.expire_holds(owner_url, first_user, holds))
     deadline = time.monotonic() + _SECONDS_MAX
-    while len(times := asyncio.run(book.expiries(owner_url, first_user, holds))) < holds:
-        if time.monotonic() > deadline:
-            raise BenchmarkError(
-                f"the sweeper recorded {len(times)} of {holds} expiries in {_SECONDS_MAX:.0f} s"
-            )
+    while True:
+        times = asyncio.run(book.expiries(owner_url, first_user, holds))
+        recorded = sum(times.values())
+        if recorded == holds:
+            return _rate(times)
+        _require_time(deadline, recorded, holds)
         time.sleep(_POLL_SECONDS)
-    return (holds - _AT_ONCE) / (times[-1] - times[_AT_ONCE - 1]).total_seconds()
+
+
+def _require_time(deadline: float, recorded: int, holds: int) -> None:
+    if time.monotonic() > deadline:
+        raise BenchmarkError(f"the sweeper is too slow: it recorded {recorded} of {holds} expiries")
+
+
+def _rate(times: dict[datetime, int]) -> float:
+    """Expiries a second; the first batch starts the clock."""
+    first, last = min(times), max(times)
+    return (sum(times.values()) - times[first]) / (last - first).total_seconds()

@@ -20,6 +20,7 @@ _APART: Mapping[str, Callable[[Stand], list[Line]]] = {
     "processes": deployment.processes,
     "pgbouncer": deployment.pooler,
     "expiry": expiring.sweeper,
+    "mass-expiry": expiring.mass,
     "watchers": latency.watchers,
 }
 

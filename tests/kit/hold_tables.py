@@ -98,8 +98,18 @@ def loaded(state, later=timedelta(0)):
         later_user.spends.update(user.spends)
         later_user.holds.update(user.holds)
         later_user.ended.update(user.ended)
-    holds.expire_due(after.users[ALICE])
+    expire_due(after.users[ALICE])
     return after
+
+
+def expire_due(user):
+    """Ends what is due, as a batch does that takes all of it."""
+    opened = [hold for hold in user.holds.values() if hold.state == "held"]
+    due = [hold for hold in opened if hold.expires_at <= user.now]
+    later = [hold.expires_at for hold in opened if hold.expires_at > user.now]
+    if due:
+        in_order = sorted(due, key=lambda hold: (hold.expires_at, hold.seq))
+        holds.expire(user, in_order, min(later, default=None))
 
 
 def given(balance=0, *steps, terms=TERMS):

@@ -15,6 +15,8 @@ from credit_service.database.postgres import Address
 from credit_service.errors import UserNotFound
 from credit_service.ledger import store
 from credit_service.ledger.account_reads import AccountReads
+from credit_service.ledger.read_pool import ReadPool
+from credit_service.ledger.reads import Reads
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
@@ -41,7 +43,7 @@ async def arrived(client):
     await client.list_prices()
 
 
-async def test_whoever_asks_during_a_read_shares_the_next_one(proxy, database):
+async def test_reads_that_are_asked_for_during_a_read_share_the_next_one(proxy, database):
     users = [await database.user(credits_) for credits_ in range(1, 6)]
     held, statements = proxy.on(READ, Kind.HOLD), proxy.on(READ, Kind.HOLD, nth=10**9)
     async with Address(proxy.url).pool(4) as pool:
@@ -114,3 +116,26 @@ async def test_who_waits_for_a_read_that_fails_is_told_at_once(proxy, database):
         assert reads.seen == 1
         proxy.forget()
         assert (await stub.GetUserCredit(request)).credit.balance == 10
+
+
+async def test_accounts_that_take_longer_than_a_statement_may_are_read_in_smaller_parts(database):
+    users = [await database.user(number) for number in range(1, 101)]
+    await database.execute(
+        "CREATE FUNCTION dawdle(uuid) RETURNS boolean LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_sleep(0.005); RETURN true; END $$"
+    )
+    await database.execute(
+        f"ALTER ROLE credit_service IN DATABASE {database.name} SET statement_timeout = '300ms'"
+    )
+    await database.execute("CREATE POLICY slow ON user_credits USING (dawdle(user_id))")
+    await database.execute("ALTER TABLE user_credits ENABLE ROW LEVEL SECURITY")
+    pool = ReadPool(Address(database.service_url), 4)
+    await pool.open()
+    try:
+        reads = Reads(pool, pool)
+        accounts = await asyncio.gather(*(reads.account(user_id) for user_id in users))
+        assert [account.balance for account in accounts] == list(range(1, 101))
+        changed = await reads.changes(dict.fromkeys(users))
+        assert {account.user_id for account in changed} == set(users)
+    finally:
+        await pool.close()

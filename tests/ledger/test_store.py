@@ -42,7 +42,7 @@ READS = [
     ("load_entries", Entry, (), ()),
     ("list_entries", Entry, (), ()),
     ("load_holds", Hold, (), ()),
-    ("load_open_holds", Hold, (), ()),
+    ("load_due_holds", Hold, (), ()),
     ("list_holds", Hold, ("now",), ()),
     ("load_reversals", Reversal, (), ()),
 ]

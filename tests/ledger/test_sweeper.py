@@ -3,68 +3,13 @@
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
+from kit.due_holds import add_due, all_are_recorded, states
 from kit.fault_proxy import COMMIT, Kind
 from kit.harness import running, server_settings
 from kit.waiting import eventually
 
-_DUE = """
-    WITH users AS (
-        INSERT INTO auth.users (id) SELECT gen_random_uuid() FROM generate_series(1, $1)
-        RETURNING id
-    ),
-    accounts AS (
-        INSERT INTO user_credits
-            (user_id, balance, held, seq, last_updated, open_holds, next_hold_expiry)
-        SELECT id, 100, 10 * $2, 1 + $2, now() - interval '1 hour', $2, now() - interval '1 minute'
-        FROM users
-        RETURNING user_id
-    ),
-    made AS (
-        SELECT user_id, place FROM accounts, generate_series(1, $2::bigint + 1) AS place
-    ),
-    entries AS (
-        INSERT INTO credit_transactions (user_id, seq, type, call, amount, balance_change,
-            held_change, balance_after, held_after, floor, description, timestamp, reference,
-            idempotency_key, caller, hold_seq)
-        SELECT
-            user_id, place,
-            CASE place WHEN 1 THEN 'purchase' ELSE 'hold' END,
-            'test',
-            CASE place WHEN 1 THEN 100 ELSE 10 END,
-            CASE place WHEN 1 THEN 100 ELSE 0 END,
-            CASE place WHEN 1 THEN 0 ELSE 10 END,
-            100, 10 * (place - 1), 0, '', now() - interval '1 hour', '', place::text, 'test',
-            CASE WHEN place > 1 THEN place END
-        FROM made
-    )
-    INSERT INTO credit_holds (user_id, seq, state, amount, created_at, expires_at, reference)
-    SELECT user_id, place, 'held', 10, now() - interval '1 hour',
-        now() - interval '1 minute' + (place || ' seconds')::interval, ''
-    FROM made WHERE place > 1
-"""
-
-
-async def add_due(database, users=1, each=1):
-    """Adds users with holds of 10 credits whose time has passed, unrecorded."""
-    await database.execute(_DUE, users, each)
-
-
-async def states(database):
-    """How many holds there are in each state, and how many entries of expiry."""
-    rows = await database.fetch("SELECT state, count(*) FROM credit_holds GROUP BY state")
-    entries = await database.fetch("SELECT count(*) FROM credit_transactions WHERE type = 'expire'")
-    return dict(rows), entries[0][0]
-
-
-async def all_are_recorded(database, count):
-    async with database.kept_open() as kept:
-
-        async def recorded():
-            return (await states(kept))[0] == {"expired": count}
-
-        await eventually(recorded, seconds=60)
-        assert await states(kept) == ({"expired": count}, count)
-        assert not await kept.faults()
+# The statement with which the sweeper looks for what is due.
+_LOOK = r"AND hold.expires_at <= \(SELECT clock_timestamp"
 
 
 def service(database, url=None, **changes):
@@ -166,7 +111,7 @@ async def test_an_account_that_somebody_keeps_locked_does_not_stop_the_others(da
 
 async def test_a_database_that_goes_away_does_not_stop_the_sweeper(database, proxy):
     async with service(database, proxy.url):
-        away = proxy.on("AND expires_at <= clock_timestamp", Kind.CUT_BEFORE, times=2)
+        away = proxy.on(_LOOK, Kind.CUT_BEFORE, times=2)
         await away.met.wait()
         await add_due(database, users=3)
         await all_are_recorded(database, 3)
@@ -175,7 +120,7 @@ async def test_a_database_that_goes_away_does_not_stop_the_sweeper(database, pro
 async def test_a_fault_that_nobody_foresees_does_not_stop_the_sweeper(database, proxy):
     await database.execute("REVOKE SELECT ON credit_holds FROM credit_service")
     async with service(database, proxy.url):
-        tried = proxy.on("AND expires_at <= clock_timestamp", Kind.HOLD, nth=10**9)
+        tried = proxy.on(_LOOK, Kind.HOLD, nth=10**9)
         await eventually(lambda: tried.seen >= 1)
         await database.execute("GRANT SELECT ON credit_holds TO credit_service")
         await add_due(database, users=3)

@@ -38,10 +38,11 @@ SINCE = datetime(2026, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Batch:
-    """So many seconds after the one before."""
+    """So many seconds after the one before; it ends no more due holds than that."""
 
     seconds: int
     steps: list[Request | Again]
+    expiries: int = 100
 
 
 class Book:
@@ -53,7 +54,7 @@ class Book:
         self.refunded = {}
         self.holds = {}
 
-    def state(self, now, commands):
+    def state(self, now, commands, expiries):
         keys = {getattr(command, "idempotency_key", None) for command in commands}
         by_key = {
             entry.idempotency_key: entry
@@ -70,8 +71,6 @@ class Book:
             if hold.settled_seq is not None
         }
         due = self.account.next_hold_expiry
-        if due is not None and due <= now:
-            loaded |= {seq: hold for seq, hold in self.holds.items() if hold.state == "held"}
         state = BatchState.of(now, self.account)
         alice = state.users[ALICE]
         alice.by_key.update(by_key)
@@ -79,7 +78,14 @@ class Book:
             alice.spends[seq] = Spent(self.entries[seq], self.refunded.get(seq, 0))
         alice.holds.update(loaded)
         alice.ended.update(ended)
-        holds.expire_due(alice)
+        if due is not None and due <= now:
+            opened = [hold for hold in self.holds.values() if hold.state == "held"]
+            ended = [hold for hold in opened if hold.expires_at <= now]
+            ended = sorted(ended, key=lambda hold: (hold.expires_at, hold.seq))[:expiries]
+            later = [hold.expires_at for hold in opened if hold not in ended]
+            alice.more_due = any(end <= now for end in later)
+            next_expiry = ended[-1].expires_at if alice.more_due else min(later, default=None)
+            holds.expire(alice, ended, next_expiry)
         return state
 
     def write(self, state):
@@ -122,7 +128,11 @@ def rules_agree_with_the_model(credits_, batches):
         now += batch.seconds
         requests = asked(batch.steps, earlier)
         commands = [as_command(request) for request in requests]
-        state = book.state(SINCE + timedelta(seconds=now), commands)
+        state = book.state(SINCE + timedelta(seconds=now), commands, batch.expiries)
+        while state.users[ALICE].more_due:
+            book.write(state)
+            book.adds_up()
+            state = book.state(SINCE + timedelta(seconds=now), commands, batch.expiries)
         for request, command in zip(requests, commands, strict=True):
             before = repr(state)
             try:
@@ -147,6 +157,8 @@ def rules_agree_with_the_model(credits_, batches):
             ]
             book.write(state)
             book.adds_up()
+            written = [as_line(book.entries[seq + 1]) for seq in range(book.account.seq)]
+            assert written == [line for _, line in model.lines]
             for seq, hold in book.holds.items():
                 assert hold.expires_at == SINCE + timedelta(seconds=model.ends[seq])
 
@@ -158,6 +170,7 @@ _BATCHES = st.lists(
         st.lists(
             steps(st.sampled_from([1, 2, 3, 10, 10, 86_400])) | POLICIES, min_size=1, max_size=6
         ),
+        st.sampled_from([1, 2, 100]),
     ),
     min_size=3,
     max_size=12,

@@ -1,0 +1,16 @@
+-- Loads when the next open hold of each of these users ends whose time has not passed yet.
+SELECT
+    asked.user_id,
+    later.expires_at
+FROM unnest($1::uuid[]) AS asked (user_id)
+CROSS JOIN
+    LATERAL (
+        SELECT hold.expires_at
+        FROM credit_holds AS hold
+        WHERE
+            hold.user_id = asked.user_id
+            AND hold.state = 'held'
+            AND hold.expires_at > $2::timestamptz
+        ORDER BY hold.expires_at
+        LIMIT 1
+    ) AS later
