@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from stripe_bridge.fields import child, id_of, minor, optional_id
 from stripe_bridge.model import Unresolved
-from stripe_bridge.stripe_api import StripeMissing
+from stripe_bridge.stripe_api import StripeAway, StripeMissing, StripeRefuses
 
 if TYPE_CHECKING:
     from stripe_bridge.fields import Object
@@ -82,7 +82,10 @@ class Payments:
         return PaidInvoice(await self._stripe.read(invoice_id), contributed)
 
     async def all_refunded(self, *, intent_id: str | None, invoice_id: str | None) -> bool:
-        """Tells whether all the money of an intent or of an invoice's payments was refunded."""
+        """Tells whether all the money of an intent or of an invoice's payments was refunded.
+
+        What Stripe does not show now counts as not refunded, so that a person hears of it.
+        """
         try:
             if invoice_id is None:
                 return intent_id is not None and await self._intent_refunded(intent_id)
@@ -91,7 +94,7 @@ class Payments:
                 by_intent = optional_id(child(each, "payment").get("payment_intent"))
                 if by_intent is None or not await self._intent_refunded(by_intent):
                     return False
-        except StripeMissing:
+        except (StripeAway, StripeRefuses, StripeMissing):
             return False
         return bool(paid)
 

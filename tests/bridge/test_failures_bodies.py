@@ -164,10 +164,21 @@ async def test_30_what_is_signed_and_no_event_is_a_400(stage):
         ),
         *(
             json.dumps({key: each for key, each in event_of({}).items() if key != missing}).encode()
-            for missing in ("data", "object", "id", "type", "created")
+            for missing in ("data", "object", "id", "type")
         ),
     ):
         assert (await post(stage, body, signed(body))).status_code == 400, body[:80]
+
+
+async def test_30_an_event_that_says_no_time_is_settled_like_any_other(stage):
+    user = await stage.user()
+    event = event_of(paid_session(user))
+    del event["created"]
+    assert await stage.tell(event) == [(200, "purchase")]
+    malformed = event_of(paid_session("nobody"))
+    del malformed["created"]
+    assert await stage.tell(malformed) == [(422, "user_malformed")]
+    assert await stage.entries(user) == [100]
 
 
 async def test_30_what_is_signed_and_misshapen_inside_is_never_a_500_and_no_entry(stage):

@@ -61,3 +61,14 @@ async def test_a_payment_for_an_unknown_user_is_settled_when_it_is_refunded(stag
     refund = await stage.fake.refund(paid)
     events += await stage.events(refund["id"])
     assert await stage.tell(*events) == [(200, "refunded")] * 2
+
+
+async def test_while_stripe_cannot_say_whether_it_was_refunded_a_person_is_called(stage):
+    paid = await stage.fake.purchase("00000000-0000-4000-8000-000000000001")
+    events = await stage.events(paid)
+    await stage.fake.refund(paid)
+    for fault in ({"status": 500}, {"status": 403}):
+        await stage.fake.api_faults({"path": "charges", **fault})
+        assert await stage.tell(*events) == [(422, "user_not_found")]
+    await stage.fake.api_faults()
+    assert await stage.tell(*events) == [(200, "refunded")]
