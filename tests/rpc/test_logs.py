@@ -227,7 +227,7 @@ async def test_no_token_and_nothing_that_a_caller_wrote_is_logged_whatever_goes_
         "not_this_key",
         "InsufficientPrivilegeError",
         "permission denied for table credit_transactions",
-        "lanes.py",
+        "batches.py",
         "servicer.py",
     ):
         assert detail in running.output, "the log is where the operator learns what happened"
