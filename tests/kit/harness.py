@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import grpc
 from google.rpc import error_details_pb2, status_pb2
+from kit.waiting import patience
 
 from credit_service import server
 from credit_service.client import CreditClient
@@ -117,7 +118,8 @@ class Database:
         """Gives the service's next connections more time, so that a wait is there to be seen."""
         for limit in ("lock_timeout", "statement_timeout"):
             await self.execute(
-                f"ALTER ROLE credit_service IN DATABASE {self.name} SET {limit} = '20s'"
+                f"ALTER ROLE credit_service IN DATABASE {self.name}"
+                f" SET {limit} = '{patience(20):.0f}s'"
             )
 
 
@@ -236,7 +238,8 @@ class Service:
         return f"127.0.0.1:{self.port}"
 
     async def client(self, **options: object) -> CreditClient:
-        """A client that is closed with the service."""
+        """A client that is closed with the service, and as patient as the machine is slow."""
+        options.setdefault("deadline_seconds", patience(5))
         return await self.clients.enter_async_context(CreditClient(self.target, **options))
 
 
@@ -271,7 +274,7 @@ def server_settings(service_url: str, **changes: object) -> server.Settings:
             certificate=None,
             pool_size=4,
             calls_in_flight=4000,
-            drain_seconds=10,
+            drain_seconds=patience(10),
             connection_age_seconds=600,
             share_port=False,
             metrics_port=None,
