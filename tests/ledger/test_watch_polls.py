@@ -123,7 +123,11 @@ async def test_writers_pay_nothing_for_watchers(database, proxy):
             everything = proxy.on("", Kind.HOLD, nth=10**9)
             reads = [
                 proxy.on(text, Kind.HOLD, nth=10**9)
-                for text in (POLL, "^SELECT 1$", "^" + store.SQL["find_due_users"][:20])
+                for text in (
+                    POLL,
+                    "^SHOW transaction_read_only$",
+                    "^" + store.SQL["find_due_users"][:20],
+                )
             ]
             before = everything.seen - sum(read.seen for read in reads)
             await client.spend_credits(user_id, amount=1)

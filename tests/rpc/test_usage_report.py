@@ -347,7 +347,7 @@ async def test_reports_leave_the_connections_of_the_reads_alone_and_the_other_wa
 async def test_the_report_reads_within_its_own_time_limit(database, proxy):
     async with running(server_settings(proxy.url)) as service:
         client = await service.client()
-        limit = proxy.on("^SET LOCAL statement_timeout = '60s'", Kind.HOLD, nth=10**9)
+        limit = proxy.on("SET LOCAL statement_timeout = '60s'", Kind.HOLD, nth=10**9)
         await client.get_usage_report(FIRST, FIRST + timedelta(days=1))
         assert limit.seen == 1
     connection = await asyncpg.connect(database.service_url)
