@@ -1,6 +1,7 @@
--- Loads holds whose time has passed: user by user in the order asked for, of each the soonest first,
--- and no more than a batch takes. The nested loop ends with the last hold that is wanted, so that the
--- cost follows what is loaded and not what is due. An ORDER BY would read everything that is due.
+-- Loads holds whose time has passed: user by user in the order asked for, of each the soonest
+-- first, and no more than a batch takes. The nested loop ends with the last hold that is wanted, so
+-- that the cost follows what is loaded and not what is due. An ORDER BY would read everything that
+-- is due.
 SELECT
     due.user_id,
     due.seq,
@@ -18,7 +19,7 @@ SELECT
     due.captured_seq
 FROM unnest($1::uuid[]) AS asked (user_id)
 CROSS JOIN
-    LATERAL (
+    LATERAL ( -- noqa: ST05
         SELECT
             hold.user_id,
             hold.seq,
@@ -42,4 +43,4 @@ CROSS JOIN
         ORDER BY hold.expires_at, hold.seq
         LIMIT $3::bigint
     ) AS due
-LIMIT $3::bigint
+LIMIT $3::bigint -- noqa: AM09

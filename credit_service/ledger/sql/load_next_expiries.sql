@@ -4,7 +4,7 @@ SELECT
     later.expires_at
 FROM unnest($1::uuid[]) AS asked (user_id)
 CROSS JOIN
-    LATERAL (
+    LATERAL ( -- noqa: ST05
         SELECT hold.expires_at
         FROM credit_holds AS hold
         WHERE
