@@ -160,8 +160,9 @@ class FakeStripe:
 
     async def idle(self, seconds: float = 30, most: int = 0) -> dict:
         """Waits until at most so many are on their way; fails with the last answers else."""
-        params = {"wait": seconds, "most": most}
-        answer = await self._http.get("/_fake/idle", params=params, timeout=seconds + 10)
+        wait = patience(seconds)
+        params = {"wait": wait, "most": most}
+        answer = await self._http.get("/_fake/idle", params=params, timeout=wait + 10)
         counts = answer.json()
         if not counts["idle"]:
             raise AssertionError(f"{counts}\n{(await self.deliveries())[-5:]}")
