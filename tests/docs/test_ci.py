@@ -11,7 +11,7 @@ from kit.harness import ROOT
 
 # What .ci/run itself calls. The tools that tests need are not among them.
 TOOLS = ["bash", "cat", "dirname", "env", "mkdir", "mktemp", "rm"]
-WANTED = ["grpcurl", "pgbouncer", "curl", "npm", "openssl"]
+WANTED = ["grpcurl", "pgbouncer", "curl", "npm", "openssl", "chromium"]
 OLDEST = "/usr/lib/postgresql/15/bin"
 
 
