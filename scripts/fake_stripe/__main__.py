@@ -60,7 +60,12 @@ async def _serve(arguments: argparse.Namespace) -> None:
     listener = socket.create_server(("127.0.0.1", arguments.port), backlog=1024)
     stripe.base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     config = uvicorn.Config(
-        application(stripe), log_level="critical", access_log=False, timeout_graceful_shutdown=1
+        application(stripe),
+        log_level="critical",
+        access_log=False,
+        # Longer than httpx keeps one, so that none is reused while it is being closed here.
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=1,
     )
     # The socket listens already, so that whoever reads this line can connect.
     print(f"fake stripe on {stripe.base_url}", flush=True)

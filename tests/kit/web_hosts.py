@@ -20,7 +20,13 @@ async def serving(app: object, **options: object) -> AsyncIterator[str]:
     """Serves an app for the length of the block; yields its address."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=1, **options
+        app,
+        log_config=None,
+        access_log=False,
+        # Longer than httpx keeps one, so that none is reused while it is being closed here.
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=1,
+        **options,
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))

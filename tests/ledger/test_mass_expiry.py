@@ -51,7 +51,7 @@ async def test_a_user_with_more_due_than_a_batch_takes_is_served_after_all_of_it
         "SELECT entry.type, entry.timestamp, hold.expires_at FROM credit_transactions AS entry"
         " LEFT JOIN credit_holds AS hold"
         " ON entry.user_id = hold.user_id AND entry.seq = hold.settled_seq"
-        " WHERE entry.user_id = $1 AND entry.seq > 10_001 ORDER BY entry.seq",
+        " WHERE entry.user_id = $1 AND entry.seq > 10001 ORDER BY entry.seq",
         user_id,
     )
     assert [row["type"] for row in rows] == ["expire"] * 10_000 + ["spend"]
