@@ -1,4 +1,4 @@
-"""The gate: what came to the webhook's address in, Stripe's event or a refusal out.
+"""Turns a request to the webhook into Stripe's event, or into a refusal.
 
 The order of the checks and the tolerance are those of Stripe's pages "Receive Stripe events in your
 webhook endpoint" and "Verify webhook signatures". Only Stripe's SDK says whether a signature holds;

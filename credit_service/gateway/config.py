@@ -95,7 +95,7 @@ class Settings(EnvironmentSettings):
         " out; only on loopback. A bearer token is the user's id itself.",
     )
     development_user: UUID | None = Field(
-        None, description="The development user who is asking where no token came. Unset: nobody."
+        None, description="The development user of requests without a token. Unset: no user."
     )
     supabase_url: _Address | None = Field(
         None,

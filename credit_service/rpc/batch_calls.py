@@ -1,4 +1,4 @@
-"""The window's call for many spends at once."""
+"""The servicer's call for many spends at once."""
 
 from __future__ import annotations
 

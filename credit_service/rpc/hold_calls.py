@@ -1,4 +1,4 @@
-"""The window's calls for holds."""
+"""The servicer's calls for holds."""
 
 from __future__ import annotations
 

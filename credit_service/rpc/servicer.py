@@ -1,4 +1,4 @@
-"""The window: reads the form, renders the answer, one method per RPC. It decides nothing."""
+"""The servicer: reads requests and writes responses, one method per call. It decides nothing."""
 
 from __future__ import annotations
 

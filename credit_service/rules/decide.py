@@ -1,4 +1,4 @@
-"""The rulebook: what each command does to an account. Pure functions; nothing here waits.
+"""What each command does to an account. Pure functions; nothing here waits.
 
 The law: `held >= 0` always, and after any spend or hold `balance - held >= min_balance`. The floor
 is a rule of the entry, which keeps it; an account itself may lie below it, in debt. Every verb is
