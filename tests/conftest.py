@@ -13,9 +13,10 @@ import grpc
 import pytest
 import uvloop
 from hypothesis import HealthCheck, settings
+from kit.databases import Database
 from kit.fault_proxy import fault_proxy
-from kit.harness import Database, running, server_settings
 from kit.postgres import postgres
+from kit.services import running, server_settings
 from kit.waiting import measure_pace, patience
 
 from credit_service.database import migrations

@@ -8,7 +8,8 @@ from uuid import uuid4
 import httpx
 import pytest
 from kit.bridges import Bridge, bridge_settings, running_bridge
-from kit.harness import Database, running, server_settings
+from kit.databases import Database
+from kit.services import running, server_settings
 from kit.stripe_fakes import fake_stripe
 from kit.waiting import eventually
 

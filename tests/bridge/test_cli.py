@@ -13,7 +13,7 @@ import pytest
 import structlog
 import trustme
 from kit.callers import EVERY_ROLE, identity
-from kit.harness import running, server_settings
+from kit.services import running, server_settings
 from kit.stripe_fakes import KEY, SECRET, bridge_process, bridge_url, fake_stripe
 from kit.waiting import patience
 

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from kit import bridge_stage
 from kit.bridge_stage import Hasty
-from kit.harness import running, server_settings
 from kit.programs import free_port
+from kit.services import running, server_settings
 from kit.stripe_fakes import bought, bridge_process, bridge_url
 from kit.waiting import eventually
 

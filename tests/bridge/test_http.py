@@ -14,8 +14,8 @@ from kit import bridge_http
 from kit.bridge_http import BODY, balance, told
 from kit.bridges import NOWHERE, bridge_settings, event_of, paid_session, running_bridge, signature
 from kit.callers import EVERY_ROLE
-from kit.harness import running, server_settings
 from kit.programs import free_port
+from kit.services import running, server_settings
 from kit.stripe_fakes import SECRET, bridge_process, bridge_url, fake_stripe
 from kit.waiting import patience
 from prometheus_client import REGISTRY

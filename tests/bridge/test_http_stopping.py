@@ -10,8 +10,8 @@ import httpx
 import pytest
 from kit.bridge_http import Raw, balance, head, locked, told
 from kit.bridges import NOWHERE, bridge_settings, event_of, paid_session, running_bridge, signature
-from kit.harness import running, server_settings
 from kit.programs import free_port
+from kit.services import running, server_settings
 from kit.stripe_fakes import KEY, bridge_process, bridge_url
 from kit.waiting import eventually
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 from kit.bridges import signature
 from kit.clusters import Cluster
-from kit.harness import running, server_settings
 from kit.programs import free_port, process
+from kit.services import running, server_settings
 from kit.stripe_fakes import FakeStripe, Program, bought, bridge_process, fake_stripe, webhook_url
 from kit.stripe_lives import booked, events_as_sent
 from kit.waiting import eventually, patience

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from kit.bridges import Bridge, bridge_settings, event_of, running_bridge
-from kit.harness import Database
+from kit.databases import Database
 from kit.stripe_fakes import KEY, FakeStripe, fake_stripe
 from kit.stripe_lives import (
     DISPUTES,

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from kit.harness import ROOT
+from kit.paths import ROOT
 from kit.programs import free_port
 from kit.waiting import patience
 from playwright.async_api import async_playwright, expect

@@ -10,8 +10,9 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
-from kit.harness import ROOT, running, server_settings
+from kit.paths import ROOT
 from kit.programs import process
+from kit.services import running, server_settings
 from kit.waiting import eventually, patience
 from prometheus_client import REGISTRY
 

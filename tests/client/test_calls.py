@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 import grpc
 import pytest
 from kit.answering import USER, answering, every_call, keyed_writes, keyless_writes, reads
-from kit.harness import payment, running, server_settings
 from kit.programs import free_port
+from kit.requests import payment
+from kit.services import running, server_settings
 from kit.waiting import eventually, patience
 from kit.wire import METHODS
 

@@ -6,9 +6,9 @@ import signal
 from datetime import UTC, timedelta
 
 import pytest
-from kit.harness import running, server_settings
 from kit.held_jobs import SHORT, WorkFailedError, account, lose
 from kit.programs import free_port, process
+from kit.services import running, server_settings
 from kit.waiting import eventually
 from prometheus_client import REGISTRY
 

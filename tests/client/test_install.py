@@ -9,7 +9,7 @@ import textwrap
 import pytest
 from kit.checkouts import copy_checkout
 from kit.documents import README, Shell, snippets
-from kit.harness import ROOT
+from kit.paths import ROOT
 from kit.waiting import patience
 
 

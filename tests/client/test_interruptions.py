@@ -10,8 +10,8 @@ from datetime import timedelta
 from functools import partial
 
 import pytest
-from kit.harness import ROOT
 from kit.interruptions import struck_after, struck_at_step
+from kit.paths import ROOT
 from kit.waiting import eventually, patience
 
 from credit_service.client import BlockingCreditClient

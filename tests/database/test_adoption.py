@@ -4,8 +4,10 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
+from kit.databases import add_api_roles
 from kit.given_tables import GIVEN, OPENING, Given, at, shown
-from kit.harness import add_api_roles, payment, running, server_settings
+from kit.requests import payment
+from kit.services import running, server_settings
 
 from credit_service.database.migrations import MigrationError
 from credit_service.errors import InsufficientCredits, RefundExceedsSpend, TransactionNotFound

@@ -17,7 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kit.clusters import through
 from kit.command_line import ran
 from kit.fault_proxy import fault_proxy
-from kit.harness import refused, running, server_settings
+from kit.refusals import refused
+from kit.services import running, server_settings
 from kit.standbys import Pair
 from kit.storm import call, connected
 from kit.waiting import eventually, patience

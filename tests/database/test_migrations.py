@@ -12,7 +12,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from kit.harness import add_api_roles
+from kit.databases import add_api_roles
 from kit.programs import process
 from kit.waiting import eventually
 

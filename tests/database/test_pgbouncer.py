@@ -9,7 +9,8 @@ from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
-from kit.harness import payment, running, server_settings
+from kit.requests import payment
+from kit.services import running, server_settings
 from kit.waiting import eventually
 
 from credit_service.database.postgres import Address, missing_protection, unreachable

@@ -2,7 +2,8 @@
 
 import asyncpg
 import pytest
-from kit.harness import payment, running, server_settings
+from kit.requests import payment
+from kit.services import running, server_settings
 
 from credit_service.database import migrations
 from credit_service.database.postgres import (

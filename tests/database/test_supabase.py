@@ -14,8 +14,11 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-from kit.harness import add_api_roles, payment, refused, running, server_settings
+from kit.databases import add_api_roles
 from kit.programs import process
+from kit.refusals import refused
+from kit.requests import payment
+from kit.services import running, server_settings
 
 from credit_service.client import CreditClient
 from credit_service.database import migrations

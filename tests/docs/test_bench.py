@@ -22,7 +22,7 @@ from benchmark.lines import Line, at_most, below, compared
 from benchmark.measuring import Sample, quantile_ms
 from benchmark.report import Report
 from benchmark.stand import Extent
-from kit.harness import ROOT
+from kit.paths import ROOT
 from kit.waiting import patience
 
 QUICK = ("--turns", "1", "--seconds", "0.2", "--users", "50")

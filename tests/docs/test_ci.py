@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from kit.harness import ROOT
+from kit.paths import ROOT
 
 # What .ci/run itself calls. The tools that tests need are not among them.
 TOOLS = ["bash", "cat", "dirname", "env", "mkdir", "mktemp", "rm"]

@@ -19,7 +19,7 @@ from kit.documents import (
     snippets,
     tables,
 )
-from kit.harness import ROOT
+from kit.paths import ROOT
 from kit.waiting import eventually
 
 from credit_service import config, status

@@ -8,7 +8,7 @@ import sys
 import wave
 
 import pytest
-from kit.harness import ROOT
+from kit.paths import ROOT
 from kit.programs import process
 
 from credit_service.client import CreditClient

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from kit.checkouts import clean_environment, copy_checkout, tracked_files
-from kit.harness import ROOT
+from kit.paths import ROOT
 from kit.programs import free_port
 
 from credit_service.database.embedded import embedded_postgres

@@ -12,8 +12,8 @@ import pytest
 import trustme
 from install_locked import uv_environment
 from kit.checkouts import clean_environment, make_venv
-from kit.harness import ROOT
 from kit.packages import make_wheel, package_index
+from kit.paths import ROOT
 
 UV = Path(sys.executable).with_name("uv")
 # A machine on which nobody set anything: the test says all that there is.

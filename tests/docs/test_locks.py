@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from install_locked import pip_settings, uv_environment
 from kit.checkouts import clean_environment, make_venv, tracked_files
-from kit.harness import ROOT
 from kit.packages import make_wheel, normal
+from kit.paths import ROOT
 
 LOCKS = tracked_files("requirements.lock", "scripts/*.lock")
 PIN = re.compile(

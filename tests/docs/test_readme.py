@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from kit.documents import README, Shell, section, snippets
-from kit.harness import ROOT
+from kit.paths import ROOT
 from kit.programs import process
 
 from credit_service.client import CreditClient

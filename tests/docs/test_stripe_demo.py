@@ -5,7 +5,7 @@ import re
 import sys
 from uuid import uuid4
 
-from kit.harness import ROOT
+from kit.paths import ROOT
 
 
 async def demo(*arguments):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from kit.documents import ROOT, Shell, section, snippets
-from kit.harness import running, server_settings
+from kit.services import running, server_settings
 from kit.stripe_fakes import KEY, bridge_process, bridge_url, fake_stripe
 from prometheus_client import Counter, Gauge, Histogram
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from kit.checkouts import tracked_files
-from kit.harness import ROOT, server_settings
+from kit.paths import ROOT
+from kit.services import server_settings
 
 from credit_service import errors, status
 from credit_service.client import CreditClient

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from kit.harness import ROOT
+from kit.paths import ROOT
 from kit.waiting import patience
 
 

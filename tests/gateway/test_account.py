@@ -5,7 +5,8 @@ from uuid import uuid4
 
 import pytest
 from kit.gateways import gateway_settings, problem, running_gateway
-from kit.harness import payment, running, server_settings
+from kit.requests import payment
+from kit.services import running, server_settings
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 from kit.bridges import bridge_settings, running_bridge
 from kit.callers import EVERY_ROLE
 from kit.gateways import bearer, gateway_settings, opened_page, problem, running_gateway
-from kit.harness import running, server_settings
 from kit.issuers import running_issuer
+from kit.services import running, server_settings
 from kit.stripe_fakes import fake_stripe
 from kit.waiting import eventually, patience
 from prometheus_client import REGISTRY

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 from kit.gateways import gateway_settings, running_gateway
-from kit.harness import ROOT
+from kit.paths import ROOT
 
 from credit_service.gateway import files
 from credit_service.gateway.files import File

@@ -9,7 +9,7 @@ import fastapi
 import httpx
 import pytest
 from kit.gateways import bearer, named_users, opened_page, problem
-from kit.harness import ROOT
+from kit.paths import ROOT
 from kit.programs import free_port
 from kit.stripe_fakes import Program
 from kit.waiting import eventually, patience

@@ -12,8 +12,9 @@ from uuid import uuid4
 import httpx
 import pytest
 from kit.gateways import bearer, opened_page
-from kit.harness import ROOT, running, server_settings
+from kit.paths import ROOT
 from kit.programs import free_port
+from kit.services import running, server_settings
 from kit.stripe_fakes import Program
 from kit.waiting import eventually, patience
 

@@ -8,8 +8,9 @@ from uuid import uuid4
 
 import pytest
 from kit.bridges import bridge_settings, running_bridge
+from kit.databases import Database
 from kit.gateways import Gateway, bearer, gateway_settings, problem, running_gateway
-from kit.harness import Database, running, server_settings
+from kit.services import running, server_settings
 from kit.stripe_fakes import fake_stripe
 from kit.waiting import eventually
 

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 from kit.gateways import bearer, gateway_settings, problem, running_gateway, unix_time
-from kit.harness import running, server_settings
+from kit.services import running, server_settings
 from kit.waiting import eventually
 
 from credit_service.gateway import Limits, Rate

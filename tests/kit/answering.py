@@ -10,7 +10,7 @@ from uuid import uuid4
 import grpc
 from google.protobuf.message import Message
 from google.rpc import status_pb2
-from kit.harness import payment
+from kit.requests import payment
 from kit.wire import METHODS, SERVICE, request_of
 
 from credit_service import errors, status

@@ -15,7 +15,8 @@ import grpc
 import httpx
 import pytest
 from kit.bridges import Bridge, bridge_settings, running_bridge
-from kit.harness import Database, Service, running, server_settings
+from kit.databases import Database
+from kit.services import Service, running, server_settings
 from kit.stripe_fakes import KEY, SECRET, FakeStripe, fake_stripe
 from kit.waiting import eventually
 from prometheus_client import REGISTRY

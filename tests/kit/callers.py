@@ -7,7 +7,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from kit.harness import refused, running, server_settings
+from kit.refusals import refused
+from kit.services import running, server_settings
 from kit.waiting import patience
 
 from credit_service.rpc.access import Authenticator

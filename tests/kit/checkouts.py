@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kit.harness import ROOT
+from kit.paths import ROOT
 
 # Of the test run itself: none of it may reach what a test installs.
 _OURS = ("CREDIT_", "COV", "PIP_CONSTRAINT", "PYTEST", "PYTHON", "UV_", "VIRTUAL_ENV")

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from urllib.parse import quote, urlsplit
 
-from kit.harness import ROOT, Database
+from kit.databases import Database
+from kit.paths import ROOT
 
 # Runs a cluster with its ordinary, durable settings until its standard input ends.
 KEEPER = """

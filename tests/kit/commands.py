@@ -4,7 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
-from kit.harness import writer_settings
+from kit.services import writer_settings
 from kit.waiting import patience
 
 from credit_service.ledger.lanes import Lanes

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kit.harness import ROOT
+from kit.paths import ROOT
 
 README = ROOT / "README.md"
 DEPLOY = ROOT / "docs" / "deploy.md"

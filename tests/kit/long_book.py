@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from kit.harness import Database
+from kit.databases import Database
 
 # Entries of $2 places: a purchase of 2 in the odd ones, a spend of 1 in the even ones, and in place
 # 3 the refund of the spend in place 2. $3 neighbours have the same time, as the entries of a batch

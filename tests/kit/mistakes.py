@@ -4,7 +4,7 @@ from uuid import UUID
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from kit.harness import payment
+from kit.requests import payment
 from kit.wire import INT32_MIN, INT64_MAX, INT64_MIN
 
 from credit_service.v1 import credit_service_pb2 as pb

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from kit.clusters import lead, through
-from kit.harness import ROOT, Database
+from kit.databases import Database
+from kit.paths import ROOT
 
 # Runs a server until its standard input ends.
 _KEEPER = """

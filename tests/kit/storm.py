@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 import grpc
-from kit.harness import Database, refused
+from kit.databases import Database
+from kit.refusals import refused
 from kit.waiting import patience
 
 from credit_service.v1 import credit_service_pb2 as pb

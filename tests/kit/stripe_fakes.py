@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import httpx
 import stripe
-from kit.harness import ROOT
+from kit.paths import ROOT
 from kit.programs import Process
 from kit.waiting import patience
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import httpx
-from kit.harness import Database
+from kit.databases import Database
 from kit.stripe_fakes import KEY, FakeStripe
 from model.stripe import Payment
 

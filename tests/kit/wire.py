@@ -4,7 +4,8 @@ from uuid import UUID
 
 import grpc
 from google.protobuf.message import Message
-from kit.harness import Database, payment
+from kit.databases import Database
+from kit.requests import payment
 from kit.waiting import patience
 
 from credit_service.client import CreditClient

@@ -8,7 +8,7 @@ import grpc
 import pytest
 from kit.commands import lanes, spend, submit
 from kit.fault_proxy import Kind
-from kit.harness import running, server_settings
+from kit.services import running, server_settings
 from kit.waiting import patience
 
 from credit_service.database.postgres import Address

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 from kit.commands import answers, ask, kinds, lanes, spend, submit
 from kit.due_holds import add_due, all_are_recorded, states
-from kit.harness import running, server_settings
+from kit.services import running, server_settings
 from kit.waiting import eventually, patience
 
 from credit_service.errors import Overloaded

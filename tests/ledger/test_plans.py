@@ -9,8 +9,10 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from kit.harness import Database, payment, running, server_settings
+from kit.databases import Database
 from kit.long_book import write_book
+from kit.requests import payment
+from kit.services import running, server_settings
 from kit.waiting import eventually
 
 from credit_service.ledger import store

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from kit.due_holds import add_due, all_are_recorded, states
 from kit.fault_proxy import COMMIT, Kind
-from kit.harness import running, server_settings
+from kit.services import running, server_settings
 from kit.waiting import eventually
 
 # The statement with which the sweeper looks for what is due.

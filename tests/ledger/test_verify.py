@@ -7,7 +7,8 @@ import sys
 from datetime import timedelta
 from uuid import uuid4
 
-from kit.harness import payment, running, server_settings
+from kit.requests import payment
+from kit.services import running, server_settings
 
 from credit_service.ledger import verify
 from credit_service.v1 import credit_service_pb2 as pb

@@ -7,9 +7,10 @@ from uuid import UUID, uuid4
 import grpc
 import pytest
 from kit.callers import EVERY_ROLE, bearer
-from kit.harness import refused, running, server_settings
 from kit.listeners import Listener, listening
 from kit.programs import process
+from kit.refusals import refused
+from kit.services import running, server_settings
 from kit.storm import connected
 from kit.waiting import eventually, patience
 

@@ -1,9 +1,9 @@
 """Who watches is served by polls: what they bring, what they cost, what they outlast."""
 
 from kit.fault_proxy import Kind
-from kit.harness import running, server_settings
 from kit.listeners import POLL, Listener, listening
 from kit.programs import free_port
+from kit.services import running, server_settings
 from kit.waiting import eventually
 
 from credit_service.client import CreditClient

@@ -14,8 +14,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kit.clusters import Cluster, lead, through
 from kit.fault_proxy import COMMIT, UPDATE, Kind
-from kit.harness import running, server_settings
 from kit.programs import free_port, process
+from kit.services import running, server_settings
 from kit.storm import Storm, call, connected
 from kit.waiting import eventually, patience
 

@@ -8,7 +8,8 @@ from uuid import uuid4
 import grpc
 import pytest
 from kit.fault_proxy import BEGIN, COMMIT, INSERT, LOAD_KEYS, LOCK, UPDATE, Kind
-from kit.harness import refused, running, server_settings
+from kit.refusals import refused
+from kit.services import running, server_settings
 from kit.storm import NO_FINAL_ANSWER, Storm, call, connected
 from kit.waiting import eventually, patience
 

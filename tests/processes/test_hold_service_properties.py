@@ -9,7 +9,7 @@ import asyncio
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from kit.harness import running, server_settings
+from kit.services import running, server_settings
 from model.drawn_holds import (
     CAP,
     TERMS,

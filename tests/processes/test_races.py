@@ -7,8 +7,9 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from kit.harness import payment, refused
 from kit.programs import free_port, process
+from kit.refusals import refused
+from kit.requests import payment
 from kit.storm import Storm, call, connected
 
 from credit_service.v1 import credit_service_pb2 as pb

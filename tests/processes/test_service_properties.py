@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from kit.harness import running, server_settings
+from kit.services import running, server_settings
 from kit.waiting import patience
 from model.drawn import ALICE, BOB, STEPS, STRANGER, as_prices, as_refused, asked, message_as_entry
 from model.ledger import Done, ModelLedger, Request

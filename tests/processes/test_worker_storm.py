@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from uuid import uuid4
 
 import pytest
-from kit.harness import ROOT
+from kit.paths import ROOT
 from kit.programs import free_port, process
 from kit.waiting import eventually, patience
 

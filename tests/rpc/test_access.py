@@ -6,7 +6,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 from kit.callers import EVERY_ROLE, ROLES, bearer, opened, sha256
-from kit.harness import payment, running, server_settings
+from kit.requests import payment
+from kit.services import running, server_settings
 from kit.waiting import patience
 
 from credit_service.errors import PermissionDenied

@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
-from kit.harness import Database, refused
+from kit.databases import Database
 from kit.mistakes import MISTAKES, sound
+from kit.refusals import refused
 from kit.wire import METHODS, Wire, request_of, user_with_a_spend
 
 from credit_service.v1 import credit_service_pb2 as pb

@@ -6,7 +6,8 @@ import grpc
 import pytest
 from kit.batches import ATOMIC, INDEPENDENT, MODES, errors, item, refusal
 from kit.callers import EVERY_ROLE, bearer
-from kit.harness import refused, running, server_settings
+from kit.refusals import refused
+from kit.services import running, server_settings
 from kit.storm import connected
 from kit.waiting import patience
 

@@ -8,8 +8,8 @@ from uuid import UUID
 import pytest
 from kit.batches import ATOMIC, INDEPENDENT, MODES, errors, item
 from kit.fault_proxy import COMMIT, Kind
-from kit.harness import running, server_settings
 from kit.programs import free_port, process
+from kit.services import running, server_settings
 from kit.waiting import eventually, patience
 from prometheus_client import REGISTRY
 

@@ -6,7 +6,8 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from kit.harness import TERMS, payment, running, server_settings
+from kit.requests import payment
+from kit.services import TERMS, running, server_settings
 
 from credit_service.errors import (
     InsufficientCredits,

@@ -7,8 +7,9 @@ from uuid import uuid4
 import grpc
 import pytest
 from kit.callers import EVERY_ROLE, bearer
-from kit.harness import limits, running, server_settings
+from kit.requests import limits
 from kit.rule_tables import ALICE, NOON, TERMS, spend
+from kit.services import running, server_settings
 from kit.storm import connected
 from kit.waiting import eventually, patience
 

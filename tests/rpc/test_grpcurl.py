@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from google.rpc import error_details_pb2
-from kit.harness import running, server_settings
+from kit.services import running, server_settings
 from kit.waiting import patience
 
 from credit_service.rpc.access import Authenticator

@@ -6,7 +6,8 @@ import asyncpg
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from kit.harness import refused, running, server_settings
+from kit.refusals import refused
+from kit.services import running, server_settings
 from kit.waiting import eventually, patience
 from prometheus_client import REGISTRY
 

@@ -8,8 +8,9 @@ from uuid import UUID
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from kit.harness import payment, refused
 from kit.long_book import write_book
+from kit.refusals import refused
+from kit.requests import payment
 
 from credit_service.errors import InvalidRequest
 from credit_service.v1 import credit_service_pb2 as pb

@@ -10,8 +10,9 @@ from uuid import uuid4
 import grpc
 import pytest
 from kit.commands import ask, lanes, spend
-from kit.harness import refused, running, server_settings
 from kit.hold_tables import hold as hold_command
+from kit.refusals import refused
+from kit.services import running, server_settings
 from kit.shown_holds import (
     CAPTURED,
     EXPIRED,

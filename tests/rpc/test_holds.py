@@ -8,8 +8,9 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from kit.commands import ask, lanes
-from kit.harness import TERMS, refused, running, server_settings
 from kit.hold_tables import hold as hold_command
+from kit.refusals import refused
+from kit.services import TERMS, running, server_settings
 from kit.shown_holds import CAPTURED, EXPIRED, HELD, RELEASED, SECOND, figures, recorded, shows
 from kit.waiting import eventually
 

@@ -12,8 +12,9 @@ import unicodedata
 import asyncpg
 import grpc
 import pytest
-from kit.harness import payment, refused
 from kit.programs import process
+from kit.refusals import refused
+from kit.requests import payment
 from kit.waiting import eventually, patience
 
 from credit_service.client import CreditClient

@@ -5,8 +5,8 @@ import urllib.request
 
 import grpc
 import pytest
-from kit.harness import payment
 from kit.programs import free_port, process
+from kit.requests import payment
 from kit.waiting import eventually, patience
 from prometheus_client.parser import text_string_to_metric_families
 

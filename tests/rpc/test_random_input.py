@@ -8,7 +8,8 @@ import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kit.harness import Database, refused
+from kit.databases import Database
+from kit.refusals import refused
 from kit.wire import (
     INT32_MAX,
     INT32_MIN,

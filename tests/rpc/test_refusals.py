@@ -4,7 +4,9 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from kit.harness import TERMS, Refused, payment, refused
+from kit.refusals import Refused, refused
+from kit.requests import payment
+from kit.services import TERMS
 
 from credit_service.errors import (
     BalanceLimitExceeded,

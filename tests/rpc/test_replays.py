@@ -4,7 +4,9 @@ import asyncio
 
 import grpc
 import pytest
-from kit.harness import TERMS, payment, refused, running, server_settings
+from kit.refusals import refused
+from kit.requests import payment
+from kit.services import TERMS, running, server_settings
 
 from credit_service.errors import IdempotencyKeyReused, InsufficientCredits
 from credit_service.rules.pricing import Price, PriceList

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kit.harness import payment
 from kit.programs import process
+from kit.requests import payment
 
 from credit_service.client import CreditClient
 from credit_service.errors import (

@@ -6,8 +6,9 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from kit.harness import limits, refused
 from kit.programs import process
+from kit.refusals import refused
+from kit.requests import limits
 from kit.rule_tables import ALICE, TERMS, spend
 from kit.storm import connected
 

@@ -9,7 +9,9 @@ import grpc
 import pytest
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
-from kit.harness import Refused, payment, refused, running, server_settings
+from kit.refusals import Refused, refused
+from kit.requests import payment
+from kit.services import running, server_settings
 from kit.waiting import eventually
 
 from credit_service import errors, status

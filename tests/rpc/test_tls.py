@@ -15,8 +15,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
-from kit.harness import payment, refused, running, server_settings
 from kit.programs import free_port
+from kit.refusals import refused
+from kit.requests import payment
+from kit.services import running, server_settings
 from kit.waiting import eventually, patience
 
 from credit_service.client import CreditClient

@@ -12,7 +12,7 @@ import grpc
 import pytest
 from kit.callers import EVERY_ROLE, bearer
 from kit.fault_proxy import Kind
-from kit.harness import running, server_settings
+from kit.services import running, server_settings
 from kit.storm import connected
 from kit.waiting import patience
 

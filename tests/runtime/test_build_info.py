@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from kit.harness import ROOT
+from kit.paths import ROOT
 from kit.programs import free_port, process
 
 from credit_service.runtime.build_info import VERSION

@@ -1,40 +1,13 @@
-"""What the tests stand on: databases, the service in this process, and its refusals."""
+"""A database of a test: its users, its faults, its locks."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from uuid import UUID, uuid4
 
 import asyncpg
-import grpc
-from google.rpc import error_details_pb2, status_pb2
 from kit.waiting import patience
-
-from credit_service import server
-from credit_service.client import CreditClient
-from credit_service.database.postgres import Address
-from credit_service.ledger.transactions import WriterSettings
-from credit_service.rpc.access import Authenticator
-from credit_service.rules.pricing import Price, PriceList
-from credit_service.rules.terms import Terms
-from credit_service.v1 import credit_service_pb2 as pb
-
-TERMS = Terms(
-    PriceList({"stem_separation": Price(10, "separation"), "render": Price(5, "render")}), 0
-)
-
-
-def payment(ref: str = "pi_1", amount_minor: int = 999, currency: str = "eur") -> pb.Payment:
-    """Makes the payment behind a purchase."""
-    return pb.Payment(ref=ref, amount_minor=amount_minor, currency=currency)
-
-
-def limits(minute: int = 0, hour: int = 0, day: int = 0) -> pb.SpendLimits:
-    """Makes the spend limits of an account, in credits; 0: none."""
-    return pb.SpendLimits(per_minute=minute, per_hour=hour, per_day=day)
 
 
 @dataclass(frozen=True)
@@ -224,126 +197,6 @@ _BOOK = """
 """
 
 
-@dataclass
-class Service:
-    """A service that runs in this process, on a real socket."""
-
-    port: int
-    settings: server.Settings
-    stop: asyncio.Event
-    clients: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
-
-    @property
-    def target(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    async def client(self, **options: object) -> CreditClient:
-        """A client that is closed with the service, and as patient as the machine is slow."""
-        options.setdefault("deadline_seconds", patience(5))
-        return await self.clients.enter_async_context(CreditClient(self.target, **options))
-
-
-def writer_settings(service_url: str, **changes: object) -> WriterSettings:
-    """Settings of the lanes, as an ordinary start has them."""
-    return replace(
-        WriterSettings(
-            address=Address(service_url),
-            terms=TERMS,
-            adds_users=False,
-            lanes=4,
-            queue_limit=1000,
-            batch_limit=500,
-        ),
-        **changes,
-    )
-
-
-def server_settings(service_url: str, **changes: object) -> server.Settings:
-    """Settings of a server on any free port, as an ordinary start has them.
-
-    The changes are fields of `server.Settings` and of its `WriterSettings`.
-    """
-    of_writers = {each.name for each in fields(WriterSettings)} & changes.keys()
-    writers = writer_settings(service_url, **{name: changes.pop(name) for name in of_writers})
-    return replace(
-        server.Settings(
-            listen="127.0.0.1:0",
-            health_listen=None,
-            writers=writers,
-            authenticator=Authenticator(None),
-            certificate=None,
-            pool_size=4,
-            calls_in_flight=4000,
-            drain_seconds=patience(10),
-            connection_age_seconds=600,
-            share_port=False,
-            metrics_port=None,
-            metrics_host="127.0.0.1",
-        ),
-        **changes,
-    )
-
-
-@asynccontextmanager
-async def running(settings: server.Settings) -> AsyncIterator[Service]:
-    """Runs the service in this process for the length of the block, and drains it."""
-    stop = asyncio.Event()
-    ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    async def started(port: int) -> None:
-        ready.set_result(port)
-
-    task = asyncio.create_task(server.serve(settings, stop, started))
-    await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
-    if not ready.done():
-        task.result()
-        raise AssertionError("the service ended before it started")
-    service = Service(ready.result(), settings, stop)
-    try:
-        async with service.clients:
-            yield service
-    finally:
-        stop.set()
-        await task
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A refusal as it came over the socket: the status and its standard details."""
-
-    code: grpc.StatusCode
-    message: str
-    reason: str = ""
-    domain: str = ""
-    facts: dict[str, str] = field(default_factory=dict)
-    violations: dict[str, str] = field(default_factory=dict)
-    retry_seconds: float | None = None
-
-
-def refused(failure: BaseException) -> Refused:
-    """Reads a failed call, or the typed error that the client made of one."""
-    if not isinstance(failure, grpc.aio.AioRpcError):
-        assert isinstance(failure.__cause__, grpc.aio.AioRpcError), failure
-        failure = failure.__cause__
-    read = Refused(failure.code(), failure.details() or "")
-    sent = dict(failure.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
-    status = status_pb2.Status.FromString(sent)
-    if sent:
-        assert (status.code, status.message) == (read.code.value[0], read.message)
-    for detail in status.details:
-        info = error_details_pb2.ErrorInfo()
-        bad, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
-        if detail.Unpack(info):
-            facts = dict(info.metadata)
-            read = replace(read, reason=info.reason, domain=info.domain, facts=facts)
-        elif detail.Unpack(bad):
-            found = {violation.field: violation.description for violation in bad.field_violations}
-            read = replace(read, violations=found)
-        elif detail.Unpack(retry):
-            read = replace(read, retry_seconds=retry.retry_delay.ToTimedelta().total_seconds())
-    return read
-
-
 async def add_api_roles(owner_url: str) -> None:
     """Adds the roles of Supabase's data API, as Supabase has them; they are of the whole cluster.
 
@@ -357,6 +210,3 @@ async def add_api_roles(owner_url: str) -> None:
                 await connection.execute(f"CREATE ROLE {role} NOINHERIT")
     finally:
         await connection.close()
-
-
-ROOT = Path(__file__).resolve().parents[2]
