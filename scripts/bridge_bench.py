@@ -106,8 +106,8 @@ def main() -> None:
             "WEBHOOK_SECRETS": f"test:{_SECRET}", "POLL_SECONDS": "0", "UNREADY_SECONDS": "0",
         }  # fmt: skip
         bridge = {f"STRIPE_BRIDGE_{name}": value for name, value in settings.items()}
-        serve = ("stripe_bridge", "serve")
-        address = stack.enter_context(_running(place / "bridge.log", *serve, **bridge))
+        log = place / "bridge.log"
+        address = stack.enter_context(_running(log, "stripe_bridge", "serve", **bridge))
         url = f"http://{address}/stripe/webhooks"
         took = asyncio.run(_measure(url, arguments.rate, arguments.seconds))
     p50, p99 = took[len(took) // 2], took[len(took) * 99 // 100]

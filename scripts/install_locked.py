@@ -227,10 +227,16 @@ class Installer:
         with tempfile.NamedTemporaryFile("w", suffix=".lock", encoding="utf-8") as lock:
             lock.write(pinned)
             lock.flush()
-            command = [
-                *(*self._pip, *self._elsewhere(python), "install", "--no-compile"),
-                *("--progress-bar", "off", "--no-deps", "--require-hashes"),
-                *("--only-binary", ":all:", "-r", lock.name),
+            command = [*self._pip, *self._elsewhere(python), "install", "--no-compile"]
+            command += [
+                "--progress-bar",
+                "off",
+                "--no-deps",
+                "--require-hashes",
+                "--only-binary",
+                ":all:",
+                "-r",
+                lock.name,
             ]
             return _run(command, _pip_environment())
 

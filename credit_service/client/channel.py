@@ -49,7 +49,7 @@ def target_of(target: str | Sequence[str]) -> str:
         return target
     given = target.split(",") if isinstance(target, str) else target
     addresses = [address.strip() for address in given]
-    if not all(addresses):
+    if not addresses or not all(addresses):
         raise ValueError(f"the target {target!r} names no address, such as localhost:50051")
     if len(addresses) == 1:
         return addresses[0]

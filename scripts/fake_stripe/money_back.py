@@ -44,8 +44,7 @@ def refund(
             f"Refund amount ({taken}) is greater than unrefunded amount on charge ({left})",
             param="amount",
         )
-    fields = {"metadata": metadata or {}, "reason": reason, "status": status}
-    made = make_refund(stripe, charge, taken, **fields)
+    made = make_refund(stripe, charge, taken, metadata=metadata or {}, reason=reason, status=status)
     if status in {"pending", "requires_action", "succeeded"}:
         _count(charge, taken)
     changes = [("refund.created", made), ("charge.refunded", charge)]

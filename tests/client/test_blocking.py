@@ -13,7 +13,7 @@ import pytest
 from kit.paths import ROOT
 from kit.programs import process
 from kit.services import running, server_settings
-from kit.waiting import eventually, patience
+from kit.waiting import eventually
 from prometheus_client import REGISTRY
 
 from credit_service.client import BlockingCreditClient, held_work
@@ -344,38 +344,6 @@ async def test_an_interrupted_call_is_given_up(database, waiting_service):
         if program.returncode is None:
             program.kill()
             await program.wait()
-
-
-async def test_a_client_is_refused_in_a_process_forked_after_it(service):
-    """gRPC would hang there, or crash."""
-    forks = (
-        "import os, sys\n"
-        "from credit_service.client import BlockingCreditClient\n"
-        "def tries(call):\n"
-        "    try: call()\n"
-        "    except RuntimeError as error: print(error, flush=True)\n"
-        "client = BlockingCreditClient(sys.argv[1])\n"
-        "client.list_prices()\n"
-        "child = os.fork()\n"
-        "if child == 0:\n"
-        "    tries(client.list_prices)\n"
-        "    tries(lambda: BlockingCreditClient(sys.argv[1]))\n"
-        "    os._exit(0)\n"
-        "assert os.waitpid(child, 0)[1] == 0\n"
-        "client.list_prices()\n"
-        "client.close()\n"
-    )
-    ended = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-c", forks, service.target],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=patience(30),
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("forked") == 2
 
 
 async def test_the_clients_import_nothing_of_the_server():
