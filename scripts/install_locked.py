@@ -228,16 +228,8 @@ class Installer:
             lock.write(pinned)
             lock.flush()
             command = [*self._pip, *self._elsewhere(python), "install", "--no-compile"]
-            command += [
-                "--progress-bar",
-                "off",
-                "--no-deps",
-                "--require-hashes",
-                "--only-binary",
-                ":all:",
-                "-r",
-                lock.name,
-            ]
+            command += ["--progress-bar", "off", "--no-deps", "--require-hashes"]
+            command += ["--only-binary", ":all:", "-r", lock.name]
             return _run(command, _pip_environment())
 
     @staticmethod
@@ -275,7 +267,8 @@ def _help(lock: Path) -> str:
         f"- They come from the index that pip is set to use. PIP_INDEX_URL names another one, "
         "PIP_PROXY a proxy, PIP_CERT the certificates to trust; PIP_NO_INDEX=1 with "
         "PIP_FIND_LINKS=FOLDER takes them from a folder.\n"
-        f"- They are built for Python 3.11 to 3.14 on Linux and macOS; this is Python {version}."
+        "- They are built for Python 3.11 to 3.14, on Linux and on macOS with Apple silicon; this "
+        f"is Python {version}."
     )
 
 
