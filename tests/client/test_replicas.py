@@ -6,9 +6,9 @@ import signal
 import grpc
 import pytest
 import trustme
-from kit.services import running, server_settings
 from kit.name_server import NAME, name_server
 from kit.programs import free_port, process
+from kit.services import running, server_settings
 from kit.waiting import eventually, patience
 
 from credit_service.client import BlockingCreditClient, CreditClient
