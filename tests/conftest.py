@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,6 +14,7 @@ import uvloop
 from hypothesis import HealthCheck, settings
 from kit.databases import Database
 from kit.fault_proxy import fault_proxy
+from kit.leftovers import run_directory
 from kit.postgres import postgres
 from kit.services import running, server_settings
 from kit.waiting import measure_pace, patience
@@ -48,11 +48,12 @@ def pytest_configure(config):
     os.environ.setdefault("PYTEST_TIMEOUT", f"{patience(120):.0f}")
     # Programs show what they print at once on a machine that does not set this.
     os.environ.pop("PYTHONUNBUFFERED", None)
+    # A program that finds no compiled modules takes twice as long to start.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # One cluster for all workers, started before any event loop. It need not survive a power cut.
     memory = _memory()
-    directory = Path(tempfile.mkdtemp(prefix="credit-tests-", dir=memory))
+    directory = _stack.enter_context(run_directory(memory or Path(tempfile.gettempdir())))
     directory.chmod(0o1777)  # as /tmp is: programs of other accounts make theirs there
-    _stack.callback(shutil.rmtree, directory, ignore_errors=True)
     if memory:
         # Other clusters go there too; what a test leaves in `tmp_path` stays to be looked at.
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
