@@ -65,3 +65,8 @@ def test_every_file_of_the_package_is_served():
     assert names - {".gitkeep"} | {"openapi.json"} == set(served)
     for each in served.values():
         assert gzip.decompress(each.packed) == each.content
+
+
+def test_the_module_is_sent_in_under_thirty_kilobytes():
+    module = {each.name: each for each in files.packaged()}["credits.js"]
+    assert len(module.packed) < 30 * 1024

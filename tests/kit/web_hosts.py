@@ -16,9 +16,9 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serving(app: object, **options: object) -> AsyncIterator[str]:
-    """Serves an app for the length of the block; yields its address."""
-    listener = socket.create_server(("127.0.0.1", 0))
+async def serving(app: object, *, port: int = 0, **options: object) -> AsyncIterator[str]:
+    """Serves an app for the length of the block; yields its address. Port 0: any free one."""
+    listener = socket.create_server(("127.0.0.1", port))
     config = uvicorn.Config(
         app,
         log_config=None,

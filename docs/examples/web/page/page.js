@@ -49,6 +49,7 @@ start.addEventListener("click", async () => {
   if (start.getAttribute("aria-disabled") === "true") return;
   start.setAttribute("aria-disabled", "true");
   stems.replaceChildren();
+  state.textContent = "";
   const name = crypto.randomUUID();
   try {
     await ask("/jobs", { method: "POST", body: JSON.stringify({ job: name, expected_cost: cost.quote.total }) });
