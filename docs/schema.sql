@@ -310,6 +310,32 @@ CREATE TRIGGER reversals_are_never_truncated
 
 GRANT INSERT, SELECT ON credit_reversals TO credit_service;
 
+-- The idempotency keys of calls that were answered with the entry of another call: the release of a
+-- hold that had ended, or a purchase whose payment had been credited. Every other key is in its
+-- entry. Append-only.
+CREATE TABLE credit_kept_keys (
+    user_id uuid NOT NULL,
+    key text NOT NULL,
+    seq bigint NOT NULL,
+    call text NOT NULL,
+    CONSTRAINT one_answer_per_key PRIMARY KEY (user_id, key),
+    CONSTRAINT key_belongs_to_an_account FOREIGN KEY (user_id)
+        REFERENCES user_credits(user_id) ON DELETE CASCADE,
+    CONSTRAINT seq_counts_from_one CHECK (seq >= 1),
+    CONSTRAINT key_has_a_length CHECK (length(key) >= 1 AND length(key) <= 128),
+    CONSTRAINT call_makes_no_entry CHECK (call
+        IN ('PurchaseCredits', 'CaptureHold', 'ReleaseHold'))
+);
+
+CREATE TRIGGER kept_keys_never_change
+    BEFORE DELETE OR UPDATE ON credit_kept_keys
+    FOR EACH ROW EXECUTE FUNCTION refuse_to_change_the_book();
+CREATE TRIGGER kept_keys_are_never_truncated
+    BEFORE TRUNCATE ON credit_kept_keys
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
+
+GRANT INSERT, SELECT ON credit_kept_keys TO credit_service;
+
 -- Which migrations were applied.
 CREATE TABLE credit_migrations (
     version bigint NOT NULL,

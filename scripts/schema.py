@@ -68,6 +68,10 @@ Who changed what an account may do, and when. Append-only.""",
     "credit_reversals": """\
 Every revision of every refund and dispute; the highest revision of each counts. Append-only. It
 has no foreign key and outlives a deleted user.""",
+    "credit_kept_keys": """\
+The idempotency keys of calls that were answered with the entry of another call: the release of a
+hold that had ended, or a purchase whose payment had been credited. Every other key is in its entry.
+Append-only.""",
     "credit_migrations": """\
 Which migrations were applied.""",
     "credit_users": """\

@@ -64,7 +64,7 @@ async def load(
     user_ids = {command.user_id for command in commands}
     locked = await store.lock_accounts(connection, user_ids)
     keyed = [command for command in _each(commands) if isinstance(command, Keyed)]
-    now, entries = await store.load_entries_by_key(
+    now, known_keys = await store.load_entries_by_key(
         connection,
         [command.user_id for command in keyed],
         [command.idempotency_key for command in keyed],
@@ -77,9 +77,11 @@ async def load(
             known |= {c.user_id for c in commands if isinstance(c, _OPENING)} & without_account
         for user_id in known:
             state.add(Account(user_id))
-    for entry in entries:
-        assert entry.idempotency_key is not None  # noqa: S101  # it was found by it
-        _locked(state, entry.user_id).by_key[entry.idempotency_key] = entry
+    for key, kept_call, entry in known_keys:
+        user = _locked(state, entry.user_id)
+        user.by_key[key] = entry
+        if kept_call is not None:
+            user.kept_calls[key] = kept_call
     due = await _find_due(connection, state, commands, expiries)
     ready = [command for command in commands if not state.postpones(command)]
     await _load_spends(connection, state, ready)

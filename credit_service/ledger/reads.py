@@ -173,11 +173,11 @@ class Reads:
             return (await store.load_entries(connection, [(user_id, seq)])).get((user_id, seq))
 
     async def entry_under(self, user_id: UUID, key: str) -> Entry | None:
-        """Reads the entry that a call with this idempotency key made; None where there is none."""
+        """Reads the entry that a call with this key made or was answered with; None without one."""
         async with self._pool.lend() as connection:
             await _account(connection, user_id)
-            _, entries = await store.load_entries_by_key(connection, [user_id], [key])
-            return entries[0] if entries else None
+            _, known = await store.load_entries_by_key(connection, [user_id], [key])
+            return known[0].entry if known else None
 
     async def hold(self, user_id: UUID, seq: int) -> Hold:
         """Reads a hold in its present state.

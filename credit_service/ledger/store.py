@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
-    from credit_service.rules.model import EntryId, EntryType, HoldState, Spent
+    from credit_service.rules.model import EntryId, EntryType, HoldState, KeptKey, Spent
 
     _Connection = asyncpg.Connection | PoolConnectionProxy
 
@@ -46,6 +46,19 @@ _PAYMENT = Entry._fields.index("payment")
 _POLICY = Account._fields.index("policy")
 _COUNTERS = _POLICY + 2 + len(SpendLimits._fields)
 _NO_PAYMENT = (None,) * len(Payment._fields)
+
+
+class Known(NamedTuple):
+    """A key that an earlier call used, and the entry that the call was answered with.
+
+    Attributes:
+        kept_call: the call's RPC where another call had made the entry; None where it made the
+            entry itself.
+    """
+
+    key: str
+    kept_call: str | None
+    entry: Entry
 
 
 class StaleAccountError(Exception):
@@ -75,10 +88,11 @@ async def add_users(connection: _Connection, user_ids: Collection[UUID]) -> None
 
 async def load_entries_by_key(
     connection: _Connection, user_ids: Sequence[UUID], keys: Sequence[str]
-) -> tuple[datetime, list[Entry]]:
-    """Reads the database's time and the entries under the pairs of user and key."""
+) -> tuple[datetime, list[Known]]:
+    """Reads the database's time and what is known of the pairs of user and key."""
     rows = await connection.fetch(SQL["load_entries_by_key"], user_ids, keys)
-    return rows[0][0], [_entry(row[1:]) for row in rows if row[1] is not None]
+    found = (row[1:] for row in rows if row[1] is not None)
+    return rows[0][0], [Known(key, kept_call, _entry(row)) for key, kept_call, *row in found]
 
 
 async def load_entries(
@@ -167,6 +181,11 @@ async def insert_policy_changes(connection: _Connection, changes: Collection[Pol
     """Records changes of what accounts may do."""
     columns = _columns(_policy_row(change) for change in changes)
     _expect(await connection.execute(SQL["insert_policy_changes"], *columns), len(changes))
+
+
+async def insert_kept_keys(connection: _Connection, keys: Collection[KeptKey]) -> None:
+    """Records the keys of calls that were answered with the entry of another call."""
+    _expect(await connection.execute(SQL["insert_kept_keys"], *_columns(keys)), len(keys))
 
 
 async def insert_reversals(connection: _Connection, reversals: Collection[Reversal]) -> None:

@@ -175,6 +175,7 @@ class Transactions:
         ]
         refunded = [user.spends[seq] for user in users for seq in user.refunded]
         changed_holds = [user.holds[seq] for user in users for seq in user.changed_holds]
+        kept_keys = [key for user in users for key in user.kept_keys]
         policy_changes = [change for user in users for change in user.policy_changes]
         if opened:
             if self._adds_users:
@@ -191,6 +192,8 @@ class Transactions:
             await store.insert_purchases(connection, entries)
         if changed_holds:
             await store.upsert_holds(connection, changed_holds)
+        if kept_keys:
+            await store.insert_kept_keys(connection, kept_keys)
         if state.new_reversals:
             await store.insert_reversals(connection, state.new_reversals)
         if policy_changes:

@@ -26,7 +26,8 @@ async def verify(
     """Verifies one account, or all of them.
 
     The sum of the changes is the balance and the held part, the open holds are what is held, seq
-    has no gaps, times never fall, refunds stay within their spends, and payments are credited once.
+    has no gaps, times never fall, refunds stay within their spends, payments are credited once, and
+    a kept key names an entry that can answer its call.
 
     Args:
         connection: to the database.

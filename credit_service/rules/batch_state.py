@@ -14,6 +14,7 @@ from credit_service.rules.model import (
     Account,
     Entry,
     Hold,
+    KeptKey,
     Payment,
     Policy,
     PolicyChange,
@@ -44,12 +45,14 @@ class UserState:
         now: the time of the batch, by the database's clock.
         loaded: the account as it was loaded; zero where there is no row yet.
         account: the account as it is now.
-        by_key: entries by idempotency key.
+        by_key: by idempotency key, the entry that the call with the key made or was answered with.
+        kept_calls: the RPCs of those keys whose call was answered with the entry of another call.
         spends: entries that refunds refer to, by seq.
         holds: the holds that commands refer to, and those that the batch ended, by seq.
         ended: the entries that ended holds, by the hold's seq.
         posted: the new entries, in order.
         refunded: the seqs of spends whose refunded sum changed.
+        kept_keys: the new keys of calls that were answered with the entry of another call.
         changed_holds: the seqs of holds that were made or changed.
         policy_changes: changes of what the account may do.
         more_due: whether more holds are due than the batch takes. Then nothing is decided about the
@@ -60,11 +63,13 @@ class UserState:
     loaded: Account
     account: Account
     by_key: dict[str, Entry] = field(default_factory=dict)
+    kept_calls: dict[str, str] = field(default_factory=dict)
     spends: dict[int, Spent] = field(default_factory=dict)
     holds: dict[int, Hold] = field(default_factory=dict)
     ended: dict[int, Entry] = field(default_factory=dict)
     posted: list[Entry] = field(default_factory=list)
     refunded: set[int] = field(default_factory=set)
+    kept_keys: list[KeptKey] = field(default_factory=list)
     changed_holds: set[int] = field(default_factory=set)
     policy_changes: list[PolicyChange] = field(default_factory=list)
     more_due: bool = False
@@ -162,6 +167,14 @@ class UserState:
         self.spends[entry.seq] = Spent(entry, refunded=0)
         if entry.idempotency_key is not None:
             self.by_key[entry.idempotency_key] = entry
+
+    def keep_key(self, command: Keyed, entry: Entry) -> None:
+        """Remembers the key of a command that is answered with the entry of another call."""
+        if command.validate_only:
+            return
+        key, call = command.idempotency_key, command.call
+        self.by_key[key], self.kept_calls[key] = entry, call
+        self.kept_keys.append(KeptKey(entry.user_id, key, entry.seq, call))
 
     def put_refunded(self, spend: Spent) -> None:
         """Takes a spend into the book of which more was given back."""

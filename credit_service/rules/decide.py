@@ -80,13 +80,15 @@ def decide(state: BatchState, command: Command, terms: Terms) -> Outcome:
 
 
 def _replay(user: UserState, command: Keyed, earlier: Entry) -> Outcome:
-    _require_same_request(command, earlier)
+    _require_same_request(user, command, earlier)
     hold = None if earlier.hold_seq is None else user.holds[earlier.hold_seq]
     return Outcome(earlier, user.account, replayed=True, hold=hold)
 
 
-def _require_same_request(command: Keyed, earlier: Entry) -> None:
-    asked, recorded = command.request(), earlier.request()
+def _require_same_request(user: UserState, command: Keyed, earlier: Entry) -> None:
+    kept_call = user.kept_calls.get(command.idempotency_key)
+    recorded = earlier.request() if kept_call is None else earlier.answers(kept_call)
+    asked = command.request()
     if asked == recorded:
         return
     for name, new, old in zip(RequestIdentity._fields, asked, recorded, strict=True):
@@ -104,7 +106,9 @@ def _purchase(state: BatchState, command: Purchase, _terms: Terms) -> Outcome:
             raise PaymentReused(payment.ref, "user_id")
         if earlier.amount != command.amount:
             raise PaymentReused(payment.ref, "amount")
-        return Outcome(earlier.entry, state.user(command.user_id).account, replayed=True)
+        user = state.user(command.user_id)
+        user.keep_key(command, earlier.entry)
+        return Outcome(earlier.entry, user.account, replayed=True)
     user = state.user(command.user_id)
     entry = user.entry(
         command,

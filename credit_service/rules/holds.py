@@ -217,7 +217,9 @@ def _give_up(user: UserState, command: Release | Capture, hold: Hold) -> Outcome
         raise _not_active("captured")
     account = user.account
     if hold.state != "held":
-        return Outcome(user.ended[hold.seq], account, replayed=True, hold=hold)
+        ended = user.ended[hold.seq]
+        user.keep_key(command, ended)
+        return Outcome(ended, account, replayed=True, hold=hold)
     entry = user.entry(
         command,
         kind="release",

@@ -184,6 +184,19 @@ class Entry(NamedTuple):
     payment: Payment | None
     hold_seq: int | None = None
 
+    def answers(self, call: str) -> RequestIdentity:
+        """The request of a call that was answered with this entry and did not make it.
+
+        Args:
+            call: its RPC. It was a purchase by a payment that had been credited, or the release of
+                a hold that had ended: a ReleaseHold, or a CaptureHold of 0 credits.
+        """
+        if call == "PurchaseCredits":
+            ref = self.payment.ref if self.payment else None
+            return RequestIdentity(call, amount=self.requested_amount, payment=ref)
+        amount = 0 if call == "CaptureHold" else None
+        return RequestIdentity(call, amount=amount, hold_id=self.hold_seq)
+
     def request(self) -> RequestIdentity:
         """The request of the call that made this entry."""
         priced = self.quantity is not None and self.call in {"SpendCredits", "HoldCredits"}
@@ -197,6 +210,20 @@ class Entry(NamedTuple):
             hold_id=self.hold_seq if settles else None,
             payment=self.payment.ref if self.payment else None,
         )
+
+
+class KeptKey(NamedTuple):
+    """The key of a call that was answered with the entry of another call.
+
+    Attributes:
+        seq: the seq of that entry.
+        call: the RPC of the call that used the key.
+    """
+
+    user_id: UUID
+    key: str
+    seq: int
+    call: str
 
 
 class Hold(NamedTuple):

@@ -115,6 +115,7 @@ REVERSED = {
     "recorded_at": TIME,
     "caller": "test",
 }
+KEPT = {"user_id": USER, "key": "kept", "seq": 1, "call": "PurchaseCredits"}
 CHANGE = {"user_id": USER, "change": 2, "changed_at": TIME, "caller": "test", "frozen": True}
 
 MOST, TOO_MUCH = 10**12, 10**12 + 1
@@ -159,6 +160,9 @@ ALLOWED = [
     ("credit_reversals", REVERSED | {"user_id": STRANGER, "payment_ref": "pi_2", "seq": 9}),
     ("credit_reversals", REVERSED | {"reversal_ref": "re_1", "revision": 2}),
     ("credit_reversals", REVERSED | {"reversed_minor": MOST, "paid_minor": MOST}),
+    ("credit_kept_keys", KEPT),
+    ("credit_kept_keys", KEPT | {"call": "CaptureHold", "key": "k" * 128}),
+    ("credit_kept_keys", KEPT | {"call": "ReleaseHold"}),
 ]
 
 REFUSED = [
@@ -277,6 +281,12 @@ REFUSED = [
             ("reversed_minor", TOO_MUCH),
         )
     ),
+    ("credit_kept_keys", "one_answer_per_key", KEPT | {"key": "first", "seq": 2}),
+    ("credit_kept_keys", "key_belongs_to_an_account", KEPT | {"user_id": STRANGER}),
+    ("credit_kept_keys", "seq_counts_from_one", KEPT | {"seq": 0}),
+    ("credit_kept_keys", "key_has_a_length", KEPT | {"key": ""}),
+    ("credit_kept_keys", "key_has_a_length", KEPT | {"key": "k" * 129}),
+    ("credit_kept_keys", "call_makes_no_entry", KEPT | {"call": "SpendCredits"}),
 ]
 
 
@@ -301,6 +311,7 @@ async def connection(database):
         ("credit_holds", HOLD | {"seq": 1}),
         ("credit_policy_changes", CHANGE | {"change": 1}),
         ("credit_reversals", REVERSED | {"reversal_ref": "re_1"}),
+        ("credit_kept_keys", KEPT | {"key": "first"}),
     ):
         await connection.execute(*insertion(table, row))
     yield connection
@@ -386,6 +397,7 @@ NEEDED = [
         ("credit_holds", HOLD),
         ("credit_policy_changes", CHANGE),
         ("credit_reversals", REVERSED),
+        ("credit_kept_keys", KEPT),
     )
     for column, value in row.items()
     if value is not None

@@ -22,6 +22,7 @@ async def book(database, client):
     await client.purchase_credits(user_id, 100, payment=payment("pi_book"))
     spent = await client.spend_credits(user_id, amount=30)
     await client.refund_credits(user_id, spent.transaction.id, amount=10)
+    await client.purchase_credits(user_id, 100, payment=payment("pi_book"))
     return database
 
 
@@ -35,6 +36,9 @@ FORBIDDEN_TO_THE_SERVICE = [
     "TRUNCATE credit_purchases",
     "DELETE FROM credit_refunds",
     "TRUNCATE credit_refunds",
+    "UPDATE credit_kept_keys SET seq = seq",
+    "DELETE FROM credit_kept_keys",
+    "TRUNCATE credit_kept_keys",
     "DELETE FROM user_credits",
     "TRUNCATE user_credits CASCADE",
     "INSERT INTO credit_migrations VALUES (9, 'x', 'x')",
@@ -101,6 +105,9 @@ FORBIDDEN_TO_THE_OWNER = {
     "UPDATE credit_purchases SET amount = 1": "credit_purchases",
     "DELETE FROM credit_purchases": "credit_purchases",
     "TRUNCATE credit_purchases": "credit_purchases",
+    "UPDATE credit_kept_keys SET seq = 2": "credit_kept_keys",
+    "DELETE FROM credit_kept_keys": "credit_kept_keys",
+    "TRUNCATE credit_kept_keys": "credit_kept_keys",
     "TRUNCATE auth.users CASCADE": "user_credits",
     # Not only the plain forms of a change reach the triggers.
     UPSERT: "credit_purchases",

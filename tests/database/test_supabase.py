@@ -40,6 +40,7 @@ BOOKS = (
     "credit_holds",
     "credit_policy_changes",
     "credit_reversals",
+    "credit_kept_keys",
 )
 
 SUPABASE = f"""

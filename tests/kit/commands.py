@@ -8,7 +8,7 @@ from kit.services import writer_settings
 from kit.waiting import patience
 
 from credit_service.ledger.lanes import Lanes
-from credit_service.rules.commands import Charge, Purchase, Refund, Spend
+from credit_service.rules.commands import Charge, Grant, Purchase, Refund, Spend
 from credit_service.rules.model import Payment
 
 
@@ -44,6 +44,10 @@ def purchase(user_id, amount=10, key=None, ref=None, **changes):
 
 def refund(user_id, seq, amount=None, key=None, **changes):
     return Refund(spend_seq=seq, amount=amount, **_common(user_id, key, changes))
+
+
+def grant(user_id, amount=1, key=None, **changes):
+    return Grant(amount=amount, **_common(user_id, key, changes))
 
 
 def submit(clerk, *commands, seconds=None):

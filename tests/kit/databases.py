@@ -167,6 +167,13 @@ _FAULTS = """
         AND (entry.user_id, entry.seq, entry.amount)
         IS DISTINCT FROM (bought.user_id, bought.seq, bought.amount)
     UNION ALL
+    SELECT kept.user_id, 'a kept key has an entry of its own' FROM credit_kept_keys AS kept
+    INNER JOIN credit_transactions AS entry
+        ON kept.user_id = entry.user_id AND kept.key = entry.idempotency_key
+    UNION ALL
+    SELECT kept.user_id, 'a kept key names no entry' FROM credit_kept_keys AS kept
+    LEFT JOIN credit_transactions AS entry USING (user_id, seq) WHERE entry.seq IS NULL
+    UNION ALL
     SELECT bought.user_id, 'reversals took more or less than their share'
     FROM credit_transactions AS bought
     CROSS JOIN LATERAL (
@@ -193,6 +200,7 @@ _BOOK = """
     UNION ALL SELECT row::text FROM credit_holds AS row
     UNION ALL SELECT row::text FROM credit_policy_changes AS row
     UNION ALL SELECT row::text FROM credit_reversals AS row
+    UNION ALL SELECT row::text FROM credit_kept_keys AS row
     ORDER BY 1
 """
 

@@ -84,6 +84,7 @@ def loaded(state):
     after.purchases.update(state.purchases)
     for user_id, user in state.users.items():
         after.users[user_id].by_key.update(user.by_key)
+        after.users[user_id].kept_calls.update(user.kept_calls)
         after.users[user_id].spends.update(user.spends)
     return after
 
@@ -130,6 +131,7 @@ def judge(before, command, expected, *, same_batch):
     """Holds a row to what it says, once validated and once for real."""
     state = before.state(same_batch=same_batch)
     unchanged, entries = repr(state), dict(state.users[ALICE].spends)
+    known = remembers(state, command)
     user = state.users.get(command.user_id)
     account = user and user.account
 
@@ -147,7 +149,7 @@ def judge(before, command, expected, *, same_batch):
             assert got.entry == entries[seq].entry
             assert got.account == account
             assert validated == got
-            assert repr(state) == unchanged
+            assert (repr(state) if known else without_kept_key(state, command)) == unchanged
         case Writes():
             entry = got.entry
             assert Writes(entry.balance_change, entry.held_change, entry.balance_after) == expected
@@ -159,6 +161,23 @@ def judge(before, command, expected, *, same_batch):
             assert (after.seq, after.last_updated) == (entry.seq, entry.timestamp)
             assert user.posted[-1] == entry
             assert validated == got._replace(account=account)
+
+
+def remembers(state, command):
+    """Whether the state knows the key of a command."""
+    user = state.users.get(command.user_id)
+    return user is not None and command.idempotency_key in user.by_key
+
+
+def without_kept_key(state, command):
+    """Shows the state as it was before it kept this command's key; leaves it as it is."""
+    user, key = state.users[command.user_id], command.idempotency_key
+    assert user.kept_keys[-1].key == key
+    kept, entry, call = user.kept_keys.pop(), user.by_key.pop(key), user.kept_calls.pop(key)
+    shown = repr(state)
+    user.kept_keys.append(kept)
+    user.by_key[key], user.kept_calls[key] = entry, call
+    return shown
 
 
 def answer(state, command, terms):

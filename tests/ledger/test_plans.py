@@ -20,6 +20,7 @@ from credit_service.rules.model import (
     Account,
     Entry,
     Hold,
+    KeptKey,
     Payment,
     Policy,
     PolicyChange,
@@ -39,6 +40,7 @@ TABLES = (
     "credit_holds",
     "credit_policy_changes",
     "credit_reversals",
+    "credit_kept_keys",
 )
 # These read what they add up, entries of a period or of the accounts that are verified, or, once
 # a second, all open holds.
@@ -57,6 +59,9 @@ CROWD = """
         FROM accounts RETURNING user_id, seq
     ),
     refunds AS (INSERT INTO credit_refunds SELECT user_id, seq, 1, 1 FROM entries),
+    kept AS (
+        INSERT INTO credit_kept_keys SELECT user_id, 'kept', seq, 'PurchaseCredits' FROM entries
+    ),
     holds AS (
         INSERT INTO credit_holds (user_id, seq, state, amount, created_at, expires_at, reference)
         SELECT user_id, seq, 'held', 1, now(), now() + interval '1 hour', '' FROM entries
@@ -120,6 +125,7 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         "find_due_users": [5000, [newcomer]],
         "expired_unrecorded_at": [user_id, seq, early],
         "insert_policy_changes": columns(change),
+        "insert_kept_keys": columns(KeptKey(user_id, "kept", seq, "ReleaseHold")),
         "changed_accounts": [[user_id, newcomer], [-1, -1], [0, 0]],
         "list_accounts": [UUID(int=0), 50],
         "find_faults": [[user_id]],
@@ -139,7 +145,7 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
     }
 
 
-def columns(value: Account | Hold | PolicyChange | Reversal) -> list[object]:
+def columns(value: Account | Hold | KeptKey | PolicyChange | Reversal) -> list[object]:
     match value:
         case Account():
             row = store._account_row(value)

@@ -9,6 +9,7 @@ from credit_service.rules.model import (
     Account,
     Entry,
     Hold,
+    KeptKey,
     Payment,
     PolicyChange,
     Reversal,
@@ -38,7 +39,7 @@ READS = [
     ("lock_accounts", Account, (), ()),
     ("get_account", Account, ("now",), ("due",)),
     ("changed_accounts", Account, (), ("due",)),
-    ("load_entries_by_key", Entry, ("now",), ()),
+    ("load_entries_by_key", Entry, ("now", "key", "kept_call"), ()),
     ("load_entries", Entry, (), ()),
     ("list_entries", Entry, (), ()),
     ("load_holds", Hold, (), ()),
@@ -66,6 +67,7 @@ WRITES = [
     ("upsert_holds", Hold, ()),
     ("insert_policy_changes", PolicyChange, ()),
     ("insert_reversals", Reversal, ()),
+    ("insert_kept_keys", KeptKey, ()),
 ]
 
 

@@ -41,6 +41,7 @@ async def lively(database, client):
     await client.capture_hold(user_id, captured.hold.id, amount=15)
     released = await client.hold_credits(user_id, amount=4)
     await client.release_hold(user_id, released.hold.id)
+    await client.release_hold(user_id, released.hold.id)
     await client.hold_credits(user_id, amount=6, ttl=timedelta(hours=1))
     await client.hold_credits(user_id, amount=7, ttl=timedelta(hours=2))
     for ref, revision, reversed_minor in (("re", 1, 333), ("du", 1, 999), ("du", 2, 0)):
@@ -200,6 +201,19 @@ DAMAGES = [
             " (SELECT amount, payment_ref, 1, 'eur' FROM credit_purchases) WHERE seq = 5"
         ),
         "of seq 5 is recorded otherwise",
+    ),
+    ("UPDATE credit_kept_keys SET seq = 99", "which does not answer it"),
+    ("UPDATE credit_kept_keys SET seq = 1", "of ReleaseHold was answered with seq 1, which does"),
+    (
+        "UPDATE credit_kept_keys SET call = 'PurchaseCredits'",
+        "of PurchaseCredits was answered with seq 9, which does not answer it",
+    ),
+    (
+        (
+            "UPDATE credit_kept_keys AS kept SET key ="
+            " (SELECT idempotency_key FROM credit_transactions WHERE seq = 2)"
+        ),
+        "is also that of seq 2",
     ),
 ]
 

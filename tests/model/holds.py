@@ -71,7 +71,10 @@ def _refuse(reason, **facts):
 
 
 class ModelHolds:
-    """The book of one account, each line beside the request that made it."""
+    """The book of one account, each line beside the request that made it.
+
+    `kept` has the requests that were answered with a line which another request had made.
+    """
 
     def __init__(self, unit_costs, *, floor=0, cap=100):
         self.unit_costs = unit_costs
@@ -79,6 +82,7 @@ class ModelHolds:
         self.cap = cap
         self.frozen = False
         self.lines: list[tuple[Request | None, Line]] = []
+        self.kept: list[tuple[Request, Line]] = []
         self.ends: dict[int, float] = {}
         self.made: dict[int, float] = {}
 
@@ -117,7 +121,7 @@ class ModelHolds:
     def take(self, request, now):
         """Answers a request at a time, and writes what it asks for."""
         self.pass_time(now)
-        for first, line in self.lines:
+        for first, line in [*self.lines, *self.kept]:
             if first is not None and request.key and first.key == request.key:
                 return self._repeated(request, first, line)
         decide = {
@@ -135,6 +139,8 @@ class ModelHolds:
         except _NoError as no:
             return no.args[0]
         if not isinstance(answer, Line):
+            if answer.replayed and not request.validate_only:
+                self.kept.append((request, answer.line))
             return answer
         shown = answer.hold and self._shown(answer.hold)
         if request.validate_only:

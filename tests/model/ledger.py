@@ -74,10 +74,14 @@ class Refused:
 
 
 class ModelLedger:
-    """Every user's book, each entry beside the request that made it."""
+    """Every user's book, each entry beside the request that made it.
+
+    `kept` has the requests that were answered with an entry which another request had made.
+    """
 
     def __init__(self, users):
         self.books: dict[UUID, list[tuple[Request, Entry]]] = {user: [] for user in users}
+        self.kept: dict[UUID, list[tuple[Request, Entry]]] = {user: [] for user in users}
         self.payments_of_the_deleted: set[str] = set()
 
     def balance(self, user):
@@ -101,32 +105,48 @@ class ModelLedger:
         for request, _ in self.books.pop(user):
             if request.payment is not None:
                 self.payments_of_the_deleted.add(request.payment)
+        self.kept.pop(user)
 
-    def as_of(self, user, seq, others):
-        """The state when this user had so many entries and the others were as in `others`."""
+    def as_of(self, user, seq, others, kept):
+        """The state when this user had so many entries and kept keys, and the others theirs."""
         view = ModelLedger(())
         view.books = {**others.books, user: self.books[user][:seq]}
+        view.kept = kept
         view.payments_of_the_deleted = others.payments_of_the_deleted
         return view
 
     def copy(self):
         other = ModelLedger(())
         other.books = {user: list(book) for user, book in self.books.items()}
+        other.kept = {user: list(kept) for user, kept in self.kept.items()}
         other.payments_of_the_deleted = set(self.payments_of_the_deleted)
         return other
 
     def take(self, request, prices):
         """Answers a request and writes what it asks for."""
         answer = self.answer(request, prices)
-        if isinstance(answer, Done) and not answer.replayed and not request.validate_only:
-            self.books[request.user].append((request, answer.entry))
+        if isinstance(answer, Done) and not request.validate_only:
+            if answer.replayed:
+                self.keep(request, answer.entry)
+            else:
+                self.books[request.user].append((request, answer.entry))
         return answer
+
+    def keep(self, request, entry):
+        """Remembers the key of a request that was answered with the entry of another one."""
+        if request.key not in self.keys(request.user):
+            self.kept[request.user].append((request, entry))
+
+    def keys(self, user):
+        """Every request of the user that was answered OK, by its key, with its answer."""
+        answered = [*self.books.get(user, ()), *self.kept.get(user, ())]
+        return {first.key: (first, entry) for first, entry in answered}
 
     def answer(self, request, prices):
         """Answers a request: first the key, then the state, then the price, then the balance."""
-        for first, entry in self.books.get(request.user, ()):
-            if first.key == request.key:
-                return _repeated(request, first, entry)
+        earlier = self.keys(request.user).get(request.key)
+        if earlier is not None:
+            return _repeated(request, *earlier)
         if request.call == "PurchaseCredits":
             return self._purchase(request)
         if request.user not in self.books:

@@ -98,6 +98,7 @@ async def test_races_between_two_processes_are_decided_by_the_book(database, tar
         await refunds_never_exceed_their_spend(database, stubs)
         await one_payment_is_credited_once(database, stubs)
         await an_account_is_opened_once(database, stubs)
+        await one_key_for_a_repeated_payment_and_a_spend_belongs_to_one(database, stubs)
     assert not await database.faults()
 
 
@@ -147,6 +148,17 @@ async def one_payment_is_credited_once(database, stubs):
     assert len(ok(answers)) == 12
     assert [answer.replayed for answer in ok(answers)].count(False) == 1
     assert len({answer.transaction.id for answer in ok(answers)}) == 1
+
+
+async def one_key_for_a_repeated_payment_and_a_spend_belongs_to_one(database, stubs):
+    for _ in range(20):
+        user_id, ref = await database.user(), uuid4().hex
+        await at_once(stubs, [purchase(user_id, 10, ref)])
+        asked = [purchase(user_id, 10, ref, "key"), spend(user_id, 1, "key")]
+        answers = await at_once(stubs, [asked[n // 2 % 2] for n in range(8)])
+        assert reasons(answers) == {"IDEMPOTENCY_KEY_REUSED"}
+        assert len(ok(answers)) == 4
+        assert len({answer.transaction.id for answer in ok(answers)}) == 1
 
 
 async def an_account_is_opened_once(database, stubs):

@@ -108,12 +108,17 @@ def check_wave(ledger, requests, answers, books):
             assert ledger.take(request, prices) == Done(entry, replayed=False)
         assert [entry for _, entry in ledger.books[user]] == entries
     assert not makers, "acknowledged, but not in the book"
+    for request, (answer, _) in zip(requests, answers, strict=True):
+        if isinstance(answer, Done) and answer.replayed and not request.validate_only:
+            ledger.keep(request, answer.entry)
     for request, (answer, account) in zip(requests, answers, strict=True):
         seqs = range(len(before.books.get(request.user, ())), len(books.get(request.user, ())) + 1)
+        known = request.user in ledger.books
         states = (
-            ledger.as_of(request.user, seq, others) if request.user in ledger.books else others
+            ledger.as_of(request.user, seq, others, kept) if known else others
             for seq in seqs
             for others in (before, ledger)
+            for kept in (before.kept, ledger.kept)
         )
         assert any(explains(state, request, answer) for state in states), (request, answer)
         if account is not None:

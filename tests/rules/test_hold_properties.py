@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from kit.rule_tables import remembers, without_kept_key
 from model.drawn_holds import (
     ALICE,
     CAP,
@@ -29,7 +30,7 @@ from model.holds import ModelHolds, Refused, Request
 from credit_service.errors import Refusal
 from credit_service.rules import holds
 from credit_service.rules.batch_state import BatchState
-from credit_service.rules.commands import Capture, Extend, Refund, Release
+from credit_service.rules.commands import Capture, Extend, Keyed, Refund, Release
 from credit_service.rules.decide import decide
 from credit_service.rules.model import Account, Spent
 
@@ -53,6 +54,7 @@ class Book:
         self.entries = {}
         self.refunded = {}
         self.holds = {}
+        self.kept = {}
 
     def state(self, now, commands, expiries):
         keys = {getattr(command, "idempotency_key", None) for command in commands}
@@ -61,6 +63,8 @@ class Book:
             for entry in self.entries.values()
             if entry.idempotency_key in keys and entry.idempotency_key is not None
         }
+        kept = {key: self.kept[key] for key in keys & self.kept.keys()}
+        by_key |= {key: self.entries[seq] for key, (seq, _) in kept.items()}
         spends = {c.spend_seq for c in commands if isinstance(c, Refund)}
         named = {c.hold_seq for c in commands if isinstance(c, Capture | Release | Extend)}
         named |= {entry.hold_seq for entry in by_key.values()}
@@ -74,6 +78,7 @@ class Book:
         state = BatchState.of(now, self.account)
         alice = state.users[ALICE]
         alice.by_key.update(by_key)
+        alice.kept_calls.update({key: call for key, (_, call) in kept.items()})
         for seq in spends & self.entries.keys():
             alice.spends[seq] = Spent(self.entries[seq], self.refunded.get(seq, 0))
         alice.holds.update(loaded)
@@ -93,6 +98,7 @@ class Book:
         for entry in alice.posted:
             assert entry.seq not in self.entries
             self.entries[entry.seq] = entry
+        self.kept |= {kept.key: (kept.seq, kept.call) for kept in alice.kept_keys}
         # What is not changed is not written.
         if alice.is_changed:
             self.account = alice.account
@@ -135,6 +141,7 @@ def rules_agree_with_the_model(credits_, batches):
             state = book.state(SINCE + timedelta(seconds=now), commands, batch.expiries)
         for request, command in zip(requests, commands, strict=True):
             before = repr(state)
+            known = isinstance(command, Keyed) and remembers(state, command)
             try:
                 outcome = decide(state, command, TERMS)
             except Refusal as refusal:
@@ -146,8 +153,11 @@ def rules_agree_with_the_model(credits_, batches):
                 if outcome.late:
                     event("late")
             assert answer == model.take(request, now)
-            if isinstance(answer, Refused) or answer.replayed or request.validate_only:
+            if isinstance(answer, Refused) or request.validate_only or (answer.replayed and known):
                 assert repr(state) == before
+            elif answer.replayed:
+                assert without_kept_key(state, command) == before
+                event("key kept")
             account = state.users[ALICE].account
             assert (account.balance, account.held) == (model.balance, model.held)
             assert account.open_holds == len(model.open)

@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from kit.rule_tables import remembers, without_kept_key
 from model.drawn import ALICE, BOB, GIVEN_KEY, STEPS, Again, as_entry, as_prices, as_refused, asked
 from model.ledger import BALANCE_LIMIT, Done, ModelLedger, Refused, Request
 
@@ -71,6 +72,7 @@ class Book:
         self.entries = {}
         self.refunded = {}
         self.bought = {}
+        self.kept = {}
 
     def open(self, user, balance):
         self.accounts[user] = Account(user, balance, 0, 1, SINCE)
@@ -103,6 +105,7 @@ class Book:
     def delete(self, user):
         self.accounts.pop(user)
         self.entries = {entry_id: e for entry_id, e in self.entries.items() if entry_id[0] != user}
+        self.kept = {place: kept for place, kept in self.kept.items() if place[0] != user}
 
     def state(self, now, commands):
         users = {command.user_id for command in commands}
@@ -116,6 +119,10 @@ class Book:
             if (user_id, seq) in spend_ids:
                 spent = Spent(entry, self.refunded.get((user_id, seq), 0))
                 state.users[user_id].spends[seq] = spent
+        for user_id, key in keys & self.kept.keys():
+            seq, call = self.kept[user_id, key]
+            user = state.users[user_id]
+            user.by_key[key], user.kept_calls[key] = self.entries[user_id, seq], call
         for ref, bought in self.bought.items():
             if ref in refs:
                 entry = self.entries.get((bought.user_id, bought.seq))
@@ -129,6 +136,9 @@ class Book:
             self.entries[entry_id] = entry
         for user_id, user in state.users.items():
             self.accounts[user_id] = user.account
+            for kept in user.kept_keys:
+                assert (user_id, kept.key) not in self.kept
+                self.kept[user_id, kept.key] = kept.seq, kept.call
             for seq in user.refunded:
                 self.refunded[user_id, seq] = user.spends[seq].refunded
         for ref, bought in state.bought.items():
@@ -189,7 +199,7 @@ def rules_agree_with_the_model(openings, batches):
         commands = [as_command(request) for request in requests]
         state = book.state(now, commands)
         for request, command in zip(requests, commands, strict=True):
-            before = repr(state)
+            before, known = repr(state), remembers(state, command)
             try:
                 outcome = decide(state, command, batch.terms)
             except Refusal as refusal:
@@ -200,8 +210,11 @@ def rules_agree_with_the_model(openings, batches):
                 assert outcome.account == state.users[request.user].account
                 event("replayed" if outcome.replayed else request.call)
             assert answer == ledger.take(request, as_prices(batch.terms))
-            if isinstance(answer, Refused) or answer.replayed or request.validate_only:
+            if isinstance(answer, Refused) or request.validate_only or (answer.replayed and known):
                 assert repr(state) == before
+            elif answer.replayed:
+                assert without_kept_key(state, command) == before
+                event("key kept")
             else:
                 assert state.users[request.user].posted[-1] == outcome.entry
                 assert outcome.entry.floor == (

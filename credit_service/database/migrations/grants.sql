@@ -35,7 +35,8 @@ BEGIN
             ('credit_purchases', 'SELECT, INSERT'),
             ('credit_holds', 'SELECT, INSERT, UPDATE'),
             ('credit_policy_changes', 'SELECT, INSERT'),
-            ('credit_reversals', 'SELECT, INSERT')
+            ('credit_reversals', 'SELECT, INSERT'),
+            ('credit_kept_keys', 'SELECT, INSERT')
         ) AS wanted (book, rights)
         WHERE
             to_regclass(wanted.book) IS NOT NULL

@@ -251,3 +251,27 @@ WHERE
     book.type = 'purchase'
     AND coalesce(taken_back.credits, 0)
     <> coalesce(div(book.amount * gone.reversed_minor, gone.paid_minor), 0)
+UNION ALL
+SELECT
+    kept.user_id,
+    'key ' || kept.key || ' of ' || kept.call || ' was answered with seq ' || kept.seq
+    || ', which does not answer it' AS fault
+FROM credit_kept_keys AS kept
+LEFT JOIN book ON kept.user_id = book.user_id AND kept.seq = book.seq
+WHERE
+    kept.user_id = any($1::uuid[])
+    AND CASE
+        WHEN kept.call = 'PurchaseCredits'
+            THEN book.payment_ref IS NULL
+        ELSE coalesce(book.type NOT IN ('release', 'expire'), TRUE)
+    END
+UNION ALL
+SELECT
+    kept.user_id,
+    'key ' || kept.key || ' of ' || kept.call || ' is also that of seq ' || entry.seq AS fault
+FROM credit_kept_keys AS kept
+INNER JOIN credit_transactions AS entry
+    ON
+        kept.user_id = entry.user_id
+        AND kept.key = entry.idempotency_key
+WHERE kept.user_id = any($1::uuid[])

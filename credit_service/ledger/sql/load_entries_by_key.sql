@@ -1,8 +1,35 @@
--- Loads the time and the earlier entries under a batch's keys. A statement of its own, after the
--- lock: one that waited for a lock sees other rows as of before the wait. The time is read here for
--- the same reason; at least one row comes back, with the time alone when no key is known.
+-- Loads the time and the earlier entries under a batch's keys: those that a call with the key made,
+-- and those with which a call with the key was answered. A statement of its own, after the lock:
+-- one that waited for a lock sees other rows as of before the wait. The time is read here for the
+-- same reason; at least one row comes back, with the time alone when no key is known.
+WITH known AS (
+    SELECT
+        asked.key,
+        null AS kept_call,
+        made.user_id,
+        made.seq
+    FROM unnest($1::uuid[], $2::text[]) AS asked (user_id, key)
+    INNER JOIN credit_transactions AS made
+        ON
+            asked.user_id = made.user_id
+            AND asked.key = made.idempotency_key
+    UNION ALL
+    SELECT
+        asked.key,
+        kept.call AS kept_call,
+        kept.user_id,
+        kept.seq
+    FROM unnest($1::uuid[], $2::text[]) AS asked (user_id, key)
+    INNER JOIN credit_kept_keys AS kept
+        ON
+            asked.user_id = kept.user_id
+            AND asked.key = kept.key
+)
+
 SELECT
     clock.now,
+    known.key,
+    known.kept_call,
     entry.user_id,
     entry.seq,
     entry.type,
@@ -31,9 +58,9 @@ SELECT
     entry.hold_seq
 FROM (SELECT clock_timestamp() AS now) AS clock
 LEFT JOIN (
-    unnest($1::uuid[], $2::text[]) AS asked (user_id, idempotency_key)
+    known
     INNER JOIN credit_transactions AS entry
         ON
-            asked.user_id = entry.user_id
-            AND asked.idempotency_key = entry.idempotency_key
+            known.user_id = entry.user_id
+            AND known.seq = entry.seq
 ) ON true
