@@ -8,7 +8,8 @@ import pytest
 from kit.commands import answers, ask, lanes, purchase, spend, submit
 from kit.due_holds import add_due
 from kit.fault_proxy import COMMIT, Kind
-from kit.harness import payment, running, server_settings, writer_settings
+from kit.requests import payment
+from kit.services import running, server_settings, writer_settings
 from kit.waiting import eventually
 
 from credit_service.errors import (
