@@ -11,11 +11,10 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from kit.gateways import bearer, opened_page
+from kit.gateways import bearer, gateway_program, opened_page
 from kit.paths import ROOT
 from kit.programs import free_port
 from kit.services import running, server_settings
-from kit.stripe_fakes import Program
 from kit.waiting import eventually, patience
 
 from credit_service.gateway import cli, config, files, metrics
@@ -35,16 +34,6 @@ JWT = {
 }
 
 
-@contextlib.contextmanager
-def program(*arguments, **settings):
-    environment = {P + name: value for name, value in settings.items()}
-    started = Program("credit_service.gateway", arguments or ("serve",), environment)
-    try:
-        yield started
-    finally:
-        started.close()
-
-
 @contextlib.asynccontextmanager
 async def serving(service, **settings):
     """The program beside a service, for development users."""
@@ -55,7 +44,7 @@ async def serving(service, **settings):
         "LOG_FORMAT": "json",
         **settings,
     }
-    with program(**options) as started:
+    with gateway_program(**options) as started:
         match = started.wait_for(r"listens on (\S+:\d+)")
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(
@@ -228,7 +217,7 @@ def test_every_setting_is_printed_and_secrets_are_not(monkeypatch, capsys):
 )
 async def test_every_way_to_know_users_starts(settings, service):
     options = {"LISTEN": "127.0.0.1:0", "CREDIT_TARGET": service.target, **SELLING, **settings}
-    with program(**options) as started:
+    with gateway_program(**options) as started:
         match = started.wait_for(r"listens on (\S+:\d+)")
         async with httpx.AsyncClient(base_url=f"http://{match[1]}") as http:
             assert (await http.get("/account")).status_code == 401

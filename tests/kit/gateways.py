@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import httpx
 from kit.openapi import check_answer, check_schema
+from kit.stripe_fakes import Program
 from kit.waiting import eventually, patience
 
 from credit_service.fields import uuid_or_none
@@ -173,6 +174,22 @@ async def running_gateway(settings: server.Settings) -> AsyncIterator[Gateway]:
         finally:
             stop.set()
             await task
+
+
+@contextlib.contextmanager
+def gateway_program(*arguments: str, **settings: str) -> Iterator[Program]:
+    """Runs `credit-gateway serve`, or another of its commands, as a process of its own.
+
+    Args:
+        arguments: of the command line, `serve` where there are none.
+        settings: by their names without the prefix (`LISTEN="127.0.0.1:0"`).
+    """
+    environment = {f"CREDIT_GATEWAY_{name}": value for name, value in settings.items()}
+    program = Program("credit_service.gateway", arguments or ("serve",), environment)
+    try:
+        yield program
+    finally:
+        program.close()
 
 
 def unix_time(seconds_from_now: float) -> float:
