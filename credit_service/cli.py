@@ -328,9 +328,11 @@ def _run(settings: Settings, service_url: str, count: int) -> None:
     shared = {"CREDIT_LISTEN": settings.listen}
     if settings.health_listen is not None:
         shared["CREDIT_HEALTH_LISTEN"] = settings.health_listen
-    processes.run_many(
+    drained = processes.run_many(
         count, shared, _run_child, (settings, service_url), lambda: _announce(settings, 0)
     )
+    if not drained:
+        sys.exit(1)
 
 
 def _run_child(

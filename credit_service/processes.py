@@ -81,7 +81,7 @@ def run_many(
     target: Callable[..., None],
     args: tuple[object, ...],
     started: Callable[[], None],
-) -> None:
+) -> bool:
     """Runs `count` processes that share their ports, replaces one that dies, and stops them all.
 
     They are spawned and not forked, for gRPC does not survive a fork; the kernel spreads
@@ -93,6 +93,9 @@ def run_many(
         target: run in each with its number, a function to call once it serves, and `args`.
         args: further arguments of `target`.
         started: called once all of them serve.
+
+    Returns:
+        Whether all of them drained when they were stopped.
 
     Raises:
         StartRefusedError: a port is taken, or a process refused to start.
@@ -122,6 +125,7 @@ def run_many(
         start(number)
     waiting = count
     refused = False
+    drained = True
     while children:
         connection.wait([child.sentinel for child in children.values()], timeout=_POLL_SECONDS)
         while waiting and ready.acquire(block=False):
@@ -136,6 +140,9 @@ def run_many(
             if child.is_alive():
                 continue
             del children[number]
+            # One that was just starting had nothing to drain and ends by the signal.
+            if orders and child.exitcode not in (0, -signal.SIGTERM):
+                drained = False
             if child.exitcode == REFUSED and not orders:
                 refused = True
                 orders = 1
@@ -146,6 +153,7 @@ def run_many(
                 start(number)
     if refused:
         raise StartRefusedError("a process refused to start, so all were stopped; see above")
+    return drained
 
 
 def _run_child(target: Callable[..., None], number: int, ready: Semaphore, *args: object) -> None:

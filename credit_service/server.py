@@ -24,6 +24,7 @@ from credit_service.ledger.reads import Reads
 from credit_service.ledger.watch import Watchers
 from credit_service.rpc import access, grpc_server
 from credit_service.rpc.interceptor import Interceptor
+from credit_service.rpc.open_calls import OpenCalls
 from credit_service.rpc.servicer import CreditServicer
 from credit_service.runtime import build_info, metrics_port
 from credit_service.runtime.start_errors import StartRefusedError
@@ -107,7 +108,8 @@ async def serve(
         ledger = Ledger(lanes, Reads(*pools), writers.terms)
         watchers = Watchers(ledger.reads)
         health = health_aio.HealthServicer()
-        interceptor = Interceptor(settings.authenticator, settings.calls_in_flight)
+        open_calls = OpenCalls(settings.calls_in_flight)
+        interceptor = Interceptor(settings.authenticator, open_calls)
         options = grpc_server.server_options(
             share_port=settings.share_port,
             connection_age_seconds=settings.connection_age_seconds,
@@ -122,7 +124,9 @@ async def serve(
         )
         build_info.expose("credit_build_info")
         await server.start()
-        stack.push_async_callback(grpc_server.drain, server, interceptor, settings.drain_seconds)
+        stack.push_async_callback(
+            grpc_server.drain, server, open_calls, port, settings.drain_seconds
+        )
         if settings.health_listen is not None:
             await stack.enter_async_context(
                 grpc_server.health_listener(

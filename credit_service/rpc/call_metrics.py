@@ -8,7 +8,7 @@ from collections import defaultdict
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from prometheus_client import REGISTRY, Counter
+from prometheus_client import REGISTRY, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
@@ -80,3 +80,9 @@ CALLS = Calls()
 REGISTRY.register(CALLS)
 REPLAYS = Counter("credit_replays", "Writes answered with an earlier entry.", ("method",))
 REFUSALS = Counter("credit_refusals", "Calls refused for good, by reason.", ("method", "reason"))
+
+OPEN_CALLS = Gauge(
+    "credit_open_calls", "Calls being answered, until their answers are sent; streams are left out."
+)
+OPEN_STREAMS = Gauge("credit_open_streams", "Streams open at present, such as watches of accounts.")
+UNSENT_BYTES = Gauge("credit_unsent_bytes", "Answers that wait until their callers read them.")

@@ -10,6 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from credit_service.rpc import sockets
 from credit_service.rpc.interceptor import ANSWER_BYTES_MAX, MESSAGE_BYTES_MAX
 from credit_service.runtime.start_errors import StartRefusedError
 from credit_service.v1 import credit_service_pb2 as pb
@@ -21,12 +22,18 @@ if TYPE_CHECKING:
     from grpc_health.v1.health import aio as health_aio
 
     from credit_service.rpc.interceptor import Interceptor
+    from credit_service.rpc.open_calls import OpenCalls
     from credit_service.rpc.servicer import CreditServicer
     from credit_service.rpc.tls import ServerCertificate
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CreditService"].full_name
 
-_LAST_REPLIES_SECONDS = 0.5
+# How long an answer may take from gRPC's hands into those of the network.
+_LAST_REPLIES_SECONDS = 0.05
+_STOP_SECONDS = 0.5
+
+# How often a server that waits for its last calls closes the connections that have none.
+_HANG_UP_SECONDS = 1.0
 
 
 def server_options(*, share_port: bool, connection_age_seconds: float) -> list[tuple[str, int]]:
@@ -124,14 +131,28 @@ async def health_listener(
     try:
         yield
     finally:
-        await server.stop(None)
+        await server.stop(0.5)
 
 
-async def drain(server: grpc.aio.Server, interceptor: Interceptor, seconds: float) -> None:
-    """Refuses new calls, lets those in flight end, and then cuts streams, which never would."""
-    stopping = asyncio.create_task(server.stop(seconds))
-    answered = asyncio.create_task(interceptor.idle.wait())
-    await asyncio.wait({stopping, answered}, return_when=asyncio.FIRST_COMPLETED)
-    answered.cancel()
-    await server.stop(_LAST_REPLIES_SECONDS)
-    await stopping
+async def drain(server: grpc.aio.Server, open_calls: OpenCalls, port: int, seconds: float) -> None:
+    """Refuses new calls, ends the streams, lets the other calls end, and closes the connections.
+
+    Args:
+        server: running.
+        open_calls: its calls.
+        port: where it listens.
+        seconds: how long calls in flight may take to end; then they are UNAVAILABLE.
+    """
+    open_calls.close()
+    sockets.stop_listening(port)
+    end = asyncio.get_running_loop().time() + seconds
+    while not await open_calls.wait_idle(min(_HANG_UP_SECONDS, seconds)):
+        # Callers that wait for no answer here can find another server.
+        await asyncio.to_thread(sockets.hang_up, port, open_calls.peers())
+        if asyncio.get_running_loop().time() >= end:
+            open_calls.give_up()
+            await open_calls.wait_idle(_LAST_REPLIES_SECONDS)
+            break
+    await asyncio.sleep(_LAST_REPLIES_SECONDS)
+    await asyncio.to_thread(sockets.hang_up, port, set())
+    await server.stop(_STOP_SECONDS)

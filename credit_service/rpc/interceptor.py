@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import grpc
 import structlog
 
 from credit_service import status
-from credit_service.errors import CreditError, InternalError, InvalidRequest, Overloaded
+from credit_service.errors import (
+    CreditError,
+    InternalError,
+    InvalidRequest,
+    LedgerUnavailable,
+)
 from credit_service.rpc import access
 from credit_service.rpc.call_log import CALL, Call
 
@@ -17,9 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from credit_service.rpc.access import Authenticator
+    from credit_service.rpc.open_calls import OpenCall, OpenCalls
 
     Handler = grpc.RpcMethodHandler[Any, Any]
     Context = grpc.aio.ServicerContext[Any, Any]
+
+_Answer = TypeVar("_Answer")
 
 _log = structlog.get_logger()
 
@@ -38,13 +46,10 @@ ANSWER_BYTES_MAX = 4 * MESSAGE_BYTES_MAX
 class Interceptor(grpc.aio.ServerInterceptor):
     """The interceptor that every call goes through."""
 
-    def __init__(self, authenticator: Authenticator, calls_in_flight: int) -> None:
-        """Admits at most `calls_in_flight` calls at the same time; streams are not counted."""
+    def __init__(self, authenticator: Authenticator, open_calls: OpenCalls) -> None:
+        """Takes what it asks: who calls, and whether there is room for one more call."""
         self._authenticator = authenticator
-        self._calls_in_flight = calls_in_flight
-        self._in_flight = 0
-        self.idle = asyncio.Event()
-        self.idle.set()
+        self._open_calls = open_calls
         self._handlers: dict[str, Handler] = {}
 
     async def intercept_service(  # type: ignore[override]  # the stubs know no `None`
@@ -66,50 +71,30 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     def _guarded(self, name: str, inner: Handler) -> Handler:
         behaviour: Any = inner.unary_unary
+        serialize: Any = inner.response_serializer
 
-        async def answer(request: Any, context: Context) -> Any:
-            call = Call(name)
-            if self._in_flight >= self._calls_in_flight:
-                await _fail(call, Overloaded(), context)
-            self._in_flight += 1
-            self.idle.clear()
-            try:
-                self._admit(call, request, context)
-                response = await behaviour(request, context)
-            except asyncio.CancelledError:
-                call.abandoned()
-                raise
-            except Exception as fault:
-                await _fail(call, fault, context)
-            finally:
-                self._in_flight -= 1
-                if self._in_flight == 0:
-                    self.idle.set()
-            call.answered()
+        async def respond(request: Any, context: Context, opened: OpenCall) -> bytes:
+            response: bytes = serialize(await behaviour(request, context))
+            self._open_calls.keep_unsent(opened, len(response))
             return response
 
+        async def answer(request: Any, context: Context) -> bytes:
+            return await self._answer(Call(name), request, context, respond)
+
         return grpc.unary_unary_rpc_method_handler(
-            answer,
-            request_deserializer=_tolerant(inner.request_deserializer, name),
-            response_serializer=inner.response_serializer,
+            answer, request_deserializer=_tolerant(inner.request_deserializer, name)
         )
 
     def _guarded_stream(self, name: str, inner: Handler) -> Handler:
         streams_in = inner.stream_stream is not None
         behaviour: Any = inner.stream_stream if streams_in else inner.unary_stream
 
+        async def respond(request: Any, context: Context, _opened: OpenCall) -> None:
+            async for response in behaviour(request, context):
+                await context.write(response)
+
         async def answer(request: Any, context: Context) -> None:
-            call = Call(name, streams=True)
-            try:
-                self._admit(call, request, context)
-                async for response in behaviour(request, context):
-                    await context.write(response)
-            except asyncio.CancelledError:
-                call.abandoned()
-                raise
-            except Exception as fault:
-                await _fail(call, fault, context)
-            call.answered()
+            await self._answer(Call(name, streams=True), request, context, respond)
 
         if streams_in:
             return grpc.stream_stream_rpc_method_handler(
@@ -123,7 +108,31 @@ class Interceptor(grpc.aio.ServerInterceptor):
             response_serializer=inner.response_serializer,
         )
 
-    def _admit(self, call: Call, request: Any, context: Context) -> None:
+    async def _answer(
+        self,
+        call: Call,
+        request: Any,
+        context: Context,
+        respond: Callable[[Any, Context, OpenCall], Awaitable[_Answer]],
+    ) -> _Answer:
+        """Answers a call by `respond`, or with the status of what went wrong."""
+        opened = None
+        try:
+            opened = self._open_calls.admit(context, streams=call.streams)
+            self._identify(call, request, context)
+            answer = await respond(request, context, opened)
+        except asyncio.CancelledError:
+            if opened is None or not opened.given_up:
+                call.abandoned()
+                raise
+            # The service stops. Cancelled by gRPC the call would have no reason and no details.
+            await _fail(call, LedgerUnavailable(), context)
+        except Exception as fault:
+            await _fail(call, fault, context)
+        call.answered()
+        return answer
+
+    def _identify(self, call: Call, request: Any, context: Context) -> None:
         """Finds out who calls, whether they may, and whether the request can be read at all."""
         CALL.set(call)
         caller = self._authenticator.identify(

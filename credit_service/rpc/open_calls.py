@@ -1,0 +1,160 @@
+"""The calls that are being answered: how many there are, and how much of their answers is unsent.
+
+A call is open until its answer has been sent, so a caller that does not read its answers uses up
+its own share and not the memory of the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from credit_service.errors import LedgerUnavailable, Overloaded
+from credit_service.rpc import call_metrics
+
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+# Answers that may wait to be sent, in bytes; a longer one only where nothing else waits.
+CONNECTION_UNSENT_BYTES_MAX = 4 * 1024 * 1024
+PROCESS_UNSENT_BYTES_MAX = 256 * 1024 * 1024
+
+CONNECTION_STREAMS_MAX = 4096
+
+
+@dataclass(slots=True, eq=False)
+class OpenCall:
+    """A call that is being answered.
+
+    Attributes:
+        peer: the connection it came by.
+        task: answers it.
+        streams: whether it has any number of answers, which end only with the stream.
+        unsent: bytes of its answer that wait to be sent.
+        given_up: whether it is ended because the service stops.
+    """
+
+    peer: str
+    task: asyncio.Task[Any] | None
+    streams: bool
+    unsent: int = 0
+    given_up: bool = False
+
+
+class OpenCalls:
+    """Counts the calls of the process and of each connection, and ends them when it stops."""
+
+    def __init__(self, calls_max: int) -> None:
+        """Admits at most `calls_max` calls at the same time; streams are counted apart."""
+        self._calls_max = calls_max
+        self._closing = False
+        self._calls: set[OpenCall] = set()
+        self._streams: set[OpenCall] = set()
+        self._streams_of: Counter[str] = Counter()
+        self._unsent_of: Counter[str] = Counter()
+        self._unsent = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        call_metrics.OPEN_CALLS.set_function(lambda: len(self._calls))
+        call_metrics.OPEN_STREAMS.set_function(lambda: len(self._streams))
+        call_metrics.UNSENT_BYTES.set_function(lambda: self._unsent)
+
+    def admit(self, context: Context, *, streams: bool) -> OpenCall:
+        """Lets a call in and counts it until its answer has been sent.
+
+        Args:
+            context: of the call, which the running task answers.
+            streams: whether it has any number of answers.
+
+        Raises:
+            Overloaded: the process or the connection has too many calls, or answers that wait to
+                be sent.
+            LedgerUnavailable: the service is stopping.
+        """
+        if self._closing:
+            raise LedgerUnavailable
+        call = OpenCall(context.peer(), asyncio.current_task(), streams)
+        if streams:
+            if self._streams_of[call.peer] >= CONNECTION_STREAMS_MAX:
+                raise Overloaded
+            self._streams_of[call.peer] += 1
+            self._streams.add(call)
+        else:
+            if len(self._calls) >= self._calls_max or self._is_full(call.peer, 1):
+                raise Overloaded
+            self._calls.add(call)
+        self._idle.clear()
+        context.add_done_callback(partial(self._done, call))  # type: ignore[arg-type]
+        return call
+
+    def keep_unsent(self, call: OpenCall, size: int) -> None:
+        """Counts the answer of a call until it has been sent.
+
+        Args:
+            call: as `admit` returned it.
+            size: of the answer, in bytes.
+
+        Raises:
+            LedgerUnavailable: the connection or the process has too much to send already.
+        """
+        if self._is_full(call.peer, size):
+            raise LedgerUnavailable
+        call.unsent = size
+        self._unsent_of[call.peer] += size
+        self._unsent += size
+
+    def _is_full(self, peer: str, size: int) -> bool:
+        waiting = self._unsent_of.get(peer, 0)
+        return (waiting > 0 and waiting + size > CONNECTION_UNSENT_BYTES_MAX) or (
+            self._unsent > 0 and self._unsent + size > PROCESS_UNSENT_BYTES_MAX
+        )
+
+    def _done(self, call: OpenCall, _context: Context) -> None:
+        (self._streams if call.streams else self._calls).discard(call)
+        if call.streams:
+            _subtract(self._streams_of, call.peer, 1)
+        if call.unsent:
+            self._unsent -= call.unsent
+            _subtract(self._unsent_of, call.peer, call.unsent)
+        if not self._calls and not self._streams:
+            self._idle.set()
+
+    def close(self) -> None:
+        """Admits nothing more, and ends the streams, which would never end by themselves."""
+        self._closing = True
+        self._give_up(self._streams)
+
+    def give_up(self) -> None:
+        """Ends all calls that have no answer yet."""
+        self._give_up(self._calls | self._streams)
+
+    async def wait_idle(self, seconds: float) -> bool:
+        """Waits until no call is open; False when that takes longer."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def peers(self) -> set[str]:
+        """The connections that have open calls."""
+        return {call.peer for call in self._calls | self._streams}
+
+    @staticmethod
+    def _give_up(calls: set[OpenCall]) -> None:
+        for call in calls:
+            if not call.unsent and call.task is not None and not call.given_up:
+                call.given_up = True
+                call.task.cancel()
+
+
+def _subtract(counts: Counter[str], name: str, number: int) -> None:
+    counts[name] -= number
+    if not counts[name]:
+        del counts[name]

@@ -1,0 +1,62 @@
+"""The sockets beneath a gRPC server, to close them in good order when it stops.
+
+gRPC's own stop answers CANCELLED, without a reason, to calls that arrive just then. A caller whose
+connection is closed instead knows that the server is UNAVAILABLE. gRPC cannot be asked for that,
+but its sockets are file descriptors of this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def stop_listening(port: int) -> None:
+    """Closes the sockets of this process that listen on a port; new connections are refused.
+
+    gRPC would complain of a socket that is closed under its hands, so another takes its place.
+    """
+    for descriptor, copy in _sockets(port):
+        if _listens(copy):
+            with socket.socket() as nobodys:
+                os.dup2(nobodys.fileno(), descriptor, inheritable=False)
+
+
+def hang_up(port: int, spared: set[str]) -> None:
+    """Closes the connections that were made to a port, after what was written to them.
+
+    Args:
+        port: where they were accepted.
+        spared: the peers, as gRPC names them, whose connections stay.
+    """
+    spared_ports = {int(peer.rpartition(":")[2]) for peer in spared}
+    for _, copy in _sockets(port):
+        with contextlib.suppress(OSError):  # it is gone
+            if not _listens(copy) and copy.getpeername()[1] not in spared_ports:
+                copy.shutdown(socket.SHUT_RDWR)
+
+
+def _listens(copy: socket.socket) -> bool:
+    return bool(copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _sockets(port: int) -> Iterator[tuple[int, socket.socket]]:
+    """Yields the descriptor and a copy of every internet socket that is bound to a port."""
+    for entry in Path("/dev/fd").iterdir():
+        with contextlib.suppress(OSError):  # it is gone
+            descriptor = int(entry.name)
+            number = os.dup(descriptor)
+            if not stat.S_ISSOCK(os.fstat(number).st_mode):
+                os.close(number)
+                continue
+            with socket.socket(fileno=number) as copy:
+                internet = copy.family in (socket.AF_INET, socket.AF_INET6)
+                if internet and copy.getsockname()[1] == port:
+                    yield descriptor, copy
