@@ -1,8 +1,8 @@
-"""The sockets beneath a gRPC server, to close them in good order when it stops.
+"""The sockets of a gRPC server, which are closed in good order when it stops.
 
-gRPC's own stop answers CANCELLED, without a reason, to calls that arrive just then. A caller whose
-connection is closed instead knows that the server is UNAVAILABLE. gRPC cannot be asked for that,
-but its sockets are file descriptors of this process.
+gRPC's own stop answers CANCELLED, without a reason, to calls that arrive at that moment. A caller
+whose connection is closed instead sees UNAVAILABLE. gRPC has no call for that, but its sockets are
+file descriptors of this process.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 def stop_listening(port: int) -> None:
     """Closes the sockets of this process that listen on a port; new connections are refused.
 
-    gRPC would complain of a socket that is closed under its hands, so another takes its place.
+    gRPC goes on to accept from the descriptor and would log an error if that failed. So a listener
+    whose address is not known to any client takes its place.
     """
     for descriptor, copy in _sockets(port):
         if _listens(copy):
-            with socket.socket() as nobodys:
-                os.dup2(nobodys.fileno(), descriptor, inheritable=False)
+            with socket.create_server(("127.0.0.1", 0)) as unknown:
+                unknown.setblocking(False)
+                os.dup2(unknown.fileno(), descriptor, inheritable=False)
 
 
 def hang_up(port: int, spared: set[str]) -> None:
