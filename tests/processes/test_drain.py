@@ -14,8 +14,8 @@ import grpc
 import pytest
 from kit.clusters import through
 from kit.fault_proxy import COMMIT, Kind
-from kit.refusals import refused
 from kit.programs import free_port, process
+from kit.refusals import refused
 from kit.storm import Storm, call, connected
 from kit.waiting import eventually, patience
 
