@@ -99,6 +99,7 @@ async def run(user_id: uuid.UUID, port: int) -> None:
         app = running(
             "uvicorn",
             *("--app-dir", str(_APP), "--port", str(port), "--no-access-log"),
+            *("--timeout-keep-alive", "75"),  # longer than a page leaves a connection idle
             "fastapi_app:app",
             ready=r"running on http://\S+?:(\d+)",
             CREDIT_GATEWAY_DEVELOPMENT="true",

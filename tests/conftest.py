@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from kit.databases import Database
 from kit.fault_proxy import fault_proxy
 from kit.leftovers import run_directory
+from kit.paths import ROOT
 from kit.postgres import postgres
 from kit.services import running, server_settings
 from kit.waiting import measure_pace, patience
@@ -27,6 +28,16 @@ _OWNER_URL = "TEST_CLUSTER_OWNER_URL"
 _SERVICE_URL = "TEST_CLUSTER_SERVICE_URL"
 _TEMPLATE = "migrated"
 _ROOM_BYTES = 2 << 30  # the storms write more than the rest
+_SLOWEST_ROOMS = (
+    "docs",
+    "processes",
+    "browser",
+    "bridge",
+    "client",
+    "database",
+    "ledger",
+    "gateway",
+)
 
 _stack = contextlib.ExitStack()
 
@@ -119,11 +130,26 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if mark := item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(patience(mark.args[0])), append=False)
-    if config.option.long:
-        return
-    kept = [item for item in items if "long" not in item.keywords]
-    config.hook.pytest_deselected(items=[item for item in items if "long" in item.keywords])
-    items[:] = kept
+    if not config.option.long:
+        config.hook.pytest_deselected(items=[item for item in items if "long" in item.keywords])
+        items[:] = [item for item in items if "long" not in item.keywords]
+    storms = {item.path for item in items if "long" in item.keywords}
+    items.sort(key=lambda item: (item.path not in storms, _place(item)))
+
+
+def _place(item):
+    """Puts what takes long first: no worker begins it when the others have nothing left to do."""
+    room = item.path.relative_to(ROOT / "tests").parts[0] if item.path.is_relative_to(ROOT) else ""
+    return _SLOWEST_ROOMS.index(room) if room in _SLOWEST_ROOMS else len(_SLOWEST_ROOMS)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Leaves a storm's programs out of the coverage: it slows them, and shows nothing new."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "long" in item.keywords:
+            patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        return (yield)
 
 
 def pytest_asyncio_loop_factories(config, item):

@@ -122,7 +122,8 @@ class Town:
     def start(self, name):
         if name == "service":
             url = self._database.service_url
-            made = process("serve", CREDIT_DATABASE_URL=url, CREDIT_LISTEN=self.target)
+            environment = {"CREDIT_LISTEN": self.target, "CREDIT_LOG_LEVEL": "warning"}
+            made = process("serve", CREDIT_DATABASE_URL=url, **environment)
         else:
             port = self._bridge_port
             made = bridge_process(self._fake.url, self.target, port=port, log_level="warning")

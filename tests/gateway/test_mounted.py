@@ -131,7 +131,9 @@ async def uvicorn(target, *options):
     port = free_port()
     path = os.pathsep.join([str(ROOT / "tests"), *sys.path])
     environment = {"HOST_APP_TARGET": target, "PYTHONPATH": path}
-    arguments = ("--factory", "kit.host_app:made", "--port", str(port), *options)
+    # Longer than httpx keeps a connection, or it might send on one that was just closed.
+    kept = ("--timeout-keep-alive", "75")
+    arguments = ("--factory", "kit.host_app:made", "--port", str(port), *kept, *options)
     program = Program("uvicorn", arguments, environment)
     try:
         async with httpx.AsyncClient(
