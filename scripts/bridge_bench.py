@@ -1,8 +1,8 @@
 """Measures how long the bridge takes from a webhook's delivery to the commit of its credits.
 
-It starts a database, the service and the bridge of its own, without a Stripe: a paid session of our
-own checkout takes no read from there. Events come at a fixed rate, each from a sender that waits
-for nobody; the answer comes after the commit, so its time is at least the commit's.
+It starts a database, the service and the bridge, and needs no Stripe, because a paid session of our
+own checkout is settled without a read. Events arrive at a fixed rate, however long the answers
+take. An answer comes after the commit, so the commit takes no longer than the answer.
 """
 
 import argparse
@@ -29,7 +29,7 @@ _WARM_SECONDS = 3
 
 @contextmanager
 def _running(log: Path, *command: str, **environment: str) -> Iterator[str]:
-    """Runs a server for the length of the block; yields host:port of where it listens."""
+    """Runs a server for the length of the block; yields its host:port."""
     with log.open("w") as output:
         process = subprocess.Popen(  # noqa: S603  # a module of ours
             [sys.executable, "-m", *command],
@@ -39,11 +39,11 @@ def _running(log: Path, *command: str, **environment: str) -> Iterator[str]:
         )
     try:
         deadline = time.monotonic() + 60
-        while not (told := re.search(r"listens on (\S+:\d+)", log.read_text())):
+        while not (found := re.search(r"listens on (\S+:\d+)", log.read_text())):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"{command} did not start:\n{log.read_text()}")
             time.sleep(0.05)
-        yield told.group(1)
+        yield found.group(1)
     finally:
         process.terminate()
         process.wait()
@@ -65,13 +65,13 @@ def _event(number: int) -> bytes:
 
 
 async def _measure(url: str, rate: float, seconds: float) -> list[float]:
-    """Returns how long each answer took, in milliseconds, the warming-up left out."""
+    """Returns how long each answer took, in milliseconds, without the warm-up."""
     loop, took = asyncio.get_running_loop(), []
     async with httpx.AsyncClient(timeout=20, limits=httpx.Limits(max_connections=None)) as http:
         began = loop.time()
 
         async def deliver(number: int) -> None:
-            # From when it was due, so that a bench that lags does not flatter the bridge.
+            # From the time it was due, so that a late sender does not make the bridge look faster.
             due = began + number / rate
             await asyncio.sleep(due - loop.time())
             body = _event(number)
@@ -95,7 +95,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bridge-bench-")))
-        place.chmod(0o755)  # where root runs this, the database is `nobody`
+        place.chmod(0o755)  # for root, the database runs as the user `nobody`
         for name in [name for name in os.environ if name.startswith(("CREDIT_", "STRIPE_BRIDGE_"))]:
             del os.environ[name]
         service = {"CREDIT_DATA_DIR": str(place / "data"), "CREDIT_LISTEN": "127.0.0.1:0"}

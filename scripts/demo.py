@@ -27,7 +27,7 @@ _EVERY_TYPE = [kind for kind in pb.TransactionType.values() if kind]
 
 
 async def story(client: CreditClient, user_id: uuid.UUID) -> None:
-    """Buys, quotes, works under a hold, is delivered again, is refused, refunds, looks back."""
+    """Buys, quotes, works under a hold, repeats the job, is refused, refunds, shows the history."""
     job = f"job-{uuid.uuid4().hex[:8]}"
     prices = await client.list_prices()
     cost = {price.operation: price.unit_cost for price in prices.prices}
@@ -74,7 +74,7 @@ async def story(client: CreditClient, user_id: uuid.UUID) -> None:
     except InsufficientCredits as refusal:
         print(f"   refused: {refusal}")
 
-    print("\nThe stems are no good, so the credits are given back.")
+    print("\nThe stems are no good, so the credits are refunded.")
     refunded = await client.refund_credits(
         user_id,
         paid.transaction.id,
@@ -108,9 +108,9 @@ def _remedy(error: CreditError, target: str) -> str:
     if isinstance(error, (OutcomeUnknown, Unavailable)):
         return f"\nIs the service running on {target}? scripts/serve starts it."
     if isinstance(error, UserNotFound):
-        return "\nThis service adds no users itself: name one that it knows with --user."
+        return "\nThis service does not add users: pass the id of an existing one with --user."
     if isinstance(error, AccessError):
-        return "\nThis service wants to know its callers: give an operator's token with --token."
+        return "\nThis service requires credentials: pass an operator's token with --token."
     return ""
 
 
@@ -121,15 +121,18 @@ async def _main() -> int:
     parser.add_argument(
         "--target", default="127.0.0.1:50051", help="host:port of the service (%(default)s)"
     )
-    parser.add_argument("--token", help="bearer token of an operator, if the service wants one")
+    parser.add_argument("--token", help="bearer token of an operator, if the service requires one")
     parser.add_argument(
         "--ca",
         type=Path,
         metavar="FILE",
-        help="who signed the service's certificate, if it has TLS",
+        help="the authority that signed the service's certificate, if it has TLS (PEM)",
     )
     parser.add_argument(
-        "--user", type=uuid.UUID, default=uuid.uuid4(), help="who buys and spends (a new user)"
+        "--user",
+        type=uuid.UUID,
+        default=uuid.uuid4(),
+        help="the user who buys and spends (default: a new one)",
     )
     parser.add_argument(
         "--stripe",

@@ -1,4 +1,4 @@
-"""The programs that a demo starts, each a process of its own, and ends in order."""
+"""The programs that a demo starts and stops, each in a process of its own."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ _START_SECONDS = 30
 
 
 class StoryFailed(Exception):
-    """The story cannot go on; the message says why, and what a program said last."""
+    """The story cannot go on; the message says why, with the last output of the program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class _Program:
     last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=12))
 
     async def wait_for(self, pattern: str) -> str:
-        """Reads its output until a line matches, and returns what the pattern's group caught."""
+        """Reads its output until a line matches, and returns the group of the pattern."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_START_SECONDS):
                 async for line in self._lines():
@@ -48,7 +48,7 @@ class _Program:
         raise StoryFailed(f"{self.name} did not start. It said:\n   {said}")
 
     async def drain(self) -> None:
-        """Reads on, because a program cannot write into a full pipe."""
+        """Keeps reading, because a program stops when its pipe is full."""
         async for _ in self._lines():
             pass
 
@@ -63,7 +63,7 @@ class _Program:
 async def running(
     module: str, *arguments: str, ready: str, **environment: str
 ) -> AsyncIterator[str]:
-    """Runs a module for the length of the block; yields what its line of readiness says."""
+    """Runs a module for the length of the block; yields the group of its readiness line."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -72,15 +72,15 @@ async def running(
         env={**os.environ, **environment},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        # Ctrl-C is for this program, which then stops the others in order.
+        # Ctrl-C must reach only this program, which then stops the others in order.
         start_new_session=True,
     )
     program = _Program(module, process)
     draining = None
     try:
-        told = await program.wait_for(ready)
+        ready_line = await program.wait_for(ready)
         draining = asyncio.create_task(program.drain())
-        yield told
+        yield ready_line
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()

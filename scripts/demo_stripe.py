@@ -33,7 +33,7 @@ currency = "eur"
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """Whom the story is about, and everybody who plays in it."""
+    """The user of the story, and the programs that take part."""
 
     client: CreditClient
     user_id: uuid.UUID
@@ -42,29 +42,31 @@ class _Stage:
     token: str
 
     async def happens(self, action: str, **facts: object) -> dict[str, Any]:
-        """Lets something happen at Stripe, waits until the bridge knows, and shows the balance."""
+        """Does something at Stripe, waits until its events are delivered, and shows the balance."""
         before = len((await self.stripe.get("/_fake/deliveries")).json())
         answer = await self.stripe.post(f"/_fake/{action}", json=facts)
         if answer.status_code != httpx.codes.OK:
             raise StoryFailed(f"The fake Stripe refuses {action}: {answer.text}")
-        await self.told(before)
+        await self.delivered(before)
         return dict(answer.json())
 
-    async def told(self, before: int = 0) -> None:
+    async def delivered(self, before: int = 0) -> None:
         """Waits until every event is delivered; shows them with their answers and the balance."""
         for _ in range(_DELIVERY_SECONDS):
             idle = (await self.stripe.get("/_fake/idle", params={"wait": 1})).json()["idle"]
             sent = await self.stripe.get("/_fake/deliveries", params={"since": before})
             attempts: list[dict[str, Any]] = sent.json()
-            # No later try is answered otherwise, so nobody need wait for one.
+            # A later try would get the same answer, so there is nothing to wait for.
             if idle or any(each["status"] == _A_PERSON_MUST_ACT for each in attempts):
                 break
         if not idle:
             said = attempts[-1]["answer"] if attempts else "nothing"
             hint = ""
             if "user_not_found" in said:
-                hint = "\nThis service adds no users itself: name one that it knows with --user."
-            raise StoryFailed(f"The bridge does not take Stripe's events; it says: {said}{hint}")
+                hint = (
+                    "\nThis service does not add users: pass the id of an existing one with --user."
+                )
+            raise StoryFailed(f"The bridge refuses Stripe's events; it says: {said}{hint}")
         for attempt in attempts:
             milliseconds = round(attempt["seconds"] * 1000)
             print(f"   {attempt['type']:<33} {attempt['status']} after {milliseconds} ms")
@@ -79,7 +81,7 @@ async def story(client: CreditClient, user_id: uuid.UUID, service: Service) -> N
         StoryFailed: a program does not start, or does not do what the story needs.
         CreditError: the credit service refuses.
     """
-    # An absent service is told at once, and not by the bridge.
+    # So that a missing service is reported at once, and not by the bridge.
     await client.list_prices()
     secret, token = f"whsec_{secrets.token_hex(16)}", secrets.token_urlsafe(24)
     async with contextlib.AsyncExitStack() as stack:
@@ -128,18 +130,18 @@ async def _buy(stage: _Stage) -> str:
     session = answer.json()
     print(f"   to pay at {session['url'][:64]}...")
 
-    print("\nThe customer pays there; Stripe tells the bridge.")
+    print("\nThe customer pays there, and Stripe sends the events to the bridge.")
     # Stripe's page answers with a redirect to success_url.
     await stage.stripe.post(session["url"])
-    await stage.told()
+    await stage.delivered()
     return str(session["id"])
 
 
 async def _get_back(stage: _Stage, session_id: str) -> None:
-    print("\nA third of the money is refunded, so a third of the credits goes.")
+    print("\nA third of the money is refunded, so a third of the credits is reversed.")
     await stage.happens("refund", payment=session_id, amount=300)
 
-    print("\nThe customer disputes the rest at his bank, which takes it at once.")
+    print("\nThe customer disputes the rest at the bank, which withdraws it at once.")
     dispute = await stage.happens("dispute", payment=session_id, amount=600, reason="fraudulent")
 
     print("\nThe dispute is won, and the credits come back with the money.")
@@ -158,5 +160,5 @@ async def _look_back(stage: _Stage) -> None:
 
 
 def _money(pack: dict[str, Any]) -> str:
-    # Right for this pack alone: not every currency has hundredths.
+    # Correct for this pack only, because not every currency has hundredths.
     return f"{pack['amount_minor'] / 100:.2f} {pack['currency'].upper()}"

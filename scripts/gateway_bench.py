@@ -1,8 +1,8 @@
 """Measures the web gateway: balances read with ES256 tokens, and how live a thousand pages are.
 
-It starts a database, the service and the gateway of its own, an issuer of tokens in this process,
-and beside the gateway a rival: a Starlette app that makes the same call and answers a constant.
-Both are asked in turn, so that what else the machine does meets both alike.
+It starts a database, the service, the gateway, an issuer of tokens in this process, and for
+comparison a Starlette app that makes the same call and answers a constant.
+They take turns, so that other work on the machine slows both alike.
 """
 
 import argparse
@@ -74,7 +74,7 @@ class Issuer:
 
 @contextmanager
 def _running(log: Path, *command: str, **environment: str) -> Iterator[tuple[str, int]]:
-    """Runs a server for the length of the block; yields where it listens, and its process id."""
+    """Runs a server for the length of the block; yields its host:port and its process id."""
     with log.open("w") as output:
         process = subprocess.Popen(  # noqa: S603  # a program of ours
             [sys.executable, *command],
@@ -114,7 +114,7 @@ def _request(path: str, token: str) -> bytes:
 
 
 async def _asked_per_second(address: str, tokens: list[str], seconds: float) -> float:
-    """Asks over a few connections for as fast as answers come; returns the requests per second."""
+    """Sends requests over a few connections, one after another; returns the requests per second."""
     host, _, port = address.rpartition(":")
     end = time.monotonic() + seconds
     answered = 0
@@ -139,14 +139,14 @@ async def _asked_per_second(address: str, tokens: list[str], seconds: float) -> 
 
 
 class Page:
-    """An open stream; it remembers when it was sent which balance."""
+    """An open stream, which remembers when it received which balance."""
 
     def __init__(self) -> None:
         self.told: dict[int, float] = {}
         self.changed = asyncio.Event()
 
     async def listen(self, address: str, token: str) -> None:
-        """Takes in the stream."""
+        """Reads the stream."""
         host, _, port = address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(_request("/account/stream", token))
@@ -220,7 +220,7 @@ async def _measure(place: Path, arguments: argparse.Namespace) -> None:
         with ExitStack() as stack:
             service = {"CREDIT_DATA_DIR": str(place / "data"), "CREDIT_LISTEN": "127.0.0.1:0"}
             serve = ("-m", "credit_service", "serve", "--migrate")
-            # Programs are started by waiting; the issuer has nothing to answer yet.
+            # Starting the programs blocks the loop, and the issuer has no request yet.
             target, _ = stack.enter_context(_running(place / "service.log", *serve, **service))
             settings = {
                 "LISTEN": "127.0.0.1:0", "CREDIT_TARGET": target, "LOG_FORMAT": "json",
@@ -271,7 +271,7 @@ def main() -> None:
     for name in [name for name in os.environ if name.startswith("CREDIT_")]:
         del os.environ[name]
     with tempfile.TemporaryDirectory(prefix="gateway-bench-") as place:
-        Path(place).chmod(0o755)  # where root runs this, the database is `nobody`
+        Path(place).chmod(0o755)  # for root, the database runs as the user `nobody`
         asyncio.run(_measure(Path(place), arguments))
 
 

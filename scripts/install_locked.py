@@ -4,7 +4,7 @@
 
 PYTHON has pip and belongs to a virtual environment. Packages go there, or to the environment of
 OTHER. If LOCK names uv, pip brings uv first, pinned by hash, and uv installs the rest; uv uses the
-index, certificates, proxy and folders of wheels that pip is set to use. Where uv is not to be had,
+index, certificates, proxy and folders of wheels that pip is set to use. If uv cannot be installed,
 or fails, pip installs from the same lock.
 
 Neither looks at what a package depends on, and neither builds a package from source. So a package
@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# What the environment may hold and a lock file does not: other versions, other places.
+# Variables that would change versions or places, which only the lock file decides.
 _UV_IGNORES = (
     "UV_BUILD_CONSTRAINT",
     "UV_CONSTRAINT",
@@ -37,7 +37,7 @@ _UV_IGNORES = (
 _PIP_IGNORES = ("PIP_PREFIX", "PIP_ROOT", "PIP_TARGET")
 
 
-# The long lists at the end, and what is said once for each package besides its name.
+# The long lists at the end, and the lines about each single package.
 _NOISE = re.compile(
     r" [-+~] |  (Using|Downloading|Preparing|Obtaining)|Looking in|Requirement already|Installing c"
     r"|Successfully"
@@ -101,7 +101,7 @@ def uv_environment(settings: Mapping[str, str], environment: Mapping[str, str]) 
 
 
 def _exists(place: str) -> bool:
-    """Returns whether pip would look there: it passes over a folder that is not there."""
+    """Returns whether pip would look there: it ignores a missing folder."""
     return "://" in place or Path(place).expanduser().exists()
 
 
@@ -116,7 +116,7 @@ def _certificates(settings: Mapping[str, str], environment: Mapping[str, str]) -
     if authority := settings.get("cert"):
         result[_certificate_variable(authority)] = authority
     elif "SSL_CERT_FILE" not in environment and "SSL_CERT_DIR" not in environment:
-        # pip reads these two as well, and otherwise, in recent versions, what the system trusts.
+        # pip reads these two as well; without them, recent versions trust what the system trusts.
         bundle = environment.get("REQUESTS_CA_BUNDLE") or environment.get("CURL_CA_BUNDLE")
         system = ssl.get_default_verify_paths()
         if bundle:
@@ -147,7 +147,7 @@ def _say(text: str) -> None:
 
 
 def _run(command: Sequence[str | Path], environment: Mapping[str, str]) -> bool:
-    """Runs a command, passes on what it says as it says it, and returns whether it succeeded."""
+    """Runs a command, prints its output line by line, and returns whether it succeeded."""
     with subprocess.Popen(  # noqa: S603
         command,
         env=environment,
@@ -195,7 +195,7 @@ class Installer:
             raise InstallError(_help(lock))
 
     def install_project(self, path: Path, *, editable: bool) -> None:
-        """Installs the folder or wheel at `path`, with the tools that are there already.
+        """Installs the folder or wheel at `path`, with the installed build tools.
 
         Raises:
             InstallError: it could not be built or installed.
@@ -221,7 +221,7 @@ class Installer:
         _say("Installing uv, which installs the rest.")
         if not self._pip_install(pinned, Path(sys.executable)):
             self._uv.unlink(missing_ok=True)
-            _say("There is no uv to be had here.")
+            _say("uv cannot be installed here; pip does its work.")
 
     def _pip_install(self, pinned: str, python: Path) -> bool:
         with tempfile.NamedTemporaryFile("w", suffix=".lock", encoding="utf-8") as lock:

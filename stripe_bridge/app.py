@@ -16,11 +16,11 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from credit_service.errors import CreditError
-from stripe_bridge import answers, bugs, metrics, webhook
-from stripe_bridge.answers import RETRY_AFTER, Answer, error_body
-from stripe_bridge.bodies import Bodies, TooLarge, TooMuch
+from stripe_bridge import failure_log, metrics, webhook, webhook_answers
 from stripe_bridge.model import Settled
+from stripe_bridge.request_bodies import Bodies, TooLarge, TooMuch
 from stripe_bridge.settle import EVENT_NEVER_MADE, EVENT_TYPES
+from stripe_bridge.webhook_answers import RETRY_AFTER, Answer, error_body
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from credit_service.client import CreditClient
-    from stripe_bridge.bodies import Limits
     from stripe_bridge.catalog import Catalog
+    from stripe_bridge.checkout_route import Checkouts
     from stripe_bridge.checkout_status import CheckoutStatus
-    from stripe_bridge.orders import Checkouts
     from stripe_bridge.portal import Portal
+    from stripe_bridge.request_bodies import Limits
     from stripe_bridge.settle import Settler
     from stripe_bridge.webhook import Event, Secret
 
@@ -65,19 +65,19 @@ class Webhooks:
         self._settling: set[asyncio.Task[Answer]] = set()
 
     async def post(self, request: Request) -> Response:
-        """Answers one request: 2xx only when credits are written or there is nothing to do."""
+        """Answers one request: 2xx only if credits are committed or there is nothing to do."""
         started = time.monotonic()
         admitted = await self._admitted(request)
         if isinstance(admitted, Answer):
             return _response(_told(admitted, None, started))
-        # Counted only now, so that strangers with slow bodies take no place from Stripe.
+        # Counted only now, so that slow requests of strangers do not crowd out Stripe.
         if self._in_flight >= self._limits.requests_in_flight:
             full = Answer(503, "unavailable", "too_many_requests")
             return _response(_told(full, admitted, started))
         self._in_flight += 1
         metrics.IN_FLIGHT.inc()
         try:
-            # A task of its own: what is begun is finished, whether the sender waits or not.
+            # A task of its own, because what has begun is finished even if the sender goes away.
             settling = asyncio.create_task(self._settled(admitted, started))
             self._settling.add(settling)
             settling.add_done_callback(self._settling.discard)
@@ -87,7 +87,7 @@ class Webhooks:
             metrics.IN_FLIGHT.dec()
 
     async def drained(self) -> None:
-        """Waits until every event that was let in has been settled or given up."""
+        """Waits until every admitted event has been settled or given up."""
         if self._settling:
             await asyncio.wait(self._settling)
 
@@ -110,22 +110,22 @@ class Webhooks:
             now=time.time(),
         )
         if isinstance(admitted, webhook.Refusal):
-            return answers.of_refusal(admitted)
+            return webhook_answers.of_refusal(admitted)
         return admitted
 
     async def _settled(self, event: Event, started: float) -> Answer:
         try:
             left = self._limits.budget_seconds - (time.monotonic() - started)
             async with asyncio.timeout(left):
-                answer = answers.of_settled(await self._settle(event))
+                answer = webhook_answers.of_settled(await self._settle(event))
         except Exception as error:
-            answer = answers.of_error(
+            answer = webhook_answers.of_error(
                 error,
                 age_seconds=0 if event.created is None else time.time() - event.created,
                 park_after_seconds=self._limits.park_after_seconds,
             )
-            if answers.is_bug(error):
-                bugs.tell("bug", error, event_id=event.id)
+            if webhook_answers.is_bug(error):
+                failure_log.log_failure("bug", error, event_id=event.id)
         return _told(answer, event, started)
 
     async def _settle(self, event: Event) -> Settled:
@@ -139,7 +139,7 @@ class Webhooks:
 
 
 def _told(answer: Answer, event: Event | None, started: float) -> Answer:
-    """Tells the log and the metrics of an answer; returns it."""
+    """Logs and counts an answer, and returns it."""
     seconds = time.monotonic() - started
     kind = "" if event is None else event.kind if event.kind in _KINDS else "other"
     metrics.EVENTS.labels(kind, str(answer.status), answer.outcome, answer.reason).inc()
@@ -177,7 +177,7 @@ class Probes:
     """Answers the probes: whether the bridge runs, and whether it can do its work."""
 
     def __init__(self, credit_service: CreditClient) -> None:
-        """Asks `credit_service` whether it is there, at most once a second."""
+        """Checks whether `credit_service` answers, at most once a second."""
         self._credit_service = credit_service
         self._asking = asyncio.Lock()
         self._problem = ""
@@ -189,7 +189,7 @@ class Probes:
         return JSONResponse({"status": "ok"})
 
     async def ready(self, _: Request) -> Response:
-        """Answers 200 while events can be settled; 503 while it stops or nobody takes credits."""
+        """Answers 200 while events can be settled; 503 while the bridge stops or cannot write."""
         problem = await self._found()
         if self.stopping:
             problem = "stopping"
@@ -218,7 +218,7 @@ class Probes:
 
 @dataclass(frozen=True, slots=True)
 class Selling:
-    """What our own programs may ask for."""
+    """The routes that need the bridge's bearer token."""
 
     checkouts: Checkouts
     status: CheckoutStatus
@@ -237,7 +237,7 @@ class Selling:
 def make_app(
     webhooks: Webhooks, selling: Selling | None, probes: Probes, catalog: Catalog
 ) -> Starlette:
-    """Puts the routes together; without `selling` nothing is sold here."""
+    """Puts the routes together; None for `selling`: this bridge sells nothing."""
     packs = [
         {
             "id": pack.id,
@@ -252,7 +252,7 @@ def make_app(
     async def credit_packs(_: Request) -> Response:
         headers = {
             "Cache-Control": f"public, max-age={_PACKS_KEPT_SECONDS}",
-            # Any page may show them.
+            # Any page may show the packs.
             "Access-Control-Allow-Origin": "*",
         }
         return JSONResponse({"packs": packs}, headers=headers)
@@ -268,7 +268,7 @@ def make_app(
     app = Starlette(
         routes=routes, exception_handlers={HTTPException: _no_such_route, Exception: _bug}
     )
-    # Stripe takes a redirect for a failure.
+    # Stripe treats a redirect as a failure.
     app.router.redirect_slashes = False
     return app
 
@@ -281,5 +281,5 @@ async def _no_such_route(_: Request, error: Exception) -> Response:
 
 async def _bug(request: Request, error: Exception) -> Response:
     metrics.ALERTS.labels("bug").inc()
-    bugs.tell("bug", error, path=request.url.path)
+    failure_log.log_failure("bug", error, path=request.url.path)
     return JSONResponse(error_body("failed", "The failure is logged."), 500)

@@ -12,7 +12,7 @@
     lookup_key = "studio_monthly"
     credits = 500                     # per unit
 
-A line of Stripe's whose price is not listed gives no credits.
+A line item whose price is not listed gives no credits.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Catalog:
 
     @property
     def is_empty(self) -> bool:
-        """Tells whether no price gives credits."""
+        """Whether no price gives credits."""
         return not self.by_price and not self.by_lookup_key
 
     @classmethod
@@ -120,7 +120,7 @@ class Catalog:
         return next((pack for pack in self.packs if pack.id == id), None)
 
     def credits_of(self, price: object) -> int | None:
-        """Tells what one unit of a Stripe price gives.
+        """Returns what one unit of a Stripe price gives.
 
         Args:
             price: its id, or the price (or, before 2020, plan) object.
@@ -137,14 +137,14 @@ class Catalog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What is granted, beyond what the objects say.
+    """Which payments give credits, as far as Stripe's objects do not say it.
 
     Attributes:
         catalog: the credits of prices.
-        allow_client_reference_id: a session without our metadata names its user there. On a payment
-            link the buyer chooses it, and so can pay for someone else.
-        allow_free_orders: orders and invoices that cost nothing (a promotion code for the whole, a
-            trial) give credits too.
+        allow_client_reference_id: a session without our metadata names its user in that field. On
+            a payment link the buyer chooses its value, and so can pay for someone else.
+        allow_free_orders: orders and invoices that cost nothing give credits too, because of a
+            promotion code or a trial.
         max_credits_per_purchase: a larger purchase waits for a person.
         allowed_currencies: a purchase in another one waits for a person; empty allows all.
         invoice_billing_reasons: only these invoices give credits. `manual` must stay out: a

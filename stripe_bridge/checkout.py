@@ -1,8 +1,8 @@
-"""Sells credit packs: makes Stripe Checkout Sessions that say whose credits they are and how many.
+"""Sells credit packs by Stripe Checkout Sessions that name the user and the credits.
 
 User and credits are fixed in the metadata of the session and of its payment intent when the session
-is made, so that no later change of the catalogue alters what was sold, and refunds and disputes
-know their user too (Stripe: "Create a Checkout Session", "Metadata").
+is made. So no later change of the catalogue alters what was sold, and refunds and disputes find
+their user (Stripe: "Create a Checkout Session", "Metadata").
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from uuid import UUID, uuid4
 
 import stripe
 
+from credit_service.fields import uuid_or_none
 from stripe_bridge.catalog import CREDITS_MAX
-from stripe_bridge.fields import uuid_or_none
 from stripe_bridge.metadata import frozen_metadata
 from stripe_bridge.stripe_api import StripeRefuses, stripe_errors
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _QUANTITY_MAX = 999_999
 _FIELDS = {"user_id", "pack", "quantity", "success_url", "cancel_url", "idempotency_key"}
 
-# Nothing here but what every program reads alike: no user before the host, no backslash.
+# Only what every program reads alike: no user name before the host, no backslash.
 _URL = re.compile(
     r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?P<port>:[0-9]{1,5})?"
     "([/?#][!-~]*)?"
@@ -40,10 +40,10 @@ _DEFAULT_PORTS = {"https": ":443", "http": ":80"}
 
 
 class CheckoutRefused(Exception):
-    """The order cannot be taken as it is.
+    """The order is refused.
 
     Attributes:
-        status: the HTTP status that tells it.
+        status: of the HTTP answer.
         reason: a snake_case word for programs.
     """
 
@@ -62,7 +62,7 @@ class Order:
         pack: what is bought.
         quantity: how many of it.
         success_url: where Stripe leads after the payment.
-        cancel_url: where Stripe leads who turns back.
+        cancel_url: where Stripe leads a buyer who turns back.
         key: the caller's idempotency key; None: every call makes a session of its own.
     """
 
@@ -75,22 +75,22 @@ class Order:
 
     @property
     def credits(self) -> int:
-        """How many credits it gives."""
+        """The credits that it gives."""
         return self.pack.credits * self.quantity
 
     @property
     def idempotency_key(self) -> str:
-        """Names it to Stripe: the same key of the same user is the same session.
+        """The idempotency key at Stripe: one key of one user makes one session.
 
-        It begins with our own words, for the account's other programs have keys of their own, and
-        holds the user, so that nobody is led to another's session.
+        It has a prefix because other programs of the account use keys too, and it holds the user
+        so that a key never leads to another user's session.
         """
         return f"credit-checkout:{self.user_id}:{self.key or uuid4()}"
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A Checkout Session that can be paid: where, which, and until when (seconds since 1970)."""
+    """A Checkout Session to pay: its URL, its id, and when it expires (seconds since 1970)."""
 
     url: str
     id: str
@@ -103,10 +103,10 @@ def read_order(
     """Reads the order of a request.
 
     Args:
-        fields: the JSON that came.
+        fields: the JSON of the request.
         catalog: what is sold.
-        return_origins: the only origins to lead back to; empty: any that has TLS.
-        credits_max: what one purchase may give.
+        return_origins: the only origins to lead back to; empty: any with https.
+        credits_max: the maximum number of credits of one purchase.
 
     Raises:
         CheckoutRefused: 400 invalid_request, 404 unknown_pack, 422 too_many_credits.
@@ -114,7 +114,7 @@ def read_order(
     if not isinstance(fields, dict):
         raise _invalid("the body must be a JSON object")
     if unknown := fields.keys() - _FIELDS:
-        raise _invalid(f"{min(unknown)[:64]!a} is no field of an order")
+        raise _invalid(f"{min(unknown)[:64]!a} is not a field of an order")
     user_id, pack_id = uuid_or_none(fields.get("user_id")), fields.get("pack")
     if user_id is None:
         raise _invalid("user_id must be a UUID")
@@ -147,7 +147,7 @@ async def open_session(client: stripe.StripeClient, order: Order) -> Opened:
     Raises:
         CheckoutRefused: 409 idempotency_key_reused: the key belongs to another order.
         StripeAway: no usable answer came; ask again with the same key.
-        StripeRefuses: Stripe does not sell this; the configuration must be mended.
+        StripeRefuses: Stripe does not sell this; the configuration is wrong.
         StripeMissing: Stripe does not know the price.
     """
     metadata = frozen_metadata(order.user_id, order.credits)
@@ -161,7 +161,7 @@ async def open_session(client: stripe.StripeClient, order: Order) -> Opened:
                         {
                             "price": price_id,
                             "quantity": order.quantity,
-                            # The credits are fixed, so the quantity is too.
+                            # The buyer must not change the quantity, because the credits are fixed.
                             "adjustable_quantity": {"enabled": False},
                         }
                     ],
@@ -208,9 +208,9 @@ def return_url(fields: dict[str, Any], name: str, origins: Collection[str]) -> s
     """Reads an address to which Stripe may lead a buyer back.
 
     Args:
-        fields: the JSON that came.
+        fields: the JSON of the request.
         name: of the field.
-        origins: the only origins to lead back to; empty: any that has TLS.
+        origins: the only origins to lead back to; empty: any with https.
 
     Raises:
         CheckoutRefused: 400 invalid_request.

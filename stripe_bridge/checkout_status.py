@@ -1,7 +1,7 @@
-"""What became of a checkout, for the page to which Stripe leads the buyer back.
+"""The status of a checkout, for the page to which Stripe leads the buyer back.
 
 The webhook may be late or lost, so the page does not wait for it: a refresh settles the session
-with the same settler, and twice is as good as once. A look alone writes nothing.
+with the same settler, which may be repeated. A GET writes nothing.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Literal
 
 import structlog
 
+from credit_service.fields import uuid_or_none
 from stripe_bridge import metrics
 from stripe_bridge.checkout import CheckoutRefused
-from stripe_bridge.fields import Object, child, uuid_or_none
+from stripe_bridge.fields import Object, child
 from stripe_bridge.metadata import CREDITS_KEY, USER_KEY
 from stripe_bridge.model import Unresolved
 from stripe_bridge.stripe_api import StripeMissing, stripe_errors
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from stripe_bridge.own_programs import OwnPrograms
+    from stripe_bridge.api_requests import ApiRequests
     from stripe_bridge.settle import Settler
 
 _log = structlog.get_logger()
@@ -39,12 +40,12 @@ _ID = re.compile(r"cs_(test_|live_)?[A-Za-z0-9]{10,200}")
 _KEPT_SECONDS = 2.0
 _READS_PER_SECOND = 5
 
-# A delayed payment, such as a bank debit, that came to nothing leaves its intent in one of these.
+# The status of a payment intent whose delayed payment, such as a bank debit, has failed.
 _FAILED = {"requires_payment_method", "canceled"}
 
 
 class SessionReads:
-    """Reads sessions from Stripe: each once in two seconds, and five a second in all."""
+    """Reads sessions from Stripe: each once in two seconds, and five per second in all."""
 
     def __init__(self, client: stripe.StripeClient) -> None:
         self._client = client
@@ -52,7 +53,7 @@ class SessionReads:
         self._read_at: list[float] = []
 
     async def read(self, session_id: str) -> Object:
-        """Reads a session with its payment intent; for two seconds all get the same.
+        """Reads a session with its payment intent; all callers within two seconds share one read.
 
         Raises:
             CheckoutRefused: 404 unknown_checkout, 503 too_many_reads.
@@ -66,18 +67,18 @@ class SessionReads:
             if len(self._read_at) >= _READS_PER_SECOND:
                 raise CheckoutRefused(503, "too_many_reads", "ask again in a second")
             self._read_at.append(now)
-            # At five reads a second only a few are younger than two seconds.
+            # At five reads per second only a few are younger than two seconds.
             self._kept = {
                 each: (at, task)
                 for each, (at, task) in self._kept.items()
                 if now - at < _KEPT_SECONDS
             }
             task = asyncio.create_task(self._asked(session_id))
-            # Whoever waited may have gone, and then nobody asks the task what came of it.
+            # The callers may have gone, and an exception that is never read would be logged.
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
             kept = self._kept[session_id] = now, task
         try:
-            # Shielded, because others may wait for the same answer.
+            # Shielded, because other callers may wait for the same answer.
             return await asyncio.shield(kept[1])
         except StripeMissing:
             raise unknown() from None
@@ -91,12 +92,12 @@ class SessionReads:
 
 
 class CheckoutStatus:
-    """Answers what became of a checkout, for our own programs alone."""
+    """Answers requests for the status of a checkout."""
 
     def __init__(
-        self, reads: SessionReads, programs: OwnPrograms, *, settler: Settler, looker: Settler
+        self, reads: SessionReads, programs: ApiRequests, *, settler: Settler, looker: Settler
     ) -> None:
-        """Settles with `settler`; `looker` finds out the same and writes nothing."""
+        """Settles with `settler`; `looker` does the same without writing anything."""
         self._reads = reads
         self._programs = programs
         self._settler = settler
@@ -134,7 +135,7 @@ class CheckoutStatus:
         session = await self._reads.read(session_id)
         metadata = child(session, "metadata")
         if uuid_or_none(metadata.get(USER_KEY)) != user_id:
-            # Another user's, which is not to be told from none.
+            # The answer for another user's checkout is the one for a checkout that does not exist.
             raise unknown()
         state = await _state_of(session, settler)
         facts["state"] = state
@@ -148,13 +149,13 @@ async def _state_of(session: Object, settler: Settler) -> State:
     if session.get("status") == "expired":
         return "expired"
     if session.get("payment_status") == "unpaid":
-        # A bank debit stays so for days.
+        # A bank debit stays in this state for days.
         failed = child(session, "payment_intent").get("status") in _FAILED
         return "expired" if failed else "processing"
     try:
         settled = await settler.session_now(session)
     except Unresolved as unresolved:
-        # The buyer has paid, and a person must act; the webhook's answer says the same.
+        # The buyer has paid, and a person must act; the webhook alerts as well.
         _log.error("checkout unresolved", reason=unresolved.reason, problem=unresolved.detail)
         metrics.ALERTS.labels(unresolved.reason).inc()
         return "processing"
@@ -168,7 +169,7 @@ async def _state_of(session: Object, settler: Settler) -> State:
 
 
 def unknown() -> CheckoutRefused:
-    """Makes the answer about a checkout that is none, or another user's."""
+    """Makes the answer for a checkout that does not exist or is another user's."""
     return CheckoutRefused(404, "unknown_checkout", "there is no such checkout of this user")
 
 

@@ -20,12 +20,11 @@ from credit_service.runtime import logs
 from credit_service.runtime.build_info import VERSION
 from credit_service.runtime.environment import ConfigurationError, described
 from credit_service.runtime.start_errors import StartRefusedError
-from stripe_bridge import config, inspection, server
-from stripe_bridge.bodies import Limits
-from stripe_bridge.endpoint import EndpointExists, make_endpoint
+from stripe_bridge import config, config_check, server
 from stripe_bridge.model import Settled, Unresolved
 from stripe_bridge.reconcile import Summary
 from stripe_bridge.reconcile import reconcile as walk_everything
+from stripe_bridge.request_bodies import Limits
 from stripe_bridge.server import CreditService
 from stripe_bridge.settle import Settler
 from stripe_bridge.stripe_api import (
@@ -35,6 +34,7 @@ from stripe_bridge.stripe_api import (
     kind_of,
     stripe_client,
 )
+from stripe_bridge.webhook_endpoint import EndpointExists, make_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 app = App(
     name="stripe-bridge",
     help="A bridge from Stripe to the credit service: what is paid there is credited here, what is"
-    " paid back is taken back, and nothing is lost or doubled.",
+    " refunded or disputed is reversed, and nothing is lost or doubled.",
     version=lambda: f"stripe-bridge {VERSION}",
     version_flags=["--version"],
 )
@@ -62,7 +62,7 @@ class _Refused(Exception):
 
 @app.command
 def serve() -> None:
-    """Run the bridge until it is told to stop (SIGTERM or Ctrl-C); events in hand are answered.
+    """Run the bridge until SIGTERM or Ctrl-C; it answers the events in flight before it ends.
 
     Settings are environment variables, listed by `stripe-bridge settings`.
     """
@@ -80,10 +80,10 @@ def settings() -> None:
 
 @app.command
 def check_config() -> None:
-    """Look whether the settings fit Stripe, this machine's clock and the credit service.
+    """Check the settings against Stripe, this machine's clock and the credit service.
 
-    Compares the catalogue with Stripe's prices, tries the key's rights and the bridge's role, and
-    writes nothing. A line for each problem, and exit code 1 if there is any.
+    Compares the catalogue with Stripe's prices, and tries the key's rights and the bridge's role.
+    Writes nothing. Prints a line for each problem, and then ends with exit code 1.
     """
     settings = config.read()
     found = asyncio.run(_check(settings))
@@ -98,13 +98,12 @@ def check_config() -> None:
 def endpoint(*, url: str, again: Annotated[bool, Parameter(negative="")] = False) -> None:
     """Make the webhook endpoint in Stripe, with the API version and the events of the bridge.
 
-    Needs, for this once, a STRIPE_BRIDGE_STRIPE_KEY that may write webhook endpoints. The line for
-    the bridge's settings, with the signing secret, goes to standard output; Stripe tells the secret
-    only now.
+    Only for this command, STRIPE_BRIDGE_STRIPE_KEY must be a key that may write webhook endpoints.
+    Prints the line for the bridge's settings with the signing secret, which Stripe shows only once.
 
     Args:
         url: Where Stripe is to deliver: https://your-host/stripe/webhooks.
-        again: Make one more, though there is one with this URL.
+        again: Make another one even if one has this URL already.
     """
     settings = config.read()
     if not re.fullmatch(
@@ -116,12 +115,12 @@ def endpoint(*, url: str, again: Annotated[bool, Parameter(negative="")] = False
     except EndpointExists as exists:
         raise _Refused(
             f"{exists} has this URL already; its secret is in Stripe's Dashboard, and --again makes"
-            " one more, whose events come beside"
+            " another one, so that each event comes twice"
         ) from None
     print(f"{config.variable('webhook_secrets')}={'live' if live else 'test'}:{secret}")
     print(
-        "the endpoint is made; put the line above into the bridge's settings, behind a comma where"
-        " there is a secret already",
+        "the endpoint is made; add the line above to the bridge's settings, after a comma if there"
+        " is a secret already",
         file=sys.stderr,
     )
 
@@ -133,15 +132,15 @@ def reconcile(
     disputes_since: str = "180d",
     dry_run: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Settle again all that Stripe has of a time, so that no lost event loses a payment.
+    """Settle every object that Stripe created since a time, so that a lost event loses no payment.
 
-    Safe at any time, beside the running bridge, and twice. Exit code 1 if anything stays
-    unresolved or in conflict; `repaired` counts what no event had brought.
+    Safe at any time, also while the bridge runs, and may be repeated. Ends with exit code 1 if
+    anything stays unresolved or in conflict. `repaired` counts what no event had reported.
 
     Args:
-        since: How old sessions, invoices, payments and refunds may be, such as 35d or 12h.
-        disputes_since: The same for disputes, which live longer.
-        dry_run: Find out everything and write nothing.
+        since: The maximum age of sessions, invoices, payments and refunds, such as 35d or 12h.
+        disputes_since: The maximum age of disputes, which take longer to end.
+        dry_run: Do everything except writing.
     """
     periods = _period("--since", since), _period("--disputes-since", disputes_since)
     settings = config.read()
@@ -164,7 +163,7 @@ def reconcile(
 
 @app.command
 def replay(id: str, /) -> None:  # noqa: A002  # Stripe's own word
-    """Settle one event or object as it now is, and say what came of it; exit code 1 on a conflict.
+    """Settle one event or object as it is now, and print the result; exit code 1 on a conflict.
 
     Args:
         id: evt_..., cs_..., pi_..., in_..., ch_..., re_... or du_... .
@@ -179,10 +178,10 @@ def replay(id: str, /) -> None:  # noqa: A002  # Stripe's own word
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line.
 
-    A refusal is one line on standard error and exit code 2; what cannot be done, 1.
+    A refusal is one line on standard error with exit code 2; a failure ends with 1.
 
     Args:
-        arguments: what stands behind the program's name; None: as the program was called.
+        arguments: those after the program's name; None: as the program was called.
     """
     logs.print_at_once()
     try:
@@ -221,7 +220,7 @@ def _server_settings(settings: Settings) -> server.Settings:
     secrets = settings.secrets()
     if not secrets:
         raise _Refused(
-            f"set {config.variable('webhook_secrets')}: without a secret no event can be told from"
+            f"set {config.variable('webhook_secrets')}: without a secret events cannot be told from"
             " a forged one; `stripe-bridge endpoint` makes an endpoint and its secret"
         )
     return server.Settings(
@@ -282,7 +281,7 @@ async def _check(settings: Settings) -> list[str]:
         stripe_client(_stripe_key(settings), address=settings.stripe_address) as client,
         _credit_service(settings).client() as credit_service,
     ):
-        looked = inspection.problems(client, credit_service, settings.policy())
+        looked = config_check.problems(client, credit_service, settings.policy())
         return found + [line async for line in looked]
 
 

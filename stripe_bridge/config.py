@@ -190,7 +190,7 @@ class Settings(EnvironmentSettings):
         ge=0,
         le=60 * 60,
         description="How long the bridge still serves after SIGTERM while /readyz says 503, so that"
-        " a load balancer turns elsewhere.",
+        " a load balancer stops sending requests.",
     )
     metrics_port: Port | None = Field(None, description="Port for Prometheus. Unset: no metrics.")
     metrics_host: str = Field("127.0.0.1", description="Address of the metrics port.")

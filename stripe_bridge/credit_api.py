@@ -1,4 +1,4 @@
-"""What the bridge writes at the credit service, and what its refusals mean here."""
+"""Writes purchases and reversals to the credit service, and maps its refusals to results."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class CreditWrites:
     """Writes purchases and reversals.
 
     Every method raises:
-        Unresolved: the credit service refuses, and a person must act.
-        CreditError: it gave no final answer, or does not let the bridge in.
+        Unresolved: the credit service refuses the call, and a person must act.
+        CreditError: it gave no final answer, or does not accept the bridge's token.
     """
 
     def __init__(self, client: CreditClient, *, validate_only: bool) -> None:
-        """Writes through `client`; with `validate_only` everything is checked and not written."""
+        """Writes through `client`; with `validate_only` it checks everything instead."""
         self._client = client
         self._validate_only = validate_only
 
     async def purchase(self, grant: Grant) -> Settled:
-        """Credits what was paid for, once."""
+        """Credits a purchase, once."""
         refs = (grant.payment_ref,)
         try:
             bought = await self._client.purchase_credits(
@@ -59,7 +59,7 @@ class CreditWrites:
         return _written("purchase", refs, grant.notice, replayed=bought.replayed)
 
     async def reverse(self, reversal: Reversal) -> Settled | None:
-        """Takes back what a refund or dispute holds, once; None: no purchase was made for it."""
+        """Reverses the share of a refund or dispute, once; None: its payment has no purchase."""
         refs = (reversal.payment_ref, reversal.reversal_ref)
         try:
             done = await self._client.reverse_purchase(

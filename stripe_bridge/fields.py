@@ -1,25 +1,23 @@
 """Reads fields of Stripe's objects, whose shapes differ between API versions.
 
-What is not there comes back as None or empty; what is there but cannot be meant is `Unresolved`, so
-that no shape of JSON raises anything else.
+An absent value is read as None or empty; a malformed one raises `Unresolved`. No shape of JSON
+raises anything else.
 """
 
 from __future__ import annotations
 
 import re
 from typing import Any
-from uuid import UUID
 
 from stripe_bridge.model import Unresolved
 
 Object = dict[str, Any]
 
-# The credit service takes keys of up to 128 characters, and "stripe:" stands before the id.
+# The credit service takes keys of up to 128 characters, and "stripe:" is put before the id.
 _ID = re.compile(r"[A-Za-z0-9_]{1,120}")
 _CURRENCY = re.compile(r"[A-Za-z]{3}")
-_UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
-# What the credit service's contract holds: an int64.
+# The maximum of the credit service's contract: an int64.
 MINOR_MAX = 2**63 - 1
 
 
@@ -37,7 +35,7 @@ def optional_id(value: object) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not _ID.fullmatch(value):
-        raise Unresolved("id_malformed", "An id in one of Stripe's objects is not one.")
+        raise Unresolved("id_malformed", "An id in one of Stripe's objects is malformed.")
     return value
 
 
@@ -50,23 +48,12 @@ def id_of(obj: Object) -> str:
     return optional_id(obj) or ""
 
 
-def uuid_or_none(value: object) -> UUID | None:
-    """Reads a user of the credit service.
-
-    Returns:
-        The UUID; None for anything but a UUID in its usual form of 36 characters.
-    """
-    if not isinstance(value, str) or not _UUID.fullmatch(value):
-        return None
-    return UUID(value)
-
-
 def child(obj: Object, *path: str) -> Object:
     """Follows fields to an inner object.
 
     Returns:
-        The inner object; an empty one when it is absent, null or no object. Metadata that a PHP
-        program wrote anew may be `[]`.
+        The inner object; an empty one if it is absent, null or not an object. Metadata that a PHP
+        program has rewritten may be `[]`.
     """
     for field in path:
         inner = obj.get(field)
@@ -87,7 +74,7 @@ def whole_list(value: object) -> list[Object] | None:
     """Reads an embedded list.
 
     Returns:
-        Its objects; None when it is absent or Stripe says that there are more.
+        Its objects; None if the list is absent or Stripe says that there are more.
     """
     if not isinstance(value, dict) or not isinstance(value.get("data"), list):
         return None

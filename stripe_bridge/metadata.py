@@ -1,6 +1,6 @@
 """Our metadata on Stripe's objects: whose credits they are, and how many.
 
-Our checkout writes it on a session and on its payment intent; other programs may write it too.
+The bridge's checkout writes it on a session and its payment intent; other programs may do so too.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from credit_service.fields import uuid_or_none
 from stripe_bridge.catalog import CREDITS_MAX
-from stripe_bridge.fields import Object, uuid_or_none
 from stripe_bridge.model import Unresolved
 
 if TYPE_CHECKING:
     from uuid import UUID
+
+    from stripe_bridge.fields import Object
 
 USER_KEY = "credit_user_id"
 CREDITS_KEY = "credits"
@@ -24,21 +26,21 @@ _CREDITS = re.compile("[1-9][0-9]{0,12}")
 
 
 def frozen_metadata(user_id: UUID, amount: int) -> dict[str, str]:
-    """Makes the metadata that fixes a purchase when it begins, for session and payment intent."""
+    """Makes the metadata of a session and its payment intent, which fixes user and credits."""
     return {USER_KEY: str(user_id), CREDITS_KEY: str(amount), VERSION_KEY: VERSION}
 
 
 def frozen_credits(metadata: Object, source_id: str) -> int | None:
     """Reads the credits that a checkout fixed.
 
-    `credits` alone may be another program's word; with our user or version it is meant for us.
+    `credits` alone may belong to another program; with our user or version it is ours.
 
     Args:
         metadata: of an object.
         source_id: the object's id, for the error's sentence.
 
     Returns:
-        Credits, 1 to 10^12; None: none are fixed.
+        Credits, 1 to 10^12; None: not fixed.
 
     Raises:
         Unresolved: credits_version, credits_malformed.
@@ -54,7 +56,8 @@ def frozen_credits(metadata: Object, source_id: str) -> int | None:
         or int(written) > CREDITS_MAX
     ):
         raise Unresolved(
-            "credits_malformed", f"The credits of {source_id} are no whole number, 1 to 10^12."
+            "credits_malformed",
+            f"The credits of {source_id} are not a whole number from 1 to 10^12.",
         )
     return int(written)
 
@@ -62,7 +65,7 @@ def frozen_credits(metadata: Object, source_id: str) -> int | None:
 def other_version(source_id: str) -> Unresolved:
     """Makes the error for metadata of a version that this bridge does not know."""
     return Unresolved(
-        "credits_version", f"The metadata of {source_id} is not of version {VERSION}."
+        "credits_version", f"The metadata of {source_id} does not have version {VERSION}."
     )
 
 
@@ -70,7 +73,7 @@ def read_user(written: object, source_id: str) -> UUID | None:
     """Reads a user's id.
 
     Returns:
-        The id; None where nothing is written.
+        The id; None: there is none.
 
     Raises:
         Unresolved: user_malformed.
@@ -79,12 +82,12 @@ def read_user(written: object, source_id: str) -> UUID | None:
         return None
     user_id = uuid_or_none(written)
     if user_id is None:
-        raise Unresolved("user_malformed", f"The user of {source_id} is no UUID.")
+        raise Unresolved("user_malformed", f"The user of {source_id} is not a UUID.")
     return user_id
 
 
 def user_of(metadata: Object, source_id: str) -> UUID | None:
-    """Reads the user that an object's metadata names; None where it names none.
+    """Reads the user that an object's metadata names; None: it names none.
 
     Raises:
         Unresolved: user_malformed.

@@ -16,12 +16,12 @@ EVENT_SECONDS = Histogram(
 )
 ALERTS = Counter(
     "stripe_bridge_alerts",
-    "What no retry mends and a person must look at, by reason; it should stay at 0.",
+    "What a person must look at because no retry resolves it, by reason; should stay at 0.",
     ("reason",),
 )
 PARKED = Counter(
     "stripe_bridge_parked",
-    "Events answered 200 though unresolved, for they were too old; reconcile finds them again.",
+    "Events answered 200 although unresolved, because of their age; reconcile finds them again.",
     ("reason",),
 )
 IN_FLIGHT = Gauge("stripe_bridge_in_flight_events", "Events being settled.")
@@ -32,7 +32,7 @@ CHECKOUTS = Counter(
 )
 CHECKOUT_READS = Counter(
     "stripe_bridge_checkout_reads",
-    "Requests for what became of a checkout answered, by HTTP status and reason.",
+    "Requests for the status of a checkout answered, by HTTP status and reason.",
     ("status", "reason"),
 )
 PORTALS = Counter(
@@ -43,11 +43,11 @@ PORTALS = Counter(
 READY = Gauge("stripe_bridge_ready", "1 while the credit service answers the bridge, else 0.")
 POLLED = Counter(
     "stripe_bridge_polled_events",
-    "Events that the poller settled, by outcome and reason; committed ones had never come.",
+    "Events that the poller settled, by outcome and reason; committed ones had been lost.",
     ("outcome", "reason"),
 )
 POLLS_FAILED = Counter(
-    "stripe_bridge_failed_polls", "Times that Stripe's newest events could not be looked through."
+    "stripe_bridge_failed_polls", "How often Stripe's newest events could not be polled."
 )
 POLLED_UNTIL = Gauge(
     "stripe_bridge_polled_until_seconds",

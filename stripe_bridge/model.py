@@ -19,7 +19,7 @@ Outcome = Literal["conflict", "committed", "replayed", "nothing"]
 
 
 class Needed(StrEnum):
-    """What a rule may have to read from Stripe before it can decide."""
+    """What a rule may need from Stripe before it can decide."""
 
     SESSION = "session"
     LINE_ITEMS = "line_items"
@@ -29,7 +29,7 @@ class Needed(StrEnum):
 
 
 class Notice(StrEnum):
-    """Why a person should look at a purchase or a reversal although it is posted."""
+    """Why a person should look at a purchase or a reversal although it is written."""
 
     OTHER_CURRENCY = "reversal_in_other_currency"
     PARTLY_RETURNED = "dispute_partly_returned"
@@ -38,7 +38,7 @@ class Notice(StrEnum):
 
 
 def ref(stripe_id: str) -> str:
-    """Names one of Stripe's objects to the credit service."""
+    """Makes the credit service's reference of one of Stripe's objects."""
     return f"stripe:{stripe_id}"
 
 
@@ -47,13 +47,13 @@ class Grant:
     """Credits that were paid for.
 
     Attributes:
-        paid_by: the id of what paid for them: a payment intent, an invoice or, for a free order,
-            a Checkout Session.
+        paid_by: the id of the payment: of a payment intent, an invoice or, for a free order, a
+            Checkout Session.
         user_id: who gets them.
-        credits: how many, 1 to 10^12.
+        credits: the number of them, 1 to 10^12.
         amount_minor: what was paid, in minor units of the currency.
         currency: a three-letter code in lower case.
-        source: the id of the object that says so.
+        source: the id of the object that decided.
         notice: why a person should look at it; None: there is no need.
     """
 
@@ -67,21 +67,21 @@ class Grant:
 
     @property
     def payment_ref(self) -> str:
-        """Names the payment to the credit service; it is the idempotency key too."""
+        """The payment's reference at the credit service; it is the idempotency key too."""
         return ref(self.paid_by)
 
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What a purchase was paid with, and what one charge contributed to it. Money in minor units.
+    """What was paid for a purchase, and what one charge contributed. Money is in minor units.
 
     Attributes:
-        paid_by: the id of what paid for the purchase, as in `Grant`.
-        paid_minor: all that it was paid with.
-        currency: of that, in lower case.
-        contributed_minor: what of it came by the charge.
-        charge_minor: the amount of the charge, which its refunds add up to.
-        charge_currency: of that, in lower case.
+        paid_by: the id of the purchase's payment, as in `Grant`.
+        paid_minor: what was paid in all.
+        currency: of `paid_minor`, in lower case.
+        contributed_minor: the part of `paid_minor` that the charge paid.
+        charge_minor: the amount of the charge, which is the maximum of its refunds together.
+        charge_currency: of `charge_minor`, in lower case.
     """
 
     paid_by: str
@@ -92,20 +92,20 @@ class Basis:
     charge_currency: str
 
     def share(self, of_charge: int) -> int:
-        """Tells what an amount of the charge, at most all of it, comes to in `currency`."""
+        """Converts an amount of the charge, capped at all of it, to its share of `paid_minor`."""
         return self.contributed_minor * min(of_charge, self.charge_minor) // self.charge_minor
 
 
 @dataclass(frozen=True, slots=True)
 class Reversal:
-    """Money that went back by one refund or dispute; absolute, not an increment.
+    """How much of a purchase's money one refund or dispute took in all; not an increment.
 
     Attributes:
-        paid_by: the id of what paid for the purchase, as in `Grant`.
+        paid_by: the id of the purchase's payment, as in `Grant`.
         caused_by: the id of the refund or dispute.
-        revision: the reversal's state; the highest one counts.
-        reversed_minor: what went back, in minor units of the currency.
-        paid_minor: what was paid, which `reversed_minor` is a share of.
+        revision: of the reversal; the highest one counts.
+        reversed_minor: what was refunded or disputed, in minor units of the currency.
+        paid_minor: what was paid, of which `reversed_minor` is a share.
         currency: of both, in lower case.
         reason: a few words for people.
         notice: why a person should look at it; None: there is no need.
@@ -122,12 +122,12 @@ class Reversal:
 
     @property
     def payment_ref(self) -> str:
-        """Names the payment to the credit service."""
+        """The payment's reference at the credit service."""
         return ref(self.paid_by)
 
     @property
     def reversal_ref(self) -> str:
-        """Names the refund or dispute to the credit service."""
+        """The refund's or dispute's reference at the credit service."""
         return ref(self.caused_by)
 
 
@@ -146,12 +146,12 @@ class Nothing:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What came of settling an object.
+    """The result of settling an object.
 
     Attributes:
         outcome: what happened at the credit service.
         reason: a snake_case word that is counted and logged.
-        refs: the payments and reversals it was about.
+        refs: the references of its payments and reversals.
         alerts: a person should look.
     """
 
@@ -162,7 +162,7 @@ class Settled:
 
 
 class Unresolved(Exception):
-    """The money is ours, and a person must act before it can be credited or taken.
+    """A payment for credits, which a person must look at before it can be credited or reversed.
 
     Attributes:
         reason: a snake_case word that is counted and logged.
@@ -176,7 +176,7 @@ class Unresolved(Exception):
 
 
 class Needs(Exception):
-    """An object lacks what decides; it must be read from Stripe.
+    """An object lacks what a rule needs; it must be read from Stripe.
 
     Attributes:
         what: the object or list to read; invoice lines come with their prices expanded.

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class PaidInvoice(NamedTuple):
-    """An invoice, and what a payment contributed to it, in minor units; None: Stripe shows not."""
+    """An invoice, and what a payment contributed to it, in minor units; None: not shown."""
 
     invoice: Object
     contributed_minor: int | None
 
 
 class Payments:
-    """Follows the references between what pays and what is paid.
+    """Follows the references between charges, payment intents and invoices.
 
     Every method raises StripeAway and StripeRefuses, and StripeMissing for an object that Stripe
     does not know.
@@ -34,8 +34,7 @@ class Payments:
     async def charge_of(self, obj: Object) -> Object | None:
         """Reads the charge of a refund or dispute; None: it names none.
 
-        The charge is read even where the object brings it, because an old event brings it as it was
-        then.
+        The charge is read even if the object contains it, because an old event contains an old one.
         """
         charge_id = optional_id(obj.get("charge"))
         intent_id = optional_id(obj.get("payment_intent"))
@@ -47,8 +46,7 @@ class Payments:
         """Finds the invoice that a payment intent paid; None: it paid none.
 
         Raises:
-            Unresolved: several_invoices, when it paid more than one, because what goes back could
-                be of either.
+            Unresolved: several_invoices: it paid more than one, so a refund could be of either.
         """
         paid = [each async for each in self._stripe.invoice_payments_of(intent_id)]
         invoices = {optional_id(each.get("invoice")) or "" for each in paid}
@@ -61,8 +59,8 @@ class Payments:
     async def invoice_of_charge(self, charge: Object) -> PaidInvoice | None:
         """Finds the invoice that a charge paid; None: it paid none.
 
-        API versions since 2025-03-31 no longer show it on the charge, and its payment intent leads
-        there; a charge without one may still name it in an old event.
+        Since API version 2025-03-31 the charge does not show it, but the payment intent leads to
+        it. A charge without a payment intent may name it in an old event.
 
         Raises:
             Unresolved: several_invoices.
@@ -82,9 +80,9 @@ class Payments:
         return PaidInvoice(await self._stripe.read(invoice_id), contributed)
 
     async def all_refunded(self, *, intent_id: str | None, invoice_id: str | None) -> bool:
-        """Tells whether all the money of an intent or of an invoice's payments was refunded.
+        """Returns whether all the money of an intent or of an invoice's payments was refunded.
 
-        What Stripe does not show now counts as not refunded, so that a person hears of it.
+        What Stripe cannot show now counts as not refunded, so that a person looks at it.
         """
         try:
             if invoice_id is None:

@@ -1,6 +1,7 @@
-"""Looks through Stripe's newest events again and again, and settles those that never came.
+"""Polls Stripe's newest events, and settles those that were not delivered.
 
-It closes the hours that Stripe may take to repeat a delivery. Several bridges may do it at once.
+Without it a lost delivery would wait for Stripe's repetition, which may take hours. Several bridges
+may poll at once.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from stripe_bridge import bugs, metrics
+from stripe_bridge import failure_log, metrics
 from stripe_bridge.model import Settled
 from stripe_bridge.settle import EVENT_TYPES
+from stripe_bridge.settle_many import Finding, settle_many
 from stripe_bridge.stripe_api import StripeAway, StripeRefuses
-from stripe_bridge.walk import Finding, walk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -32,9 +33,9 @@ GRACE_SECONDS = 30
 
 
 class Poller:
-    """Settles what Stripe has listed and the bridge may not have been told.
+    """Settles the events that Stripe lists.
 
-    Events that it has settled itself are not settled again; that memory ends with the process.
+    It remembers the events that it has settled for as long as the process lives.
     """
 
     def __init__(
@@ -46,14 +47,14 @@ class Poller:
         overlap_seconds: int = OVERLAP_SECONDS,
         grace_seconds: int = GRACE_SECONDS,
     ) -> None:
-        """Begins with no memory.
+        """Starts without any settled event.
 
         Args:
             stripe: lists the events.
             settler: settles them.
-            look_back_seconds: how old the events are that it begins with.
-            overlap_seconds: how much later an event may be listed than one that is newer.
-            grace_seconds: how long an event is left to its delivery.
+            look_back_seconds: the age of the events to begin with.
+            overlap_seconds: how much later than a newer event an event may be listed.
+            grace_seconds: how long an event is left to its delivery before it is settled here.
         """
         self._stripe = stripe
         self._settler = settler
@@ -63,7 +64,7 @@ class Poller:
         self._settled: dict[str, int] = {}
 
     async def run(self, poll_seconds: float) -> None:
-        """Polls until it is cancelled, whatever fails, with this pause after each time."""
+        """Polls until it is cancelled, whatever fails, with this pause after each poll."""
         while True:
             try:
                 await self.poll()
@@ -71,16 +72,16 @@ class Poller:
                 metrics.POLLS_FAILED.inc()
                 _log.warning("poll failed", problem=str(problem))
             except Exception as error:
-                # It runs unwatched for months; the next time may succeed.
+                # The loop must survive any failure, because the next poll may succeed.
                 metrics.POLLS_FAILED.inc()
-                bugs.tell("poll failed", error)
+                failure_log.log_failure("poll failed", error)
             await asyncio.sleep(poll_seconds)
 
     async def poll(self) -> bool:
-        """Settles the events since the last time.
+        """Settles the events since the last poll.
 
         Returns:
-            Whether all of them are done with; otherwise the next time tries the rest again.
+            Whether all of them are settled; otherwise the next poll tries the rest again.
 
         Raises:
             StripeAway, StripeRefuses: they cannot be listed.
@@ -88,7 +89,7 @@ class Poller:
         now = int(time.time())
         newest = self._since
         left = 0
-        async for group in walk(self._events(now), self._settler.listed_event):
+        async for group in settle_many(self._events(now), self._settler.listed_event):
             away = 0
             for event, found in group:
                 created = int(event.get("created") or self._since)
@@ -100,7 +101,7 @@ class Poller:
                 newest = max(newest, created)
                 _tell(event, found)
             if away == len(group):
-                # The rest would only wait in vain.
+                # The rest would fail as well.
                 break
         if left:
             return False

@@ -1,12 +1,12 @@
-"""Opens Stripe's billing portal for a user, where receipts and cards are looked after."""
+"""Opens Stripe's billing portal for a user, with receipts, cards and subscriptions."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from credit_service.fields import uuid_or_none
 from stripe_bridge import metrics
 from stripe_bridge.checkout import CheckoutRefused, return_url
-from stripe_bridge.fields import uuid_or_none
 from stripe_bridge.metadata import USER_KEY
 from stripe_bridge.stripe_api import stripe_errors
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from stripe_bridge.own_programs import OwnPrograms
+    from stripe_bridge.api_requests import ApiRequests
 
 
 class Portal:
-    """Answers `POST /portal-sessions`, for our own programs alone."""
+    """Answers `POST /portal-sessions` for callers with the token."""
 
     def __init__(
         self,
         client: stripe.StripeClient,
-        programs: OwnPrograms,
+        programs: ApiRequests,
         *,
         return_origins: Collection[str],
     ) -> None:
@@ -48,12 +48,12 @@ class Portal:
         back = return_url(fields, "return_url", self._return_origins)
         facts["user"] = str(user_id)
         with stripe_errors("portal session"):
-            # A UUID has nothing that the query would have to quote.
+            # A UUID needs no quoting in a query.
             found = await self._client.v1.customers.search_async(
                 {"query": f"metadata['{USER_KEY}']:'{user_id}'", "limit": 1}
             )
             if not found.data:
-                raise CheckoutRefused(404, "no_customer", "no customer in Stripe is this user's")
+                raise CheckoutRefused(404, "no_customer", "Stripe has no customer for this user")
             session = await self._client.v1.billing_portal.sessions.create_async(
                 {"customer": found.data[0].id, "return_url": back}
             )

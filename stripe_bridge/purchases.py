@@ -1,11 +1,11 @@
-"""Credits what sessions, payment intents and invoices paid for."""
+"""Credits the purchases of sessions, payment intents and invoices."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stripe_bridge import invoices, sessions
-from stripe_bridge.deciding import decide
+from stripe_bridge import invoice_rules, session_rules
+from stripe_bridge.decide import decide
 from stripe_bridge.fields import child, id_of, optional_id
 from stripe_bridge.model import Grant, Nothing, Settled, Unresolved
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Purchases:
-    """Decides what an object paid for, reading from Stripe what it lacks, and credits it.
+    """Decides which credits an object paid for, and credits them.
 
     Every method raises as `Settler` does.
     """
@@ -26,7 +26,7 @@ class Purchases:
     def __init__(
         self, stripe: StripeReads, payments: Payments, writes: CreditWrites, policy: Policy
     ) -> None:
-        """Credits what `policy` grants through `writes`."""
+        """Credits what `policy` allows, through `writes`."""
         self._stripe = stripe
         self._payments = payments
         self._writes = writes
@@ -41,25 +41,25 @@ class Purchases:
             return await self.refunded_or(problem, intent_id=intent_id)
 
     async def session_paid_later(self, obj: Object) -> Settled:
-        """Credits what a Checkout Session paid for, whose delayed payment has succeeded."""
+        """Credits what a Checkout Session paid for after its delayed payment succeeded."""
         unpaid = obj.get("payment_status") == "unpaid"
         return await self.session(await self._stripe.read(id_of(obj)) if unpaid else obj)
 
     async def payment_intent(self, obj: Object) -> Settled:
-        """Credits what a payment intent paid for, which only its session may tell.
+        """Credits what a payment intent paid for, which its session may have to say.
 
-        One that is captured by hand succeeds without another event about its session.
+        A payment intent that is captured by hand succeeds without another event of its session.
         """
         try:
             decided = await self._of_payment_intent(obj)
-            if decided != sessions.SESSION_DECIDES:
+            if decided != session_rules.SESSION_DECIDES:
                 return await self.credit(decided)
         except Unresolved as problem:
             return await self.refunded_or(problem, intent_id=id_of(obj))
         return await self.payment(obj)
 
     async def payment(self, obj: Object) -> Settled:
-        """Credits what a payment intent paid for, which its session or invoice may tell."""
+        """Credits what a payment intent paid for, which its session or invoice may have to say."""
         intent_id = id_of(obj)
         paid = await self._payments.invoice_of_intent(intent_id)
         try:
@@ -81,10 +81,10 @@ class Purchases:
     async def refunded_or(
         self, problem: Unresolved, *, intent_id: str | None, invoice_id: str | None = None
     ) -> Settled:
-        """Settles what could not be credited and was wholly refunded, so that nothing is left.
+        """Settles a payment that could not be credited but was wholly refunded.
 
         Raises:
-            Unresolved: `problem`, where it was not.
+            Unresolved: `problem`, because it was not wholly refunded.
         """
         refunded = self._payments.all_refunded(intent_id=intent_id, invoice_id=invoice_id)
         if await refunded:
@@ -110,7 +110,7 @@ class Purchases:
         return Nothing("not_ours")
 
     async def _is_of_checkout(self, invoice: Object) -> bool:
-        """Tells whether a payment of an invoice is credited by its session or by itself."""
+        """Returns whether a payment of an invoice is credited by its session or by itself."""
         async for payment in self._stripe.payments_of_invoice(id_of(invoice)):
             intent_id = optional_id(child(payment, "payment").get("payment_intent"))
             if intent_id is None:
@@ -118,7 +118,7 @@ class Purchases:
             try:
                 found = await self._behind_intent(intent_id)
             except Unresolved:
-                # It is the session's event that calls a person.
+                # The event of the session raises the alert.
                 return True
             if isinstance(found, Grant):
                 return True
@@ -133,22 +133,22 @@ class Purchases:
 
     async def _of_session(self, session: Object) -> Grant | Nothing:
         def rule(obj: Object, items: list[Object] | None) -> Grant | Nothing:
-            return sessions.of_session(obj, line_items=items, policy=self._policy)
+            return session_rules.of_session(obj, line_items=items, policy=self._policy)
 
         return await decide(self._stripe, rule, session)
 
     async def _of_payment_intent(self, intent: Object) -> Grant | Nothing:
         def rule(obj: Object, _: list[Object] | None) -> Grant | Nothing:
-            return sessions.of_payment_intent(obj, policy=self._policy)
+            return session_rules.of_payment_intent(obj, policy=self._policy)
 
         return await decide(self._stripe, rule, intent)
 
     async def _of_invoice(self, invoice: Object) -> Grant | Nothing:
         def rule(obj: Object, lines: list[Object] | None) -> Grant | Nothing:
-            return invoices.of_invoice(obj, lines=lines, policy=self._policy)
+            return invoice_rules.of_invoice(obj, lines=lines, policy=self._policy)
 
         found = await decide(self._stripe, rule, invoice)
-        if isinstance(found, Grant) and not invoices.shows_off_stripe(invoice):
-            # Only now, because most invoices of other products end before.
+        if isinstance(found, Grant) and not invoice_rules.shows_off_stripe(invoice):
+            # Only now, because most invoices of other products need no read.
             found = await decide(self._stripe, rule, await self._stripe.read(found.paid_by))
         return found

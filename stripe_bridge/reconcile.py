@@ -1,7 +1,7 @@
-"""Settles again everything that Stripe has of a time, so that no lost event loses a payment.
+"""Settles every object that Stripe created since a time, so that a lost event loses no payment.
 
-Stripe can fail to make an event at all ("Handle irrecoverable events"), so the objects are listed
-and not the events. A second run at once, or webhooks that come meanwhile, do no harm.
+Stripe can fail to make an event at all ("Handle irrecoverable events"), so objects are listed and
+not events. A second run at the same time does no harm, and neither do webhooks meanwhile.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, TypedDict
 import structlog
 
 from stripe_bridge.model import Settled
-from stripe_bridge.reversals import of_capture
+from stripe_bridge.refund_rules import of_capture
+from stripe_bridge.settle_many import Finding, settle_many
 from stripe_bridge.stripe_api import StripeAway, StripeRefuses
-from stripe_bridge.walk import Finding, walk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -35,14 +35,14 @@ class Summary:
     """What a reconcile found.
 
     Attributes:
-        seen: objects looked at.
-        already_there: whose effect the credit service had.
-        repaired: whose effect it has only now (or would have, where nothing may be written). Each
-            is an event that was lost or is still on its way.
-        nothing: that ask for nothing: unpaid, or not ours.
-        noticed: that are settled and a person should look at all the same.
-        conflicts: of which the credit service has other figures, which stand; a person must look.
-        unresolved: that could not be settled.
+        seen: objects settled or tried.
+        already_there: objects whose effect was recorded before.
+        repaired: objects whose effect is recorded only now (in a dry run: would be). Each is an
+            event that was lost or is still on its way.
+        nothing: objects without an effect: unpaid, or not ours.
+        noticed: settled objects that a person should look at.
+        conflicts: objects that the credit service has other figures of; a person must look.
+        unresolved: objects that could not be settled.
     """
 
     seen: int = 0
@@ -88,15 +88,14 @@ async def reconcile(
 ) -> Summary:
     """Settles completed sessions, paid invoices, payment intents, refunds and disputes.
 
-    Nothing that goes wrong with one object or one list stops it: what could not be settled is in
-    the summary.
+    A failure of one object or one list does not stop it; the summary has what was not settled.
 
     Args:
         stripe: lists the objects.
-        settler: settles them; one made with `validate_only` writes nothing.
+        settler: settles them; with `validate_only` it writes nothing.
         since: the earliest creation of an object; 35 days back covers delayed payments.
-        disputes_since: the same for disputes, which live for months.
-        progress: is told what is walked and the summary so far, after every few objects.
+        disputes_since: the earliest creation of a dispute, which may take months to end.
+        progress: called after every few objects with the name of the list and the summary so far.
         retry_seconds: the pause before each further try, for a failure that may pass.
     """
     created = int(since.timestamp())
@@ -112,7 +111,7 @@ async def reconcile(
         progress(name, summary)
         listed = _unless(_whole(listing, retry_seconds), settled)
         try:
-            async for group in walk(listed, settle, retry_seconds=retry_seconds):
+            async for group in settle_many(listed, settle, retry_seconds=retry_seconds):
                 for obj, found in group:
                     summary.add(str(obj.get("id")), found)
                     if isinstance(found, Finding) or found.outcome != "nothing":
@@ -134,7 +133,7 @@ async def reconcile(
         lambda after: stripe.invoices(created={"gte": created}, status="paid", **after),
         settler.purchases.invoice,
     )
-    # What the sessions did not settle, for an intent may carry our metadata and have no session.
+    # An intent may carry our metadata and have no session.
     await settle_all(
         "payment intents",
         lambda after: stripe.payment_intents(created={"gte": created}, **after),
@@ -143,12 +142,12 @@ async def reconcile(
     await settle_all(
         "refunds",
         lambda after: stripe.refunds(created={"gte": created}, **after),
-        settler.money_back.refund,
+        settler.reversals.refund,
     )
     await settle_all(
         "disputes",
         lambda after: stripe.disputes(created={"gte": disputed}, **after),
-        settler.money_back.dispute,
+        settler.reversals.dispute,
     )
     return summary
 
@@ -156,7 +155,7 @@ async def reconcile(
 async def _whole(
     listing: Callable[[_After], AsyncIterator[Object]], retry_seconds: Sequence[float]
 ) -> AsyncIterator[Object]:
-    """Lists everything; a list that breaks off is taken up where it did."""
+    """Lists everything; a list that breaks off is continued from there."""
     after: _After = {}
     pauses = iter(retry_seconds)
     while True:
@@ -176,6 +175,6 @@ async def _whole(
 
 async def _unless(listed: AsyncIterator[Object], settled: set[object]) -> AsyncIterator[Object]:
     async for obj in listed:
-        # What its session settled may not be all: less may have been received than was asked for.
+        # Its session may have settled more than was received.
         if obj["id"] not in settled or of_capture(obj) is not None:
             yield obj

@@ -1,4 +1,4 @@
-"""The bridge put together: clients, routes, poller; how it starts and stops."""
+"""Puts the bridge together: clients, routes, poller; starts and stops it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import structlog
 from credit_service.client import CreditClient
 from credit_service.runtime import build_info, http
 from credit_service.runtime.metrics_port import serve_metrics
+from stripe_bridge.api_requests import ApiRequests
 from stripe_bridge.app import Probes, Selling, Webhooks, make_app
+from stripe_bridge.checkout_route import Checkouts
 from stripe_bridge.checkout_status import CheckoutStatus, SessionReads
-from stripe_bridge.orders import Checkouts
-from stripe_bridge.own_programs import OwnPrograms
 from stripe_bridge.poll import Poller
 from stripe_bridge.portal import Portal
 from stripe_bridge.settle import Settler
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     import grpc
     import stripe
 
-    from stripe_bridge.bodies import Limits
     from stripe_bridge.catalog import Policy
+    from stripe_bridge.request_bodies import Limits
     from stripe_bridge.webhook import Secret
 
 _log = structlog.get_logger()
 
-# Longer than any request may take.
+# Longer than the budget of a request.
 _DRAIN_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreditService:
-    """Where the credit service is, and who the bridge is there.
+    """Where the credit service is, and the bridge's credentials there.
 
     Attributes:
         target: host:port.
@@ -52,26 +52,26 @@ class CreditService:
     credentials: grpc.ChannelCredentials | None
 
     def client(self) -> CreditClient:
-        """Makes a client, which connects with its first call."""
+        """Makes a client, which connects at its first call."""
         return CreditClient(self.target, token=self.token, credentials=self.credentials)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the bridge is made of.
+    """What the bridge needs to run.
 
     Attributes:
         listen: host:port; port 0 takes any free one.
         credit_service: where credits are written.
         stripe_key: of Stripe's API.
         stripe_address: of Stripe's API; None: Stripe's own.
-        secrets: that events are signed with.
-        policy: what is granted, and the packs on sale.
-        checkout_token_sha256: of the token with which packs are sold; None: none are.
-        return_origins: to which a checkout may lead back; empty: any with TLS.
+        secrets: the signing secrets of events.
+        policy: which payments give credits, and the packs on sale.
+        checkout_token_sha256: of the token that callers need to sell packs; None: nothing is sold.
+        return_origins: the origins that a checkout may lead back to; empty: any with https.
         limits: of requests.
-        poll_seconds: between two looks at Stripe's newest events; 0: never.
-        unready_seconds: how long a bridge that is told to stop still serves.
+        poll_seconds: the pause between two polls of Stripe's newest events; 0: no polls.
+        unready_seconds: how long a bridge still serves after it was asked to stop.
         metrics_port: where Prometheus reads; None: nowhere.
         metrics_host: the address of that port.
     """
@@ -94,11 +94,11 @@ class Settings:
 async def serve(
     settings: Settings, stop: asyncio.Event, started: Callable[[int], Awaitable[None]]
 ) -> None:
-    """Runs the bridge until `stop` is set; then it is not ready, and then answers what it has.
+    """Runs the bridge until `stop` is set, and then until the events in flight are answered.
 
     Args:
-        settings: what the bridge is made of.
-        stop: set it to end.
+        settings: what the bridge needs.
+        stop: an event that ends the bridge when it is set.
         started: awaited with the port once requests are answered.
 
     Raises:
@@ -140,10 +140,10 @@ def _selling(
     settler: Settler,
     credit_service: CreditClient,
 ) -> Selling | None:
-    """Makes what our own programs may ask for; None: they have no token."""
+    """Makes the routes that need the token; None: there is no token."""
     if settings.checkout_token_sha256 is None:
         return None
-    programs = OwnPrograms(token_sha256=settings.checkout_token_sha256, limits=settings.limits)
+    programs = ApiRequests(token_sha256=settings.checkout_token_sha256, limits=settings.limits)
     origins = settings.return_origins
     return Selling(
         Checkouts(client, settings.policy, programs, return_origins=origins),

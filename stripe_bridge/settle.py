@@ -1,7 +1,7 @@
 """Settles one of Stripe's objects, or one event about it, at the credit service.
 
-Everything may be settled again, by several processes at once and in any order: purchases are known
-by their payment, reversals by refund or dispute and revision.
+Settling may be repeated, by several processes at once and in any order, because a purchase is
+identified by its payment, and a reversal by its refund or dispute and its revision.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from stripe_bridge.credit_api import CreditWrites
 from stripe_bridge.fields import Object, child, id_of, optional_id
 from stripe_bridge.model import Settled
-from stripe_bridge.money_back import MoneyBack
 from stripe_bridge.payments import Payments
 from stripe_bridge.purchases import Purchases
+from stripe_bridge.reversals import Reversals
 from stripe_bridge.stripe_api import Kind, StripeMissing, kind_of
 
 if TYPE_CHECKING:
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from stripe_bridge.catalog import Policy
     from stripe_bridge.stripe_api import StripeReads
 
-# The thin event that names an event which Stripe failed to make ("Handle irrecoverable events").
+# The thin event about an event that Stripe failed to make ("Handle irrecoverable events").
 EVENT_NEVER_MADE = "v2.core.health.event_generation_failure.resolved"
 
 
 class Settler:
-    """Decides what an object asks for, reading from Stripe what it lacks, and gets it written.
+    """Decides what an object changes, reads from Stripe what it lacks, and writes the change.
 
     Every method raises:
-        Unresolved: the money is ours, and a person must act.
-        StripeAway, StripeRefuses: an object had to be read and could not be.
-        CreditError: the credit service gave no final answer, or does not let the bridge in.
+        Unresolved: the payment is for credits, and a person must act.
+        StripeAway, StripeRefuses: an object could not be read.
+        CreditError: the credit service gave no final answer, or does not accept the bridge's token.
     """
 
     def __init__(
@@ -43,26 +43,26 @@ class Settler:
         *,
         validate_only: bool = False,
     ) -> None:
-        """Settles at `credits`; with `validate_only` it finds out everything and writes nothing."""
+        """Settles at `credits`; with `validate_only` it checks everything and writes nothing."""
         self._stripe = stripe
         self.validate_only = validate_only
         writes, payments = CreditWrites(credits, validate_only=validate_only), Payments(stripe)
         self.purchases = Purchases(stripe, payments, writes, policy)
-        self.money_back = MoneyBack(stripe, payments, writes, self.purchases)
+        self.reversals = Reversals(stripe, payments, writes, self.purchases)
 
     async def payment_intent(self, obj: Object) -> Settled:
         """Settles what a payment intent received, which may be less than it asked for."""
-        uncaptured = await self.money_back.uncaptured(obj)
+        uncaptured = await self.reversals.uncaptured(obj)
         return uncaptured or await self.purchases.payment_intent(obj)
 
     async def session_now(self, obj: Object) -> Settled:
-        """Settles a session as it now is, whose payment may have been captured in part."""
+        """Settles a session as it is now; its payment may have been captured in part."""
         settled = await self.purchases.session(obj)
         payment = obj.get("payment_intent")
         if settled.outcome not in ("committed", "replayed") or payment is None:
             return settled
         intent = payment if isinstance(payment, dict) else await self._stripe.read(str(payment))
-        return await self.money_back.uncaptured(intent) or settled
+        return await self.reversals.uncaptured(intent) or settled
 
     async def event(self, kind: str, obj: Object) -> Settled:
         """Settles a snapshot event of type `kind` about `obj`."""
@@ -70,12 +70,12 @@ class Settler:
         return Settled("nothing", "unknown_type") if settle is None else await settle(self, obj)
 
     async def thin_event(self, kind: str, *, event_id: str, object_id: str) -> Settled:
-        """Settles a thin event, whose object is read as it now is.
+        """Settles a thin event, whose object is read as it is now.
 
         Args:
             kind: its type without `v1.`.
             event_id: `evt_...`.
-            object_id: of the object it is about; empty where it names none.
+            object_id: of the object it is about; empty: it names none.
         """
         if kind == EVENT_NEVER_MADE:
             impact = child(await self._stripe.thin_event(event_id), "data", "impact")
@@ -92,7 +92,7 @@ class Settler:
         return await self.event(str(event.get("type")), child(event, "data", "object"))
 
     async def replay(self, id: str) -> Settled:  # noqa: A002  # Stripe's own word
-        """Reads an event or an object by its id and settles it, the object as it now is."""
+        """Reads an event or an object by its id and settles it; an object as it is now."""
         kind = kind_of(id)
         if kind is Kind.EVENT:
             return await self._replay_event(id)
@@ -140,7 +140,7 @@ def _payment_intent(settler: Settler, obj: Object) -> Awaitable[Settled]:
 
 
 async def _payment(settler: Settler, obj: Object) -> Settled:
-    return await settler.money_back.uncaptured(obj) or await settler.purchases.payment(obj)
+    return await settler.reversals.uncaptured(obj) or await settler.purchases.payment(obj)
 
 
 def _invoice(settler: Settler, obj: Object) -> Awaitable[Settled]:
@@ -148,19 +148,19 @@ def _invoice(settler: Settler, obj: Object) -> Awaitable[Settled]:
 
 
 def _charge(settler: Settler, obj: Object) -> Awaitable[Settled]:
-    return settler.money_back.charge(obj)
+    return settler.reversals.charge(obj)
 
 
 def _refund(settler: Settler, obj: Object) -> Awaitable[Settled]:
-    return settler.money_back.refund(obj)
+    return settler.reversals.refund(obj)
 
 
 def _failed_refund(settler: Settler, obj: Object) -> Awaitable[Settled]:
-    return settler.money_back.refund(obj, failed=True)
+    return settler.reversals.refund(obj, failed=True)
 
 
 def _dispute(settler: Settler, obj: Object) -> Awaitable[Settled]:
-    return settler.money_back.dispute(obj)
+    return settler.reversals.dispute(obj)
 
 
 _BY_EVENT_TYPE: dict[str, _Settling] = {
@@ -181,7 +181,7 @@ _BY_EVENT_TYPE: dict[str, _Settling] = {
     "charge.dispute.closed": _dispute,
 }
 
-# What the webhook endpoint subscribes to and the poller lists; a list takes 20 at most.
+# What the webhook endpoint subscribes to and the poller lists; the maximum of a list is 20.
 EVENT_TYPES = tuple(_BY_EVENT_TYPE)
 
 _BY_KIND: dict[Kind, _Settling] = {

@@ -1,4 +1,4 @@
-"""What the bridge reads from Stripe, as plain dicts, and the three ways in which that can fail."""
+"""Reads Stripe's objects as plain dicts; a read can fail in three ways."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from stripe_bridge.fields import Object
 
-# Pinned: another version of the SDK must not change the shape of what is read.
+# Pinned, because another version of the SDK must not change the shape of the objects.
 STRIPE_VERSION = "2026-10-28.endive"
 
 CALL_SECONDS = 4.0
@@ -60,20 +60,20 @@ _KEY = re.compile(r"\b[rs]k_\S+")
 
 
 def kind_of(id: str) -> Kind | None:  # noqa: A002  # Stripe's own word
-    """Tells the kind of the object of an id by its prefix; None: no kind that is read here."""
+    """Finds the kind of an object by the prefix of its id; None: no kind that is read here."""
     return _BY_PREFIX.get(id.partition("_")[0])
 
 
 class StripeAway(Exception):
-    """Stripe gave no usable answer. Time alone mends it: ask again later."""
+    """Stripe gave no usable answer; a later try may succeed."""
 
 
 class StripeRefuses(Exception):
-    """Stripe refuses the key or the call itself. The configuration must be mended."""
+    """Stripe refuses the key or the call; the configuration is wrong."""
 
 
 class StripeMissing(Unresolved):
-    """Stripe does not know the object: it was deleted, or is of another account or mode."""
+    """Stripe does not know the object: it was deleted or is of another account or mode."""
 
     def __init__(self, name: str) -> None:
         super().__init__(
@@ -84,9 +84,9 @@ class StripeMissing(Unresolved):
 
 @contextmanager
 def stripe_errors(name: str) -> Iterator[None]:
-    """Turns the errors of Stripe's SDK into those of this module; `name` says what was asked for.
+    """Turns the errors of Stripe's SDK into those of this module; `name` names what was requested.
 
-    The SDK's errors are not chained to them: theirs can hold the whole answer, in a log too.
+    The SDK's errors are not chained, because they can hold the whole answer, and would be logged.
 
     Raises:
         StripeAway: no connection, no answer in time, too many requests, or a fault at Stripe.
@@ -120,11 +120,11 @@ async def stripe_client(
     seconds: float = CALL_SECONDS,
     retries: int = 1,
 ) -> AsyncIterator[stripe.StripeClient]:
-    """Opens a client of Stripe's API, and closes its connections in the end.
+    """Opens a client of Stripe's API, and closes its connections at the end.
 
     Args:
-        api_key: `sk_...` or, better, `rk_...` with no more rights than are needed.
-        address: where the API is, such as `http://127.0.0.1:12111`; None: at Stripe.
+        api_key: `sk_...` or, better, `rk_...` with only the rights that are needed.
+        address: of the API, such as `http://127.0.0.1:12111`; None: Stripe's own.
         seconds: how long a try may wait for the connection and for each part of the answer.
         retries: further tries after no answer, 409 or 5xx, with the same idempotency key.
     """
@@ -144,12 +144,12 @@ async def stripe_client(
 class StripeReads:
     """Reads and lists Stripe's objects.
 
-    Everything raises StripeAway and StripeRefuses; a read of one object also StripeMissing. Lists
-    come newest first, and are read page by page while they are walked.
+    Every method raises StripeAway and StripeRefuses; a read of one object also StripeMissing. Lists
+    begin with the newest, and are read page by page.
     """
 
     def __init__(self, client: stripe.StripeClient) -> None:
-        """Reads through `client`, whose key decides account and mode."""
+        """Reads through `client`; its key decides the account and the mode."""
         self._v1 = client.v1
         self._v2 = client.v2
         self._one: dict[Kind, Callable[[str], Awaitable[stripe.StripeObject]]] = {
@@ -164,10 +164,10 @@ class StripeReads:
         }
 
     async def read(self, id: str) -> Object:  # noqa: A002  # Stripe's own word
-        """Reads the object of an id, whose prefix tells its kind.
+        """Reads an object by its id, whose prefix names its kind.
 
         Raises:
-            StripeMissing: there is none, or its kind is none of `Kind`.
+            StripeMissing: there is no such object, or its kind is not in `Kind`.
         """
         kind = kind_of(id)
         if kind is None:
@@ -194,14 +194,14 @@ class StripeReads:
         return [line async for line in lines]
 
     async def _invoice(self, invoice_id: str) -> stripe.StripeObject:
-        # Stripe shows what was paid outside of it only where it is asked for, and in no event.
+        # Stripe shows payments from outside only on request, and in no event.
         return await self._v1.invoices.retrieve_async(invoice_id, {"expand": [_OFF_STRIPE]})
 
     async def releases_capture(self, refund_id: str) -> bool:
-        """Tells whether a refund is none, but what a partial capture left.
+        """Returns whether a refund only releases the rest of a partial capture.
 
-        API versions before 2025-03-31 made one of it. The key must be allowed to read balance
-        transactions.
+        API versions before 2025-03-31 made such refunds. The key must have the right to read
+        balance transactions.
         """
         with stripe_errors(refund_id):
             refund = await self._v1.refunds.retrieve_async(
@@ -228,13 +228,13 @@ class StripeReads:
         return self._list("invoices", self._v1.invoices.list_async, **filters)
 
     def invoice_payments_of(self, intent_id: str) -> AsyncIterator[Object]:
-        """Lists what a payment intent paid of invoices."""
+        """Lists the payments of invoices by a payment intent."""
         listed = self._v1.invoice_payments.list_async
         payment = {"type": "payment_intent", "payment_intent": intent_id}
         return self._list(f"invoices of {intent_id}", listed, payment=payment, status="paid")
 
     def payments_of_invoice(self, invoice_id: str) -> AsyncIterator[Object]:
-        """Lists what was paid of an invoice, outside of Stripe too."""
+        """Lists the payments of an invoice, those outside Stripe included."""
         listed = self._v1.invoice_payments.list_async
         return self._list(f"payments of {invoice_id}", listed, invoice=invoice_id, status="paid")
 

@@ -1,9 +1,9 @@
 """Turns a request to the webhook into Stripe's event, or into a refusal.
 
 The order of the checks and the tolerance are those of Stripe's pages "Receive Stripe events in your
-webhook endpoint" and "Verify webhook signatures". Only Stripe's SDK says whether a signature holds;
-everything that it leaves open is decided here: times to come, which mode a secret belongs to, and
-whose account an event is about.
+webhook endpoint" and "Verify webhook signatures". Stripe's SDK verifies the signature; everything
+that it leaves open is decided here: times in the future, the mode of a secret, and the account that
+an event is about.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Secret:
 
     Attributes:
         value: `whsec_...`.
-        live: whether the endpoint is one of live mode; otherwise its events move no real money.
+        live: whether the endpoint is of live mode; otherwise its events move no real money.
     """
 
     value: str = field(repr=False)
@@ -46,12 +46,12 @@ class Event:
     """An event that Stripe sent.
 
     Attributes:
-        id: `evt_...`; for logs only, for two events may tell of one change.
+        id: `evt_...`; only for logs, because two events may report one change.
         kind: its type as snapshot events name it, such as `invoice.paid`.
-        created: when it happened, in seconds since 1970; None: it does not say.
-        object_id: of the object it is about; empty where it names none.
-        obj: that object as it was then; None: a thin event, the object is to be read.
-        nothing: set where it is not for us, whatever stands in the object.
+        created: when it happened, in seconds since 1970; None: unknown.
+        object_id: of the object it is about; empty: it names none.
+        obj: that object as it was then; None: a thin event, so the object must be read.
+        nothing: set if the event is not for us, whatever its object holds.
     """
 
     id: str
@@ -64,12 +64,12 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A request that is no event from Stripe.
+    """A request that is not an event from Stripe.
 
     Attributes:
-        status: the HTTP status that says so.
-        reason: a snake_case word to count.
-        alerts: a person must look, because Stripe signed it: the clock of this machine is wrong.
+        status: of the HTTP answer.
+        reason: a snake_case word that is counted and logged.
+        alerts: a person must look: Stripe signed the request, so this machine's clock is wrong.
     """
 
     status: int
@@ -84,12 +84,12 @@ def admit(
     secrets: Sequence[Secret],
     now: float,
 ) -> Event | Refusal:
-    """Decides about one request; whatever came, it answers and never raises.
+    """Reads one request; returns an event or a refusal, and never raises.
 
     Args:
-        body: the exact bytes that came.
+        body: the exact bytes of the request.
         signatures: every `Stripe-Signature` header of the request.
-        secrets: those that may have signed it; several while one is being replaced.
+        secrets: the valid ones; several while one is being replaced.
         now: seconds since 1970.
     """
     if len(signatures) != 1:
@@ -97,7 +97,7 @@ def admit(
     secret = _signed_by(body, signatures[0], secrets)
     if secret is None:
         return Refusal(400, "signature")
-    # Only now, so that nobody but Stripe can raise the alarm about the clock.
+    # Only now, so that only Stripe can raise the alert about the clock.
     timestamp = _timestamp(signatures[0])
     if timestamp is None:
         return Refusal(400, "signature")
@@ -121,7 +121,7 @@ def _signed_by(body: bytes, header: str, secrets: Sequence[Secret]) -> Secret | 
 
 
 def _timestamp(header: str) -> int | None:
-    """Reads the time that the signature covers; where there are several, none."""
+    """Reads the time that the signature covers; None if there are several."""
     times = [item[2:] for item in header.split(",") if item.startswith("t=")]
     if len(times) != 1:
         return None
@@ -144,7 +144,7 @@ def _read(event: Any, secret: Secret) -> Event | None:
     about = event.get("related_object") if thin else _inner(event.get("data"))
     if not event_id or not kind:
         return None
-    # A thin event may be about no object; a snapshot without one is none.
+    # A thin event may have no object, but a snapshot event must have one.
     if not isinstance(about, dict) and not (thin and about is None):
         return None
     return Event(
@@ -161,7 +161,7 @@ def _not_for_us(event: dict[str, Any], secret: Secret) -> Nothing | None:
     # A live endpoint of Stripe Connect receives test events too ("Connect webhooks").
     if (event.get("livemode") is True) != secret.live:
         return Nothing("other_mode")
-    # The owner of a connected account can write any metadata, and his events are signed by Stripe.
+    # The owner of a connected account can write any metadata, and Stripe signs those events too.
     if event.get("account") is not None or event.get("context") is not None:
         return Nothing("connected_account")
     return None
@@ -172,13 +172,13 @@ def _inner(data: Any) -> Any:
 
 
 def _name(value: Any) -> str:
-    """Takes an id or a type as it stands; what cannot be one becomes empty."""
+    """Returns an id or a type unchanged; anything that cannot be one becomes empty."""
     usable = isinstance(value, str) and len(value) <= _ID_LENGTH_MAX and value.isprintable()
     return value if usable else ""
 
 
 def _seconds(created: Any) -> float | None:
-    """Reads a time as snapshot events (seconds) or thin events (ISO 8601) write it."""
+    """Reads a time in the form of snapshot events (seconds) or thin events (ISO 8601)."""
     if isinstance(created, int) and not isinstance(created, bool):
         return float(created) if 0 <= created < 10**_TIMESTAMP_DIGITS_MAX else None
     if not isinstance(created, str):

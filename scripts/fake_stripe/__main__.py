@@ -23,7 +23,7 @@ from .versions import NEWEST
 
 
 def application(stripe: Stripe) -> Starlette:
-    """The API, the control routes and the couriers as one."""
+    """The app: the API and the control routes; it runs the deliveries too."""
     couriers, api = Couriers(stripe), Api(stripe)
     control = Control(stripe, couriers, api)
 
@@ -63,11 +63,11 @@ async def _serve(arguments: argparse.Namespace) -> None:
         application(stripe),
         log_level="critical",
         access_log=False,
-        # Longer than httpx keeps one, so that none is reused while it is being closed here.
+        # Longer than httpx keeps a connection, so that none is reused while it is closed here.
         timeout_keep_alive=75,
         timeout_graceful_shutdown=1,
     )
-    # The socket listens already, so that whoever reads this line can connect.
+    # The socket listens already, so a reader of this line can connect.
     print(f"fake stripe on {stripe.base_url}", flush=True)
     await uvicorn.Server(config).serve(sockets=[listener])
 

@@ -1,4 +1,4 @@
-"""Invoices, as far as somebody who watches them sees subscriptions: their lines and payments."""
+"""Invoices of subscriptions: their lines and payments."""
 
 from .payments import Refused, found, make_customer, make_intent, succeed
 from .state import Object
@@ -14,10 +14,10 @@ def invoice(stripe: Stripe, given: Object) -> Object:
         stripe: the fake.
         given: `lines` (each price, quantity, and where wanted amount, discount, proration,
             metadata, and item: it is billed once); `metadata` and `customer_metadata` (of the
-            subscription and of the customer); `customer` and `subscription` to go on with those of
-            an earlier invoice; `balance`, what the customer's credit balance pays of it;
-            `payments`, what pays the rest (each amount, and off_stripe for money that came another
-            way; by default one payment of all); `out_of_band`, all of it came another way;
+            subscription and of the customer); `customer` and `subscription` to use those of an
+            earlier invoice; `balance`, the part that the customer's credit balance pays;
+            `payments`, which pay the rest (each amount, and off_stripe for money from outside
+            Stripe; by default one payment of all); `out_of_band`, all was paid outside Stripe;
             `billing_reason`, `status`, `currency`, `livemode`.
 
     Returns:
@@ -41,7 +41,7 @@ def invoice(stripe: Stripe, given: Object) -> Object:
 
 
 def invoice_of_session(stripe: Stripe, session: Object) -> None:
-    """Makes the invoice of a paid session that was to have one; its payment is the session's."""
+    """Makes the invoice of a paid session that asked for one; the session's payment pays it."""
     if not session["invoice_creation"]["enabled"] or session["payment_status"] != "paid":
         return
     lines = [
@@ -122,7 +122,7 @@ def _pay(
 
 
 def _paid_by(stripe: Stripe, made: Object, amount: int, intent: Object | None) -> Object:
-    """Records a payment of an invoice: by a payment intent, or (None) one that came another way."""
+    """Records a payment of an invoice: by a payment intent, or (None) from outside Stripe."""
     first = made["amount_paid"] == 0
     made["amount_paid"] += amount
     made["amount_remaining"] -= amount

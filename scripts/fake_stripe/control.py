@@ -74,7 +74,7 @@ def _pay_page(session: Object) -> str:
 
 
 class Control:
-    """What a test, or a person who tries things out, may make happen."""
+    """The actions that a test or a person can call."""
 
     def __init__(self, stripe: Stripe, couriers: Couriers, api: Api) -> None:
         self._stripe = stripe
@@ -192,14 +192,14 @@ class Control:
         return session
 
     def _purchase(self, body: Object) -> Object:
-        """A session that is made and paid in one go; both answers in short."""
+        """Makes a session and pays it at once; answers with the ids of both."""
         when = body.pop("when", "now")
         session = payments.make_session(self._stripe, {"mode": "payment", **body})
         self._pay(session, when)
         return {"session": session["id"], "payment_intent": session["payment_intent"]}
 
     def _edit(self, body: Object) -> Object:
-        """Changes fields of an object by hand, for what no action does; tells nobody."""
+        """Changes fields of an object by hand, where no action does it; makes no event."""
         object_ = self._any(body["id"])
         object_ |= body["fields"]
         self._stripe.state.save(object_)
@@ -258,7 +258,7 @@ class Control:
         return self._stripe.faults.shown()
 
     def _api_faults(self, body: Object) -> Object:
-        """Replaces the faults of the API by `faults`, a list of them; an empty one heals it."""
+        """Replaces the faults of the API by `faults`, a list of them; an empty one ends them."""
         self._stripe.faults.api = [ApiFault(**each) for each in body["faults"]]
         return {}
 

@@ -1,7 +1,7 @@
 """Delivers events as Stripe does: at least once, in no order, until an endpoint answers 2xx.
 
-https://docs.stripe.com/webhooks: every try has a fresh timestamp and signature; whatever is not 2xx
-in time is tried again later, with gaps that grow.
+https://docs.stripe.com/webhooks: every try has a fresh timestamp and signature; an event without
+a 2xx answer in time is tried again later, with growing pauses.
 """
 
 import asyncio
@@ -27,10 +27,10 @@ class Pace:
 
     Attributes:
         mode: `on`; `hold` keeps events back; `lose` forgets them for good.
-        timeout_seconds: an answer that takes longer is none.
+        timeout_seconds: an answer that takes longer counts as none.
         retry_seconds: the gap after the first failure; it doubles with every further one.
         retry_cap_seconds: the longest gap.
-        attempts: after so many an event is given up.
+        attempts: the number of tries after which an event is given up.
         concurrency: how many requests at once.
         clock_skew_seconds: added to the timestamps that are signed.
     """
@@ -57,7 +57,7 @@ class Delivery:
 
 @dataclass(slots=True)
 class Attempt:
-    """One request and what came of it; `status` is None when no answer was read."""
+    """One request and its result; `status` is None if no answer was read."""
 
     event: str
     type: str
@@ -74,7 +74,7 @@ class Attempt:
 
 @dataclass(slots=True)
 class Tally:
-    """What became of all deliveries so far."""
+    """The counts of all deliveries so far."""
 
     answers: Counter[str] = field(default_factory=Counter)
     delivered: int = 0
@@ -83,7 +83,7 @@ class Tally:
 
 
 class Couriers:
-    """Carries what lies in the outbox."""
+    """Delivers the events in the outbox."""
 
     def __init__(self, stripe: Stripe) -> None:
         self._stripe = stripe
@@ -100,11 +100,11 @@ class Couriers:
 
     @property
     def on_the_way(self) -> int:
-        """How many deliveries are not over; what is held back does not count."""
+        """How many deliveries have not ended; events that are held back do not count."""
         return len(self._stripe.outbox) + self._entered
 
     async def until_idle(self, most: int = 0) -> None:
-        """Waits until at most so many deliveries are on their way."""
+        """Waits until no more than this number of deliveries are running."""
         while self.on_the_way > most:
             self._done.clear()
             await self._done.wait()
@@ -221,7 +221,7 @@ class Couriers:
             else:
                 self.tally.given_up += 1
                 self._forget(delivery)
-        # Only now, so that nobody sees an idle moment between two tries.
+        # Only now, so that the fake never looks idle between two tries.
         self._entered -= 1
 
     def _forget(self, delivery: Delivery) -> None:
@@ -229,7 +229,7 @@ class Couriers:
         self._stripe.keep()
 
     async def _try(self, delivery: Delivery) -> int | None:
-        """One request; returns the status, or None where Stripe would not have seen one."""
+        """Sends one request; returns the status, or None if Stripe would not have received one."""
         faults, endpoint = self._stripe.faults, delivery.endpoint
         body = self._stripe.body_for(delivery.event, endpoint)
         fault = next((each for each in _CUTS if faults.strikes(each)), None)

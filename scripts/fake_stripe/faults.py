@@ -21,9 +21,9 @@ class Shares:
         lose: an event is listed and never delivered.
         unmade: a change makes no event at all, so that no list has it.
         cut_sending: the connection breaks in the middle of the request.
-        cut_waiting: the whole request is sent, and nobody waits for the answer.
+        cut_waiting: the whole request is sent, and the connection closed before the answer.
         cut_answer: the answer comes and is lost, so that the event is tried again.
-        noise: somebody else posts beside the event: wrong secret, changed body, old timestamp.
+        noise: a stranger posts beside the event: wrong secret, changed body, old timestamp.
     """
 
     duplicate: float = 0
@@ -39,7 +39,7 @@ class Shares:
     delay_seconds: float = 1.0
 
 
-# What `--faults` sets: every fault that Stripe's retries mend.
+# What `--faults` sets: every fault that Stripe's retries make up for.
 USUAL = {
     "duplicate": 0.1,
     "twin": 0.05,
@@ -63,7 +63,7 @@ class ApiFault:
         path: requests whose path begins so, below `/v1/`.
         method: GET or POST; empty for both.
         share: how often, 0 to 1.
-        count: how many more times; None for ever.
+        count: how many more times; None: without end.
         seconds: how long it hangs.
     """
 

@@ -36,7 +36,7 @@ def _listed(value: object) -> object:
 
 
 def session_parameters(form: Object) -> Object:
-    """Checks what makes a checkout session, as far as a caller can get it wrong.
+    """Checks the parameters of a checkout session.
 
     Raises:
         Refused: an unknown parameter, a missing one, or one of the wrong kind.

@@ -1,4 +1,4 @@
-"""Refunds and disputes: what they take, what they give back, and what Stripe tells about it."""
+"""Refunds and disputes: the money that they move, and the events about it."""
 
 from .payments import Refused, found, make_refund
 from .state import Object
@@ -93,9 +93,9 @@ def dispute(
         stripe: the fake.
         charge: what is disputed.
         amount: how much of it; None: all.
-        reason: as the bank tells it.
+        reason: the one that the bank gives.
         withdraw: the money is taken at once.
-        settled: what it comes to in the account's currency that day; None: the same amount.
+        settled: the amount in the account's currency at that day's rate; None: the same amount.
         settled_in: the account's currency; None: the charge's.
         fee_apart: the fee is a transaction of its own.
     """
@@ -134,14 +134,14 @@ def withdraw(stripe: Stripe, made: Object, *, amount: int | None = None) -> Obje
 
 
 def reinstate(stripe: Stripe, made: Object, *, amount: int | None = None) -> Object:
-    """Money of a dispute comes back, all that is away or less; the status stays."""
+    """Money of a dispute is returned, all that is withdrawn or less; the status stays."""
     _move(stripe, made, _away(made) if amount is None else amount)
     stripe.tell(("charge.dispute.funds_reinstated", made))
     return made
 
 
 def win(stripe: Stripe, made: Object, *, settled: int | None = None) -> Object:
-    """The dispute is won: what was taken comes back, `settled` in the account's currency."""
+    """The dispute is won: the withdrawn money is returned, `settled` in the account's currency."""
     made["status"] = "won"
     changes = [("charge.dispute.closed", made)]
     if back := _away(made) if settled is None else settled:
@@ -152,7 +152,7 @@ def win(stripe: Stripe, made: Object, *, settled: int | None = None) -> Object:
 
 
 def lose(stripe: Stripe, made: Object, *, returned: int = 0) -> Object:
-    """The dispute is lost; a part (in the account's currency) can still come back."""
+    """The dispute is lost; a part (in the account's currency) can still be returned."""
     made["status"] = "lost"
     changes = [("charge.dispute.closed", made)]
     if returned:

@@ -12,7 +12,7 @@ class Refused(Exception):
 
     Attributes:
         status: HTTP status.
-        error: what stands under `error` in the answer.
+        error: the value of `error` in the answer.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ def found(stripe: Stripe, kind: str, id_: str, *, param: str = "id") -> Object:
 def make_session(stripe: Stripe, given: Object) -> Object:
     """Makes an open session from the API's parameters (decoded) and returns it.
 
-    Beyond the API's, `livemode`, `amount_discount`, `amount_tax`, `presentment`, `payment_link`
-    and `id` may be given, for what a customer or a setting of the account would have decided.
+    Besides the API's parameters it takes `livemode`, `amount_discount`, `amount_tax`,
+    `presentment`, `payment_link` and `id`, which a customer or the account would decide.
     """
     state, mode = stripe.state, given["mode"]
     lines = [_line(stripe, each) for each in given.get("line_items") or []]
@@ -236,7 +236,7 @@ def _intent_of(stripe: Stripe, session: Object) -> Object:
 
 
 def settle_session(stripe: Stripe, session: Object, *, succeeds: bool) -> Object:
-    """A delayed payment comes to its end, days after the session was completed."""
+    """A delayed payment succeeds or fails, days after the session was completed."""
     if session["status"] != "complete" or session["payment_status"] != "unpaid":
         raise Refused("Only a completed session that is unpaid waits for its payment.")
     intent = found(stripe, "payment_intent", session["payment_intent"])
@@ -270,7 +270,7 @@ def expire_session(stripe: Stripe, session: Object) -> Object:
 
 
 def pay_intent(stripe: Stripe, intent: Object) -> Object:
-    """Pays an intent that no session stands behind, as an app of its own may have made."""
+    """Pays an intent without a session, as another app may have made it."""
     charge = succeed(stripe, intent)
     stripe.tell(("charge.succeeded", charge), ("payment_intent.succeeded", intent))
     return intent
@@ -341,7 +341,7 @@ def _charge_of(stripe: Stripe, intent: Object, *, captured: bool) -> Object:
             "captured": captured, "currency": intent["currency"], "customer": intent["customer"],
             "description": None, "disputed": False, "failure_code": None, "failure_message": None,
             "fraud_details": {}, "livemode": intent["livemode"],
-            # The charge gets a copy: a later change of the intent does not reach it.
+            # The charge gets a copy, because a later change of the intent does not change it.
             "metadata": metadata.copy() if isinstance(metadata, dict) else metadata,
             "outcome": {"network_status": "approved_by_network", "type": "authorized"},
             "paid": True, "payment_intent": intent["id"], "payment_method": None,

@@ -1,6 +1,6 @@
-"""An HTTP client for one address that keeps its connections, and can break them when it is told to.
+"""An HTTP client for one address that keeps its connections, and can break them on request.
 
-Ready-made clients hide the connection, which is what a fault has to get at.
+Ready-made clients hide the connection, which a fault must break.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class Poster:
             cut: `sending` breaks in the middle of the request, `waiting` when it is sent.
 
         Raises:
-            Cut: it was told to.
+            Cut: the connection was broken as `cut` asks.
             OSError: no connection, or it broke.
             h11.RemoteProtocolError: the answer is not HTTP, or it broke off.
         """

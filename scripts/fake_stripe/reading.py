@@ -37,7 +37,7 @@ FILTERS = {
 
 @dataclass(slots=True)
 class Call:
-    """One request to the API: who asks, in which version, for what."""
+    """One request to the API: its key, version and parameters."""
 
     stripe: Stripe
     live: bool

@@ -1,4 +1,4 @@
-"""The API under `/v1/` that the SDK talks to, and its manners: keys, versions, errors, idempotency.
+"""The API under `/v1/` for the SDK: keys, versions, errors, idempotency.
 
 https://docs.stripe.com/api
 """
@@ -275,7 +275,7 @@ def _create_endpoint(call: Call) -> Object:
 
 
 def endpoint_view(endpoint: Endpoint) -> Object:
-    """A webhook endpoint as the API shows it; its secret is told only when it is made."""
+    """A webhook endpoint as the API shows it; its secret is shown only when it is made."""
     return {
         "id": endpoint.id,
         "object": "webhook_endpoint",

@@ -1,7 +1,7 @@
 """What the fake Stripe knows: its objects, their order, and the clock they are dated by.
 
 Objects are plain dicts in the newest layout. Keys that begin with an underscore are links that only
-some versions show, or that no version does; `versions` leaves them out.
+some versions show, or none; `versions` leaves them out.
 """
 
 import time
@@ -34,7 +34,7 @@ PREFIXES = {
     "portal_session": "bps",
 }
 
-# Lists of these are looked up far too often to walk every object for them.
+# Lists of these are needed too often to look at every object each time.
 _INDEXED = ("payment_intent", "charge", "invoice", "customer")
 
 
@@ -54,7 +54,7 @@ class State:
         return int(time.time()) + self.clock_offset_seconds
 
     def new_id(self, kind: str, *, live: bool | None = None) -> str:
-        """An id that no other start of the fake has made either."""
+        """An id that no earlier run of the fake has made."""
         mark = uuid.uuid4().hex[:24]
         if kind == "checkout.session":
             return f"cs_{'live' if self._mode(live) else 'test'}_a1{mark}{uuid.uuid4().hex}"

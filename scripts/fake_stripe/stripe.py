@@ -1,4 +1,4 @@
-"""The fake as one thing: what it knows, and what it tells about every change."""
+"""The fake Stripe: its state, and the events of every change."""
 
 import asyncio
 from collections import deque
@@ -65,7 +65,7 @@ class Endpoint:
     metadata: dict[str, str] = field(default_factory=dict)
 
     def wants(self, event: Event) -> bool:
-        """Whether this endpoint is told of the event."""
+        """Whether this endpoint gets the event."""
         if self.status != "enabled" or not (event.livemode == self.livemode or event.account):
             return False
         if self.thin:
@@ -76,7 +76,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class KeptAnswer:
-    """The answer that an idempotency key stands for, and a digest of what it was used with."""
+    """The answer of an idempotency key, and a digest of the request."""
 
     used_with: bytes
     status: int
@@ -89,9 +89,9 @@ class Stripe:
     Attributes:
         api_version: the account's default, in which `/v1/events` shows events.
         base_url: where this fake can be reached.
-        answers: those that idempotency keys stand for, by mode and key.
-        undelivered: what no endpoint has taken yet and no fault has lost.
-        outbox: the part of it that waits for the couriers.
+        answers: those of idempotency keys, by mode and key.
+        undelivered: events that no endpoint has accepted and no fault has lost.
+        outbox: those of them that wait for a delivery.
         mail: set when something is in the outbox.
         keep: called after every change.
     """
@@ -121,7 +121,7 @@ class Stripe:
         self.keep = lambda: None
 
     def tell(self, *changes: tuple[str, Object], account: str | None = None) -> list[Event]:
-        """Makes the events of one change, as its objects stand now, and hands them out.
+        """Makes the events of one change, with its objects as they are now, and hands them out.
 
         Args:
             changes: type and object of each, in the order the real one makes them.
@@ -173,7 +173,7 @@ class Stripe:
         """The exact bytes an endpoint gets."""
         if endpoint.thin or event.type.startswith("v2."):
             return orjson.dumps(self.thin(event))
-        # An endpoint made after the event gets what the account's version shows.
+        # An endpoint made after the event gets it in the account's version.
         return event.bodies.get(endpoint.api_version) or event.bodies[self.api_version]
 
     def thin(self, event: Event) -> Object:

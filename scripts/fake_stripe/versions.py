@@ -10,8 +10,8 @@ NEWEST = "2026-10-28.endive"
 _EMBEDDED_LISTS_GONE = "2022-11-15"  # charge.refunds, payment_intent.charges
 _REFUND_EVENTS = "2024-10-28"  # refund.created, .updated and .failed for every refund
 PAID_OFF_STRIPE = "2026-05-27"  # invoice.amount_paid_off_stripe, where it is asked for
-BASIL = "2025-03-31"  # invoices and what they pay know each other by invoice_payments only
-_SESSIONS_WITH_STATUS = "2020-08-27"  # stands for the time before they told mode and payment_status
+BASIL = "2025-03-31"  # only invoice_payments links invoices and their payments
+_SESSIONS_WITH_STATUS = "2020-08-27"  # a version before sessions had mode and payment_status
 
 
 def shown(state: State, made: Object, version: str) -> Object:
@@ -24,7 +24,7 @@ def shown(state: State, made: Object, version: str) -> Object:
 
 
 def sent(event_type: str, version: str) -> bool:
-    """Whether an endpoint of this version is told of such events at all."""
+    """Whether an endpoint of this version gets such events at all."""
     return not event_type.startswith("refund.") or version[:10] >= _REFUND_EVENTS
 
 
@@ -36,7 +36,7 @@ def list_of(data: list[Object], url: str, *, has_more: bool = False) -> Object:
 def _session(_state: State, made: Object, view: Object, date: str) -> None:
     seen = made["_presentment"]
     if date >= BASIL:
-        # The session stays in the currency of its price; what the customer saw stands beside it.
+        # The session stays in the currency of its price; what the customer saw is another field.
         view["presentment_details"] = seen and {
             "presentment_amount": seen["amount"],
             "presentment_currency": seen["currency"],

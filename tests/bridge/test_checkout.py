@@ -11,9 +11,9 @@ import pytest
 from kit.bridges import NOWHERE, PACKS, bridge_settings, event_of, running_bridge
 from kit.stripe_fakes import KEY, fake_stripe
 
-from stripe_bridge.bodies import Limits
 from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.checkout import CheckoutRefused, read_order
+from stripe_bridge.request_bodies import Limits
 from stripe_bridge.stripe_api import StripeReads
 
 TOKEN = "a token of the gateway"
@@ -54,7 +54,7 @@ async def order(bridge, fields, token=TOKEN):
     return await bridge.http.post("/checkout-sessions", json=fields, headers=headers)
 
 
-def told(answer):
+def refusal(answer):
     return answer.status_code, answer.json()["error"]["reason"]
 
 
@@ -122,7 +122,7 @@ async def test_two_users_with_the_same_key_never_share_a_session(bridge, fake):
 async def test_a_key_that_was_used_for_another_order_is_a_409(bridge):
     first = {**ORDER, "idempotency_key": "used"}
     assert (await order(bridge, first)).status_code == 200
-    assert told(await order(bridge, {**first, "quantity": 2})) == (409, "idempotency_key_reused")
+    assert refusal(await order(bridge, {**first, "quantity": 2})) == (409, "idempotency_key_reused")
 
 
 @pytest.mark.parametrize(
@@ -132,11 +132,11 @@ async def test_a_key_that_was_used_for_another_order_is_a_409(bridge):
         *(f"Bearer {hashlib.sha256(TOKEN.encode()).hexdigest()}", b"Bearer \xff\xfe"),
     ],
 )
-async def test_nobody_sells_without_the_token(bridge, fake, authorization):
+async def test_nothing_is_sold_without_the_token(bridge, fake, authorization):
     before = (await fake.counts())["api_requests"]
     headers = {} if authorization is None else {"Authorization": authorization}
     answer = await bridge.http.post("/checkout-sessions", json=ORDER, headers=headers)
-    assert told(answer) == (401, "unauthenticated")
+    assert refusal(answer) == (401, "unauthenticated")
     assert answer.headers["www-authenticate"] == "Bearer"
     assert (await fake.counts())["api_requests"] == before
 
@@ -145,22 +145,22 @@ async def test_a_body_that_is_no_order_is_refused(bridge):
     headers = {"Authorization": f"Bearer {TOKEN}"}
     for body in (b"", b"{", b"\xff", b"[" * 10_000, b"NaN", b"[]", b'"x"', b"null", b'{"a":1}'):
         answer = await bridge.http.post("/checkout-sessions", content=body, headers=headers)
-        assert told(answer) == (400, "invalid_request")
+        assert refusal(answer) == (400, "invalid_request")
     large = json.dumps({**ORDER, "idempotency_key": "x" * 20_000}).encode()
     answer = await bridge.http.post("/checkout-sessions", content=large, headers=headers)
-    assert told(answer) == (413, "too_large")
+    assert refusal(answer) == (413, "too_large")
 
 
 async def test_stripe_away_is_a_503_and_a_price_it_lacks_a_502(fake):
     async with running_bridge(selling("http://127.0.0.1:9")) as bridge:
         answer = await order(bridge, ORDER)
-        assert told(answer) == (503, "stripe_away")
+        assert refusal(answer) == (503, "stripe_away")
         assert answer.headers["retry-after"]
     for pack in ('price = "price_nobody_made"', 'lookup_key = "nobody_has"'):
         catalog = Catalog.parse(PACKS.replace('price = "price_starter"', pack))
         settings = replace(selling(fake.url), policy=Policy(catalog=catalog))
         async with running_bridge(settings) as bridge:
-            assert told(await order(bridge, ORDER)) == (502, "stripe_refuses")
+            assert refusal(await order(bridge, ORDER)) == (502, "stripe_refuses")
 
 
 async def test_a_stripe_that_hangs_is_a_503_within_the_budget(fake):
@@ -169,7 +169,7 @@ async def test_a_stripe_that_hangs_is_a_503_within_the_budget(fake):
         hang = {"path": "checkout/sessions", "kind": "hang", "seconds": 30}
         await fake.api_faults(hang)
         try:
-            assert told(await order(bridge, ORDER)) == (503, "stripe_away")
+            assert refusal(await order(bridge, ORDER)) == (503, "stripe_away")
         finally:
             await fake.api_faults()
 
@@ -278,7 +278,7 @@ def test_an_order_is_what_its_fields_say():
 async def test_the_key_of_stripe_is_in_no_answer(fake):
     async with running_bridge(selling(fake.url, stripe_key="rk_of_nobody_hunter2")) as bridge:
         answer = await order(bridge, ORDER)
-        assert told(answer) == (502, "stripe_refuses")
+        assert refusal(answer) == (502, "stripe_refuses")
         assert "hunter2" not in answer.text
         assert KEY not in answer.text
 
@@ -287,4 +287,4 @@ async def test_the_route_is_there_only_with_a_token():
     async with running_bridge(bridge_settings(NOWHERE)) as bridge:
         answer = await order(bridge, ORDER)
         assert isinstance(answer, httpx.Response)
-        assert told(answer) == (404, "not_found")
+        assert refusal(answer) == (404, "not_found")

@@ -53,12 +53,12 @@ class Shop:
         """Waits until the state is so; Stripe is read again only after two seconds."""
         ask = self.refresh if refreshed else self.look
 
-        async def told():
+        async def answered():
             answer = await ask(session_id, user_id)
             assert answer.status_code in {200, 503}, answer.text
             return answer.json() if answer.json().get("state") == state else None
 
-        return await eventually(told, every=0.2)
+        return await eventually(answered, every=0.2)
 
     async def balance(self, user_id) -> int:
         return (await self.client.get_user_credit(user_id)).balance
@@ -89,7 +89,7 @@ async def _calm(shop):
     await asyncio.sleep(1)
 
 
-def told(answer):
+def refusal(answer):
     return answer.status_code, answer.json()["error"]["reason"]
 
 
@@ -155,7 +155,7 @@ async def test_another_users_checkout_is_as_unknown_as_none(shop):
         await shop.look("pi_1234567890abcdef", user_id),
         await shop.look("cs_short", user_id),
     ):
-        assert told(answer) == (404, "unknown_checkout")
+        assert refusal(answer) == (404, "unknown_checkout")
     assert await shop.balance(other) == 0
 
 
@@ -166,34 +166,34 @@ async def test_stripe_is_read_once_in_two_seconds_a_session_and_five_times_a_sec
     assert {answer.json()["state"] for answer in answers} == {"open"}
     others = [f"cs_test_{uuid4().hex}" for _ in range(20)]
     answers = await asyncio.gather(*(shop.look(each, user_id) for each in others))
-    told_ = [told(answer) for answer in answers]
-    assert told_.count((503, "too_many_reads")) >= 20 - 5
-    assert set(told_) <= {(503, "too_many_reads"), (404, "unknown_checkout")}
+    refusals = [refusal(answer) for answer in answers]
+    assert refusals.count((503, "too_many_reads")) >= 20 - 5
+    assert set(refusals) <= {(503, "too_many_reads"), (404, "unknown_checkout")}
 
 
 @pytest.mark.parametrize("body", [{}, {"user_id": "me"}, {"user_id": 1}, [], {"user_id": None}])
 async def test_a_refresh_names_the_user(shop, body):
     path = f"/checkout-sessions/cs_test_{uuid4().hex}/refresh"
     answer = await shop.bridge.http.post(path, json=body, headers=BEARER)
-    assert told(answer) == (400, "invalid_request")
+    assert refusal(answer) == (400, "invalid_request")
 
 
-async def test_only_our_own_programs_may_ask(shop):
+async def test_only_callers_with_the_token_may_ask(shop):
     for method, path in (
         ("GET", "/checkout-sessions/cs_test_1234567890"),
         ("POST", "/checkout-sessions/cs_test_1234567890/refresh"),
         ("POST", "/portal-sessions"),
     ):
         answer = await shop.bridge.http.request(method, path, json={})
-        assert told(answer) == (401, "unauthenticated")
+        assert refusal(answer) == (401, "unauthenticated")
 
 
-async def test_an_away_stripe_is_answered_as_such(shop):
+async def test_no_answer_from_stripe_is_a_503(shop):
     user_id = await shop.database.user()
     session_id = await shop.sells(user_id)
     await shop.fake.api_faults({"kind": "status", "status": 500})
     try:
-        assert told(await shop.look(session_id, user_id)) == (503, "stripe_away")
+        assert refusal(await shop.look(session_id, user_id)) == (503, "stripe_away")
     finally:
         await shop.fake.api_faults()
 
@@ -208,7 +208,7 @@ async def test_the_portal_opens_for_the_customer_of_the_user(shop):
     assert answer.json()["url"].startswith(shop.fake.url)
     order = {"user_id": str(other), **back}
     answer = await shop.bridge.http.post("/portal-sessions", json=order, headers=BEARER)
-    assert told(answer) == (404, "no_customer")
+    assert refusal(answer) == (404, "no_customer")
     order = {"user_id": str(user_id), "return_url": "http://evil.example.com"}
     answer = await shop.bridge.http.post("/portal-sessions", json=order, headers=BEARER)
-    assert told(answer) == (400, "invalid_request")
+    assert refusal(answer) == (400, "invalid_request")

@@ -20,7 +20,7 @@ from kit.waiting import patience
 from credit_service.client import CreditClient
 from credit_service.rpc.access import Authenticator
 from credit_service.rpc.tls import ServerCertificate
-from stripe_bridge import cli, inspection
+from stripe_bridge import cli, config_check
 from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.settle import EVENT_TYPES
 from stripe_bridge.stripe_api import STRIPE_VERSION, stripe_client
@@ -107,7 +107,7 @@ def said(monkeypatch, capsys):
         (("replay",), ("evt_", "pi_")),
     ],
 )
-def test_help_tells_what_a_command_is_for(said, command, words):
+def test_help_says_what_a_command_is_for(said, command, words):
     code, out, _ = said(*command, "--help")
     assert code == 0
     assert all(word in out for word in words)
@@ -127,7 +127,7 @@ def test_help_tells_what_a_command_is_for(said, command, words):
         (("endpoint", "--url", "example.com"), "--url must be https"),
     ],
 )
-def test_a_wrong_command_line_is_told_with_exit_code_2(said, arguments, problem):
+def test_a_wrong_command_line_ends_with_exit_code_2(said, arguments, problem):
     code, out, err = said(*arguments, stripe_key="rk_live_hunter2")
     assert code == 2
     assert problem.upper() in (out + err).upper()
@@ -149,7 +149,7 @@ def test_a_wrong_command_line_is_told_with_exit_code_2(said, arguments, problem)
         (("replay", "price_1"), {"stripe_key": "rk_live_a"}, "'price_1' is no id of an event"),
     ],
 )  # fmt: skip
-def test_what_a_command_lacks_is_told_in_one_line(said, arguments, settings, problem):
+def test_what_a_command_lacks_is_named_in_one_line(said, arguments, settings, problem):
     code, out, err = said(*arguments, **settings)
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
@@ -157,7 +157,7 @@ def test_what_a_command_lacks_is_told_in_one_line(said, arguments, settings, pro
     assert problem in line
 
 
-async def test_an_endpoint_is_made_with_exactly_our_events_and_its_secret_told_once(said, fake):
+async def test_an_endpoint_is_made_with_exactly_our_events_and_its_secret_printed_once(said, fake):
     async def make(*options):
         arguments = ("endpoint", "--url", URL, *options)
         return await asyncio.to_thread(said, *arguments, stripe_key=KEY, stripe_address=fake.url)
@@ -181,7 +181,7 @@ async def test_an_endpoint_is_made_with_exactly_our_events_and_its_secret_told_o
     assert (await make("--again"))[0] == 0
 
 
-async def test_a_key_that_may_not_make_endpoints_is_told_without_the_key(said, fake):
+async def test_a_key_that_may_not_make_endpoints_is_reported_without_the_key(said, fake):
     code, out, err = await asyncio.to_thread(
         said,
         *("endpoint", "--url", URL),
@@ -223,7 +223,9 @@ def checking(fake, packs, target, **changes):
     )
 
 
-async def test_settings_that_fit_are_told_so_and_nothing_is_written(fake, packs, service, database):
+async def test_settings_without_a_problem_are_reported_so_and_nothing_is_written(
+    fake, packs, service, database
+):
     before = await database.book()
     done = await checking(fake, packs, service.target)
     assert (done.returncode, done.stdout, done.stderr) == (0, "everything fits\n", "")
@@ -232,17 +234,17 @@ async def test_settings_that_fit_are_told_so_and_nothing_is_written(fake, packs,
 
 async def test_what_differs_between_catalogue_and_stripe_is_a_line(fake, client):
     await fake.price(900, lookup_key="weekly", currency="eur", recurring={"interval": "week"})
-    told = "pack starter: price price_starter is 900 eur, and the catalogue shows"
+    differs = "pack starter: price price_starter is 900 eur, and the catalogue shows"
     for old, new, line in (
-        ("900", "950", f"{told} 950 eur"),
-        ("eur", "usd", f"{told} 900 usd"),
+        ("900", "950", f"{differs} 950 eur"),
+        ("eur", "usd", f"{differs} 900 usd"),
         ("price_starter", "price_gone", "pack starter: stripe_object_missing"),
         ('price = "price_starter"', 'lookup_key = "none"', "no active price has the lookup key"),
         ('"monthly"', '"yearly"', "no active price has the lookup key yearly"),
         ('price = "price_starter"', 'lookup_key = "weekly"', "is recurring, and a pack is sold"),
     ):
         policy = Policy(catalog=Catalog.parse(PACKS.replace(old, new)))
-        (found,) = [each async for each in inspection.problems(fake.sdk(), client, policy)]
+        (found,) = [each async for each in config_check.problems(fake.sdk(), client, policy)]
         assert line in found
 
 
@@ -268,21 +270,21 @@ async def test_every_problem_is_a_line_of_its_own(fake, packs, service):
     assert "sold in eur, which STRIPE_BRIDGE_ALLOWED_CURRENCIES lacks" in done.stdout
 
 
-async def test_a_key_that_stripe_refuses_is_told_for_every_right(fake, packs, service):
+async def test_a_key_that_stripe_refuses_is_reported_for_every_right(fake, packs, service):
     done = await checking(fake, packs, service.target, stripe_key="rk_nobodys_hunter2")
     assert done.returncode == 1
     for right in ("Checkout Sessions", "Refunds", "Disputes", "Invoices", "Events"):
         assert f"Stripe's key may not read {right}: " in done.stdout
 
 
-async def test_a_bridge_that_the_service_does_not_let_in_is_told(fake, packs, guarded):
+async def test_a_bridge_that_the_service_does_not_accept_is_reported(fake, packs, guarded):
     for credit_token in ({}, {"credit_token": "unheard-of"}):
         done = await checking(fake, packs, guarded.target, **credit_token)
         assert done.returncode == 1
-        assert "the credit service does not let the bridge in: " in done.stdout
+        assert "the credit service does not accept the bridge: " in done.stdout
 
 
-async def test_the_bridge_is_let_in_by_its_certificate_or_its_token_over_tls(
+async def test_the_bridge_is_accepted_by_its_certificate_or_its_token_over_tls(
     fake, database, tmp_path
 ):
     authority = trustme.CA()
@@ -330,10 +332,10 @@ async def test_the_bridge_is_let_in_by_its_certificate_or_its_token_over_tls(
 
 async def problems(stripe, credit_service):
     policy = Policy(catalog=Catalog())
-    return [each async for each in inspection.problems(stripe, credit_service, policy)]
+    return [each async for each in config_check.problems(stripe, credit_service, policy)]
 
 
-async def test_what_is_away_is_told():
+async def test_what_gives_no_answer_is_reported():
     async with (
         stripe_client(KEY, address="http://127.0.0.1:9", retries=0) as stripe,
         CreditClient("127.0.0.1:9", deadline_seconds=0.2) as credit_service,
@@ -343,7 +345,7 @@ async def test_what_is_away_is_told():
     assert "the credit service gives no answer" in credits_away
 
 
-async def test_a_bridge_without_a_secret_is_told(fake, service):
+async def test_a_bridge_without_a_secret_is_reported(fake, service):
     access = {"stripe_key": KEY, "stripe_address": fake.url, "credit_target": service.target}
     done = await ran("check-config", **access)
     line = "STRIPE_BRIDGE_WEBHOOK_SECRETS is not set, so no event is taken\n"
@@ -351,8 +353,10 @@ async def test_a_bridge_without_a_secret_is_told(fake, service):
 
 
 @pytest.mark.parametrize(("seconds", "way"), [(1000, "ahead of"), (-1000, "behind"), (5, None)])
-async def test_a_clock_that_is_not_stripes_is_told(fake, client, monkeypatch, seconds, way):
-    monkeypatch.setattr(inspection, "time", SimpleNamespace(time=lambda: time.time() + seconds))
+async def test_a_clock_that_differs_from_stripes_is_reported(
+    fake, client, monkeypatch, seconds, way
+):
+    monkeypatch.setattr(config_check, "time", SimpleNamespace(time=lambda: time.time() + seconds))
     found = await problems(fake.sdk(), client)
     assert [way in each for each in found] == ([True] if way else [])
     assert all("set it by NTP" in each for each in found)
@@ -420,7 +424,7 @@ async def test_serve_says_where_it_listens_and_where_credits_go(service):
         assert await asyncio.to_thread(process.wait) == 0
 
 
-async def test_a_port_that_somebody_has_is_refused_with_exit_code_2(service):
+async def test_a_port_in_use_is_refused_with_exit_code_2(service):
     port = str(service.port)
     with bridge_process("http://127.0.0.1:9", service.target, port=int(port)) as process:
         assert await asyncio.to_thread(process.wait) == 2

@@ -46,7 +46,7 @@ def refused(read, monkeypatch, capsys):
     return refused
 
 
-def test_without_any_variable_it_is_for_this_machine_and_trusts_nobody(read):
+def test_without_any_variable_it_serves_this_machine_and_trusts_no_caller(read):
     settings = read()
     assert settings.listen == "127.0.0.1:8081"
     assert settings.secrets() == ()
@@ -177,7 +177,9 @@ def test_key_and_secrets_are_of_one_mode(read, key, secret, fit):
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "example.com:1"])
-def test_beyond_loopback_it_listens_only_when_told_that_a_proxy_has_tls(read, refused, listen):
+def test_beyond_loopback_it_listens_only_if_a_setting_says_that_a_proxy_has_tls(
+    read, refused, listen
+):
     line = refused(LISTEN=listen)
     assert f"{listen} is beyond loopback and the bridge has no TLS" in line
     assert "STRIPE_BRIDGE_ALLOW_PLAINTEXT=true" in line

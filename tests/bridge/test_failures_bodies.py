@@ -1,4 +1,4 @@
-"""How requests fail: secrets, signatures, bodies, connections, foreign events, and what is told."""
+"""How requests fail: secrets, signatures, bodies, connections, foreign events; what is revealed."""
 
 import asyncio
 import gzip
@@ -17,7 +17,7 @@ from kit.waiting import eventually, patience
 
 from credit_service.runtime.environment import ConfigurationError
 from stripe_bridge import config, webhook
-from stripe_bridge.bodies import Limits
+from stripe_bridge.request_bodies import Limits
 from stripe_bridge.webhook import Secret
 
 shared_stage, stage = bridge_stage.shared_stage, bridge_stage.stage
@@ -105,7 +105,7 @@ def test_28_the_300th_second_is_the_last_good_one_in_both_directions(seconds, go
 
 
 def touched(body):
-    """Bodies and headers that somebody or something on the way has changed."""
+    """Bodies and headers that were changed on the way."""
     good, other = signature(body), body.replace(b"livemode", b"livemodf", 1)
     text = json.loads(body)
     digits = b"t=" + b"1" * 5000 + b",v1=" + good.partition("v1=")[2].encode()

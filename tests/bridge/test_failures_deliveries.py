@@ -163,7 +163,7 @@ async def test_11_a_call_that_commits_beyond_its_deadline_is_a_503_and_its_repea
     assert await stage.entries(user) == [100]
 
 
-async def test_14_a_payment_told_with_other_values_is_a_200_and_an_alert_and_the_first_stands(
+async def test_14_a_payment_with_other_values_later_is_a_200_and_an_alert_and_the_first_one_counts(
     stage,
 ):
     user, other = await stage.users(2)

@@ -72,8 +72,8 @@ async def test_18_a_refund_that_fails_gives_its_credits_back_and_never_takes_the
             "refund.failed",
         ]
         found = []
-        for told in ([created], failed[1:])[::step]:
-            await stage.tell(*told[::step])
+        for sent in ([created], failed[1:])[::step]:
+            await stage.tell(*sent[::step])
             found.append(await stage.balance(user))
         assert found == left
     refund = await stage.fake.refund(await stage.bought(failed_first), status="failed")
@@ -216,10 +216,10 @@ async def test_35_a_dispute_in_another_currency_than_its_charge_takes_its_share_
     dispute = await stage.fake.dispute(await stage.bought(user))
     await stage.fake.lose_dispute(dispute["id"], returned=450)
     *_, event = await stage.events(dispute["id"])
-    told = event["data"]["object"]
-    for transaction in told["balance_transactions"]:
+    dispute = event["data"]["object"]
+    for transaction in dispute["balance_transactions"]:
         transaction |= {"amount": transaction["amount"] * 4, "currency": "sek"}
-    foreign = {**told, "amount": told["amount"] * 4, "currency": "sek"}
+    foreign = {**dispute, "amount": dispute["amount"] * 4, "currency": "sek"}
     reason = "reversal_in_other_currency"
     before = counted("alerts", reason=reason)
     assert await stage.tell({**event, "data": {"object": foreign}}) == [(200, reason)]

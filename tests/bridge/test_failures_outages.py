@@ -16,8 +16,8 @@ from kit.services import running, server_settings
 from kit.stripe_fakes import bought, bridge_process, bridge_url
 from kit.waiting import eventually
 
-from stripe_bridge.bodies import Limits
 from stripe_bridge.reconcile import reconcile
+from stripe_bridge.request_bodies import Limits
 
 shared_stage, stage = bridge_stage.shared_stage, bridge_stage.stage
 
@@ -101,7 +101,7 @@ async def test_13_collisions_in_the_database_under_load_lose_and_double_nothing(
         BEGIN
             -- A sequence is not rolled back with the transaction that fails.
             IF nextval('public.failures') % 2 = 1 AND currval('public.failures') < 40 THEN
-                RAISE EXCEPTION 'as told' USING ERRCODE = '{sqlstate}';
+                RAISE EXCEPTION 'arranged' USING ERRCODE = '{sqlstate}';
             END IF;
             RETURN NULL;
         END $$;
@@ -158,7 +158,7 @@ def reconciled(stage):
 
 
 async def test_41_reconcile_repairs_what_no_event_brought_and_a_second_one_nothing(stage):
-    lost, never_made, while_away, told = await stage.users(4)
+    lost, never_made, while_away, delivered = await stage.users(4)
     await sell(stage, [lost])
     await stage.fake.faults(unmade=1.0)
     await sell(stage, [never_made])
@@ -170,9 +170,9 @@ async def test_41_reconcile_repairs_what_no_event_brought_and_a_second_one_nothi
         await stage.fake.idle()
         assert await stage.statuses(paid) == [None] * 3
     await stage.delivering()
-    await sell(stage, [told])
+    await sell(stage, [delivered])
     await stage.fake.idle()
-    users = [lost, never_made, while_away, told]
+    users = [lost, never_made, while_away, delivered]
     assert await all_entries(stage, users) == [[], [], [], [100, -50]]
     assert await asyncio.to_thread(reconciled, stage) == (6, 0)
     assert await all_entries(stage, users) == [[100, -50]] * 4

@@ -129,7 +129,7 @@ async def test_refusals_have_the_shapes_that_the_sdk_makes_its_errors_of(fake, s
         ({"kind": "cut"}, stripe.APIConnectionError),
     ],
 )
-async def test_the_api_fails_as_it_is_told_and_heals(fake, fault, error):
+async def test_the_api_fails_as_arranged_and_recovers(fake, fault, error):
     sdk = fake.sdk(http_client=stripe.HTTPXClient(timeout=0.3))
     await fake.api_faults({"path": "refunds", "count": 1, **fault})
     with pytest.raises(error):
@@ -145,11 +145,11 @@ async def test_an_endpoint_gets_its_pinned_version_and_the_list_shows_the_accoun
         await fake.refund(invoice["id"], 100)
         await fake.idle()
         events = {each["type"]: each for each in old.events}
-    told = events["invoice.paid"]["data"]["object"]
+    invoice = events["invoice.paid"]["data"]["object"]
     assert events["invoice.paid"]["api_version"] == "2022-08-01"
-    assert told["subscription_details"] == {"metadata": {"credit_user_id": "u"}}
-    assert told["lines"]["data"][0]["price"]["id"] == price["id"]
-    assert told["charge"] == events["charge.succeeded"]["data"]["object"]["id"]
+    assert invoice["subscription_details"] == {"metadata": {"credit_user_id": "u"}}
+    assert invoice["lines"]["data"][0]["price"]["id"] == price["id"]
+    assert invoice["charge"] == events["charge.succeeded"]["data"]["object"]["id"]
     refunds = events["charge.refunded"]["data"]["object"]["refunds"]["data"]
     assert [each["amount"] for each in refunds] == [100]
     # Cards had no refund.* before 2024-10-28.
@@ -160,7 +160,7 @@ async def test_an_endpoint_gets_its_pinned_version_and_the_list_shows_the_accoun
     assert now["parent"]["subscription_details"]["metadata"] == {"credit_user_id": "u"}
     assert now["lines"]["data"][0]["pricing"]["price_details"]["price"] == price["id"]
     assert not {"subscription", "payment_intent", "charge", "paid"} & set(now)
-    of_intent = {"type": "payment_intent", "payment_intent": told["payment_intent"]}
+    of_intent = {"type": "payment_intent", "payment_intent": invoice["payment_intent"]}
     payments = await sdk.v1.invoice_payments.list_async({"payment": of_intent})
     assert [each.invoice for each in payments.data] == [invoice["id"]]
 
@@ -180,7 +180,7 @@ async def test_a_thin_notification_leads_the_sdk_to_the_object_and_its_event(fak
     assert (await sdk.v1.events.retrieve_async(event.snapshot_event)).id == event.snapshot_event
 
 
-async def test_a_failure_to_make_events_is_told_to_thin_destinations_alone(fake, sdk, receiver):
+async def test_a_failure_to_make_events_is_reported_to_thin_destinations_only(fake, sdk, receiver):
     async with receiving(fake, thin=True) as thin:
         made = await fake.generation_failure("cs_test_1", "checkout.session.completed")
         await fake.idle()
@@ -207,7 +207,7 @@ async def test_a_refund_can_fail_days_later_and_gives_the_money_back_to_the_char
     assert kinds[-1] == "refund.failed"
 
 
-async def test_a_disputes_transactions_tell_what_was_taken_and_given_back(fake, sdk):
+async def test_a_disputes_transactions_show_what_was_withdrawn_and_returned(fake, sdk):
     async def moved(dispute):
         read = await sdk.v1.disputes.retrieve_async(dispute["id"])
         return read.status, [each.amount for each in read.balance_transactions]
@@ -223,7 +223,7 @@ async def test_a_disputes_transactions_tell_what_was_taken_and_given_back(fake, 
     assert await moved(lost) == ("lost", [-900, 300])
 
 
-async def test_an_endpoint_made_by_the_sdk_tells_its_secret_once_and_receives(fake, sdk):
+async def test_an_endpoint_made_by_the_sdk_shows_its_secret_once_and_receives(fake, sdk):
     async with receiving(fake) as receiver:
         url = (await sdk.v1.webhook_endpoints.retrieve_async(receiver.id)).url
         wanted = {"url": url, "enabled_events": ["customer.created"], "api_version": "2025-03-31"}

@@ -55,9 +55,9 @@ async def test_what_is_held_is_delivered_later_and_what_is_lost_never(fake, sdk,
     await fake.lose()
     lost = await fake.purchase(uuid4())
     await fake.deliver_all()
-    told = {each["data"]["object"]["id"] for each in receiver.events}
-    assert held in told
-    assert lost not in told
+    delivered = {each["data"]["object"]["id"] for each in receiver.events}
+    assert held in delivered
+    assert lost not in delivered
     wanted = {"types": ["payment_intent.succeeded"], "delivery_success": False, "limit": 100}
     undelivered = (await sdk.v1.events.list_async(wanted)).data
     about = {each.data.object["id"] for each in undelivered}
@@ -65,7 +65,7 @@ async def test_what_is_held_is_delivered_later_and_what_is_lost_never(fake, sdk,
     assert held not in about
 
 
-async def _told_of(fake, receiver):
+async def _events_of_a_payment(fake, receiver):
     intent = await fake.purchase(uuid4())
     await fake.idle()
     return intent, [each for each in receiver.events if intent in json.dumps(each)]
@@ -73,13 +73,13 @@ async def _told_of(fake, receiver):
 
 async def test_a_duplicate_is_the_same_event_again(fake, receiver):
     await fake.faults(duplicate=1)
-    _intent, events = await _told_of(fake, receiver)
+    _intent, events = await _events_of_a_payment(fake, receiver)
     assert sorted(Counter(each["id"] for each in events).values()) == [2, 2, 2]
 
 
 async def test_a_twin_is_a_second_event_about_the_same_change(fake, receiver):
     await fake.faults(twin=1)
-    _intent, events = await _told_of(fake, receiver)
+    _intent, events = await _events_of_a_payment(fake, receiver)
     assert len({each["id"] for each in events}) == 6
     assert set(Counter(each["type"] for each in events).values()) == {2}
 
@@ -89,7 +89,7 @@ async def test_events_of_one_change_come_in_another_order(fake, receiver):
     await fake.faults(seed=3, reorder=1)
     orders = set()
     for _ in range(6):
-        _intent, events = await _told_of(fake, receiver)
+        _intent, events = await _events_of_a_payment(fake, receiver)
         orders.add(tuple(each["type"] for each in events))
     await fake.settings(concurrency=100)
     assert len(orders) > 1
@@ -111,7 +111,7 @@ async def test_a_lost_event_is_listed_and_one_that_was_never_made_is_not(
     fake, sdk, receiver, fault, listed
 ):
     await fake.faults(**{fault: 1})
-    intent, events = await _told_of(fake, receiver)
+    intent, events = await _events_of_a_payment(fake, receiver)
     assert events == []
     newest = await sdk.v1.events.list_async({"types": ["payment_intent.succeeded"], "limit": 100})
     assert [each.data.object["id"] for each in newest.data].count(intent) == listed
@@ -140,7 +140,7 @@ async def test_a_cut_connection_is_a_failed_try(fake, receiver, fault):
 
 async def test_noise_has_no_valid_signature_and_is_not_tried_again(fake, receiver):
     await fake.faults(noise=1)
-    await _told_of(fake, receiver)
+    await _events_of_a_payment(fake, receiver)
     good = 0
     for headers, body in receiver.requests:
         try:

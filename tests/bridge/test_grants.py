@@ -25,7 +25,7 @@ PACKS = [{"price": {"id": "price_x", "lookup_key": "credits_1000"}, "quantity": 
 
 
 def granted(name, amount, amount_minor):
-    """The grant that a recorded body tells of."""
+    """The grant of a recorded body."""
     obj = thing(name)
     paid_by = obj["payment_intent"] if obj["object"] == "checkout.session" else obj["id"]
     return Grant(paid_by, UUID(USER), amount, amount_minor, "eur", obj["id"])
@@ -69,7 +69,7 @@ def test_what_was_not_paid_for_credits_gives_nothing(name, reason):
     assert verdict.reason == reason
 
 
-def test_a_session_of_a_version_that_tells_no_payment_status_is_read_again():
+def test_a_session_without_a_payment_status_is_read_again():
     old = thing("2019-12-03/checkout.session.completed")
     assert needed(old) == ("session", old["id"])
 
@@ -94,9 +94,9 @@ def test_a_session_and_its_payment_intent_give_the_same_grant(version):
 def test_a_session_and_its_intent_agree_whatever_was_bought(
     user, bought, total, captured, currency
 ):
-    told = {"metadata": frozen_metadata(user, bought), "currency": currency}
-    session = thing(PAID, amount_total=total, **told)
-    intent = thing(INTENT, amount=total, amount_received=captured, **told)
+    fields = {"metadata": frozen_metadata(user, bought), "currency": currency}
+    session = thing(PAID, amount_total=total, **fields)
+    intent = thing(INTENT, amount=total, amount_received=captured, **fields)
     grant = judged(session)
     assert (grant.user_id, grant.credits, grant.amount_minor) == (user, bought, total)
     assert judged(intent) == replace(grant, source=intent["id"])
@@ -191,7 +191,7 @@ def test_line_items_that_came_with_the_session_are_not_read_again():
     assert judged(partial, listed=PACKS * 2).credits == 6000
 
 
-def test_frozen_credits_stand_whatever_the_catalogue_says_today():
+def test_frozen_credits_count_whatever_the_catalogue_says_today():
     assert judged(thing(PAID), listed=PACKS).credits == 1000
 
 
@@ -337,17 +337,17 @@ def test_the_customer_names_the_user_when_nothing_else_does(name):
     metadata = {"credits": "1000", "credits_v": "1"}
     assert needed(thing(name, metadata=metadata, customer="cus_1")) == ("customer", "cus_1")
     customer = {"id": "cus_1", "object": "customer", "metadata": {"credit_user_id": USER}}
-    told = thing(name, metadata=metadata, customer=customer)
-    assert judged(told) == judged(thing(name))
+    obj = thing(name, metadata=metadata, customer=customer)
+    assert judged(obj) == judged(thing(name))
     customer["metadata"]["credit_user_id"] = "alice"
-    assert unresolved(told) == "user_malformed"
+    assert unresolved(obj) == "user_malformed"
     for unknown in (None, {"id": "cus_1", "deleted": True}, customer | {"metadata": []}):
-        assert unresolved(told | {"customer": unknown}) == "user_missing"
+        assert unresolved(obj | {"customer": unknown}) == "user_missing"
     for malformed in ("", "cus 1"):
-        assert unresolved(told | {"customer": malformed}) == "id_malformed"
+        assert unresolved(obj | {"customer": malformed}) == "id_malformed"
 
 
-def test_an_intent_leaves_to_its_session_what_only_the_session_tells():
+def test_an_intent_leaves_to_its_session_what_only_the_session_names():
     no_credits = thing(INTENT, metadata={"credit_user_id": USER})
     assert judged(no_credits) == Nothing("session_decides")
     no_user = thing(INTENT, metadata={"credits": "1000", "credits_v": "1"}, customer="cus_1")

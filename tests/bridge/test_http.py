@@ -11,7 +11,7 @@ from uuid import uuid4
 import httpx
 import pytest
 from kit import bridge_http
-from kit.bridge_http import BODY, balance, told
+from kit.bridge_http import BODY, balance, status_and_outcome
 from kit.bridges import NOWHERE, bridge_settings, event_of, paid_session, running_bridge, signature
 from kit.callers import EVERY_ROLE
 from kit.programs import free_port
@@ -22,7 +22,7 @@ from prometheus_client import REGISTRY
 
 from credit_service import errors
 from credit_service.rpc.access import Authenticator
-from stripe_bridge import answers
+from stripe_bridge import webhook_answers
 from stripe_bridge.model import Unresolved
 from stripe_bridge.server import CreditService
 from stripe_bridge.settle import Settler
@@ -46,10 +46,13 @@ async def test_credits_are_there_when_stripe_is_answered_and_a_repeat_is_one_mor
 ):
     user_id = await database.user()
     event = event_of(paid_session(user_id))
-    assert told(await bridge.deliver(event)) == (200, "committed")
+    assert status_and_outcome(await bridge.deliver(event)) == (200, "committed")
     assert await balance(client, user_id) == 100
-    assert told(await bridge.deliver(event)) == (200, "replayed")
-    assert told(await bridge.deliver(event | {"id": "evt_other"})) == (200, "replayed")
+    assert status_and_outcome(await bridge.deliver(event)) == (200, "replayed")
+    assert status_and_outcome(await bridge.deliver(event | {"id": "evt_other"})) == (
+        200,
+        "replayed",
+    )
     assert await balance(client, user_id) == 100
     assert not await database.faults()
 
@@ -68,11 +71,11 @@ async def test_what_is_not_for_us_is_a_200_and_no_write(bridge, database):
         event_of(session, "checkout.session.expired"),
         event_of({}, "something.of.2099", api_version="2099-01-01.unheard"),
     ):
-        assert told(await bridge.deliver(event)) == (200, "nothing")
+        assert status_and_outcome(await bridge.deliver(event)) == (200, "nothing")
     assert await database.book() == before
 
 
-async def test_a_payment_told_with_other_values_is_a_200_an_alert_and_the_first_stands(
+async def test_a_payment_with_other_values_later_is_a_200_and_an_alert_and_the_first_one_counts(
     bridge, client, database
 ):
     user_id = await database.user()
@@ -84,7 +87,7 @@ async def test_a_payment_told_with_other_values_is_a_200_an_alert_and_the_first_
     ):
         before = alerts(reason)
         other = session | {"metadata": session["metadata"] | change}
-        assert told(await bridge.deliver(event_of(other))) == (200, "conflict")
+        assert status_and_outcome(await bridge.deliver(event_of(other))) == (200, "conflict")
         assert alerts(reason) == before + 1
     assert await balance(client, user_id) == 100
 
@@ -93,16 +96,16 @@ async def test_what_a_person_must_resolve_is_a_422_and_after_a_day_a_counted_200
     now = int(time.time())
     bad = paid_session("nobody")
     before = alerts("user_malformed"), alerts("user_not_found")
-    assert told(await bridge.deliver(event_of(bad))) == (422, "user_malformed")
+    assert status_and_outcome(await bridge.deliver(event_of(bad))) == (422, "user_malformed")
     young = event_of(bad, created=now - 24 * 60 * 60 + 60)
-    assert told(await bridge.deliver(young)) == (422, "user_malformed")
+    assert status_and_outcome(await bridge.deliver(young)) == (422, "user_malformed")
     unknown = event_of(paid_session(uuid4()))
-    assert told(await bridge.deliver(unknown)) == (422, "user_not_found")
+    assert status_and_outcome(await bridge.deliver(unknown)) == (422, "user_not_found")
     assert (alerts("user_malformed"), alerts("user_not_found")) == (before[0] + 2, before[1] + 1)
     parked = {"reason": "user_not_found"}
     counted = REGISTRY.get_sample_value("stripe_bridge_parked_total", parked) or 0
     old = unknown | {"created": now - 24 * 60 * 60}
-    assert told(await bridge.deliver(old)) == (200, "parked")
+    assert status_and_outcome(await bridge.deliver(old)) == (200, "parked")
     assert REGISTRY.get_sample_value("stripe_bridge_parked_total", parked) == counted + 1
 
 
@@ -114,7 +117,7 @@ async def test_what_cannot_be_read_from_stripe_is_a_503_while_stripe_is_away(alo
         "related_object": {"id": "cs_test_1", "type": "checkout.session", "url": "/"},
     }
     answer = await alone.deliver(thin)
-    assert told(answer) == (503, "stripe_away")
+    assert status_and_outcome(answer) == (503, "stripe_away")
     assert int(answer.headers["retry-after"]) > 0
 
 
@@ -127,7 +130,7 @@ async def test_a_key_that_stripe_refuses_is_a_500_and_an_alert():
         async with running_bridge(settings) as bridge:
             before = alerts("stripe_refuses")
             answer = await bridge.deliver(event_of(refund, "refund.created"))
-            assert told(answer) == (500, "failed")
+            assert status_and_outcome(answer) == (500, "failed")
             assert alerts("stripe_refuses") == before + 1
 
 
@@ -146,10 +149,10 @@ async def test_a_bridge_that_is_not_let_in_answers_500_and_is_not_ready(
         async with running_bridge(bridge_settings("", credit_service=known)) as bridge:
             before = alerts(reason)
             answer = await bridge.deliver(event_of(paid_session(await database.user())))
-            assert told(answer) == (500, "failed")
+            assert status_and_outcome(answer) == (500, "failed")
             assert alerts(reason) == before + 1
             if reason == "unauthenticated":
-                assert told(await bridge.http.get("/readyz")) == (503, reason)
+                assert status_and_outcome(await bridge.http.get("/readyz")) == (503, reason)
 
 
 TABLE = [
@@ -173,15 +176,15 @@ TABLE = [
     ("error", "status", "outcome", "reason"), TABLE, ids=lambda each: type(each).__name__
 )
 def test_every_failure_has_its_answer(error, status, outcome, reason):
-    answer = answers.of_error(error, age_seconds=0, park_after_seconds=10)
+    answer = webhook_answers.of_error(error, age_seconds=0, park_after_seconds=10)
     assert (answer.status, answer.outcome, answer.reason) == (status, outcome, reason)
     assert answer.alerts == (outcome in {"unresolved", "failed"})
     assert answer.body["error"]["reason"] == ("failed" if outcome == "failed" else reason)
-    old = answers.of_error(error, age_seconds=10, park_after_seconds=10)
+    old = webhook_answers.of_error(error, age_seconds=10, park_after_seconds=10)
     assert old.status == (200 if outcome == "unresolved" else status)
 
 
-async def test_a_fault_of_ours_is_a_500_that_tells_nothing(alone, monkeypatch, capfd):
+async def test_an_unexpected_error_is_a_500_that_reveals_nothing(alone, monkeypatch, capfd):
     address = "buyer@example.com"
 
     async def broken(*_):
@@ -190,7 +193,7 @@ async def test_a_fault_of_ours_is_a_500_that_tells_nothing(alone, monkeypatch, c
     monkeypatch.setattr(Settler, "event", broken)
     before = alerts("bug")
     answer = await alone.deliver(event_of(paid_session(uuid4())))
-    assert told(answer) == (500, "failed")
+    assert status_and_outcome(answer) == (500, "failed")
     assert alerts("bug") == before + 1
     printed = "".join(capfd.readouterr())
     assert "in broken" in printed
@@ -218,14 +221,14 @@ REFUSED = [
 ]
 
 
-async def test_what_stripe_did_not_sign_as_an_event_is_a_400_that_tells_nothing(alone):
+async def test_what_stripe_did_not_sign_as_an_event_is_a_400_that_reveals_nothing(alone):
     for body, headers in REFUSED:
         answer = await alone.http.post("/stripe/webhooks", content=body, headers=headers)
-        assert told(answer) == (400, "refused")
-        assert answer.json() == answers.Answer(400, "refused", "").body
+        assert status_and_outcome(answer) == (400, "refused")
+        assert answer.json() == webhook_answers.Answer(400, "refused", "").body
 
 
-async def test_a_signature_out_of_time_alerts_for_the_clock_may_be_wrong(alone):
+async def test_a_signature_out_of_time_alerts_because_the_clock_may_be_wrong(alone):
     old = signature(BODY, at=int(time.time()) - 600)
     before = alerts("signature_timestamp"), alerts("signature")
     for header in (old, signature(BODY, "whsec_other")):
@@ -236,7 +239,7 @@ async def test_a_signature_out_of_time_alerts_for_the_clock_may_be_wrong(alone):
     assert (alerts("signature_timestamp"), alerts("signature")) == (before[0] + 1, before[1])
 
 
-async def test_a_wrong_path_or_method_is_told_and_never_redirected(alone):
+async def test_a_wrong_path_or_method_is_an_error_and_never_redirected(alone):
     for method, path, status, reason in (
         ("GET", "/stripe/webhooks", 405, "method_not_allowed"),
         ("PUT", "/stripe/webhooks", 405, "method_not_allowed"),
@@ -248,11 +251,11 @@ async def test_a_wrong_path_or_method_is_told_and_never_redirected(alone):
         ("GET", "/metrics", 404, "not_found"),
     ):
         answer = await alone.http.request(method, path, content=BODY)
-        assert told(answer) == (status, reason)
+        assert status_and_outcome(answer) == (status, reason)
         assert ("allow" in answer.headers) == (status == 405)
 
 
-async def test_the_packs_are_shown_to_everybody_and_may_be_kept_a_while(alone):
+async def test_the_packs_are_public_and_may_be_cached(alone):
     answer = await alone.http.get("/credit-packs")
     assert answer.json() == {
         "packs": [

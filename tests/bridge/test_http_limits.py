@@ -4,12 +4,12 @@ import asyncio
 import json
 
 from kit import bridge_http
-from kit.bridge_http import BODY, Raw, balance, head, locked, told
+from kit.bridge_http import BODY, Raw, balance, head, locked, status_and_outcome
 from kit.bridges import NOWHERE, bridge_settings, event_of, paid_session, running_bridge, signature
 from kit.waiting import eventually
 
 from credit_service.runtime import http
-from stripe_bridge.bodies import Limits
+from stripe_bridge.request_bodies import Limits
 
 alone = bridge_http.alone
 
@@ -39,9 +39,9 @@ async def test_a_body_over_the_limit_is_a_413_however_it_is_sent(alone):
 
     for body in (b" " * (limit + 1), b" " * 10 * limit, chunks()):
         answer = await alone.http.post("/stripe/webhooks", content=body)
-        assert told(answer) == (413, "refused")
+        assert status_and_outcome(answer) == (413, "refused")
     text = BODY.decode().ljust(limit)
-    assert told(await alone.post(text.encode())) == (200, "nothing")
+    assert status_and_outcome(await alone.post(text.encode())) == (200, "nothing")
 
 
 async def test_an_announced_body_over_the_limit_is_not_waited_for(alone):
@@ -54,7 +54,7 @@ async def test_a_body_that_does_not_come_is_a_408_and_others_are_served_meanwhil
     limits = Limits(read_seconds=0.5)
     async with running_bridge(bridge_settings(NOWHERE, limits=limits)) as bridge:
         slow = [await Raw.to(bridge, head(100) + b"{") for _ in range(20)]
-        assert told(await bridge.post(BODY)) == (200, "nothing")
+        assert status_and_outcome(await bridge.post(BODY)) == (200, "nothing")
         for connection in slow:
             assert (await connection.end()).startswith(b"HTTP/1.1 408")
 
@@ -62,7 +62,7 @@ async def test_a_body_that_does_not_come_is_a_408_and_others_are_served_meanwhil
 async def test_a_sender_who_hangs_up_within_the_body_does_no_harm(alone):
     for _ in range(5):
         (await Raw.to(alone, head(1000) + b"{")).close()
-    assert told(await alone.post(BODY)) == (200, "nothing")
+    assert status_and_outcome(await alone.post(BODY)) == (200, "nothing")
 
 
 async def test_connections_that_send_no_whole_head_are_closed_and_others_are_served(
@@ -75,7 +75,7 @@ async def test_connections_that_send_no_whole_head_are_closed_and_others_are_ser
         waiting = [await Raw.to(bridge) for _ in range(50)]
         waiting += [await Raw.to(bridge, b"POST /stripe/webhooks HTT") for _ in range(50)]
         await answered.send(b"POST /str")
-        assert told(await bridge.post(BODY)) == (200, "nothing")
+        assert status_and_outcome(await bridge.post(BODY)) == (200, "nothing")
         for connection in waiting:
             assert await connection.end() == b""
         assert (await answered.end()).endswith(b"}")
@@ -103,7 +103,7 @@ async def test_strangers_with_slow_bodies_take_no_place_of_an_event():
     limits = Limits(requests_in_flight=1)
     async with running_bridge(bridge_settings(NOWHERE, limits=limits)) as bridge:
         slow = [await Raw.to(bridge, head(100) + b"{") for _ in range(5)]
-        assert told(await bridge.post(BODY)) == (200, "nothing")
+        assert status_and_outcome(await bridge.post(BODY)) == (200, "nothing")
         for connection in slow:
             connection.close()
 
@@ -116,12 +116,12 @@ async def test_more_events_than_may_be_in_flight_are_a_503_until_one_ends(servic
         first = asyncio.create_task(bridge.deliver(event_of(paid_session(user_id))))
         await eventually(database.waits_for_a_lock)
         answer = await bridge.post(BODY)
-        assert told(answer) == (503, "too_many_requests")
+        assert status_and_outcome(answer) == (503, "too_many_requests")
         assert int(answer.headers["retry-after"]) > 0
         assert (await bridge.http.get("/healthz")).status_code == 200
         await holder.execute("COMMIT")
-        assert told(await first) == (200, "committed")
-        assert told(await bridge.post(BODY)) == (200, "nothing")
+        assert status_and_outcome(await first) == (200, "committed")
+        assert status_and_outcome(await bridge.post(BODY)) == (200, "nothing")
     await holder.close()
 
 
@@ -131,13 +131,13 @@ async def test_bodies_that_arrive_never_take_more_memory_than_they_may():
         half = await Raw.to(bridge, head(9_999) + b" " * 9_990)
 
         async def is_full():
-            return told(await bridge.post(BODY)) == (503, "too_many_bytes")
+            return status_and_outcome(await bridge.post(BODY)) == (503, "too_many_bytes")
 
         await eventually(is_full)
         half.close()
 
         async def has_room():
-            return told(await bridge.post(BODY)) == (200, "nothing")
+            return status_and_outcome(await bridge.post(BODY)) == (200, "nothing")
 
         await eventually(has_room)
 
@@ -151,7 +151,7 @@ async def test_a_request_is_answered_within_its_budget_and_the_repeat_finds_what
     limits = Limits(budget_seconds=0.7)
     async with running_bridge(bridge_settings(service.target, limits=limits)) as bridge:
         async with database.locked(user_id):
-            assert told(await bridge.deliver(event)) == (503, "out_of_time")
+            assert status_and_outcome(await bridge.deliver(event)) == (503, "out_of_time")
 
         async def is_there():
             return (await bridge.deliver(event)).status_code == 200

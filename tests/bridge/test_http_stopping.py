@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import httpx
 import pytest
-from kit.bridge_http import Raw, balance, head, locked, told
+from kit.bridge_http import Raw, balance, head, locked, status_and_outcome
 from kit.bridges import NOWHERE, bridge_settings, event_of, paid_session, running_bridge, signature
 from kit.programs import free_port
 from kit.services import running, server_settings
@@ -18,7 +18,7 @@ from kit.waiting import eventually
 from credit_service.runtime import http
 from credit_service.runtime.start_errors import StartRefusedError
 from stripe_bridge.app import Probes, Webhooks, make_app
-from stripe_bridge.bodies import Limits
+from stripe_bridge.request_bodies import Limits
 from stripe_bridge.settle import Settler
 from stripe_bridge.stripe_api import StripeReads, stripe_client
 
@@ -46,10 +46,10 @@ async def test_a_server_that_cancels_its_handler_leaves_nothing_half_done(
     user_id = await database.user(1)
     holder = await locked(database, user_id)
     body = json.dumps(event_of(paid_session(user_id))).encode()
-    async with stripe_client(KEY, address="http://127.0.0.1:9") as nobody:
+    async with stripe_client(KEY, address="http://127.0.0.1:9") as unreachable:
         settings = bridge_settings(service.target)
         webhooks = Webhooks(
-            Settler(StripeReads(nobody), client, settings.policy),
+            Settler(StripeReads(unreachable), client, settings.policy),
             secrets=settings.secrets,
             limits=Limits(),
         )
@@ -94,7 +94,7 @@ async def test_a_bridge_that_stops_answers_what_it_has_and_takes_no_more(databas
         await eventually(is_closed)
         assert not answer.done()
         await holder.execute("COMMIT")
-        assert told(await answer) == (200, "committed")
+        assert status_and_outcome(await answer) == (200, "committed")
         await bridge.task
     await holder.close()
 
@@ -108,7 +108,7 @@ async def test_sigterm_makes_it_unready_first_and_then_ends_it_with_exit_code_0(
             process.signal(signal.SIGTERM)
 
             async def is_stopping():
-                return told(await http.get("/readyz")) == (503, "stopping")
+                return status_and_outcome(await http.get("/readyz")) == (503, "stopping")
 
             await eventually(is_stopping)
             assert (await http.get("/healthz")).status_code == 200
@@ -116,7 +116,7 @@ async def test_sigterm_makes_it_unready_first_and_then_ends_it_with_exit_code_0(
             answer = await http.post(
                 "/stripe/webhooks", content=body, headers={"Stripe-Signature": signature(body)}
             )
-            assert told(answer) == (200, "committed")
+            assert status_and_outcome(answer) == (200, "committed")
         assert await asyncio.to_thread(process.wait) == 0, process.output
 
 
@@ -133,7 +133,10 @@ async def test_a_second_sigterm_ends_it_at_once():
 async def test_without_the_credit_service_it_is_not_ready_and_with_it_ready_again(database):
     port = free_port()
     async with running_bridge(bridge_settings(f"127.0.0.1:{port}")) as bridge:
-        assert told(await bridge.http.get("/readyz")) == (503, "credit_service_silent")
+        assert status_and_outcome(await bridge.http.get("/readyz")) == (
+            503,
+            "credit_service_silent",
+        )
         assert (await bridge.http.get("/healthz")).json() == {"status": "ok"}
         settings = server_settings(database.service_url)
         async with running(replace(settings, listen=f"127.0.0.1:{port}")):
@@ -144,7 +147,7 @@ async def test_without_the_credit_service_it_is_not_ready_and_with_it_ready_agai
             await eventually(is_ready)
 
 
-async def test_a_port_that_somebody_has_is_refused_with_its_setting():
+async def test_a_port_in_use_is_refused_with_its_setting():
     async with running_bridge(bridge_settings(NOWHERE)) as bridge:
         taken = f"127.0.0.1:{bridge.port}"
         for changes, setting in (

@@ -1,4 +1,4 @@
-"""Invoices that several payments paid, or money from outside of Stripe, and what is taken back."""
+"""Invoices that several payments paid, or money from outside of Stripe, and what is reversed."""
 
 import itertools
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Shop:
         paid = [each async for each in self.reads.payments_of_invoice(invoice_id)]
         return paid[::-1]
 
-    async def told(self, *ids):
+    async def events(self, *ids):
         """The events about these objects, oldest first."""
         return await events_about(self.fake, self.reads, *ids)
 
@@ -66,18 +66,18 @@ async def test_each_of_several_payments_takes_its_share_of_the_invoice(shop, dat
         user = await database.user()
         invoice, (first, second) = await shop.invoiced(user, *IN_TWO)
         if known:
-            (paid,) = await shop.told(invoice["id"])
+            (paid,) = await shop.events(invoice["id"])
             assert (await shop.settler.listed_event(paid)).outcome == "committed"
         small = await shop.fake.refund(first)
-        assert (await shop.settler.money_back.refund(small)).outcome == "committed"
+        assert (await shop.settler.reversals.refund(small)).outcome == "committed"
         assert await shop.balance(user) == 450
         failed = await shop.fake.change_refund(small["id"], "failed")
-        await shop.settler.money_back.refund(failed)
+        await shop.settler.reversals.refund(failed)
         assert await shop.balance(user) == 500
-        settled = await shop.settler.money_back.refund(await shop.fake.refund(second))
+        settled = await shop.settler.reversals.refund(await shop.fake.refund(second))
         assert (settled.outcome, settled.alerts) == ("committed", False)
         assert await shop.balance(user) == 50
-        settled = await shop.settler.money_back.refund(await shop.fake.refund(first))
+        settled = await shop.settler.reversals.refund(await shop.fake.refund(first))
         assert settled.outcome == "committed"
         assert await shop.balance(user) == 0
     assert not await database.faults()
@@ -92,7 +92,7 @@ async def test_refunds_of_several_payments_end_in_one_balance_in_every_order_and
         invoice, intents = await shop.invoiced(user, *IN_TWO)
         refunds = [await shop.fake.refund(intent, amount=500) for intent in intents]
         about = [id_ for each in refunds for id_ in (each["id"], each["charge"])]
-        events = await shop.told(invoice["id"], *about)
+        events = await shop.events(invoice["id"], *about)
         for event in itertools.chain(reversed(events), events):
             assert (await shop.settler.listed_event(event)).outcome != "conflict"
         assert await shop.balance(user) == 450
@@ -102,9 +102,9 @@ async def test_a_dispute_of_one_of_several_payments_takes_its_share_of_the_invoi
     user = await database.user()
     _, (_, second) = await shop.invoiced(user, *IN_TWO)
     dispute = await shop.fake.dispute(second, amount=4_500)
-    await shop.settler.money_back.dispute(dispute)
+    await shop.settler.reversals.dispute(dispute)
     assert await shop.balance(user) == 275
-    await shop.settler.money_back.dispute(await shop.fake.win(dispute["id"]))
+    await shop.settler.reversals.dispute(await shop.fake.win(dispute["id"]))
     assert await shop.balance(user) == 500
 
 
@@ -115,10 +115,10 @@ async def test_money_from_outside_of_stripe_counts_as_paid_and_a_refund_takes_on
     parts = {"amount": 4_000}, {"amount": 6_000, "off_stripe": True}
     invoice, (intent, none) = await shop.invoiced(user, *parts)
     assert none is None
-    (paid,) = await shop.told(invoice["id"])
+    (paid,) = await shop.events(invoice["id"])
     assert (await shop.settler.listed_event(paid)).outcome == "committed"
     assert await shop.balance(user) == 500
-    await shop.settler.money_back.refund(await shop.fake.refund(intent))
+    await shop.settler.reversals.refund(await shop.fake.refund(intent))
     assert await shop.balance(user) == 300
 
 
@@ -129,7 +129,7 @@ async def test_an_invoice_that_was_paid_outside_of_stripe_gives_nothing_in_any_v
         await shop.fake.settings(api_version=version)
         user = await database.user()
         invoice, _ = await shop.invoiced(user, {"amount": 10_000, "off_stripe": True})
-        (event,) = await shop.told(invoice["id"])
+        (event,) = await shop.events(invoice["id"])
         assert "amount_paid_off_stripe" not in event["data"]["object"]
         for settling in (shop.settler.listed_event(event), shop.settler.replay(invoice["id"])):
             settled = await settling
@@ -146,7 +146,7 @@ async def test_a_payment_of_several_invoices_waits_for_a_person(shop, database):
     of_both = {"payment": {"type": "payment_intent", "payment_intent": intent}}
     await shop.fake.do("edit", id=paid["id"], fields=of_both)
     refund = await shop.fake.refund(intent)
-    assert await refuse(shop.settler.money_back.refund(refund)) == "several_invoices"
+    assert await refuse(shop.settler.reversals.refund(refund)) == "several_invoices"
     assert await shop.balance(user) == 500
 
 
@@ -162,6 +162,6 @@ async def test_the_invoice_of_a_charge_without_intent_is_known_from_an_old_event
     await shop.fake.do("edit", id=charge_id, fields={"payment_intent": None})
     old = {**await shop.reads.read(charge_id), "invoice": invoice["id"]}
     selling_no_more = Settler(shop.reads, shop.client, POLICY)
-    assert (await selling_no_more.money_back.charge(old)).outcome == "committed"
+    assert (await selling_no_more.reversals.charge(old)).outcome == "committed"
     assert await shop.balance(user) == 275
-    assert (await shop.settler.money_back.refund(refund)).reason == "not_ours"
+    assert (await shop.settler.reversals.refund(refund)).reason == "not_ours"

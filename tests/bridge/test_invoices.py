@@ -22,7 +22,7 @@ def by_subscription(user):
     return {"subscription_details": {"metadata": {"credit_user_id": user}}}
 
 
-def nobody(name, **changes):
+def unowned(name, **changes):
     """An invoice that names no user, with changes."""
     invoice = thing(name, parent=None, subscription_details=None)
     for line in lines(invoice):
@@ -182,16 +182,16 @@ def test_an_invoice_that_is_not_paid_gives_nothing(status):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "fields"),
     [
         (OLD, {"paid_out_of_band": True}),
         (NEW, {"amount_paid_off_stripe": 1900}),
         (NEW, {"amount_paid_off_stripe": 2000}),
     ],
 )
-def test_an_invoice_paid_past_stripe_gives_nothing(name, told):
-    assert judged(thing(name, **told), BY_PRICE_ID) == Nothing("out_of_band", alerts=True)
-    assert judged(thing(name, **told), NO_CATALOGUE) == Nothing("out_of_band")
+def test_an_invoice_paid_past_stripe_gives_nothing(name, fields):
+    assert judged(thing(name, **fields), BY_PRICE_ID) == Nothing("out_of_band", alerts=True)
+    assert judged(thing(name, **fields), NO_CATALOGUE) == Nothing("out_of_band")
 
 
 @pytest.mark.parametrize("off_stripe", [None, 0, 1899, "1900", True, 1900.0])
@@ -209,8 +209,8 @@ def test_an_invoice_of_nothing_gives_credits_only_where_free_orders_do():
 
 def test_a_subscription_names_its_user_before_the_lines_and_the_customer():
     customer = {"id": "cus_1", "object": "customer", "metadata": {"credit_user_id": OTHER_USER}}
-    new = nobody(NEW, customer=customer, parent=by_subscription(USER))
-    old = nobody(OLD, customer=customer, **by_subscription(USER))
+    new = unowned(NEW, customer=customer, parent=by_subscription(USER))
+    old = unowned(OLD, customer=customer, **by_subscription(USER))
     for invoice in (new, old):
         for line in lines(invoice):
             line["metadata"] = {"credit_user_id": OTHER_USER}
@@ -221,9 +221,9 @@ def test_a_subscription_names_its_user_before_the_lines_and_the_customer():
 @pytest.mark.parametrize("name", [OLD, NEW])
 def test_a_customer_names_the_user_of_an_invoice_when_nothing_else_does(name):
     customer = {"id": "cus_1", "object": "customer", "metadata": {"credit_user_id": USER}}
-    assert needed(nobody(name, customer="cus_1"), BY_PRICE_ID) == ("customer", "cus_1")
-    assert judged(nobody(name, customer=customer), BY_PRICE_ID).user_id == UUID(USER)
-    assert unresolved(nobody(name, customer=None), BY_PRICE_ID) == "user_missing"
+    assert needed(unowned(name, customer="cus_1"), BY_PRICE_ID) == ("customer", "cus_1")
+    assert judged(unowned(name, customer=customer), BY_PRICE_ID).user_id == UUID(USER)
+    assert unresolved(unowned(name, customer=None), BY_PRICE_ID) == "user_missing"
 
 
 def test_lines_that_name_several_users_wait_for_a_person():
@@ -235,10 +235,10 @@ def test_lines_that_name_several_users_wait_for_a_person():
 
 def test_only_a_mark_of_the_subscription_makes_an_unlisted_invoice_ours():
     customer = {"id": "cus_1", "object": "customer", "metadata": {"credit_user_id": USER}}
-    unmarked = nobody(NEW, customer=customer)
+    unmarked = unowned(NEW, customer=customer)
     assert judged(unmarked, NO_CATALOGUE) == Nothing("not_ours")
     assert unresolved(thing(NEW), NO_CATALOGUE) == "price_unknown"
-    marked = nobody(NEW, parent=by_subscription(USER))
+    marked = unowned(NEW, parent=by_subscription(USER))
     assert unresolved(marked, NO_CATALOGUE) == "price_unknown"
     lines(unmarked)[1]["metadata"] = {"credit_user_id": USER}
     assert unresolved(unmarked, NO_CATALOGUE) == "price_unknown"

@@ -163,7 +163,7 @@ async def test_killed_at_random_moments_again_and_again_every_payment_is_credite
             payments += await sell(town.fake, buyers, refunded)
             await asyncio.sleep(lots.uniform(0, 1.2))
             await town.kill(victim)
-            # Now and then longer than anybody waits for an answer.
+            # Now and then longer than any caller waits for an answer.
             await asyncio.sleep(lots.choice([0, 0, 1, 9]))
             await town.start(victim)
         await town.fake.idle(60)
@@ -172,16 +172,16 @@ async def test_killed_at_random_moments_again_and_again_every_payment_is_credite
 
 
 async def signed_events(fake, user):
-    """50 payments and refunds of 50 others, which nobody was told of; 100 requests tell of them."""
+    """The events of 50 payments and of refunds of 50 others, not delivered yet: 100 requests."""
     await fake.lose()
     payments = await sell(fake, [user] * 50)
-    told = {*(each["id"] for each in await fake.events())}
+    known = {*(each["id"] for each in await fake.events())}
     payments += await sell(fake, [user] * 50, payments)
     kinds = {"checkout.session.completed", "refund.created"}
     bodies = [
         json.dumps(event).encode()
         for event in await events_as_sent(fake)
-        if event["type"] in kinds and event["id"] not in told
+        if event["type"] in kinds and event["id"] not in known
     ]
     assert len(bodies) == 100
     return payments, [(body, {"Stripe-Signature": signature(body)}) for body in bodies]

@@ -1,4 +1,4 @@
-"""Payments of which less was captured than authorized: what they leave in the book."""
+"""Payments of which less was captured than authorized: the entries that remain."""
 
 import itertools
 from datetime import UTC, datetime, timedelta
@@ -41,21 +41,21 @@ async def test_what_was_not_received_gives_no_credits_in_any_order_of_its_events
     for event in itertools.chain(reversed(events), events):
         await settler.listed_event(event)
     assert await balance(client, user) == 50
-    await settler.money_back.refund(await fake.refund(intent, amount=225))
+    await settler.reversals.refund(await fake.refund(intent, amount=225))
     assert await balance(client, user) == 25
-    await settler.money_back.refund(await fake.refund(intent))
+    await settler.reversals.refund(await fake.refund(intent))
     assert await balance(client, user) == 0
     assert not await database.faults()
 
 
 @pytest.mark.usefixtures("version")
-async def test_a_refund_as_large_as_the_rest_is_told_from_the_rest(
+async def test_a_refund_as_large_as_the_rest_is_distinguished_from_the_rest(
     fake, reads, settler, database, client
 ):
     user = await database.user()
     _, intent = await captured(fake, user, 450)
     refund = await fake.refund(intent, amount=450)
-    await settler.money_back.refund(refund)
+    await settler.reversals.refund(refund)
     await settler.payment_intent(await reads.read(intent))
     assert await balance(client, user) == 0
     await fake.change_refund(refund["id"], "failed")

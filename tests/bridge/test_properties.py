@@ -1,7 +1,7 @@
-"""Random payments, refunds and disputes, told in every way that goes wrong, against sums.
+"""Random payments, refunds and disputes, delivered in every faulty way, compared with sums.
 
 Every ordinary run draws the same lives and deliveries (derandomized); how they interleave is up to
-the race. With `--long` there are more, drawn anew each time.
+the race. With `--long` there are more, drawn differently each time.
 """
 
 import asyncio
@@ -79,9 +79,9 @@ class Postmen:
         lots.shuffle(copies)
         while copies:
             wave = [copies.pop() for _ in range(min(len(copies), lots.randint(1, 12)))]
-            told = [thin(event) if lots.random() < 0.2 else event for event in wave]
+            sent = [thin(event) if lots.random() < 0.2 else event for event in wave]
             answers = await asyncio.gather(
-                *(lots.choice(self.bridges).deliver(event) for event in told)
+                *(lots.choice(self.bridges).deliver(event) for event in sent)
             )
             assert {each.status_code for each in answers} == {200}, [each.text for each in answers]
 
@@ -141,7 +141,7 @@ async def postmen(fake, database, service):
 
 @dataclass(frozen=True)
 class Example:
-    """What happens, in which version it is told, and how it comes.
+    """What happens, in which version it is delivered, and how it comes.
 
     Attributes:
         sales: who buys, and the life of what is bought.
@@ -215,7 +215,7 @@ _RACES = settings(
 @example(drawn=Example(_OF_EVERY_KIND, "2026-10-28.endive", "loss", 1))
 @example(drawn=Example(_OF_EVERY_KIND, "2022-08-01", "none", 2))
 @given(drawn=_EXAMPLES)
-async def test_50_whatever_is_paid_and_paid_back_and_however_it_is_told_balances_equal_the_model(
+async def test_50_balances_equal_the_model_whatever_is_paid_or_refunded_and_however_it_is_delivered(
     postmen, drawn
 ):
     await balances_equal_the_model(postmen, drawn)

@@ -1,4 +1,4 @@
-"""Lost events are made good: by the walk over Stripe's objects, and by the poller."""
+"""Lost events are settled by a reconcile of Stripe's objects, and by the poller."""
 
 import asyncio
 import itertools
@@ -17,8 +17,8 @@ from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.poll import Poller
 from stripe_bridge.reconcile import reconcile
 from stripe_bridge.settle import Settled, Settler
+from stripe_bridge.settle_many import settle_many
 from stripe_bridge.stripe_api import StripeAway
-from stripe_bridge.walk import walk
 
 fake, reads = stripe_fixtures.fake, stripe_fixtures.reads
 
@@ -61,7 +61,7 @@ def walking(reads, ahead, retry_seconds=(0.01, 0.01)):
 
 
 async def sell(fake, users):
-    """Sells in every way, with money back, and tells nobody; returns the monthly price."""
+    """Sells in every way, with money back, and delivers no event; returns the monthly price."""
     at_once, later, by_app, monthly, refunded, disputed = users
     price = await fake.price(recurring={"interval": "month"})
     await fake.purchase(at_once)
@@ -100,16 +100,16 @@ async def test_everything_that_was_lost_is_repaired_and_a_second_walk_repairs_no
     price = await sell(fake, users)
     trial = Settler(reads, client, policy(price), validate_only=True)
     settler = Settler(reads, client, policy(price))
-    book, told = await database.book(), []
+    book, reported = await database.book(), []
     assert counts(await walked(trial)) == (13, 0, 9, 4)
     assert await database.book() == book
-    summary = await walked(settler, lambda name, so_far: told.append((name, so_far.seen)))
+    summary = await walked(settler, lambda name, so_far: reported.append((name, so_far.seen)))
     assert counts(summary) == (13, 0, 9, 4)
     assert await balances(client, users) == EXPECTED
     names = ["sessions", "invoices", "payment intents", "refunds", "disputes"]
-    assert list(dict(told)) == names
-    assert [seen for _, seen in told] == sorted(seen for _, seen in told)
-    assert told[-1] == ("disputes", 13)
+    assert list(dict(reported)) == names
+    assert [seen for _, seen in reported] == sorted(seen for _, seen in reported)
+    assert reported[-1] == ("disputes", 13)
     book = await database.book()
     for again in (trial, settler):
         assert counts(await walked(again)) == (13, 9, 0, 4)
@@ -175,9 +175,7 @@ async def test_a_failure_of_ours_with_one_object_does_not_hide_the_others(
     assert await balances(client, users) == [100] * 3 + [0] + [100] * 8
 
 
-async def test_a_list_that_breaks_off_is_taken_up_where_it_did(
-    fake, reads, ahead, database, client
-):
+async def test_a_list_that_breaks_off_is_continued_from_there(fake, reads, ahead, database, client):
     await fake.batch(*[("purchase", {"line_items": [{"price": (await fake.price())["id"]}]})] * 150)
     seen = []
     settler = Settler(reads, client, policy())
@@ -237,7 +235,9 @@ async def test_a_walk_tries_nothing_again_from_when_nothing_can_be_settled_until
         for number in range(40):
             yield {"id": number}
 
-    walked = [each async for group in walk(listed(), settle, retry_seconds=[0]) for each in group]
+    walked = [
+        each async for group in settle_many(listed(), settle, retry_seconds=[0]) for each in group
+    ]
     assert [obj["id"] for obj, _ in walked] == list(range(40))
     assert [tried.count(first) for first in range(0, 40, 8)] == [2, 1, 1, 1, 2]
 
@@ -246,8 +246,8 @@ async def test_a_walk_without_the_credit_service_ends_with_all_unresolved(
     fake, reads, ahead, database
 ):
     await fake.refund(await fake.purchase(await database.user()))
-    async with CreditClient(f"127.0.0.1:{free_port()}", deadline_seconds=0.1) as nobody:
-        summary = await walking(reads, ahead)(Settler(reads, nobody, policy()))
+    async with CreditClient(f"127.0.0.1:{free_port()}", deadline_seconds=0.1) as away:
+        summary = await walking(reads, ahead)(Settler(reads, away, policy()))
     reasons = [each.reason for each in summary.unresolved]
     assert reasons == ["outcome_unknown", "outcome_unknown"]
 
@@ -314,8 +314,8 @@ async def test_a_poll_ends_early_when_nothing_can_be_settled(fake, reads, ahead,
 
     for _ in range(10):
         await fake.purchase(STRANGER)
-    async with CreditClient(f"127.0.0.1:{free_port()}", deadline_seconds=0.1) as nobody:
-        poller = Poller(reads, Counting(reads, nobody, policy()), **window(ahead))
+    async with CreditClient(f"127.0.0.1:{free_port()}", deadline_seconds=0.1) as away:
+        poller = Poller(reads, Counting(reads, away, policy()), **window(ahead))
         assert not await poller.poll()
     assert 0 < len(tried) < 20
 

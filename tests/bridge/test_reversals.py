@@ -1,4 +1,4 @@
-"""What refunds and disputes take back, exactly and in whole numbers."""
+"""What refunds and disputes reverse, exactly and in whole numbers."""
 
 from fractions import Fraction
 
@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.stripe_bodies import thing
 
+from stripe_bridge.dispute_rules import of_dispute
 from stripe_bridge.model import Needs, Nothing, Notice, Reversal, Unresolved
-from stripe_bridge.reversals import basis_of_intent, basis_of_invoice, of_dispute, of_refund
+from stripe_bridge.refund_rules import basis_of_intent, basis_of_invoice, of_refund
 
 CHARGE = {"id": "ch_1", "object": "charge", "amount": 900, "currency": "eur"}
 INTENT = "pi_1"
@@ -63,7 +64,7 @@ def moves(*amounts, currency="usd"):
         (FOREIGN, 1, 900, f"dispute fraudulent, {FOREIGN_REASON}"),
     ],
 )
-def test_every_api_version_tells_what_went_back(name, revision, reversed_minor, reason):
+def test_every_api_version_shows_what_was_refunded(name, revision, reversed_minor, reason):
     obj = thing(name)
     notices = {FOREIGN: Notice.OTHER_CURRENCY, PARTLY: Notice.PARTLY_RETURNED}
     notice = notices.get(name)
@@ -73,11 +74,11 @@ def test_every_api_version_tells_what_went_back(name, revision, reversed_minor, 
 @pytest.mark.parametrize(("name", "amounts"), [("2019-12-03", {300, 200}), ("2022-08-01", {900})])
 def test_refunds_embedded_in_a_charge_count_each_for_itself(name, amounts):
     charge = thing(f"{name}/charge.refunded")
-    told = [judged(refund, charge) for refund in charge["refunds"]["data"]]
-    assert {each.reversed_minor for each in told} == amounts
-    assert {(each.revision, each.paid_minor) for each in told} == {(1, 900)}
-    assert sum(each.reversed_minor for each in told) == charge["amount_refunded"]
-    assert len({each.reversal_ref for each in told}) == len(told)
+    found = [judged(refund, charge) for refund in charge["refunds"]["data"]]
+    assert {each.reversed_minor for each in found} == amounts
+    assert {(each.revision, each.paid_minor) for each in found} == {(1, 900)}
+    assert sum(each.reversed_minor for each in found) == charge["amount_refunded"]
+    assert len({each.reversal_ref for each in found}) == len(found)
 
 
 @pytest.mark.parametrize("status", ["pending", "requires_action", "succeeded", None, "new", 5])
@@ -190,8 +191,8 @@ def test_a_dispute_takes_its_amount_times_the_share_that_stays_withdrawn(
     amounts, disputed, reversed_minor
 ):
     dispute = thing(WITHDRAWN, amount=disputed, balance_transactions=moves(*amounts))
-    told = judged(dispute)
-    assert (told.revision, told.reversed_minor) == (len(amounts), reversed_minor)
+    found = judged(dispute)
+    assert (found.revision, found.reversed_minor) == (len(amounts), reversed_minor)
 
 
 RESULTS = [
@@ -204,12 +205,12 @@ RESULTS = [
     ((-2000, -1500, 2000), "won", 0, None),
     ((-1500, -2000, 2000), "won", 0, None),
     ((-2000, -1500), "lost", 2000, None),
-    # Money tells when: a result without its money changes nothing yet.
+    # The money decides when: a result whose money has not moved changes nothing yet.
     ((-1850,), "won", 2000, None),
     ((-1850, 12), "won", 2000, None),
     ((-1850, 1840), "under_review", 0, None),
     ((-1850, 1840, -1835), "lost", 2000, None),
-    # What came back in part, or against the result, a person should see.
+    # A person should look at money that returned in part, or against the result.
     ((-2000, 900), "lost", 1100, Notice.PARTLY_RETURNED),
     ((-2000, -1500, 1000), "lost", 1000, Notice.PARTLY_RETURNED),
     ((-2000, 900), "under_review", 1100, Notice.PARTLY_RETURNED),
@@ -227,8 +228,8 @@ def test_a_dispute_takes_all_that_is_disputed_or_nothing_unless_money_came_back_
     dispute = thing(
         WITHDRAWN, amount=2000, currency="usd", status=status, balance_transactions=listed
     )
-    told = judged(dispute, charge)
-    assert (told.reversed_minor, told.notice) == (reversed_minor, notice)
+    found = judged(dispute, charge)
+    assert (found.reversed_minor, found.notice) == (reversed_minor, notice)
 
 
 def test_winning_after_a_return_in_part_is_a_later_state_than_the_return():
@@ -242,10 +243,10 @@ def test_winning_after_a_return_in_part_is_a_later_state_than_the_return():
 
 def test_a_dispute_in_another_currency_takes_the_share_of_the_whole_charge_and_says_so():
     part = thing(FOREIGN, balance_transactions=moves(-1010, 505))
-    told = judged(part)
-    assert (told.revision, told.reversed_minor, told.currency) == (2, 450, "eur")
-    assert told.reason == f"dispute fraudulent, partly returned, {FOREIGN_REASON}"
-    assert told.notice is Notice.OTHER_CURRENCY
+    found = judged(part)
+    assert (found.revision, found.reversed_minor, found.currency) == (2, 450, "eur")
+    assert found.reason == f"dispute fraudulent, partly returned, {FOREIGN_REASON}"
+    assert found.notice is Notice.OTHER_CURRENCY
 
 
 def test_transactions_in_several_currencies_wait_for_a_person():
@@ -264,7 +265,7 @@ def test_transactions_in_several_currencies_wait_for_a_person():
         ("x" * 41, "dispute"),
     ],
 )
-def test_only_a_word_of_stripes_stands_in_the_reason(why, reason):
+def test_the_reason_contains_only_a_word_of_stripes(why, reason):
     assert judged(thing(WITHDRAWN, reason=why)).reason == reason
 
 
@@ -305,16 +306,16 @@ def test_a_dispute_takes_an_exact_share_within_what_was_paid_in_any_order_of_its
     dispute = thing(
         WITHDRAWN, amount=disputed, currency=currency, status=status, balance_transactions=listed
     )
-    told = judged(dispute, CHARGE | {"amount": paid})
+    found = judged(dispute, CHARGE | {"amount": paid})
     share = max(Fraction(first - sum(returned), first), Fraction(0))
     if share >= Fraction(19, 20):
         share = Fraction(1)
     elif share <= Fraction(1, 20) or status == "won":
         share = Fraction(0)
     whole = disputed if currency == "eur" else paid
-    assert told.reversed_minor == min(int(whole * share), paid)
-    assert told.revision in (1 + len(returned), 2 + len(returned))
-    assert (told.notice is Notice.OTHER_CURRENCY) == (currency != "eur")
+    assert found.reversed_minor == min(int(whole * share), paid)
+    assert found.revision in (1 + len(returned), 2 + len(returned))
+    assert (found.notice is Notice.OTHER_CURRENCY) == (currency != "eur")
 
 
 @settings(derandomize=True, max_examples=100)
@@ -327,19 +328,19 @@ def test_whatever_a_dispute_moves_stays_within_what_was_paid_and_depends_on_no_o
     listed, status, order
 ):
     listed = moves(*listed)
-    told = judged(thing(WITHDRAWN, status=status, balance_transactions=listed))
+    found = judged(thing(WITHDRAWN, status=status, balance_transactions=listed))
     order.shuffle(listed)
-    assert judged(thing(WITHDRAWN, status=status, balance_transactions=listed)) == told
-    if isinstance(told, Reversal):
-        assert 0 <= told.reversed_minor <= told.paid_minor == 900
+    assert judged(thing(WITHDRAWN, status=status, balance_transactions=listed)) == found
+    if isinstance(found, Reversal):
+        assert 0 <= found.reversed_minor <= found.paid_minor == 900
 
 
 @settings(derandomize=True, max_examples=100)
 @given(amount=st.integers(0, 10**12), paid=AMOUNTS, failed=st.booleans())
 def test_a_refund_takes_what_it_is_of_within_what_was_paid(amount, paid, failed):
-    told = judged(thing(PENDING, amount=amount), CHARGE | {"amount": paid}, failed=failed)
-    assert (told.revision, told.paid_minor) == (2 if failed else 1, paid)
-    assert told.reversed_minor == (0 if failed else min(amount, paid))
+    found = judged(thing(PENDING, amount=amount), CHARGE | {"amount": paid}, failed=failed)
+    assert (found.revision, found.paid_minor) == (2 if failed else 1, paid)
+    assert found.reversed_minor == (0 if failed else min(amount, paid))
 
 
 JSON = st.recursive(
@@ -369,10 +370,10 @@ def test_no_shape_of_json_raises_anything_but_what_it_lacks_or_who_must_act(
     name, changes, of_charge
 ):
     try:
-        told = judged(thing(name, **changes), CHARGE | of_charge)
+        found = judged(thing(name, **changes), CHARGE | of_charge)
     except (Needs, Unresolved):
         return
-    if isinstance(told, Reversal):
-        assert 0 <= told.reversed_minor <= told.paid_minor < 2**63
-        assert told.revision >= 1
-        assert told.currency.islower()
+    if isinstance(found, Reversal):
+        assert 0 <= found.reversed_minor <= found.paid_minor < 2**63
+        assert found.revision >= 1
+        assert found.currency.islower()

@@ -76,7 +76,7 @@ async def test_a_delayed_payment_counts_though_its_event_still_says_unpaid(
     assert await balance(client, user) == 100
 
 
-async def test_a_session_of_an_old_version_is_read_anew(fake, settler, database, client):
+async def test_a_session_of_an_old_version_is_read_again(fake, settler, database, client):
     user = await database.user()
     session = await fake.session(user)
     paid = await fake.pay_session(session["id"])
@@ -99,24 +99,24 @@ async def test_an_invoice_is_credited_by_all_its_lines_with_their_lookup_keys(
     assert await balance(client, user) == 120
 
 
-async def test_an_unknown_user_needs_a_person_and_a_deleted_one_nobody(
+async def test_an_unknown_user_needs_a_person_and_a_deleted_one_does_not(
     fake, settler, database, client
 ):
     stranger = "00000000-0000-4000-8000-000000000001"
     assert await refuse(settler.replay(await fake.purchase(stranger))) == "user_not_found"
     refund = await fake.refund(await fake.purchase(stranger), amount=450)
-    assert await refuse(settler.money_back.refund(refund)) == "user_not_found"
+    assert await refuse(settler.reversals.refund(refund)) == "user_not_found"
     user = await database.user()
     paid = await fake.purchase(user)
     await settler.replay(paid)
     await database.execute("DELETE FROM auth.users WHERE id = $1", user)
     refund = await fake.refund(paid)
-    for settling in (settler.replay(paid), settler.money_back.refund(refund)):
+    for settling in (settler.replay(paid), settler.reversals.refund(refund)):
         settled = await settling
         assert (settled.outcome, settled.reason) == ("nothing", "user_deleted")
 
 
-async def test_other_figures_for_what_is_there_are_a_conflict_and_the_first_stand(
+async def test_other_figures_for_a_known_payment_are_a_conflict_and_the_first_count(
     fake, settler, database, client
 ):
     user = await database.user()
@@ -130,15 +130,15 @@ async def test_other_figures_for_what_is_there_are_a_conflict_and_the_first_stan
     conflict = await settler.purchases.payment_intent({**intent, "metadata": stranger})
     assert (conflict.outcome, conflict.reason) == ("conflict", "payment_reused")
     refund = await fake.refund(paid, amount=450)
-    await settler.money_back.refund(refund)
-    conflict = await settler.money_back.refund({**refund, "amount": 900})
+    await settler.reversals.refund(refund)
+    conflict = await settler.reversals.refund({**refund, "amount": 900})
     assert (conflict.outcome, conflict.reason) == ("conflict", "reversal_reused")
     other = await fake.refund(paid, amount=10)
     await fake.do("edit", id=refund["charge"], fields={"amount": 1800})
     charge = await fake.do("object", id=refund["charge"])
-    conflict = await settler.money_back.refund(other)
+    conflict = await settler.reversals.refund(other)
     assert (conflict.outcome, conflict.reason) == ("conflict", "payment_mismatch")
-    assert (await settler.money_back.charge(charge)).outcome == "conflict"
+    assert (await settler.reversals.charge(charge)).outcome == "conflict"
     assert await balance(client, user) == 50
 
 
@@ -157,7 +157,7 @@ async def test_thin_events_are_settled_by_reading_their_object(fake, settler, da
     assert await refuse(nameless) == "id_malformed"
 
 
-async def test_an_event_that_stripe_never_made_is_made_good(fake, settler, database, client):
+async def test_an_event_that_stripe_failed_to_make_is_settled(fake, settler, database, client):
     user = await database.user()
     paid = await fake.purchase(user)
     event = await fake.generation_failure(paid, "payment_intent.succeeded")
@@ -215,10 +215,10 @@ async def test_when_stripe_is_away_nothing_is_written_and_later_everything(fake,
             await fake.api_faults({"path": path, "seconds": 60, **fault})
             with pytest.raises(StripeAway):
                 async with asyncio.timeout(patience(8)):
-                    await settler.money_back.refund(refund)
+                    await settler.reversals.refund(refund)
         assert await database.book() == book
         await fake.api_faults()
-        assert (await settler.money_back.refund(refund)).outcome == "committed"
+        assert (await settler.reversals.refund(refund)).outcome == "committed"
     assert await balance(client, user) == 0
 
 
@@ -233,15 +233,15 @@ async def test_a_short_failure_of_stripe_is_tried_again_at_once(fake, client, da
 async def test_a_credit_service_that_is_away_is_no_final_answer(fake, reads, database):
     paid = await fake.purchase(await database.user())
     refund = await fake.refund(paid)
-    async with CreditClient(f"127.0.0.1:{free_port()}", deadline_seconds=0.2) as nobody:
-        settler = Settler(reads, nobody, POLICY)
+    async with CreditClient(f"127.0.0.1:{free_port()}", deadline_seconds=0.2) as away:
+        settler = Settler(reads, away, POLICY)
         with pytest.raises(OutcomeUnknown):
             await settler.replay(paid)
         with pytest.raises(OutcomeUnknown):
-            await settler.money_back.refund(refund)
+            await settler.reversals.refund(refund)
 
 
-async def test_validate_only_tells_what_would_be_and_writes_nothing(
+async def test_validate_only_reports_what_would_happen_and_writes_nothing(
     fake, reads, settler, database, client
 ):
     trial = Settler(reads, client, POLICY, validate_only=True)
@@ -250,7 +250,7 @@ async def test_validate_only_tells_what_would_be_and_writes_nothing(
     for bought, reversed_ in (("committed",) * 2, ("replayed", "committed"), ("replayed",) * 2):
         book = await database.book()
         assert (await trial.replay(paid)).outcome == bought
-        assert (await trial.money_back.refund(refund)).outcome == reversed_
+        assert (await trial.reversals.refund(refund)).outcome == reversed_
         assert await database.book() == book
-        await (settler.replay(paid) if bought == "committed" else settler.money_back.refund(refund))
+        await (settler.replay(paid) if bought == "committed" else settler.reversals.refund(refund))
     assert await refuse(trial.replay(await fake.purchase(refund["id"]))) == "user_malformed"

@@ -16,7 +16,7 @@ from stripe_bridge.stripe_api import (
 fake, reads = stripe_fixtures.fake, stripe_fixtures.reads
 
 
-async def test_a_refused_key_is_the_configurations_fault_and_is_not_told(fake):
+async def test_a_refused_key_is_an_error_of_the_configuration_and_is_not_shown(fake):
     async with stripe_client("sk_wrong_secret", address=fake.url) as sdk:
         reads = StripeReads(sdk)
         with pytest.raises(StripeRefuses) as refused:

@@ -27,8 +27,8 @@ async def setup_fee(shared_stage):
     await shared_stage.fake.price(500, id=SETUP_FEE)
 
 
-async def told(stage, user, lines, **fields):
-    """Tells of a paid invoice of the user; returns the answer and the alerts that it raised."""
+async def answer_to(stage, user, lines, **fields):
+    """Delivers a paid invoice of the user; returns the status and reason of the answer."""
     mark = {"metadata": {"credit_user_id": str(user)}}
     invoice = await stage.fake.invoice(lines, **{**mark, **fields})
     (event,) = await stage.events(invoice["id"])
@@ -76,7 +76,7 @@ async def test_a_listed_price_that_was_paid_gives_credits_or_calls_a_person(stag
     await stage.fake.settings(api_version=version)
     user = await stage.user()
     before = counted("alerts", reason=reason)
-    assert await told(stage, user, lines, **fields) == (200, reason)
+    assert await answer_to(stage, user, lines, **fields) == (200, reason)
     assert counted("alerts", reason=reason) - before == alerts
     assert await stage.entries(user) == entries
 
@@ -97,7 +97,7 @@ async def test_a_plan_change_gives_nothing_even_where_its_billing_reason_is_allo
     assert await stage.entries(user) == [30]
 
 
-async def test_a_pack_of_a_first_invoice_is_granted_once_and_taken_back_with_it(stage):
+async def test_a_pack_of_a_first_invoice_is_granted_once_and_reversed_with_it(stage):
     user = await stage.user()
     mark = {"metadata": {"credit_user_id": str(user)}}
     invoice = await stage.fake.invoice([{"price": MONTHLY}, PACK], **mark, **CREATE)

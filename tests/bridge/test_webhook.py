@@ -1,4 +1,4 @@
-"""The gate of the webhook: bytes and headers in, an event or a refusal out, never an exception."""
+"""Requests to the webhook: bytes and headers in, an event or a refusal out, never an exception."""
 
 import json
 
@@ -129,7 +129,7 @@ def test_a_signature_of_the_last_or_next_five_minutes_is_good(seconds):
 
 
 @pytest.mark.parametrize("seconds", [-(10**9), -3600, -301, 301, 3600, 10**9])
-def test_an_older_or_later_signature_is_refused_and_told_apart(seconds):
+def test_an_older_or_later_signature_is_refused_with_different_reasons(seconds):
     assert refuses(signed(SNAPSHOT, at=NOW + seconds), "signature_timestamp")
 
 
@@ -251,7 +251,7 @@ def test_an_event_of_a_connected_account_is_not_for_us(event, field, value):
     assert signed(event | {field: value}).nothing == Nothing("connected_account")
 
 
-def test_a_secret_stands_in_no_text_of_its_own():
+def test_the_text_of_a_secret_does_not_contain_it():
     assert NEW not in repr(SECRETS) + str(SECRETS)
 
 
@@ -264,12 +264,12 @@ FIELDS = st.sampled_from([*SNAPSHOT, *THIN, "account"])
 
 
 @given(st.binary(), st.lists(st.text(max_size=100), max_size=3))
-def test_whatever_anybody_posts_is_refused(body, headers):
+def test_whatever_strangers_post_is_refused(body, headers):
     assert isinstance(admitted(body, *headers), Refusal)
 
 
 @given(st.binary(), st.binary(max_size=100))
-def test_whatever_stands_behind_a_time_is_refused(body, garbage):
+def test_whatever_follows_a_time_is_refused(body, garbage):
     header = f"t={NOW},v1={garbage.decode('latin-1')}"
     assert isinstance(admitted(body, header), Refusal)
 

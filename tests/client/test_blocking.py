@@ -162,7 +162,7 @@ async def test_a_hold_is_extended_while_the_thread_works(database, blocking):
     assert [row[0] for row in types] == ["purchase", "hold", "capture"]
 
 
-async def test_a_lost_hold_and_a_lost_service_are_told(database, monkeypatch):
+async def test_a_lost_hold_and_a_lost_service_raise_errors(database, monkeypatch):
     monkeypatch.setattr(held_work, "CAPTURE_SECONDS", 0.5)
     user_id = await database.user(10)
     async with running(server_settings(database.service_url)) as service:
@@ -197,12 +197,12 @@ async def test_one_client_serves_many_threads(database, blocking):
 
     def in_threads(client):
         with ThreadPoolExecutor(8) as pool:
-            told = list(pool.map(lambda n: pays(client, n), range(80)))
-        return told, state(client, user_id)
+            results = list(pool.map(lambda n: pays(client, n), range(80)))
+        return results, state(client, user_id)
 
-    told, left = await blocking(in_threads)
+    results, left = await blocking(in_threads)
     assert left == (0, 0)
-    assert told.count("paid") >= 30
+    assert results.count("paid") >= 30
     assert not await database.faults()
 
 
@@ -228,9 +228,9 @@ async def test_a_pool_of_processes_works(database):
                 args = [target] * 8, [user_id] * 8, jobs
                 return list(pool.map(_in_a_pool, *args))
 
-        told = await asyncio.to_thread(in_processes)
-    assert told.count(1) == 3
-    assert len({transaction for transaction in told if transaction != 1}) == 5
+        results = await asyncio.to_thread(in_processes)
+    assert results.count(1) == 3
+    assert len({transaction for transaction in results if transaction != 1}) == 5
     assert not await database.faults()
 
 
@@ -255,7 +255,7 @@ def _spend(target, user_id):
         return client.spend_credits(user_id, amount=2)
 
 
-async def test_closing_ends_the_thread_and_whoever_waits(database, service):
+async def test_closing_ends_the_thread_and_every_waiting_call(database, service):
     """A thread that watches an account for ever must not keep the program from ending."""
     user_id = await database.user(1)
     client = await asyncio.to_thread(BlockingCreditClient, service.target)
@@ -331,7 +331,7 @@ async def test_an_interrupted_call_is_given_up(database, waiting_service):
         await lock.execute("ROLLBACK")
         client = await waiting_service.client()
 
-        # It may have been made all the same, but nobody keeps it alive.
+        # It may have been made all the same, but nothing keeps it alive.
         async def given_up():
             credit = await client.get_user_credit(user_id)
             return credit.held == 0 and credit.seq != 2

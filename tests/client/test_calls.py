@@ -97,7 +97,7 @@ async def test_every_argument_reaches_the_request():
     ]
 
 
-async def test_calls_that_cannot_be_meant_are_not_sent():
+async def test_contradictory_calls_are_not_sent():
     async with answering() as server, CreditClient(server.target) as client:
         for price in ({}, {"operation": "render", "amount": 5}):
             with pytest.raises(TypeError):
@@ -149,7 +149,7 @@ async def test_no_answer_in_time_is_unknown_for_a_write_and_unavailable_for_a_re
                 await call()
 
 
-async def test_nobody_listening_is_unknown_for_a_write_and_unavailable_for_a_read():
+async def test_a_closed_port_is_unknown_for_a_write_and_unavailable_for_a_read():
     async with CreditClient(f"127.0.0.1:{free_port()}", deadline_seconds=0.2) as client:
         for key, calls in writes_by_key(client).items():
             for call in calls.values():
@@ -174,7 +174,7 @@ async def test_a_call_waits_for_a_service_that_listens_within_its_deadline(datab
             assert (await spending).credit.balance == 9
 
 
-async def test_asking_again_with_the_key_tells_that_an_unanswered_write_happened(database):
+async def test_repeating_the_call_with_its_key_shows_that_an_unanswered_write_happened(database):
     user_id = await database.user(10)
     await database.wait_longer_for_locks()
     async with running(server_settings(database.service_url)) as service:
@@ -195,7 +195,9 @@ async def test_asking_again_with_the_key_tells_that_an_unanswered_write_happened
     assert not await database.faults()
 
 
-async def test_asking_again_with_the_key_tells_that_an_unanswered_write_did_not_happen(database):
+async def test_repeating_the_call_with_its_key_shows_that_an_unanswered_write_did_not_happen(
+    database,
+):
     user_id = await database.user(10)
     port = free_port()
     async with CreditClient(f"127.0.0.1:{port}", deadline_seconds=0.2) as client:

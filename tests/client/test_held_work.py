@@ -16,7 +16,7 @@ from credit_service.errors import (
 from credit_service.v1 import credit_service_pb2 as pb
 
 
-async def test_credits_are_held_before_the_work_and_taken_after_it(database, client):
+async def test_credits_are_held_before_the_work_and_captured_after_it(database, client):
     user_id = await database.user(25)
     async with client.hold(user_id, "stem_separation", job="song-1", quantity=2) as work:
         assert await account(client, user_id) == (25, 20)
@@ -31,7 +31,7 @@ async def test_credits_are_held_before_the_work_and_taken_after_it(database, cli
     assert not await database.faults()
 
 
-async def test_part_of_the_hold_may_be_taken(database, client):
+async def test_part_of_the_hold_may_be_captured(database, client):
     user_id = await database.user(25)
     async with client.hold(user_id, amount=20, job="song-1") as work:
         answer = await work.capture(3)
@@ -47,7 +47,7 @@ async def test_part_of_the_hold_may_be_taken(database, client):
     assert not await database.faults()
 
 
-async def test_nothing_may_be_taken(database, client):
+async def test_a_capture_of_nothing_releases_the_hold(database, client):
     user_id = await database.user(25)
     async with client.hold(user_id, amount=20, job="song-1") as work:
         await work.capture(0)
@@ -55,7 +55,7 @@ async def test_nothing_may_be_taken(database, client):
     assert work.captured.hold.state == pb.HOLD_STATE_RELEASED
 
 
-async def test_work_that_fails_gives_the_credits_back(database, client):
+async def test_failed_work_releases_the_credits(database, client):
     user_id = await database.user(25)
     with pytest.raises(WorkFailedError):
         async with client.hold(user_id, amount=20, job="song-1") as work:
@@ -94,7 +94,7 @@ async def test_a_release_that_is_refused_does_not_hide_what_failed(database, cli
     assert await account(client, user_id) == (5, 0)
 
 
-async def test_cancelled_work_gives_the_credits_back(database, client):
+async def test_cancelled_work_releases_the_credits(database, client):
     user_id = await database.user(25)
     begun = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""A hold outlasts its time, the service and lost answers, or the worker is told."""
+"""A hold outlasts its time, the service and lost answers, or the worker gets an error."""
 
 import asyncio
 import contextlib
@@ -68,7 +68,7 @@ async def test_an_extension_that_fails_is_followed_by_the_next(database, monkeyp
         async with client.hold(user_id, amount=20, job="song-1", ttl=ttl) as work:
             async with stuck(database, "ExtendHold"):
                 pass
-            # Behind the extension that nobody waits for any more.
+            # After the extension whose caller has given up.
             await client.spend_credits(user_id, amount=1)
             before = await client.get_hold(user_id, work.hold.id)
 
@@ -117,7 +117,7 @@ async def test_a_lost_hold_is_paid_late_while_the_credits_are_there(database, cl
     assert not await database.faults()
 
 
-async def test_a_lost_hold_whose_credits_are_gone_is_told(database, client):
+async def test_a_lost_hold_whose_credits_are_gone_raises_an_error(database, client):
     user_id = await database.user(25)
 
     async def work():
@@ -134,7 +134,7 @@ async def test_a_lost_hold_whose_credits_are_gone_is_told(database, client):
 async def test_an_operator_who_releases_the_hold_stops_the_heartbeat_quietly(database, client):
     user_id = await database.user(25)
     problems = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, told: problems.append(told))
+    asyncio.get_running_loop().set_exception_handler(lambda _, problem: problems.append(problem))
     try:
         async with client.hold(user_id, amount=20, job="song-1", ttl=timedelta(seconds=1)) as work:
             await client.release_hold(user_id, work.hold.id)
@@ -209,7 +209,7 @@ async def test_a_service_that_stays_away_leaves_the_outcome_unknown(database, mo
 
 
 async def test_a_capture_of_unknown_outcome_in_the_body_does_not_release(database, monkeypatch):
-    """The work was done: whoever asks again with the key must be able to pay."""
+    """The work was done, so a repeat with the key must be able to pay."""
     monkeypatch.setattr(held_work, "CAPTURE_SECONDS", 1.0)
     user_id = await database.user(25)
     lock = await database.connect()

@@ -161,7 +161,7 @@ async def test_a_run_that_paid_late_is_an_earlier_run_as_well(database, client):
     assert not await database.faults()
 
 
-async def test_a_hold_that_somebody_captured_by_hand_counts_as_paid_in_every_run(database, client):
+async def test_a_hold_captured_by_hand_counts_as_paid_in_every_run(database, client):
     user_id = await database.user(25)
     made = await client.hold_credits(user_id, amount=5, idempotency_key="hold:song-1:2")
     await client.capture_hold(user_id, made.hold.id, idempotency_key="by hand")

@@ -33,15 +33,15 @@ def test_it_imports_nothing_but_grpc_and_protobuf():
         except ImportError:
             print(*sorted(name for name in sys.modules if name.startswith("credit_service")))
     """
-    told = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-P", "-c", textwrap.dedent(program)],
         capture_output=True,
         text=True,
         check=False,
         timeout=patience(60),
     )
-    assert told.returncode == 0, told.stderr
-    assert told.stdout.split() == [
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == [
         "credit_service",
         "credit_service.client",
         "credit_service.client.accounts",

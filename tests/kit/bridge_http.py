@@ -17,8 +17,8 @@ async def alone():
         yield running_one
 
 
-def told(response):
-    """Status, and outcome or reason of the answer."""
+def status_and_outcome(response):
+    """The status of an answer, and its outcome or reason."""
     said = response.json()
     return response.status_code, said.get("error", {}).get("reason") or said.get("outcome")
 
@@ -60,8 +60,8 @@ class Raw:
 
 def head(length, *lines, path="/stripe/webhooks"):
     """The head of a request whose body is announced and still to come."""
-    told_lines = [f"POST {path} HTTP/1.1", "Host: a", f"Content-Length: {length}", *lines]
-    return "\r\n".join([*told_lines, "", ""]).encode()
+    written = [f"POST {path} HTTP/1.1", "Host: a", f"Content-Length: {length}", *lines]
+    return "\r\n".join([*written, "", ""]).encode()
 
 
 BODY = json.dumps(event_of({"id": "cs_1"}, "checkout.session.async_payment_failed")).encode()

@@ -3,7 +3,7 @@
 import pytest
 from kit.stripe_bodies import STUDIO
 
-from stripe_bridge import invoices, sessions
+from stripe_bridge import invoice_rules, session_rules
 from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.model import Needs, Unresolved
 
@@ -20,11 +20,11 @@ def judged(obj, policy=POLICY, listed=None):
     """What the function for an object of this kind says of it."""
     match obj["object"]:
         case "checkout.session":
-            return sessions.of_session(obj, line_items=listed, policy=policy)
+            return session_rules.of_session(obj, line_items=listed, policy=policy)
         case "payment_intent":
-            return sessions.of_payment_intent(obj, policy=policy)
+            return session_rules.of_payment_intent(obj, policy=policy)
         case "invoice":
-            return invoices.of_invoice(obj, lines=listed, policy=policy)
+            return invoice_rules.of_invoice(obj, lines=listed, policy=policy)
 
 
 def unresolved(obj, policy=POLICY, listed=None):

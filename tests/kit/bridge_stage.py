@@ -64,8 +64,8 @@ class Stage:
 
     async def events(self, *ids: str) -> list[dict]:
         """The events about these objects that the bridge subscribes to, oldest first."""
-        told = [each for id_ in ids for each in await self.fake.events(object=id_)]
-        return [await self.event(each["id"]) for each in told if each["type"] in EVENT_TYPES]
+        listed = [each for id_ in ids for each in await self.fake.events(object=id_)]
+        return [await self.event(each["id"]) for each in listed if each["type"] in EVENT_TYPES]
 
     async def event(self, id_: str) -> dict:
         """An event as Stripe's API shows it."""

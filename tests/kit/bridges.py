@@ -14,8 +14,8 @@ from kit.waiting import patience
 from stripe import WebhookSignature
 
 from stripe_bridge import server
-from stripe_bridge.bodies import Limits
 from stripe_bridge.catalog import Catalog, Policy
+from stripe_bridge.request_bodies import Limits
 from stripe_bridge.server import CreditService
 from stripe_bridge.webhook import Secret
 

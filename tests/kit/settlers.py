@@ -23,8 +23,8 @@ async def balance(client, user_id):
 
 async def events_about(fake, reads, *ids):
     """The events about these objects that the bridge subscribes to, oldest first."""
-    told = [each for id_ in ids for each in await fake.events(object=id_)]
-    return [await reads.read(each["id"]) for each in told if each["type"] in EVENT_TYPES]
+    listed = [each for id_ in ids for each in await fake.events(object=id_)]
+    return [await reads.read(each["id"]) for each in listed if each["type"] in EVENT_TYPES]
 
 
 async def requests(fake):

@@ -73,7 +73,7 @@ DISPUTES = (
     ("withdraw", "win", "withdraw", "win"),
 )
 
-# What these pay and pay back is told in two events each; the others' payments in a single one.
+# Each payment and refund of these makes two events; the others' payments in a single one.
 TOLD_TWICE = ("at once", "later", "failed", "waiting")
 EVERY = (*TOLD_TWICE, "by app", "free", "listed", "monthly", "of others")
 

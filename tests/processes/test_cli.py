@@ -113,7 +113,7 @@ def test_settings_masks_the_passwords_of_urls(said, url, shown):
         (("token",), ("NAME", "ROLE", "worker", "standard error")),
     ],
 )
-def test_help_tells_what_a_command_is_for(said, command, words):
+def test_help_says_what_a_command_is_for(said, command, words):
     code, out, _ = said(*command, "--help")
     assert code == 0
     assert all(word in out for word in words)

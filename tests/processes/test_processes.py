@@ -119,7 +119,7 @@ async def test_one_process_that_refuses_stops_the_other_too(database):
     assert "listens on" not in running.output
 
 
-async def test_a_port_that_somebody_has_is_refused_before_any_process_starts(database):
+async def test_a_port_in_use_is_refused_before_any_process_starts(database):
     with taken() as port:
         address = f"127.0.0.1:{port}"
         for setting in ("CREDIT_LISTEN", "CREDIT_HEALTH_LISTEN"):

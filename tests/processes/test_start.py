@@ -148,7 +148,7 @@ async def test_one_role_for_all_is_told_what_protection_is_missing(database):
         assert "protection missing" not in running.output
 
 
-async def test_a_port_that_somebody_has_is_refused_with_its_setting(database):
+async def test_a_port_in_use_is_refused_with_its_setting(database):
     url = {"CREDIT_DATABASE_URL": database.service_url}
     with taken_port() as port:
         taken = f"127.0.0.1:{port}"

@@ -1,8 +1,8 @@
-"""What the webhook answers Stripe: one table of everything that may come of an event.
+"""What the webhook answers Stripe: one table of all results of an event.
 
-Stripe repeats whatever is not answered 2xx, for up to three days, so 2xx means: committed, or
-nothing to do ("Receive Stripe events in your webhook endpoint"). The other statuses are all the
-same to Stripe; they tell people and counters what is wrong.
+Stripe repeats an event for up to three days until the answer is 2xx, so 2xx means: committed, or
+nothing to do ("Receive Stripe events in your webhook endpoint"). Stripe treats all other statuses
+alike; they show people and metrics what is wrong.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Outcome = Literal[
     "refused", "unresolved", "unavailable", "failed",
 ]  # fmt: skip
 
-# The header for whoever may ask again.
+# The header of an answer after which the caller may ask again.
 RETRY_AFTER = {"Retry-After": "2"}
 
 
@@ -38,9 +38,9 @@ class Answer:
 
     Attributes:
         status: of HTTP.
-        outcome: committed, replayed, nothing and conflict as `Settled` has them; parked:
-            unresolved, and too old for Stripe to repeat it; refused: no event of Stripe's;
-            unresolved: a person must act first; unavailable: time mends it; failed: time does not.
+        outcome: committed, replayed, nothing and conflict as in `Settled`; parked: unresolved,
+            and too old for Stripe to repeat it; refused: not an event from Stripe; unresolved: a
+            person must act first; unavailable: a later try may succeed; failed: it will not.
         reason: a snake_case word that is counted and logged.
         problem: a sentence for the log.
         alerts: a person must look.
@@ -56,7 +56,7 @@ class Answer:
 
     @property
     def body(self) -> dict[str, object]:
-        """What Stripe shows in its list of deliveries; a refusal tells a stranger nothing."""
+        """What Stripe shows in its list of deliveries; a refusal reveals nothing to strangers."""
         match self.outcome:
             case "refused":
                 return error_body("refused", "This is no event that Stripe signed for us.")
@@ -70,22 +70,22 @@ class Answer:
 
 
 def error_body(reason: str, message: str) -> dict[str, object]:
-    """Makes the body of an answer that is no success."""
+    """Makes the body of an answer that is not a success."""
     return {"error": {"reason": reason, "message": message}}
 
 
 def of_refusal(refusal: Refusal) -> Answer:
-    """Answers what is no event of Stripe's."""
+    """Answers a request that is not an event from Stripe."""
     return Answer(refusal.status, "refused", refusal.reason, alerts=refusal.alerts)
 
 
 def of_settled(settled: Settled) -> Answer:
-    """Answers an event that has been settled; a conflict too, because no repetition ends it."""
+    """Answers an event that was settled, or is in conflict, which no repetition would end."""
     return Answer(200, settled.outcome, settled.reason, alerts=settled.alerts)
 
 
 def is_bug(error: Exception) -> bool:
-    """Tells whether an error is none that settling is known to raise."""
+    """Returns whether an error is not among those that settling is documented to raise."""
     known = (Unresolved, StripeAway, StripeRefuses, CreditError, TimeoutError)
     return not isinstance(error, known)
 
@@ -96,8 +96,8 @@ def of_error(error: Exception, *, age_seconds: float, park_after_seconds: float)
     Args:
         error: what `Settler` raised.
         age_seconds: how long ago the event happened.
-        park_after_seconds: from this age on, what only a person resolves is answered 200: Stripe
-            gives up an endpoint that goes on failing, and reconcile finds the object again.
+        park_after_seconds: from this age on, an event that only a person can resolve is answered
+            200, because Stripe disables an endpoint that keeps failing; reconcile finds it again.
     """
     match error:
         case Unresolved() if age_seconds >= park_after_seconds:
@@ -113,9 +113,9 @@ def of_error(error: Exception, *, age_seconds: float, park_after_seconds: float)
         case StripeRefuses():
             answer = Answer(500, "failed", "stripe_refuses", str(error), alerts=True)
         case CreditError():
-            # Whatever else the credit service refuses, the settler has made something of it.
+            # The settler turns every other refusal of the credit service into a result.
             answer = Answer(500, "failed", error.reason.lower(), str(error), alerts=True)
         case _:
-            # Its text might hold anything, so only its kind is shown.
+            # Its text may hold something personal, so only its kind is shown.
             answer = Answer(500, "failed", "bug", type(error).__name__, alerts=True)
     return answer

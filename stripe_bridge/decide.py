@@ -1,4 +1,4 @@
-"""Asks a rule about an object, and reads from Stripe what the rule lacks."""
+"""Applies a rule to an object, and reads from Stripe what the rule needs."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _Decision = TypeVar("_Decision")
 async def decide(
     stripe: StripeReads, rule: Callable[[Object, list[Object] | None], _Decision], obj: Object
 ) -> _Decision:
-    """Asks a rule about an object, and again with each thing that it says it needs.
+    """Applies a rule to an object, and again after each read that the rule asks for.
 
     Args:
-        stripe: where that is read.
+        stripe: reads from Stripe.
         rule: takes the object and its lines (None: not read) and decides, or raises Needs.
-        obj: as it came.
+        obj: as the event or list showed it.
 
     Raises:
-        Unresolved: the rule does, or Stripe's own answer lacks what the rule needs:
-            object_incomplete.
-        StripeAway, StripeRefuses: something had to be read and could not be.
+        Unresolved: the rule raises it; or object_incomplete: Stripe's answer lacks what the rule
+            needs.
+        StripeAway, StripeRefuses: something could not be read.
     """
     lines: list[Object] | None = None
     read: set[tuple[Needed, str]] = set()

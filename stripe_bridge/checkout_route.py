@@ -1,4 +1,4 @@
-"""The route by which our own programs sell credit packs."""
+"""The route that sells credit packs: `POST /checkout-sessions`."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from stripe_bridge.api_requests import ApiRequests
     from stripe_bridge.catalog import Policy
-    from stripe_bridge.own_programs import OwnPrograms
 
 
 class Checkouts:
-    """Answers `POST /checkout-sessions`, for our own programs alone."""
+    """Answers `POST /checkout-sessions` for callers with the token."""
 
     def __init__(
         self,
         client: stripe.StripeClient,
         policy: Policy,
-        programs: OwnPrograms,
+        programs: ApiRequests,
         *,
         return_origins: Collection[str],
     ) -> None:
-        """Sells the packs of the policy's catalogue to our own programs."""
+        """Sells the packs of the policy's catalogue."""
         self._client = client
         self._policy = policy
         self._programs = programs

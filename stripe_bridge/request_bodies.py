@@ -1,4 +1,4 @@
-"""Reads the bodies of requests, never more of them than fits: the limits of what may be sent."""
+"""Reads the bodies of requests within limits, and what these limits are."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much of everything.
+    """The limits of requests.
 
     Attributes:
-        body_bytes: that an event may have.
-        requests_in_flight: events answered at the same time.
-        arriving_bytes: that the bodies on their way may have together.
-        read_seconds: how long a body may take to come.
+        body_bytes: the maximum size of an event.
+        requests_in_flight: the maximum number of events that are settled at the same time.
+        arriving_bytes: the maximum size of all bodies that are being read, together.
+        read_seconds: how long a body may take to arrive.
         budget_seconds: how long a request may take in all; Stripe's Checkout lets a customer wait
             for 10 s.
         park_after_seconds: the age from which unresolved events are answered 200.
@@ -34,27 +34,27 @@ class Limits:
 
 
 class TooLarge(Exception):
-    """The body has more bytes than it may."""
+    """The body is larger than its maximum."""
 
 
 class TooMuch(Exception):
-    """The bodies that are arriving have more bytes than they may have together."""
+    """The bodies that are being read are larger together than their maximum."""
 
 
 class Bodies:
-    """Reads bodies, never holding more than so many bytes of those that are still arriving."""
+    """Reads bodies, and never holds more than `arriving_bytes` of unfinished ones."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._held = 0
 
     async def read(self, request: Request, bytes_max: int) -> bytes:
-        """Reads a body exactly as it came.
+        """Reads a body and returns its exact bytes.
 
         Raises:
-            TimeoutError: it did not come in time.
-            ClientDisconnect: it never came as a whole.
-            TooLarge, TooMuch: it is not read any further.
+            TimeoutError: it did not arrive in time.
+            ClientDisconnect: the client went away before its end.
+            TooLarge, TooMuch: it exceeds a limit.
         """
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > bytes_max:

@@ -1,11 +1,11 @@
-"""Which credits a subscription's invoice paid for, and whose. Pure: an invoice in, a grant out."""
+"""The grant of a subscription's invoice. Pure: an invoice in, a grant out."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from stripe_bridge.fields import Object, child, id_of, minor, objects, whole_list
-from stripe_bridge.grants import Line, customers_user, listed_credits, make_grant
+from stripe_bridge.grant_rules import Line, customers_user, listed_credits, make_grant
 from stripe_bridge.metadata import USER_KEY, VERSION, VERSION_KEY, other_version, user_of
 from stripe_bridge.model import Grant, Needed, Needs, Nothing, Notice, Unresolved
 
@@ -19,16 +19,16 @@ _FREE = Nothing("free_order")
 
 
 def of_invoice(invoice: Object, *, lines: list[Object] | None, policy: Policy) -> Grant | Nothing:
-    """Says which credits a subscription's invoice paid for (Stripe: "The Invoice object").
+    """Says which credits an invoice gives, and to whom (Stripe: "The Invoice object").
 
     Args:
         invoice: in any API version; its customer may be expanded.
-        lines: all of them, with their prices expanded; None when they have not been read.
-        policy: what is granted.
+        lines: all of them, with their prices expanded; None: not read yet.
+        policy: which payments give credits.
 
     Returns:
-        The grant: its listed prices, those of the subscription and those that are billed once, but
-        no prorations; or Nothing: `unpaid`, `billing_reason`, `out_of_band`, `paid_from_balance`,
+        The grant: the credits of its listed prices, recurring and one-time ones, without
+        prorations; or Nothing: `unpaid`, `billing_reason`, `out_of_band`, `paid_from_balance`,
         `free_order`, `plan_change`, `no_subscription_lines`, `not_ours` or `no_credits`. Nothing
         alerts where a listed price was paid.
 
@@ -77,7 +77,7 @@ def of_invoice(invoice: Object, *, lines: list[Object] | None, policy: Policy) -
 
 
 def _withheld(invoice: Object, policy: Policy) -> Nothing | None:
-    """Says why a paid invoice gives nothing, whatever it is about; None when it may give."""
+    """Says why a paid invoice gives nothing, whatever its lines are; None: it may give credits."""
     reason = invoice.get("billing_reason")
     if not isinstance(reason, str) or reason not in policy.invoice_billing_reasons:
         return Nothing("billing_reason")
@@ -109,24 +109,24 @@ def _lines_user(marks: list[Object], source_id: str) -> UUID | None:
 
 
 def shows_off_stripe(invoice: Object) -> bool:
-    """Tells whether an invoice shows what was paid outside of Stripe.
+    """Returns whether an invoice shows what was paid outside Stripe.
 
-    Versions since 2025-03-31 show it in no event, and where it is read only if it is asked for.
+    Since version 2025-03-31 events do not show it, and a read shows it only on request.
     """
     return "paid_out_of_band" in invoice or "amount_paid_off_stripe" in invoice
 
 
 def _out_of_band(invoice: Object) -> bool:
-    """Tells whether all was paid outside of Stripe; `amount_paid` counts it since 2025-03-31."""
+    """Returns whether all was paid outside Stripe; since 2025-03-31 `amount_paid` includes it."""
     paid, off_stripe = invoice.get("amount_paid"), invoice.get("amount_paid_off_stripe")
     all_off_stripe = type(paid) is type(off_stripe) is int and 0 < paid <= off_stripe
     return invoice.get("paid_out_of_band") is True or all_off_stripe
 
 
 def _counts(line: Object, catalog: Catalog) -> bool:
-    """Tells whether a line may give credits.
+    """Returns whether a line may give credits.
 
-    That is a subscription's regular line, or one that is billed once and whose price is listed.
+    These are a subscription's regular lines, and one-time lines whose price is listed.
     """
     if isinstance(line.get("parent"), dict):
         regular = bool(child(line, "parent", "subscription_item_details"))
@@ -137,7 +137,7 @@ def _counts(line: Object, catalog: Catalog) -> bool:
 
 
 def _is_proration(line: Object) -> bool:
-    """Tells whether a line makes up for a change within a period, since or before 2025-03-31."""
+    """Returns whether a line is a proration, in versions since and before 2025-03-31."""
     parent = child(line, "parent")
     details = child(parent, "subscription_item_details") or child(parent, "invoice_item_details")
     return (details or line).get("proration") is True
@@ -148,7 +148,7 @@ def _is_listed(line: Object, catalog: Catalog) -> bool:
 
 
 def _cost(line: Object) -> int | None:
-    """Reads what a line costs after its discounts, in minor units; None: it does not say."""
+    """Reads what a line costs after its discounts, in minor units; None: unknown."""
     amount = line.get("amount")
     if type(amount) is not int:
         return None
@@ -166,7 +166,7 @@ def _pays_for_listed(lines: list[Object], catalog: Catalog) -> bool:
 
 
 def _paid_change(lines: list[Object], catalog: Catalog) -> bool:
-    """Tells whether a change to a listed price was paid: its prorations cost more than nothing."""
+    """Returns whether a change to a listed price was paid: its prorations sum up to more than 0."""
     prorations = [line for line in lines if _is_proration(line)]
     return sum(_cost(line) or 0 for line in prorations) > 0 and _pays_for_listed(
         prorations, catalog
@@ -174,7 +174,7 @@ def _paid_change(lines: list[Object], catalog: Catalog) -> bool:
 
 
 def _price_of(line: Object) -> object:
-    """Finds an invoice line's price: since 2025-03-31, since 2020, before."""
+    """Finds the price of an invoice line: versions since 2025-03-31, since 2020, before."""
     since_basil = child(line, "pricing", "price_details").get("price")
     return since_basil or line.get("price") or line.get("plan")
 

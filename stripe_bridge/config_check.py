@@ -1,4 +1,4 @@
-"""Looks whether the bridge's settings fit Stripe, the clock and the credit service."""
+"""Checks the bridge's settings against Stripe, the clock and the credit service."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stripe_bridge.catalog import Catalog, Pack, Policy
     from stripe_bridge.fields import Object
 
-# Stripe's signatures are good for 300 s, and a clock that is off drifts on.
+# Signatures are valid for 300 s, and a clock that is wrong drifts further.
 _CLOCK_SECONDS_MAX = 30
 
 _NOBODY = UUID(int=0)
@@ -32,11 +32,11 @@ _NO_PAYMENT = "stripe:check-config"
 async def problems(
     client: stripe.StripeClient, credit_service: CreditClient, policy: Policy
 ) -> AsyncIterator[str]:
-    """Yields a line for each thing that does not fit; writes nothing anywhere.
+    """Yields a line for each problem; writes nothing anywhere.
 
     Args:
-        client: as the bridge reads from Stripe.
-        credit_service: as the bridge writes credits.
+        client: reads from Stripe.
+        credit_service: the credit service, as the bridge calls it.
         policy: with the catalogue.
     """
     async for line in _of_key_and_clock(client):
@@ -79,8 +79,8 @@ async def _of_key_and_clock(client: stripe.StripeClient) -> AsyncIterator[str]:
         if abs(offset) > _CLOCK_SECONDS_MAX:
             way = "ahead of" if offset > 0 else "behind"
             yield (
-                f"this machine's clock is {abs(offset):.0f} s {way} Stripe's; set it by NTP, for"
-                " signatures are good for 300 s"
+                f"this machine's clock is {abs(offset):.0f} s {way} Stripe's; set it by NTP,"
+                " because signatures are valid for 300 s"
             )
 
 
@@ -103,16 +103,16 @@ async def _of_pack(client: stripe.StripeClient, pack: Pack, policy: Policy) -> A
 
 
 def _differences(price: Object, pack: Pack) -> list[str]:
-    told = f"price {price['id']}"
+    which = f"price {price['id']}"
     lines = []
     if not price.get("active"):
-        lines.append(f"{told} is not active")
+        lines.append(f"{which} is not active")
     if price.get("type") != "one_time":
-        lines.append(f"{told} is recurring, and a pack is sold once")
+        lines.append(f"{which} is recurring, and a pack is sold once")
     asked = (price.get("unit_amount"), price.get("currency"))
     if asked != (pack.amount_minor, pack.currency):
         lines.append(
-            f"{told} is {asked[0]} {asked[1]}, and the catalogue shows"
+            f"{which} is {asked[0]} {asked[1]}, and the catalogue shows"
             f" {pack.amount_minor} {pack.currency}"
         )
     return lines
@@ -147,9 +147,9 @@ async def _of_credit_service(credit_service: CreditClient) -> AsyncIterator[str]
             _NOBODY, 1, payment=payment, idempotency_key=_NO_PAYMENT, validate_only=True
         )
     except AccessError as error:
-        yield f"the credit service does not let the bridge in: {error}"
+        yield f"the credit service does not accept the bridge: {error}"
     except Refusal:
-        # That nobody is no user; the bridge was let in.
+        # The user is unknown, but the bridge was accepted.
         pass
     except CreditError as error:
         yield f"the credit service gives no answer: {error}"

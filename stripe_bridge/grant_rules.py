@@ -1,4 +1,4 @@
-"""What sessions, payment intents and invoices share: their priced lines, their user, the limits.
+"""What the grants of sessions, payment intents and invoices share: priced lines, user, limits.
 
 Credits come from metadata that a checkout fixed or from the catalogue, never from an amount of
 money.
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Line(NamedTuple):
-    """A line of a session or an invoice, as Stripe wrote its price and quantity.
+    """A line of a session or an invoice, with price and quantity as Stripe shows them.
 
     Attributes:
-        price: its id or the price itself.
-        quantity: of units.
-        is_free: it cost nothing, as in a trial or with a discount of all.
+        price: its id, or the price object.
+        quantity: the number of units.
+        is_free: it cost nothing, because of a trial or a full discount.
     """
 
     price: object
@@ -48,12 +48,12 @@ def make_grant(
     """Makes a grant that the policy allows.
 
     Args:
-        source: the object that says so; its currency is the grant's.
-        paid_by: the id of what paid for it.
+        source: the object that decides; the grant has its currency.
+        paid_by: the id of the payment, as in `Grant`.
         user_id: who gets the credits.
-        granted: how many.
+        granted: the number of credits.
         amount: what was paid, in minor units.
-        policy: what is granted.
+        policy: which payments give credits.
         notice: why a person should look at it.
 
     Raises:
@@ -63,7 +63,7 @@ def make_grant(
     if granted > min(policy.max_credits_per_purchase, CREDITS_MAX):
         raise Unresolved(
             "credits_above_limit",
-            f"{source_id} is of {granted} credits, more than one purchase may give.",
+            f"{source_id} gives {granted} credits, more than the maximum of one purchase.",
         )
     paid_in = currency(source)
     if policy.allowed_currencies and paid_in not in policy.allowed_currencies:
@@ -79,8 +79,8 @@ def listed_credits(
     """Adds up the credits of the lines whose prices are listed.
 
     Args:
-        lines: all that count.
-        source_id: the id of the object they are of.
+        lines: those that may give credits.
+        source_id: the id of their object.
         policy: the listed prices, and whether free lines give credits.
         marked: the object names a user of ours.
 
@@ -115,10 +115,10 @@ def listed_credits(
 
 
 def unlisted(source_id: str, *, marked: bool) -> Nothing:
-    """Says what an object without a listed price comes to.
+    """Decides about an object without a listed price.
 
     Raises:
-        Unresolved: price_unknown, where it is marked as ours.
+        Unresolved: price_unknown, if it names a user of ours.
     """
     if marked:
         raise Unresolved(
@@ -131,7 +131,7 @@ def customers_user(source: Object, source_id: str) -> UUID:
     """Reads the user that the customer of an object names.
 
     Raises:
-        Needs: customer, where it is not expanded.
+        Needs: customer, if it is not expanded.
         Unresolved: user_missing, user_malformed, id_malformed.
     """
     customer = source.get("customer")

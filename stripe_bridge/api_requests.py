@@ -1,4 +1,4 @@
-"""Answers our own programs: their token, their JSON, the time limit, and what may go wrong."""
+"""Answers requests that need the bridge's bearer token: token, JSON, time limit and errors."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from starlette.responses import JSONResponse
 
 from credit_service.errors import CreditError
 from stripe_bridge import metrics
-from stripe_bridge.answers import RETRY_AFTER, error_body
-from stripe_bridge.bodies import Bodies, TooLarge, TooMuch
 from stripe_bridge.checkout import CheckoutRefused
 from stripe_bridge.model import Unresolved
+from stripe_bridge.request_bodies import Bodies, TooLarge, TooMuch
 from stripe_bridge.stripe_api import StripeAway, StripeRefuses
+from stripe_bridge.webhook_answers import RETRY_AFTER, error_body
 
 if TYPE_CHECKING:
     from prometheus_client import Counter
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from stripe_bridge.bodies import Limits
+    from stripe_bridge.request_bodies import Limits
 
 _log = structlog.get_logger()
 
 _BYTES_MAX = 16 * 1024
 
-# A request, and the facts that are logged of it, which the work adds to.
+# Takes a request and the facts for its log line, to which it may add; returns the answer.
 Work = Callable[["Request", dict[str, object]], Awaitable[dict[str, object]]]
 
 
-class OwnPrograms:
-    """Lets in the programs that have the token, and answers them."""
+class ApiRequests:
+    """Answers requests that carry the token."""
 
     def __init__(self, *, token_sha256: str, limits: Limits) -> None:
-        """Knows the token by its SHA-256."""
+        """Accepts the token with this SHA-256."""
         self._token_sha256 = token_sha256
         self._limits = limits
         self._bodies = Bodies(limits)
 
     async def answer(self, request: Request, work: Work, name: str, counter: Counter) -> Response:
-        """Answers one request by what `work` makes of it.
+        """Answers one request with the result of `work`.
 
         Args:
-            request: from one of our own programs, or from somebody who says so.
-            work: makes the answer; raises CheckoutRefused and what Stripe and the credit service
-                raise.
-            name: of the line in the log.
+            request: with or without the token.
+            work: makes the answer; raises CheckoutRefused, and the errors of Stripe and of the
+                credit service.
+            name: of the log line.
             counter: counts answers by status and reason.
         """
         started = time.monotonic()
@@ -82,7 +82,7 @@ class OwnPrograms:
             headers = RETRY_AFTER
         except (StripeRefuses, Unresolved) as refused:
             status, reason = 502, "stripe_refuses"
-            problem = "Stripe does not sell this; `stripe-bridge check-config` tells why"
+            problem = "Stripe does not sell this; `stripe-bridge check-config` says why"
             facts["problem"] = str(refused)
             metrics.ALERTS.labels(reason).inc()
         except CreditError as error:

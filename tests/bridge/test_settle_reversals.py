@@ -6,9 +6,9 @@ import itertools
 from kit import settlers, stripe_fixtures
 from kit.settlers import POLICY, balance, events_about, refuse, requests
 
-from stripe_bridge.answers import of_settled
 from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.settle import Settler
+from stripe_bridge.webhook_answers import of_settled
 
 fake, reads, settler = stripe_fixtures.fake, stripe_fixtures.reads, settlers.settler
 
@@ -87,13 +87,13 @@ async def test_a_refund_that_names_no_charge_is_found_by_its_payment(
 ):
     user = await database.user()
     refund = await fake.refund(await fake.purchase(user), amount=450)
-    assert (await settler.money_back.refund({**refund, "charge": None})).outcome == "committed"
+    assert (await settler.reversals.refund({**refund, "charge": None})).outcome == "committed"
     assert await balance(client, user) == 50
     lost = {**refund, "charge": None, "payment_intent": None}
-    assert (await settler.money_back.refund(lost)).reason == "not_ours"
+    assert (await settler.reversals.refund(lost)).reason == "not_ours"
 
 
-async def test_money_back_for_a_payment_that_is_not_ours_writes_nothing(fake, settler, database):
+async def test_a_refund_of_a_payment_that_is_not_ours_writes_nothing(fake, settler, database):
     paid = await fake.purchase()
     refund, book = await fake.refund(paid, amount=100), await database.book()
     dispute = await fake.dispute(paid)
@@ -135,7 +135,7 @@ async def test_events_of_a_dispute_take_and_give_back_once_in_any_order(
     user = await database.user()
     paid = await fake.purchase(user)
     dispute = await fake.dispute(paid, withdraw=False)
-    assert (await settler.money_back.dispute(dispute)).reason == "inquiry"
+    assert (await settler.reversals.dispute(dispute)).reason == "inquiry"
     await fake.do("withdraw", id=dispute["id"])
     taken = await fake.do("object", id=dispute["id"])
     assert (await settler.event("charge.dispute.created", taken)).outcome == "committed"
@@ -152,11 +152,11 @@ async def test_a_dispute_in_another_currency_takes_the_whole_and_calls_a_person(
 ):
     user = await database.user()
     dispute = await fake.dispute(await fake.purchase(user), amount=300)
-    settled = await settler.money_back.dispute({**dispute, "currency": "usd"})
+    settled = await settler.reversals.dispute({**dispute, "currency": "usd"})
     assert (settled.outcome, settled.reason) == ("committed", "reversal_in_other_currency")
     assert await balance(client, user) == 0
     assert of_settled(settled).alerts
-    again = await settler.money_back.dispute({**dispute, "currency": "usd"})
+    again = await settler.reversals.dispute({**dispute, "currency": "usd"})
     assert (again.outcome, of_settled(again).alerts) == ("replayed", False)
 
 
@@ -166,10 +166,10 @@ async def test_a_dispute_without_its_transactions_is_read_and_refused_if_stripe_
     user = await database.user()
     dispute = await fake.dispute(await fake.purchase(user))
     cut = {**dispute, "balance_transactions": None}
-    assert (await settler.money_back.dispute(cut)).outcome == "committed"
+    assert (await settler.reversals.dispute(cut)).outcome == "committed"
     assert await balance(client, user) == 0
     await fake.do("edit", id=dispute["id"], fields={"balance_transactions": None})
-    assert await refuse(settler.money_back.dispute(cut)) == "object_incomplete"
+    assert await refuse(settler.reversals.dispute(cut)) == "object_incomplete"
 
 
 async def test_one_refund_that_cannot_be_settled_does_not_stop_the_others(

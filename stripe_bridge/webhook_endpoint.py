@@ -12,26 +12,26 @@ if TYPE_CHECKING:
 
 
 class EndpointExists(Exception):
-    """There is an endpoint with this URL already; its secret is told nowhere again."""
+    """There is an endpoint with this URL already; the API does not show its secret again."""
 
 
 async def make_endpoint(client: stripe.StripeClient, url: str, *, again: bool) -> tuple[str, bool]:
-    """Makes an endpoint with the pinned API version, which stays, and exactly our events.
+    """Makes an endpoint with the pinned API version and exactly our events.
 
     Args:
-        client: whose key may read and write webhook endpoints.
-        url: where Stripe is to deliver, `https://.../stripe/webhooks`.
-        again: make it though there is one with this URL, whose events then come twice.
+        client: its key may read and write webhook endpoints.
+        url: where Stripe delivers, `https://.../stripe/webhooks`.
+        again: make another one even if one has this URL; each event then comes twice.
 
     Returns:
-        The signing secret, and whether it is one of live mode.
+        The signing secret, and whether it is of live mode.
 
     Raises:
         EndpointExists: there is one with this URL.
         StripeAway: no usable answer came.
         StripeRefuses: the key lacks the right, or Stripe does not take the URL.
     """
-    # The SDK's types are literals; ours are also what the poller and the reads use.
+    # The SDK has literal types; ours are shared with the poller and the reads.
     enabled: list[Any] = list(EVENT_TYPES)
     version: Any = STRIPE_VERSION
     endpoints = client.v1.webhook_endpoints
@@ -49,5 +49,5 @@ async def make_endpoint(client: stripe.StripeClient, url: str, *, again: bool) -
             }
         )
     if not endpoint.secret:
-        raise StripeRefuses("Stripe told no signing secret; look it up in its Dashboard")
+        raise StripeRefuses("Stripe showed no signing secret; look it up in its Dashboard")
     return endpoint.secret, endpoint.livemode

@@ -1,4 +1,4 @@
-"""Settles many of Stripe's objects, a few at once, so that none of them stops the others."""
+"""Settles many objects, a few at once; the failure of one does not stop the others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from credit_service.errors import CreditError, OutcomeUnknown, Unavailable
-from stripe_bridge import bugs
+from stripe_bridge import failure_log
 from stripe_bridge.model import Unresolved
 from stripe_bridge.stripe_api import StripeAway, StripeRefuses
 
@@ -23,14 +23,14 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What could not be settled.
+    """Something that could not be settled.
 
     Attributes:
         id: of Stripe's object, or the name of a list that could not be read to its end.
         reason: a snake_case word.
         detail: a sentence for the operator.
-        passing: another try may succeed later, with the object as it is.
-        away: Stripe or the credit service gives no answer, to this object or any other.
+        passing: a later try may succeed without any change.
+        away: Stripe or the credit service gives no answer, so other objects fail as well.
     """
 
     id: str
@@ -40,19 +40,20 @@ class Finding:
     away: bool = False
 
 
-async def walk(
+async def settle_many(
     listed: AsyncIterator[Object],
     settle: Callable[[Object], Awaitable[Settled]],
     *,
     retry_seconds: Sequence[float] = (),
 ) -> AsyncIterator[list[tuple[Object, Settled | Finding]]]:
-    """Settles the objects of a list, and yields them in small groups with what came of each.
+    """Settles the objects of a list, and yields them in small groups with the result of each.
 
     Args:
         listed: the objects.
         settle: settles one of them.
-        retry_seconds: the pause before each further try, for a failure that may pass; after a group
-            of which nothing could be settled there are none, until something can be again.
+        retry_seconds: the pause before each further try after a failure that may pass. After a
+            group of which nothing was settled there are no further tries, until something is
+            settled again.
 
     Raises:
         StripeAway, StripeRefuses: the list cannot be read.
@@ -64,7 +65,7 @@ async def walk(
         if len(group) == _AT_ONCE:
             settled = await _settle(group, settle, pauses)
             yield settled
-            # With the credit service or Stripe away, a long list would else wait for days.
+            # Otherwise a long list would take days while the credit service or Stripe is away.
             pauses = () if all(_may_pass(found) for _, found in settled) else retry_seconds
             group = []
     if group:
@@ -110,6 +111,6 @@ async def _once(obj: Object, settle: Callable[[Object], Awaitable[Settled]]) -> 
         away = isinstance(error, (Unavailable, OutcomeUnknown))
         return Finding(name, error.reason.lower(), str(error), passing=True, away=away)
     except Exception as error:
-        # A fault of ours with one object must not hide the payments behind it.
-        bugs.tell("settling_failed", error, object=name)
+        # An unexpected error with one object must not hide the payments after it.
+        failure_log.log_failure("settling_failed", error, object=name)
         return Finding(name, "failed", "An unexpected failure, which is logged.")

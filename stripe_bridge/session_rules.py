@@ -1,6 +1,6 @@
-"""Which credits a Checkout Session or a payment intent paid for, and whose. Pure.
+"""The grant of a Checkout Session or a payment intent. Pure: an object in, a grant out.
 
-A session and its payment intent give the same grant, whichever is seen first or alone.
+A session and its payment intent give the same grant, whichever of them is seen first.
 """
 
 from __future__ import annotations
@@ -8,33 +8,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stripe_bridge.fields import Object, child, id_of, minor, objects, optional_id, whole_list
-from stripe_bridge.grants import Line, customers_user, listed_credits, make_grant, unlisted
+from stripe_bridge.grant_rules import Line, customers_user, listed_credits, make_grant, unlisted
 from stripe_bridge.metadata import USER_KEY, frozen_credits, read_user, user_of
 from stripe_bridge.model import Grant, Needed, Needs, Nothing, Unresolved
 
 if TYPE_CHECKING:
     from stripe_bridge.catalog import Policy
 
-# An intent that is ours and leaves user or credits to its session.
+# The intent is ours, but only its session names the user or the credits.
 SESSION_DECIDES = Nothing("session_decides")
 
 
 def of_session(
     session: Object, *, line_items: list[Object] | None, policy: Policy
 ) -> Grant | Nothing:
-    """Says what a Checkout Session paid for (Stripe: "Fulfill orders").
+    """Says which credits a Checkout Session gives, and to whom (Stripe: "Fulfill orders").
 
     Args:
         session: in any API version; its customer may be expanded.
-        line_items: all of them; None when they have not been read.
-        policy: what is granted.
+        line_items: all of them; None: not read yet.
+        policy: which payments give credits.
 
     Returns:
         The grant; or Nothing: `setup`, `subscription`, `unknown_mode`, `unpaid`, `free_order`,
         `not_ours` or `no_credits`.
 
     Raises:
-        Needs: session, when its version does not say whether it was paid; line_items; customer.
+        Needs: session, if its version does not say whether it was paid; line_items; customer.
         Unresolved: a person must act: payment_missing, or as `of_payment_intent`, or price_unknown,
             quantity_malformed.
     """
@@ -63,15 +63,16 @@ def of_session(
 
 
 def of_payment_intent(intent: Object, *, policy: Policy) -> Grant | Nothing:
-    """Says what a payment intent paid for, when it carries the credits that a checkout fixed.
+    """Says which credits a payment intent gives, if it carries the credits that a checkout fixed.
 
     Args:
         intent: in any API version; its customer may be expanded.
-        policy: what is granted.
+        policy: which payments give credits.
 
     Returns:
-        The grant, the same as its session's but for the source; or Nothing: `unpaid`, `free_order`,
-        `not_ours`, or `session_decides` when only the session tells credits or user.
+        The grant, the same as its session's except for the source; or Nothing: `unpaid`,
+        `free_order`, `not_ours`, or `session_decides` if only the session names the credits or the
+        user.
 
     Raises:
         Needs: customer.
@@ -96,14 +97,14 @@ def of_payment_intent(intent: Object, *, policy: Policy) -> Grant | Nothing:
         paid_by=intent_id,
         user_id=user_id or customers_user(intent, intent_id),
         granted=granted,
-        # Not amount_received, which a partial capture lowers while the session's total stays.
+        # Not amount_received, because a partial capture lowers it and not the session's total.
         amount=minor(intent, "amount"),
         policy=policy,
     )
 
 
 def _unpaid(session: Object, payment: str | None, policy: Policy) -> Nothing | None:
-    """Says why a session gives nothing, whatever it is about; None when it may give credits."""
+    """Says why a session gives nothing, whatever it sold; None: it may give credits."""
     mode, status = session.get("mode"), session.get("payment_status")
     if mode in ("setup", "subscription"):
         return Nothing(str(mode))
@@ -113,7 +114,7 @@ def _unpaid(session: Object, payment: str | None, policy: Policy) -> Nothing | N
         return Nothing("unknown_mode")
     if status != "paid" and (status != "no_payment_required" or payment):
         return Nothing("unpaid")
-    # An order of nothing gives nothing even where a payment intent was made for it.
+    # A free order gives nothing even if it has a payment intent.
     free = status != "paid" or session.get("amount_total") == 0
     free = free or (payment is None and session.get("amount_total") is None)
     if free and not policy.allow_free_orders:
