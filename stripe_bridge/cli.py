@@ -99,7 +99,7 @@ def endpoint(*, url: str, again: Annotated[bool, Parameter(negative="")] = False
     """Make the webhook endpoint in Stripe, with the API version and the events of the bridge.
 
     Only for this command, STRIPE_BRIDGE_STRIPE_KEY must be a key that may write webhook endpoints.
-    Prints the line for the bridge's settings with the signing secret, which Stripe shows only once.
+    Prints the signing secret as a line for the bridge's settings; Stripe shows it only once.
 
     Args:
         url: Where Stripe is to deliver: https://your-host/stripe/webhooks.

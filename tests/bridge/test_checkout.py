@@ -216,8 +216,8 @@ async def test_what_was_sold_arrives_once_it_is_paid(service, client, database, 
         ),
         ({"success_url": "http://app.example.com/"}, "success_url must be https"),
         ({"cancel_url": "http://localhost.example.com/"}, "cancel_url must be https"),
-        ({"colour": 1}, "'colour' is no field of an order"),
-        ({"\ud800": 1}, "is no field of an order"),
+        ({"colour": 1}, "'colour' is not a field of an order"),
+        ({"\ud800": 1}, "is not a field of an order"),
     ],
 )
 def test_an_order_that_is_not_well_formed_is_refused_with_the_field(change, words):

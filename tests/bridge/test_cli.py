@@ -101,7 +101,7 @@ def said(monkeypatch, capsys):
     [
         ((), ("serve", "settings", "check-config", "endpoint", "reconcile", "replay")),
         (("serve",), ("SIGTERM", "stripe-bridge settings")),
-        (("check-config",), ("writes nothing", "exit code 1")),
+        (("check-config",), ("Writes nothing", "exit code 1")),
         (("endpoint",), ("--url", "--again", "signing secret")),
         (("reconcile",), ("--since", "35d", "--disputes-since", "180d", "--dry-run")),
         (("replay",), ("evt_", "pi_")),
@@ -174,7 +174,7 @@ async def test_an_endpoint_is_made_with_exactly_our_events_and_its_secret_printe
     assert name == "STRIPE_BRIDGE_WEBHOOK_SECRETS"
     assert value.startswith("test:whsec_")
     assert value not in err
-    assert "put the line above into the bridge's settings" in err
+    assert "add the line above to the bridge's settings" in err
     code, out, err = await make()
     assert (code, out) == (2, "")
     assert f"{made.id} has this URL already" in err

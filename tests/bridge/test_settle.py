@@ -226,7 +226,7 @@ async def test_a_short_failure_of_stripe_is_tried_again_at_once(fake, client, da
     refund = await fake.refund(await fake.purchase(await database.user()))
     await fake.api_faults({"path": "charges", "status": 500, "count": 1})
     async with stripe_client(KEY, address=fake.url) as sdk:
-        settled = await Settler(StripeReads(sdk), client, POLICY).money_back.refund(refund)
+        settled = await Settler(StripeReads(sdk), client, POLICY).reversals.refund(refund)
     assert settled.outcome == "committed"
 
 
