@@ -281,6 +281,9 @@ GRANT INSERT, SELECT ON credit_policy_changes TO credit_service;
 
 -- Every revision of every refund and dispute; the highest revision of each counts. Append-only. It
 -- has no foreign key and outlives a deleted user.
+--
+-- opens_ref is the reversal_ref on the row that was first recorded under it, and null on the
+-- others. It is unique, so that two payments cannot share a refund or dispute.
 CREATE TABLE credit_reversals (
     reversal_ref text NOT NULL,
     revision bigint NOT NULL,
@@ -293,10 +296,13 @@ CREATE TABLE credit_reversals (
     reason text NOT NULL,
     recorded_at timestamptz NOT NULL,
     caller text NOT NULL,
+    opens_ref text,
     CONSTRAINT one_record_per_revision PRIMARY KEY (reversal_ref, revision),
+    CONSTRAINT one_payment_per_reversal UNIQUE (opens_ref),
     CONSTRAINT revision_counts_from_one CHECK (revision >= 1),
     CONSTRAINT money_in_range CHECK (paid_minor >= 1 AND paid_minor <= 1000000000000
-        AND reversed_minor >= 0 AND reversed_minor <= 1000000000000)
+        AND reversed_minor >= 0 AND reversed_minor <= 1000000000000),
+    CONSTRAINT opens_its_own_ref CHECK (opens_ref = reversal_ref)
 );
 
 CREATE INDEX reversals_by_payment ON credit_reversals (payment_ref);

@@ -67,7 +67,10 @@ it, and the one at captured_seq captured it, in time or late.""",
 Who changed what an account may do, and when. Append-only.""",
     "credit_reversals": """\
 Every revision of every refund and dispute; the highest revision of each counts. Append-only. It
-has no foreign key and outlives a deleted user.""",
+has no foreign key and outlives a deleted user.
+
+opens_ref is the reversal_ref on the row that was first recorded under it, and null on the others.
+It is unique, so that two payments cannot share a refund or dispute.""",
     "credit_kept_keys": """\
 The idempotency keys of calls that were answered with the entry of another call: the release of a
 hold that had ended, or a purchase whose payment had been credited. Every other key is in its entry.

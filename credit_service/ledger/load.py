@@ -156,12 +156,11 @@ async def _load_reversals(
     asked = [command for command in commands if isinstance(command, Reverse)]
     if not asked:
         return
-    recorded = await store.load_reversals(
-        connection,
-        {command.payment_ref for command in asked},
-        {command.reversal_ref for command in asked},
-    )
-    repeated = {(command.reversal_ref, command.revision) for command in asked} & recorded.keys()
+    payments = {command.payment_ref for command in asked}
+    state.returned.update(await store.load_returned(connection, payments))
+    revisions = {(command.reversal_ref, command.revision) for command in asked}
+    recorded = await store.load_reversals(connection, revisions)
+    repeated = revisions & recorded.keys()
     entry_ids = {
         (reversal.user_id, reversal.seq)
         for reversal in (recorded[identity] for identity in repeated)
@@ -173,7 +172,8 @@ async def _load_reversals(
         if reversal.seq is not None:
             entry = entries.get((reversal.user_id, reversal.seq))
             recorded[identity] = reversal._replace(entry=entry)
-    state.reversals.update(recorded)
+    for reversal in recorded.values():
+        state.add_reversal(reversal)
 
 
 async def _load_holds(

@@ -15,6 +15,7 @@ from credit_service.rules.model import (
     Policy,
     PolicyChange,
     Purchased,
+    Returned,
     Reversal,
     SpendCounters,
     SpendLimits,
@@ -192,21 +193,35 @@ async def insert_reversals(connection: _Connection, reversals: Collection[Revers
     """Records reversals.
 
     Raises:
-        asyncpg.UniqueViolationError: another transaction has recorded one of them.
+        asyncpg.UniqueViolationError: another transaction has recorded one of them, or the first
+            revision of one of them.
     """
     columns = _columns(_reversal_row(reversal) for reversal in reversals)
     _expect(await connection.execute(SQL["insert_reversals"], *columns), len(reversals))
 
 
 async def load_reversals(
-    connection: _Connection, payment_refs: Collection[str], reversal_refs: Collection[str]
+    connection: _Connection, revisions: Collection[tuple[str, int]]
 ) -> dict[tuple[str, int], Reversal]:
-    """Reads every revision of the reversals of these payments, and of these reversals.
+    """Reads those of the revisions that are recorded, and the highest of each named reversal.
 
-    The entries are not filled in.
+    Args:
+        connection: to the database.
+        revisions: pairs of reversal_ref and revision.
+
+    Returns:
+        The recorded revisions by such pairs; their entries are not filled in.
     """
-    rows = await connection.fetch(SQL["load_reversals"], payment_refs, reversal_refs)
+    rows = await connection.fetch(SQL["load_reversals"], *_columns(revisions))
     return {(row[0], row[1]): Reversal(*row) for row in rows}
+
+
+async def load_returned(
+    connection: _Connection, payment_refs: Collection[str]
+) -> dict[str, Returned]:
+    """Adds up what the reversals of each payment returned; without any, a payment is missing."""
+    rows = await connection.fetch(SQL["load_returned"], payment_refs)
+    return {row[0]: Returned(*row[1:]) for row in rows}
 
 
 async def find_payer(connection: _Connection, payment_ref: str) -> UUID | None:

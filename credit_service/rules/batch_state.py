@@ -19,6 +19,7 @@ from credit_service.rules.model import (
     Policy,
     PolicyChange,
     Purchased,
+    Returned,
     Reversal,
     Spent,
 )
@@ -226,8 +227,9 @@ class BatchState:
         users: the part of every known user of the batch.
         purchases: what the batch's payments bought before, by payment.
         bought: payments that this batch credits.
-        reversals: all recorded reversals of the batch's payments, and all revisions of those that
-            the batch names, by reference and revision.
+        reversals: the recorded revisions that the batch names, by reference and revision.
+        latest_reversals: the highest revision of each reversal that the batch names.
+        returned: what the reversals of the batch's payments return, by payment.
         new_reversals: reversals that this batch records.
     """
 
@@ -236,6 +238,8 @@ class BatchState:
     purchases: dict[str, Purchased] = field(default_factory=dict)
     bought: dict[str, Purchased] = field(default_factory=dict)
     reversals: dict[tuple[str, int], Reversal] = field(default_factory=dict)
+    latest_reversals: dict[str, Reversal] = field(default_factory=dict)
+    returned: dict[str, Returned] = field(default_factory=dict)
     new_reversals: list[Reversal] = field(default_factory=list)
 
     @classmethod
@@ -273,7 +277,15 @@ class BatchState:
         bought = Purchased(entry.user_id, entry.seq, entry.amount, entry)
         self.purchases[payment_ref] = self.bought[payment_ref] = bought
 
-    def put_reversal(self, reversal: Reversal) -> None:
-        """Takes a recorded reversal into the book."""
+    def add_reversal(self, reversal: Reversal) -> None:
+        """Adds a revision that was loaded or is recorded now."""
         self.reversals[reversal.reversal_ref, reversal.revision] = reversal
+        latest = self.latest_reversals.get(reversal.reversal_ref)
+        if latest is None or reversal.revision > latest.revision:
+            self.latest_reversals[reversal.reversal_ref] = reversal
+
+    def put_reversal(self, reversal: Reversal, returned: Returned) -> None:
+        """Records a new revision, and what its payment's reversals return with it."""
+        self.add_reversal(reversal)
         self.new_reversals.append(reversal)
+        self.returned[reversal.payment_ref] = returned

@@ -291,11 +291,28 @@ class Purchased(NamedTuple):
     entry: Entry | None
 
 
+class Returned(NamedTuple):
+    """What the refunds and disputes of a payment return, all of them together.
+
+    Money is in minor units of `currency`.
+
+    Attributes:
+        reversed_minor: the sum of their highest revisions; it may exceed what was paid.
+        paid_minor: what was paid.
+    """
+
+    reversed_minor: int
+    paid_minor: int
+    currency: str
+
+
 class Reversal(NamedTuple):
     """A revision of a refund or dispute, as recorded.
 
     Attributes:
         seq: the seq of the entry that it made; None when it moved no credits.
+        opens_ref: the reversal_ref, where no other revision of it was recorded before, else None.
+            It is unique, so that two payments cannot both record a first revision.
         entry: that entry; None also where it was not loaded.
     """
 
@@ -310,6 +327,7 @@ class Reversal(NamedTuple):
     reason: str
     recorded_at: datetime
     caller: str
+    opens_ref: str | None = None
     entry: Entry | None = None
 
 

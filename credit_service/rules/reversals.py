@@ -1,7 +1,7 @@
-"""The rules of money that went back: a purchase's refunds and disputes take its credits along.
+"""The rules of money that went back: a purchase's refunds and disputes take its credits back.
 
 Each reversal is absolute and revisioned, so any order, repetition or interleaving of the same calls
-ends in the same balance. What was spent meanwhile becomes debt.
+ends in the same balance. Credits that were spent meanwhile become debt.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from credit_service.errors import PaymentMismatch, PaymentNotFound, ReversalReused, UserDeleted
-from credit_service.rules.model import Outcome, Reversal
+from credit_service.rules.model import Outcome, Returned, Reversal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from credit_service.rules.batch_state import BatchState
     from credit_service.rules.commands import Reverse
     from credit_service.rules.terms import Terms
@@ -31,16 +29,15 @@ def reverse(state: BatchState, command: Reverse, _terms: Terms) -> Outcome:
     if recorded is not None:
         _require_same(command, recorded)
         return Outcome(recorded.entry, user.account, replayed=True)
-    others = list(state.reversals.values())
-    if any(
-        other.reversal_ref == command.reversal_ref and other.payment_ref != command.payment_ref
-        for other in others
-    ):
+    latest = state.latest_reversals.get(command.reversal_ref)
+    if latest is not None and latest.payment_ref != command.payment_ref:
         raise ReversalReused(command.reversal_ref, "payment_ref")
-    earlier = [other for other in others if other.payment_ref == command.payment_ref]
-    for other in earlier:
-        if (other.paid_minor, other.currency) != (command.paid_minor, command.currency):
-            raise PaymentMismatch(command.payment_ref, other.paid_minor, other.currency)
+    before = state.returned.get(command.payment_ref)
+    if before is None:
+        before = Returned(0, command.paid_minor, command.currency)
+    elif (before.paid_minor, before.currency) != (command.paid_minor, command.currency):
+        raise PaymentMismatch(command.payment_ref, before.paid_minor, before.currency)
+    after = before._replace(reversed_minor=before.reversed_minor + _change(command, latest))
     new = Reversal(
         reversal_ref=command.reversal_ref,
         revision=command.revision,
@@ -53,8 +50,9 @@ def reverse(state: BatchState, command: Reverse, _terms: Terms) -> Outcome:
         reason=command.reason,
         recorded_at=user.time,
         caller=command.caller,
+        opens_ref=command.reversal_ref if latest is None else None,
     )
-    more = taken(purchase.amount, [*earlier, new]) - taken(purchase.amount, earlier)
+    more = _taken(purchase.amount, after) - _taken(purchase.amount, before)
     if more:
         entry = user.entry(
             command,
@@ -69,27 +67,27 @@ def reverse(state: BatchState, command: Reverse, _terms: Terms) -> Outcome:
     if not command.validate_only:
         if new.entry is not None:
             user.post(new.entry)
-        state.put_reversal(new)
+        state.put_reversal(new, after)
     return Outcome(new.entry, user.account, replayed=False)
 
 
-def taken(granted: int, reversals: Iterable[Reversal]) -> int:
-    """How many credits of a purchase its reversals take, all of them together.
+def _taken(granted: int, returned: Returned) -> int:
+    """How many of the `granted` credits of a purchase its reversals take, all of them together."""
+    return granted * min(returned.paid_minor, returned.reversed_minor) // returned.paid_minor
+
+
+def _change(command: Reverse, latest: Reversal | None) -> int:
+    """By how much a new revision changes what is returned, in minor units; only the highest counts.
 
     Args:
-        granted: the credits of the purchase.
-        reversals: every recorded revision; they agree on what was paid.
+        command: the new revision.
+        latest: the highest revision recorded before; None without any.
     """
-    counting: dict[str, Reversal] = {}
-    for reversal in reversals:
-        highest = counting.get(reversal.reversal_ref)
-        if highest is None or reversal.revision > highest.revision:
-            counting[reversal.reversal_ref] = reversal
-    if not counting:
+    if latest is None:
+        return command.reversed_minor
+    if command.revision < latest.revision:
         return 0
-    paid = next(iter(counting.values())).paid_minor
-    total = min(paid, sum(reversal.reversed_minor for reversal in counting.values()))
-    return granted * total // paid
+    return command.reversed_minor - latest.reversed_minor
 
 
 def _require_same(command: Reverse, recorded: Reversal) -> None:

@@ -160,6 +160,7 @@ ALLOWED = [
     ("credit_reversals", REVERSED | {"user_id": STRANGER, "payment_ref": "pi_2", "seq": 9}),
     ("credit_reversals", REVERSED | {"reversal_ref": "re_1", "revision": 2}),
     ("credit_reversals", REVERSED | {"reversed_minor": MOST, "paid_minor": MOST}),
+    ("credit_reversals", REVERSED | {"opens_ref": "re_2"}),
     ("credit_kept_keys", KEPT),
     ("credit_kept_keys", KEPT | {"call": "CaptureHold", "key": "k" * 128}),
     ("credit_kept_keys", KEPT | {"call": "ReleaseHold"}),
@@ -281,6 +282,12 @@ REFUSED = [
             ("reversed_minor", TOO_MUCH),
         )
     ),
+    ("credit_reversals", "opens_its_own_ref", REVERSED | {"opens_ref": "re_3"}),
+    (
+        "credit_reversals",
+        "one_payment_per_reversal",
+        REVERSED | {"reversal_ref": "re_1", "revision": 2, "opens_ref": "re_1"},
+    ),
     ("credit_kept_keys", "one_answer_per_key", KEPT | {"key": "first", "seq": 2}),
     ("credit_kept_keys", "key_belongs_to_an_account", KEPT | {"user_id": STRANGER}),
     ("credit_kept_keys", "seq_counts_from_one", KEPT | {"seq": 0}),
@@ -310,7 +317,7 @@ async def connection(database):
         ("credit_purchases", BOUGHT | {"payment_ref": "pi_0"}),
         ("credit_holds", HOLD | {"seq": 1}),
         ("credit_policy_changes", CHANGE | {"change": 1}),
-        ("credit_reversals", REVERSED | {"reversal_ref": "re_1"}),
+        ("credit_reversals", REVERSED | {"reversal_ref": "re_1", "opens_ref": "re_1"}),
         ("credit_kept_keys", KEPT | {"key": "first"}),
     ):
         await connection.execute(*insertion(table, row))

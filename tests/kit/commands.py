@@ -8,7 +8,7 @@ from kit.services import writer_settings
 from kit.waiting import patience
 
 from credit_service.ledger.lanes import Lanes
-from credit_service.rules.commands import Charge, Grant, Purchase, Refund, Spend
+from credit_service.rules.commands import Charge, Grant, Purchase, Refund, Reverse, Spend
 from credit_service.rules.model import Payment
 
 
@@ -48,6 +48,19 @@ def refund(user_id, seq, amount=None, key=None, **changes):
 
 def grant(user_id, amount=1, key=None, **changes):
     return Grant(amount=amount, **_common(user_id, key, changes))
+
+
+def reverse(user_id, payment_ref, reversal_ref="re_1", revision=1, reversed_minor=999, **changes):
+    fields = {"paid_minor": 999, "currency": "eur", "reason": "test", "validate_only": False}
+    return Reverse(
+        user_id=user_id,
+        caller="test",
+        payment_ref=payment_ref,
+        reversal_ref=reversal_ref,
+        revision=revision,
+        reversed_minor=reversed_minor,
+        **(fields | changes),
+    )
 
 
 def submit(clerk, *commands, seconds=None):

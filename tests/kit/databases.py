@@ -167,6 +167,10 @@ _FAULTS = """
         AND (entry.user_id, entry.seq, entry.amount)
         IS DISTINCT FROM (bought.user_id, bought.seq, bought.amount)
     UNION ALL
+    SELECT record.user_id, 'a reversal belongs to two payments' FROM credit_reversals AS record
+    INNER JOIN credit_reversals AS other
+        ON record.reversal_ref = other.reversal_ref AND record.payment_ref < other.payment_ref
+    UNION ALL
     SELECT kept.user_id, 'a kept key has an entry of its own' FROM credit_kept_keys AS kept
     INNER JOIN credit_transactions AS entry
         ON kept.user_id = entry.user_id AND kept.key = entry.idempotency_key

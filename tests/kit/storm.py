@@ -37,6 +37,7 @@ _OPTIONS = (
 )
 
 _METHODS = {
+    pb.ReversePurchaseRequest: "ReversePurchase",
     pb.PurchaseCreditsRequest: "PurchaseCredits",
     pb.SpendCreditsRequest: "SpendCredits",
     pb.RefundCreditsRequest: "RefundCredits",

@@ -107,7 +107,9 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
     )
     hold = Hold(user_id, seq, "held", 5, 0, now, now, None, None, None, None, "", None, None)
     change = PolicyChange(user_id, 1, now, "test", Policy(frozen=True))
-    reversal = Reversal("re_new", 1, "pi_1", user_id, None, 1, 1, "eur", "refund", now, "test")
+    reversal = Reversal(
+        "re_new", 1, "pi_1", user_id, None, 1, 1, "eur", "refund", now, "test", "re_new"
+    )
     three = [user_id] * 3
     return {
         "add_users": [[uuid4(), user_id]],
@@ -135,7 +137,8 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         "load_entries": [three, [1, seq // 2, seq]],
         "load_refunds": [three, [1, 2, seq]],
         "load_purchases": [["pi_1", "pi_2", "pi_3"]],
-        "load_reversals": [["pi_1", "pi_2"], ["re_1"]],
+        "load_reversals": [["re_1", "re_1", "re_2"], [1, 7, 1]],
+        "load_returned": [["pi_1", "pi_2"]],
         "insert_reversals": columns(reversal),
         "insert_entries": store._columns([store._entry_row(entry)]),
         "insert_purchases": [["pi_new"], [user_id], [seq + 1], [5], [1], ["eur"], [now]],

@@ -202,6 +202,13 @@ DAMAGES = [
         ),
         "of seq 5 is recorded otherwise",
     ),
+    (
+        (
+            "INSERT INTO credit_reversals SELECT 're_' || user_id, 2, 'pi_other', user_id, NULL, 0,"
+            " 1, 'eur', 'test', now(), 'test' FROM user_credits"
+        ),
+        "is also recorded for payment pi_other",
+    ),
     ("UPDATE credit_kept_keys SET seq = 99", "which does not answer it"),
     ("UPDATE credit_kept_keys SET seq = 1", "of ReleaseHold was answered with seq 1, which does"),
     (

@@ -81,6 +81,18 @@ def purchase(user_id, amount, ref, key=None):
     )
 
 
+def reversal(payment_ref, reversal_ref, revision):
+    return pb.ReversePurchaseRequest(
+        payment_ref=payment_ref,
+        reversal_ref=reversal_ref,
+        revision=revision,
+        reversed_minor=999,
+        paid_minor=999,
+        currency="eur",
+        reason="refund",
+    )
+
+
 def refund(user_id, transaction_id, amount=None):
     return pb.RefundCreditsRequest(
         user_id=str(user_id),
@@ -98,6 +110,7 @@ async def test_races_between_two_processes_are_decided_by_the_book(database, tar
         await refunds_never_exceed_their_spend(database, stubs)
         await one_payment_is_credited_once(database, stubs)
         await an_account_is_opened_once(database, stubs)
+        await of_two_payments_one_gets_the_reversal(database, stubs)
         await one_key_for_a_repeated_payment_and_a_spend_belongs_to_one(database, stubs)
     assert not await database.faults()
 
@@ -148,6 +161,18 @@ async def one_payment_is_credited_once(database, stubs):
     assert len(ok(answers)) == 12
     assert [answer.replayed for answer in ok(answers)].count(False) == 1
     assert len({answer.transaction.id for answer in ok(answers)}) == 1
+
+
+async def of_two_payments_one_gets_the_reversal(database, stubs):
+    for _ in range(20):
+        refs = [uuid4().hex for _ in range(2)]
+        await at_once(stubs, [purchase(await database.user(), 10, ref) for ref in refs])
+        reversal_ref = uuid4().hex
+        asked = [reversal(ref, reversal_ref, n) for n, ref in enumerate(refs, 1)]
+        answers = await at_once(stubs, [asked[n // 2 % 2] for n in range(4)])
+        assert reasons(answers) == {"REVERSAL_REUSED"}
+        assert len({answer.transaction.user_id for answer in ok(answers)}) == 1
+        assert len(ok(answers)) == 2
 
 
 async def one_key_for_a_repeated_payment_and_a_spend_belongs_to_one(database, stubs):

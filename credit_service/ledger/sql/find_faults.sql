@@ -275,3 +275,14 @@ INNER JOIN credit_transactions AS entry
         kept.user_id = entry.user_id
         AND kept.key = entry.idempotency_key
 WHERE kept.user_id = any($1::uuid[])
+UNION ALL
+SELECT DISTINCT
+    book.user_id,
+    'reversal ' || record.reversal_ref || ' of payment ' || book.payment_ref
+    || ' is also recorded for payment ' || other.payment_ref AS fault
+FROM book
+INNER JOIN credit_reversals AS record ON book.payment_ref = record.payment_ref
+INNER JOIN credit_reversals AS other
+    ON
+        record.reversal_ref = other.reversal_ref
+        AND record.payment_ref <> other.payment_ref

@@ -1,17 +1,28 @@
--- Loads every revision of the reversals of these payments, and of these reversals.
+-- Loads those of these revisions of refunds and disputes that are recorded, and the highest revision
+-- of each of the refunds and disputes.
 SELECT
-    reversal_ref,
-    revision,
-    payment_ref,
-    user_id,
-    seq,
-    reversed_minor,
-    paid_minor,
-    currency,
-    reason,
-    recorded_at,
-    caller
-FROM credit_reversals
-WHERE
-    payment_ref = ANY($1::text[])
-    OR reversal_ref = ANY($2::text[])
+    found.reversal_ref,
+    found.revision,
+    found.payment_ref,
+    found.user_id,
+    found.seq,
+    found.reversed_minor,
+    found.paid_minor,
+    found.currency,
+    found.reason,
+    found.recorded_at,
+    found.caller,
+    found.opens_ref
+FROM unnest($1::text[], $2::bigint[]) AS asked (reversal_ref, revision)
+CROSS JOIN
+    LATERAL ( -- noqa: ST05
+        SELECT latest.revision
+        FROM credit_reversals AS latest
+        WHERE latest.reversal_ref = asked.reversal_ref
+        ORDER BY latest.revision DESC
+        LIMIT 1
+    ) AS highest
+INNER JOIN credit_reversals AS found
+    ON
+        asked.reversal_ref = found.reversal_ref
+        AND found.revision IN (asked.revision, highest.revision)
