@@ -1,5 +1,5 @@
--- Loads those of these revisions of refunds and disputes that are recorded, and the highest revision
--- of each of the refunds and disputes.
+-- Loads those of these revisions of refunds and disputes that are recorded, and the highest
+-- revision of each of the refunds and disputes.
 SELECT
     found.reversal_ref,
     found.revision,
