@@ -42,9 +42,9 @@ class Issuer:
 
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
-        told = json.loads(jwt.get_algorithm_by_name("ES256").to_jwk(self._key.public_key()))
-        told.pop("key_ops", None)
-        body = json.dumps({"keys": [{**told, "kid": "bench", "alg": "ES256", "use": "sig"}]})
+        public = json.loads(jwt.get_algorithm_by_name("ES256").to_jwk(self._key.public_key()))
+        public.pop("key_ops", None)
+        body = json.dumps({"keys": [{**public, "kid": "bench", "alg": "ES256", "use": "sig"}]})
         self._answer = (
             f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n"
             f"Content-Length: {len(body)}\r\n\r\n{body}"
@@ -84,11 +84,11 @@ def _running(log: Path, *command: str, **environment: str) -> Iterator[tuple[str
         )
     try:
         deadline = time.monotonic() + 60
-        while not (told := re.search(r"listens on (\S+:\d+)", log.read_text())):
+        while not (found := re.search(r"listens on (\S+:\d+)", log.read_text())):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"{command} did not start:\n{log.read_text()}")
             time.sleep(0.05)
-        yield told.group(1), process.pid
+        yield found.group(1), process.pid
     finally:
         process.terminate()
         process.wait()
@@ -128,7 +128,7 @@ async def _asked_per_second(address: str, tokens: list[str], seconds: float) -> 
             if not head.startswith(b"HTTP/1.1 200"):
                 raise SystemExit(head.decode())
             length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
-            assert length is not None  # noqa: S101  # both servers tell it
+            assert length is not None  # noqa: S101  # both servers send it
             await reader.readexactly(int(length[1]))
             answered += 1
         writer.close()
@@ -139,10 +139,10 @@ async def _asked_per_second(address: str, tokens: list[str], seconds: float) -> 
 
 
 class Page:
-    """An open stream, which remembers when it received which balance."""
+    """An open stream; it remembers when each balance arrived."""
 
     def __init__(self) -> None:
-        self.told: dict[int, float] = {}
+        self.seen: dict[int, float] = {}
         self.changed = asyncio.Event()
 
     async def listen(self, address: str, token: str) -> None:
@@ -153,7 +153,7 @@ class Page:
         try:
             while line := await reader.readline():
                 if found := re.search(rb'"balance":(\d+)', line):
-                    self.told.setdefault(int(found[1]), time.monotonic())
+                    self.seen.setdefault(int(found[1]), time.monotonic())
                     self.changed.set()
         finally:
             writer.close()
@@ -179,10 +179,10 @@ async def _live(
             committed = time.monotonic()
             page = pages[user]
             async with asyncio.timeout(10):
-                while balance not in page.told:
+                while balance not in page.seen:
                     page.changed.clear()
                     await page.changed.wait()
-            took.append(max(0.0, page.told[balance] - committed) * 1000)
+            took.append(max(0.0, page.seen[balance] - committed) * 1000)
 
         async with asyncio.TaskGroup() as spends:
             end = time.monotonic() + seconds
@@ -210,8 +210,8 @@ async def _opened(target: str, users: list[UUID]) -> None:
 
 
 def _memory_mib(pid: int) -> float:
-    told = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    return int(told[1]) / 1024 if told else float("nan")
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) / 1024 if found else float("nan")
 
 
 async def _measure(place: Path, arguments: argparse.Namespace) -> None:

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
-import grpc
 import structlog
 from cyclopts import App, Parameter
 
@@ -254,22 +253,10 @@ def _stripe_key(settings: Settings) -> str:
 
 
 def _credit_service(settings: Settings) -> CreditService:
-    token, files = settings.credit_token, {}
-    for name in ("credit_tls_ca", "credit_tls_certificate", "credit_tls_key"):
-        path = getattr(settings, name)
-        try:
-            files[name] = None if path is None else path.read_bytes()
-        except OSError as error:
-            raise _Refused(f"{config.variable(name)}: {path}: {error.strerror}") from error
-    credentials = None
-    if any(files.values()):
-        credentials = grpc.ssl_channel_credentials(
-            files["credit_tls_ca"], files["credit_tls_key"], files["credit_tls_certificate"]
-        )
     return CreditService(
         target=settings.credit_target,
-        token=None if token is None else token.get_secret_value(),
-        credentials=credentials,
+        token=settings.credit_bearer_token(),
+        credentials=settings.credit_credentials(),
     )
 
 

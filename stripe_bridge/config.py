@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from credit_service.runtime import environment
-from credit_service.runtime.environment import EnvironmentSettings, HostAndPort, Port, is_loopback
+from credit_service.runtime.environment import HostAndPort
+from credit_service.runtime.http_settings import (
+    HOST,
+    HttpProgramSettings,
+    Listed,
+    Origin,
+    Token,
+    check_address,
+)
 from stripe_bridge.catalog import CREDITS_MAX, Catalog, Policy
 from stripe_bridge.webhook import Secret
 
 PREFIX = "STRIPE_BRIDGE_"
 
-_HOST = r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])"
-
-
-def _split(text: object) -> object:
-    return [part.strip() for part in text.split(",")] if isinstance(text, str) else text
+_ADDRESS = re.compile(f"(https?)://{HOST}(:[0-9]{{1,5}})?")
 
 
 def _webhook_secret(secret: SecretStr) -> SecretStr:
@@ -33,12 +37,6 @@ def _stripe_key(key: SecretStr) -> SecretStr:
     if not re.fullmatch("(rk|sk)_[!-~]+", key.get_secret_value()):
         raise ValueError("must be Stripe's restricted or secret key: rk_... or sk_...")
     return key
-
-
-def _token(token: SecretStr) -> SecretStr:
-    if not re.fullmatch("[!-~]+", token.get_secret_value()):
-        raise ValueError("must be printable ASCII without spaces")
-    return token
 
 
 def _token_sha256(text: str) -> str:
@@ -62,27 +60,11 @@ def _billing_reason(text: str) -> str:
     return text
 
 
-def _origin(text: str) -> str:
-    if not re.fullmatch(f"https?://{_HOST}(:[0-9]{{1,5}})?", text) or text != text.lower():
-        raise ValueError(
-            "must be origins such as https://app.example.com, in lower case and without a path,"
-            " several with commas between"
-        )
-    return text
-
-
 def _stripe_address(text: str) -> str:
-    parts = re.fullmatch(f"(https?)://{_HOST}(:[0-9]{{1,5}})?", text)
-    if parts is None or (parts[1] == "http" and not is_loopback(f"{parts[2]}:0")):
-        raise ValueError("must be https://host:port, or http:// on this machine")
-    return text
+    return check_address(text, _ADDRESS, "must be https://host:port, or http:// on this machine")
 
 
-_T = TypeVar("_T")
-_Listed = Annotated[tuple[_T, ...], NoDecode, BeforeValidator(_split)]
-
-
-class Settings(EnvironmentSettings):
+class Settings(HttpProgramSettings):
     """The settings of the bridge; each is an environment variable with its prefix."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX)
@@ -92,27 +74,8 @@ class Settings(EnvironmentSettings):
     listen: HostAndPort = Field(
         "127.0.0.1:8081", description="Address and port of the webhook and the other routes."
     )
-    allow_plaintext: bool = Field(
-        default=False,
-        description="Listen beyond loopback; the bridge has no TLS, so only behind a proxy that"
-        " provides it.",
-    )
-    credit_target: HostAndPort = Field(
-        "127.0.0.1:50051", description="Address and port of the credit service."
-    )
-    credit_token: Annotated[SecretStr, AfterValidator(_token)] | None = Field(
+    credit_token: Token | None = Field(
         None, description="The bridge's bearer token for the credit service; its role is `bridge`."
-    )
-    credit_tls_ca: Path | None = Field(
-        None,
-        description="Authority that signs the credit service's certificate (PEM). Unset: no TLS,"
-        " unless there is a client certificate.",
-    )
-    credit_tls_certificate: Path | None = Field(
-        None, description="The bridge's client certificate for the credit service (PEM)."
-    )
-    credit_tls_key: Path | None = Field(
-        None, description="The private key of the client certificate (PEM)."
     )
     stripe_key: Annotated[SecretStr, AfterValidator(_stripe_key)] | None = Field(
         None,
@@ -123,7 +86,7 @@ class Settings(EnvironmentSettings):
     stripe_address: Annotated[str, AfterValidator(_stripe_address)] | None = Field(
         None, description="Address of Stripe's API, for a fake Stripe. Unset: the real one."
     )
-    webhook_secrets: _Listed[Annotated[SecretStr, AfterValidator(_webhook_secret)]] = Field(
+    webhook_secrets: Listed[Annotated[SecretStr, AfterValidator(_webhook_secret)]] = Field(
         (),
         description="Signing secrets of the webhook endpoint, each after its mode:"
         " live:whsec_... or test:whsec_...; two, separated by a comma, while one is replaced.",
@@ -147,12 +110,12 @@ class Settings(EnvironmentSettings):
         le=CREDITS_MAX,
         description="Maximum number of credits of one purchase; more needs a person's decision.",
     )
-    allowed_currencies: _Listed[Annotated[str, AfterValidator(_currency)]] = Field(
+    allowed_currencies: Listed[Annotated[str, AfterValidator(_currency)]] = Field(
         (),
         description="Currencies in which credits are sold, separated by commas; others need a"
         " person's decision. Unset: all.",
     )
-    invoice_billing_reasons: _Listed[Annotated[str, AfterValidator(_billing_reason)]] = Field(
+    invoice_billing_reasons: Listed[Annotated[str, AfterValidator(_billing_reason)]] = Field(
         tuple(sorted(Policy(catalog=Catalog()).invoice_billing_reasons)),
         description="Billing reasons of the invoices that give credits, separated by commas.",
     )
@@ -161,7 +124,7 @@ class Settings(EnvironmentSettings):
         description="SHA-256 of the bearer token for /checkout-sessions and /portal-sessions."
         " Unset: no such routes.",
     )
-    return_origins: _Listed[Annotated[str, AfterValidator(_origin)]] = Field(
+    return_origins: Listed[Origin] = Field(
         (),
         description="Origins to which a checkout may return, separated by commas. Unset: any with"
         " TLS.",
@@ -192,26 +155,9 @@ class Settings(EnvironmentSettings):
         description="How long the bridge still serves after SIGTERM while /readyz says 503, so that"
         " a load balancer stops sending requests.",
     )
-    metrics_port: Port | None = Field(None, description="Port for Prometheus. Unset: no metrics.")
-    metrics_host: str = Field("127.0.0.1", description="Address of the metrics port.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Lowest level that is logged."
-    )
-    log_format: Literal["auto", "json", "console"] = Field(
-        "auto", description="auto: console on a terminal, JSON elsewhere."
-    )
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        if not is_loopback(self.listen) and not self.allow_plaintext:
-            raise ValueError(
-                f"{PREFIX}LISTEN: {self.listen} is beyond loopback and the bridge has no TLS;"
-                f" behind a proxy that has it, set {PREFIX}ALLOW_PLAINTEXT=true"
-            )
-        if (self.credit_tls_certificate is None) != (self.credit_tls_key is None):
-            raise ValueError(
-                f"{PREFIX}CREDIT_TLS_CERTIFICATE and {PREFIX}CREDIT_TLS_KEY go together; set both"
-            )
         if len(modes := {secret.live for secret in self.secrets()}) > 1:
             raise ValueError(
                 f"{PREFIX}WEBHOOK_SECRETS: live and test secrets in one bridge would let test"
@@ -223,11 +169,6 @@ class Settings(EnvironmentSettings):
                 f"{PREFIX}STRIPE_KEY and {PREFIX}WEBHOOK_SECRETS are of different modes"
             )
         return self
-
-    @property
-    def logs_json(self) -> bool | None:
-        """True or False as set; None: as the terminal decides."""
-        return None if self.log_format == "auto" else self.log_format == "json"
 
     def secrets(self) -> tuple[Secret, ...]:
         """Makes the webhook's secrets."""

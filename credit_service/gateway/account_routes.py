@@ -20,29 +20,29 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from credit_service.client import CreditClient
-    from credit_service.gateway.limits import Limits
+    from credit_service.gateway.rate_limits import Limits
     from credit_service.gateway.streams import Streams
     from credit_service.gateway.users import User
 
-# What the contract takes in one quote.
+# The maximum of the contract.
 _QUOTE_ITEMS_MAX = 100
 
-# A page waits for no report that takes longer.
+# A page does not wait longer for a report.
 _USAGE_SECONDS = 10.0
 
 _PERSONAL = {"Cache-Control": "no-store, no-transform", "Vary": "Authorization, Cookie, Origin"}
 
-# What the service calls a field, and what this address calls it.
+# The names of fields in the service, and here.
 _FIELD_NAMES = {"page_token": "cursor", "page_size": "limit", "types": "type"}
 
 
 def personal(value: object, status: int = 200) -> Response:
-    """Makes an answer for one user's eyes, which nothing keeps."""
+    """Makes an answer for one user, which no cache may keep."""
     return Response(orjson.dumps(value), status, _PERSONAL, media_type="application/json")
 
 
 class AccountRoutes:
-    """Answers what one user may know. Every answer is read after its request came."""
+    """Answers what one user may know. Every answer is read after its request arrived."""
 
     def __init__(
         self, client: CreditClient, streams: Streams, limits: Limits, *, grant_descriptions: bool
@@ -133,7 +133,7 @@ class AccountRoutes:
         )
 
     async def _credit(self, user: User) -> pb.UserCredit:
-        """Reads the account; one that nobody has opened yet is empty."""
+        """Reads the account; that of a user unknown to the service is empty."""
         try:
             return await self._client.get_user_credit(user.id)
         except UserNotFound:
@@ -141,5 +141,5 @@ class AccountRoutes:
 
 
 def _translated(refusal: InvalidRequest) -> InvalidRequest:
-    """Names the field as this address does."""
+    """Names the field as it is called here."""
     return InvalidRequest(_FIELD_NAMES.get(refusal.field, refusal.field), refusal.problem)

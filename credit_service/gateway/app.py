@@ -1,4 +1,4 @@
-"""The gateway put together: an ASGI app to mount, or to run by itself."""
+"""The gateway as an ASGI app, to mount or to run by itself."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from credit_service.gateway import files
 from credit_service.gateway.account_routes import AccountRoutes
 from credit_service.gateway.browsers import Browsers
 from credit_service.gateway.endpoint import Door, PersonalEndpoint, PublicEndpoint
-from credit_service.gateway.limits import Bucket, Limits, Rate
 from credit_service.gateway.problems import Problem, problem_response
 from credit_service.gateway.purchase_routes import PurchaseRoutes
-from credit_service.gateway.signals import Signals
+from credit_service.gateway.rate_limits import Bucket, Limits, Rate
 from credit_service.gateway.site_routes import Probes, Site
+from credit_service.gateway.stop_signals import StopSignals
 from credit_service.gateway.streams import Streams
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ class Gateway:
         gateway = Gateway(client, users=SupabaseUsers("https://project.supabase.co"))
         app.mount("/credits", gateway.app)
 
-    Nothing is started before the first request. Call `stop` when the program is to end, unless
-    uvicorn runs it, and `aclose` in the end; or use it as an asynchronous context manager.
+    Nothing starts before the first request. Call `stop` when the program is about to end, unless
+    uvicorn runs it, and `aclose` at the end; or use it as an asynchronous context manager.
 
     Attributes:
         app: the ASGI app.
@@ -64,20 +64,21 @@ class Gateway:
         """Prepares the routes.
 
         Args:
-            client: of the credit service; its role is `web`. It is not closed with the gateway.
-            users: tells who asks; there is no default, because it is the whole wall between users.
-            bridge: sells packs; None: nothing is sold. It is closed with the gateway.
+            client: of the credit service, with the role `web`. The gateway does not close it.
+            users: finds the user of a request; there is no default, because only this keeps users
+                apart.
+            bridge: sells packs; None: nothing is sold. The gateway closes it.
             origins: of pages on other hosts that may ask, such as https://app.example.com.
-            grant_descriptions: show users what was written about a grant.
-            limits: how much of everything; None: the defaults.
-            logs: a line of log for each request.
+            grant_descriptions: show users the description of a grant.
+            limits: of streams and of requests; None: the defaults.
+            logs: write a line of log for each request.
         """
         self._limits = limits or Limits()
         self._browsers = Browsers(origins)
         self._door = Door(users, self._browsers)
         self._users = users
         self._streams = Streams(client, self._limits)
-        self._signals = Signals()
+        self._signals = StopSignals()
         self._logs = logs
         self._account = AccountRoutes(
             client, self._streams, self._limits, grant_descriptions=grant_descriptions
@@ -141,11 +142,11 @@ class Gateway:
         return self._streams.count
 
     def stop(self) -> None:
-        """Ends every stream with `event: end` and refuses new ones; the rest goes on."""
+        """Ends every stream with `event: end` and refuses new ones; other requests go on."""
         self._streams.stop()
 
     async def aclose(self) -> None:
-        """Stops, and gives back what the gateway has opened."""
+        """Stops, and closes what the gateway has opened."""
         await self._streams.aclose()
         self._signals.release()
         for owned in (self._users, self._bridge):
@@ -174,7 +175,7 @@ class Gateway:
 
 
 class _Wrapping:
-    """Starlette's form of a middleware around `Browsers.wrap`."""
+    """`Browsers.wrap` as a middleware of Starlette."""
 
     def __init__(self, app: ASGIApp, browsers: Browsers) -> None:
         self._app = browsers.wrap(app)

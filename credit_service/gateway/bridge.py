@@ -57,9 +57,9 @@ class CheckoutState:
 
 
 class Bridge:
-    """The Stripe bridge, as the gateway knows it.
+    """A client of the Stripe bridge.
 
-    Where buyers are led back to is fixed here and never taken from a request.
+    The addresses that buyers return to are fixed here and never come from a request.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class Bridge:
 
         Args:
             address: of the bridge, such as http://127.0.0.1:8081.
-            token: that the bridge knows by STRIPE_BRIDGE_CHECKOUT_TOKEN_SHA256.
+            token: the one whose hash is STRIPE_BRIDGE_CHECKOUT_TOKEN_SHA256 of the bridge.
             success_url: where Stripe leads after the payment; `{CHECKOUT_SESSION_ID}` in it becomes
                 the checkout's id.
-            cancel_url: where Stripe leads a buyer who turns back.
+            cancel_url: where Stripe leads a buyer who gives up.
             portal_return_url: where the billing portal leads back; None: there is no portal.
-            checkout_hosts: host, or host:port, of the pages where buyers pay; http is taken from
-                this machine only.
+            checkout_hosts: host, or host:port, of the pages where buyers pay; http only on this
+                machine.
             portal_hosts: the same for the billing portal.
         """
         self._address = address.rstrip("/")
@@ -108,15 +108,15 @@ class Bridge:
             self._http = None
 
     async def packs(self) -> list[Pack]:
-        """Lists what is on sale; kept for a minute.
+        """Lists what is on sale; the list is kept for a minute.
 
         Raises:
-            Problem: as every method here: what the bridge refuses, or 503.
+            Problem: what the bridge refuses, or 503; so do all methods here.
         """
         now = time.monotonic()
         if self._packs is None or now - self._packs[0] >= _PACKS_KEPT_SECONDS:
             listing = asyncio.create_task(self._listed_packs())
-            # Whoever waited may have gone, and then nobody asks the task what came of it.
+            # All callers may have gone; then the task's failure must still be retrieved.
             listing.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._packs = now, listing
         try:
@@ -127,7 +127,7 @@ class Bridge:
             raise
 
     async def _listed_packs(self) -> list[Pack]:
-        def read(told: dict[str, Any]) -> list[Pack]:
+        def read(answer: dict[str, Any]) -> list[Pack]:
             return [
                 Pack(
                     _text(pack["id"]),
@@ -136,7 +136,7 @@ class Bridge:
                     _whole(pack["amount_minor"]),
                     _text(pack["currency"]),
                 )
-                for pack in told["packs"]
+                for pack in answer["packs"]
             ]
 
         return await self._ask("GET", "/credit-packs", read)
@@ -154,9 +154,9 @@ class Bridge:
             "idempotency_key": idempotency_key,
         }
 
-        def read(told: dict[str, Any]) -> Checkout:
-            url = _leading_to(told["url"], self.checkout_hosts)
-            return Checkout(_text(told["id"]), url, _whole(told["expires_at"]))
+        def read(answer: dict[str, Any]) -> Checkout:
+            url = _leading_to(answer["url"], self.checkout_hosts)
+            return Checkout(_text(answer["id"]), url, _whole(answer["expires_at"]))
 
         return await self._ask("POST", "/checkout-sessions", read, body=order)
 
@@ -176,8 +176,8 @@ class Bridge:
             raise Problem("NOT_SOLD_HERE")
         order = {"user_id": str(user_id), "return_url": self._portal_return_url}
 
-        def read(told: dict[str, Any]) -> str:
-            return _leading_to(told["url"], self._portal_hosts)
+        def read(answer: dict[str, Any]) -> str:
+            return _leading_to(answer["url"], self._portal_hosts)
 
         return await self._ask("POST", "/portal-sessions", read, body=order)
 
@@ -211,13 +211,13 @@ class Bridge:
         except (httpx.HTTPError, TimeoutError) as error:
             raise Problem("BRIDGE_UNAVAILABLE", type(error).__name__) from None
         try:
-            told = orjson.loads(content)
+            answer = orjson.loads(content)
             if response.is_success:
-                return read(told)
-            refused = told["error"]
+                return read(answer)
+            refused = answer["error"]
             reason, message = _text(refused["reason"]), _text(refused["message"])
         except (ValueError, KeyError, TypeError):
-            # Somebody else answers there, such as a proxy in front of a bridge that is away.
+            # Not the bridge's answer: perhaps a proxy in front of a bridge that is away.
             away = response.status_code >= 500  # noqa: PLR2004  # the class of HTTP's server errors
             raise Problem("BRIDGE_UNAVAILABLE" if away else "MISCONFIGURED") from None
         if ("bridge", reason) not in ROWS:
@@ -225,22 +225,22 @@ class Bridge:
         raise Problem(reason, message, source="bridge")
 
 
-def _state(told: dict[str, Any]) -> CheckoutState:
-    credits_ = told["credits"]
+def _state(answer: dict[str, Any]) -> CheckoutState:
+    credits_ = answer["credits"]
     return CheckoutState(
-        _text(told["id"]), _text(told["state"]), None if credits_ is None else _whole(credits_)
+        _text(answer["id"]), _text(answer["state"]), None if credits_ is None else _whole(credits_)
     )
 
 
 def _leading_to(url: object, hosts: Collection[str]) -> str:
-    """Reads an address that a buyer is to be sent to, which must be of one of these hosts."""
+    """Reads an address that a buyer will be led to; its host must be one of `hosts`."""
     text = _text(url)
     parts = urlsplit(text)
     safe = parts.scheme == "https" or (
         parts.scheme == "http" and parts.hostname in {"127.0.0.1", "localhost", "::1"}
     )
     if not _ADDRESS.match(text) or not safe or parts.netloc.lower() not in hosts:
-        raise Problem("MISCONFIGURED", "the bridge leads to a host that is not among the settings")
+        raise Problem("MISCONFIGURED", "the bridge leads to a host that is not configured")
     return text
 
 

@@ -1,8 +1,8 @@
-"""What browsers are told on every answer, and which pages may ask: CORS, Fetch metadata, CSP.
+"""The headers that browsers need on every answer, and which pages may ask: CORS, Fetch metadata.
 
-A request with an Authorization header proves itself: no page of another site can make a browser
-send one, unless the preflight allowed it. A request without one may carry a cookie, so it must come
-from a page of this very origin or of a listed one ("Fetch Metadata Request Headers", "Fetch").
+A request with an Authorization header needs no more proof, because no page of another site can make
+a browser send one unless the preflight allowed it. A request without one may carry a cookie, so it
+must come from a page of this origin or of a listed one ("Fetch Metadata Request Headers", "Fetch").
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Browsers:
         self._origins = frozenset(origins)
 
     def check(self, request: Request) -> None:
-        """Looks whether the page that makes a request may make one for its user.
+        """Checks that the page behind a request may ask for its user.
 
         Raises:
-            Problem: 403 CROSS_ORIGIN, or 401 where neither a browser nor credentials are seen.
+            Problem: 403 CROSS_ORIGIN; 401 if there is neither a browser nor a credential.
         """
         headers = request.headers
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
@@ -53,11 +53,11 @@ class Browsers:
         raise Problem("CROSS_ORIGIN")
 
     def allows(self, origin: str | None) -> bool:
-        """Tells whether pages of an origin may read answers."""
+        """Whether pages of an origin may read answers."""
         return origin in self._origins
 
     def wrap(self, app: ASGIApp) -> ASGIApp:
-        """Puts the headers on every answer of `app`, and answers preflights."""
+        """Adds the headers to every answer of `app`, and answers preflights."""
 
         async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http":

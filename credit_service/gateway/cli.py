@@ -1,4 +1,4 @@
-"""The command line of credit-gateway: serve, settings, files, --version; `--help` tells more."""
+"""The command line of credit-gateway: serve, settings, files, --version. See also `--help`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import grpc
 import structlog
 from cyclopts import App
 
 from credit_service.gateway import config, files, server
 from credit_service.gateway.bridge import Bridge
-from credit_service.gateway.limits import Limits
+from credit_service.gateway.rate_limits import Limits
 from credit_service.gateway.server import CreditService
 from credit_service.gateway.supabase import SupabaseUsers
 from credit_service.gateway.tokens import JwtUsers, hashed_claim, uuid_claim
@@ -63,13 +62,13 @@ def settings() -> None:
 
 @app.command(name="files")
 def write_files(directory: Path, /) -> None:
-    """Write the module, its typings and the OpenAPI document into a directory, for one's own CDN.
+    """Write the module, its typings and the OpenAPI document into a directory, for your own CDN.
 
-    Scripts are written under their plain name and under the name that holds their hash, which may
-    be kept for ever.
+    Scripts are written under their plain name and under a name with their hash, which a cache may
+    keep for ever.
 
     Args:
-        directory: Where to; it is made where it is missing.
+        directory: Where to; it is created if it does not exist.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for each in files.packaged():
@@ -82,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; a refusal is one line on standard error and exit code 2.
 
     Args:
-        arguments: what stands behind the program's name; None: as the program was called.
+        arguments: the words after the program's name; None: those of this process.
     """
     logs.print_at_once()
     try:
@@ -138,7 +137,7 @@ def _users(settings: Settings) -> Users:
 
 def _resolver(settings: Settings) -> Users:
     if settings.development:
-        _log.warning("development users: everybody on this machine is whoever they say they are")
+        _log.warning("development users: the gateway believes every program on this machine")
         return DevelopmentUsers(settings.development_user)
     if settings.supabase_url is not None:
         key = settings.supabase_api_key
@@ -159,8 +158,8 @@ def _resolver(settings: Settings) -> Users:
             user_id=uuid_claim(claim) if namespace is None else hashed_claim(namespace, claim),
         )
     raise _Refused(
-        f"nobody could ask: set {config.variable('supabase_url')} or"
-        f" {config.variable('jwt_issuer')}, or, for trying out on this machine,"
+        f"no user could be recognised: set {config.variable('supabase_url')} or"
+        f" {config.variable('jwt_issuer')}, or, to try it out on this machine,"
         f" {config.variable('development')}=true"
     )
 
@@ -183,20 +182,8 @@ def _bridge(settings: Settings) -> Bridge | None:
 
 
 def _credit_service(settings: Settings) -> CreditService:
-    token, found = settings.credit_token, {}
-    for name in ("credit_tls_ca", "credit_tls_certificate", "credit_tls_key"):
-        path = getattr(settings, name)
-        try:
-            found[name] = None if path is None else path.read_bytes()
-        except OSError as error:
-            raise _Refused(f"{config.variable(name)}: {path}: {error.strerror}") from error
-    credentials = None
-    if any(found.values()):
-        credentials = grpc.ssl_channel_credentials(
-            found["credit_tls_ca"], found["credit_tls_key"], found["credit_tls_certificate"]
-        )
     return CreditService(
         target=settings.credit_target,
-        token=None if token is None else token.get_secret_value(),
-        credentials=credentials,
+        token=settings.credit_bearer_token(),
+        credentials=settings.credit_credentials(),
     )

@@ -1,10 +1,11 @@
-"""Around every route: who asks, how often, what went wrong, and one line of log."""
+"""What surrounds every route: who asks, how often, what went wrong, and one line of log."""
 
 from __future__ import annotations
 
 import logging
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from credit_service.gateway.browsers import Browsers
-    from credit_service.gateway.limits import Bucket
     from credit_service.gateway.problems import Row
+    from credit_service.gateway.rate_limits import Bucket
     from credit_service.gateway.users import Users
 
 _log = structlog.get_logger()
@@ -33,17 +34,17 @@ Public = Callable[[Request], Awaitable["ASGIApp"]]
 
 
 class Door:
-    """Lets users in: asks the browser's headers first, then the resolver."""
+    """Finds the user of a request: checks the browser's headers, then asks the resolver."""
 
     def __init__(self, users: Users, browsers: Browsers) -> None:
         self._users = users
         self._browsers = browsers
 
     async def user(self, request: Request) -> User:
-        """Tells who asks.
+        """Finds out who asks.
 
         Raises:
-            Problem: 401 nobody does; 403 another site's page tries; 503 it cannot be told.
+            Problem: 401 no user; 403 the page of another site; 503 it cannot be found out.
         """
         self._browsers.check(request)
         user = await self._users(request)
@@ -52,8 +53,8 @@ class Door:
         return user
 
 
-class Endpoint:
-    """A route: answers a request, whatever happens, and tells log and metrics of it."""
+class Endpoint(ABC):
+    """A route: answers a request, whatever happens, and records it in log and metrics."""
 
     def __init__(self, path: str, *, logs: bool) -> None:
         """`path` names the route in log and metrics; `logs`: a line for each request."""
@@ -78,7 +79,7 @@ class Endpoint:
             self._alert(row, facts, str(error))
             response = problem_response(error)
         except Exception as error:
-            # Its text might hold anything, so only its kind and where it came from are told.
+            # The text may hold anything, so only the kind and the place are logged.
             reason = "INTERNAL"
             frames = traceback.format_tb(error.__traceback__)
             metrics.ALERTS.labels(reason).inc()
@@ -97,8 +98,9 @@ class Endpoint:
             _log.info("request", **facts)
         await response(scope, receive, send)
 
+    @abstractmethod
     async def _answer(self, request: Request, facts: dict[str, object], /) -> ASGIApp:
-        raise NotImplementedError
+        """Makes the answer; adds to `facts` what the log shall have of the request."""
 
     def _alert(self, row: Row, facts: dict[str, object], problem: str) -> None:
         if row.alerts:
@@ -107,7 +109,7 @@ class Endpoint:
 
 
 class PublicEndpoint(Endpoint):
-    """A route that is the same for everybody."""
+    """A route with the same answer for all users."""
 
     def __init__(self, path: str, answer: Public, *, logs: bool) -> None:
         super().__init__(path, logs=logs)
@@ -118,7 +120,7 @@ class PublicEndpoint(Endpoint):
 
 
 class PersonalEndpoint(Endpoint):
-    """A route that answers a user, within that user's rate."""
+    """A route that answers one user, within that user's rate."""
 
     def __init__(
         self, path: str, answer: Personal, door: Door, bucket: Bucket | None, *, logs: bool

@@ -1,7 +1,7 @@
 """The files that pages load: the module of custom elements, its typings, the OpenAPI document.
 
-Each is served under its plain name, to be asked for again by ETag, and a script also under a name
-that holds its hash and is kept for ever.
+Each is served under its plain name, which browsers check again by its ETag. A script is also served
+under a name with its hash, which may be kept for ever.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TYPES = {
     "css": "text/css; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
     "json": "application/json",
-    "ts": "text/plain; charset=utf-8",  # no browser runs it; a proxy must not take it for video
+    "ts": "text/plain; charset=utf-8",  # not executed; a proxy must not mistake it for video
     "svg": "image/svg+xml",
 }
 
@@ -32,12 +32,12 @@ _IMMUTABLE = "public, max-age=31536000, immutable"
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file as it is sent.
+    """A file, and how it is sent.
 
     Attributes:
         name: its plain name.
         content: its bytes.
-        packed: the same, compressed by gzip.
+        packed: its bytes, compressed by gzip.
         digest: 16 hex digits that change with its content.
     """
 
@@ -48,17 +48,17 @@ class File:
 
     @property
     def hashed_name(self) -> str:
-        """The name that is never given to other content."""
+        """The name that only this content has."""
         stem, _, suffix = self.name.partition(".")
         return f"{stem}.{self.digest}.{suffix}"
 
     @property
     def is_script(self) -> bool:
-        """Whether browsers run it."""
+        """Whether browsers execute it."""
         return self.name.endswith(".js")
 
     async def latest(self, request: Request) -> Response:
-        """Answers under the plain name: kept, but asked for again each time."""
+        """Answers under the plain name: kept, but checked again each time."""
         return self._response(request, _REVALIDATED)
 
     async def immutable(self, request: Request) -> Response:

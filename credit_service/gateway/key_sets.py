@@ -26,11 +26,11 @@ _log = structlog.get_logger()
 _FETCH_SECONDS = 5.0
 _BYTES_MAX = 64 * 1024
 _KEYS_MAX = 100
-# A key that the issuer has withdrawn is taken for so long, and for so much longer while the issuer
-# is away.
+# How long a key set is used, and how much longer while the issuer is away. A withdrawn key is
+# accepted for as long.
 KEPT_SECONDS = 5 * 60.0
 STALE_SECONDS = 10 * 60.0
-# Between two fetches for key ids that are not in the set; strangers can name any number of them.
+# Between two fetches for key ids that are not in the set, because anybody can invent key ids.
 UNKNOWN_SECONDS = 30.0
 _AFTER_FAILURE_SECONDS = 5.0
 RSA_BITS_MIN = 2048
@@ -59,7 +59,7 @@ class KeySet:
             self._http = None
 
     async def current(self) -> int:
-        """Makes sure that the set is young enough; returns a number that changes with the set.
+        """Fetches the set if it is too old; returns a number that changes with the set.
 
         Raises:
             Problem: 503, the issuer is away and the last set is too old.
@@ -74,13 +74,13 @@ class KeySet:
         return self.version
 
     async def key(self, key_id: str | None) -> jwt.PyJWK | None:
-        """Finds a key by its id; None for the id stands for the only key of a set.
+        """Finds a key by its id; without an id, the only key of a set.
 
         Returns:
-            The key; None: a set that was fetched after the request came has none of that id.
+            The key; None: a set fetched since the request has no key of that id.
 
         Raises:
-            Problem: 503, it cannot be told: the issuer is away, or was asked a moment ago.
+            Problem: 503, unknown: the issuer is away, or was asked a moment ago.
         """
         asked_at = time.monotonic()
         await self.current()
@@ -104,7 +104,7 @@ class KeySet:
         return self._keys.get(key_id)
 
     async def _fetch(self) -> None:
-        """Fetches the set, once for all who wait; a failure leaves the last one."""
+        """Fetches the set, once for all callers; after a failure the last one stays."""
         if self._fetching is None or self._fetching.done():
             self._fetching = asyncio.create_task(self._fetched())
         await asyncio.shield(self._fetching)
@@ -136,9 +136,9 @@ class KeySet:
         return orjson.loads(content)
 
 
-def _usable(told: Any) -> dict[str | None, jwt.PyJWK]:
-    """Reads the keys that may verify; one whose id stands there twice is none."""
-    listed = told["keys"] if isinstance(told, dict) else None
+def _usable(document: Any) -> dict[str | None, jwt.PyJWK]:
+    """Picks the keys that may verify; an id that appears twice is left out."""
+    listed = document["keys"] if isinstance(document, dict) else None
     if not isinstance(listed, list) or len(listed) > _KEYS_MAX:
         raise ValueError("no key set")
     ids = [each.get("kid") for each in listed if isinstance(each, dict)]
@@ -151,7 +151,7 @@ def _usable(told: Any) -> dict[str | None, jwt.PyJWK]:
         try:
             key = jwt.PyJWK(each)
         except jwt.PyJWTError:
-            # Of a kind that nobody signs tokens with here.
+            # Not a kind of key that signs tokens.
             continue
         if each.get("kty") == "oct" or "d" in each:
             # A secret has no place in a public set.

@@ -1,4 +1,4 @@
-"""What the gateway measures about itself, in Prometheus' form. Times are in seconds."""
+"""The gateway's metrics for Prometheus. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ REQUEST_SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 STREAMS = Gauge("credit_gateway_streams", "Open streams.")
-WATCHES = Gauge("credit_gateway_watches", "Users who are watched for open streams.")
+WATCHES = Gauge("credit_gateway_watches", "Users watched at the service for open streams.")
 STREAM_ENDS = Counter(
     "credit_gateway_stream_ends",
-    "Streams that ended, by reason; gone: the page left; slow: it stopped reading.",
+    "Streams that ended, by reason; gone: the page left; slow: the page stopped reading.",
     ("reason",),
 )
 ALERTS = Counter(
     "credit_gateway_alerts",
-    "What no user can do anything about and an operator must look at, by reason; should stay at 0.",
+    "Failures that only an operator can resolve, by reason; should stay at 0.",
     ("reason",),
 )
 READY = Gauge("credit_gateway_ready", "1 while the credit service answers the gateway, else 0.")

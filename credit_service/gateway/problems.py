@@ -1,7 +1,7 @@
-"""What may go wrong at the gateway and how a browser sees it: one table, as RFC 9457 writes it.
+"""What may go wrong at the gateway and how a browser sees it: one table, in the form of RFC 9457.
 
-Every error of `credit_service.errors`, every reason of the bridge and every refusal of the
-gateway's own has one row. A row says which figures a user may see; nothing else leaves.
+Every error of `credit_service.errors`, every reason of the bridge and every refusal by the gateway
+itself has one row. A row lists the figures that a user may see; nothing else is sent.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ Source = Literal["service", "bridge", "gateway"]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """How one error is answered.
+    """The answer to one error.
 
     Attributes:
         status: of HTTP.
-        reason: the name by which a page knows it.
-        detail: a sentence for people; None: the error's own; empty: none at all.
-        figures: fields of the error that are sent beside it.
+        reason: its name for programs.
+        detail: a sentence for people; None: the error's own; empty: none.
+        figures: fields of the error that are sent with it.
         retry_after: seconds after which to ask again; None: asking again does not help.
-        alerts: whether an operator must look.
+        alerts: whether an operator has to act.
     """
 
     status: int
@@ -101,7 +101,7 @@ ROWS: Mapping[tuple[Source, str], Row] = {
         "It is not known yet whether this happened; ask again with the same key.",
         retry_after=2,
     ),
-    # The gateway's own credentials are wrong, which no user can do anything about.
+    # The gateway's own credentials are wrong, and no user can change that.
     ("service", "UNAUTHENTICATED"): _OURS,
     ("service", "PERMISSION_DENIED"): _OURS,
     ("service", "INTERNAL"): _FAULT,
@@ -171,7 +171,7 @@ ROWS: Mapping[tuple[Source, str], Row] = {
     ("gateway", "MISCONFIGURED"): _OURS_AT_THE_BRIDGE,
 }
 
-# A refusal that only a newer service knows, or one of a proxy's, whose words are not for users.
+# A refusal of a newer service or of a proxy, whose words are not for users.
 _UNKNOWN_REFUSAL = Row(409, "REFUSED", "The credit service refuses this.")
 
 
@@ -179,8 +179,8 @@ class Problem(Exception):
     """A refusal by the gateway itself, or by the bridge.
 
     Attributes:
-        row: how it is answered.
-        figures: what is sent beside it.
+        row: the answer.
+        figures: what is sent with it.
         headers: further headers of the answer.
     """
 

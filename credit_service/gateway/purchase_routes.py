@@ -1,4 +1,4 @@
-"""The routes that sell: packs, checkouts and what became of them, the billing portal."""
+"""The routes that sell: packs, checkouts and their states, the billing portal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PACK_LENGTH_MAX = 64
 
 
 class PurchaseRoutes:
-    """Answers what a user may buy, through the bridge; without one nothing is sold."""
+    """Answers what a user may buy, through the bridge; without a bridge nothing is sold."""
 
     def __init__(self, bridge: Bridge | None, streams: Streams) -> None:
         self._configured = bridge
@@ -69,7 +69,7 @@ class PurchaseRoutes:
         await requests.no_body(request)
         state = await self._bridge.refresh_checkout(user.id, _checkout_id(request))
         if state.state == "credited":
-            # The first purchase makes the user known to the service.
+            # The first purchase adds the user to the service.
             self._streams.look_again(user.id)
         return personal(asdict(state))
 

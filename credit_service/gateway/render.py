@@ -1,4 +1,4 @@
-"""The service's answers as the JSON that a user may see: an allow-list, field by field.
+"""The service's answers as JSON for the user: an allow-list, field by field.
 
 Never sent: caller, idempotency key, metadata, reference, payment.
 """
@@ -25,7 +25,7 @@ TYPES = {
 _TYPE_NAMES = {value: name for name, value in TYPES.items()}
 _STATES = {value: name.removeprefix("HOLD_STATE_").lower() for name, value in pb.HoldState.items()}
 
-# An account that nobody has opened yet.
+# The account of a user whom the service does not know yet.
 NO_ACCOUNT = pb.UserCredit()
 
 
@@ -40,7 +40,7 @@ def _stamp(stamp: Timestamp) -> str:
 
 
 def spendable(credit: pb.UserCredit) -> int:
-    """Tells what a spend may take now, in credits: nothing of a frozen account."""
+    """Computes what a spend may take now, in credits; 0 if the account is frozen."""
     return 0 if credit.frozen else max(0, credit.available - credit.min_balance)
 
 
@@ -59,7 +59,7 @@ def account(credit: pb.UserCredit) -> Json:
 
 
 def transaction(entry: pb.CreditTransaction, *, grant_descriptions: bool) -> Json:
-    """Renders an entry; the description of a grant may hold a note of the staff's."""
+    """Renders an entry; the description of a grant may be a note by the staff."""
     shown = grant_descriptions or entry.type != pb.TRANSACTION_TYPE_GRANT
     priced = entry.quantity > 0
     return {
@@ -106,7 +106,7 @@ def prices(listed: pb.ListPricesResponse) -> Json:
 
 
 def quote(quoted: pb.QuoteCostResponse, credit: pb.UserCredit) -> Json:
-    """Renders a quote beside the account that is to pay it."""
+    """Renders a quote, with what the account can spend."""
     free = credit.available - credit.min_balance
     return {
         "lines": [

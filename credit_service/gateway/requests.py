@@ -1,6 +1,6 @@
-"""Reads what a page sent: parameters of the address, and small JSON bodies.
+"""Reads what a page sent: query parameters and small JSON bodies.
 
-What is not known is refused, so that `user_id` has no way in: the user is always the one who asks.
+Unknown names are refused, so a page cannot send a `user_id`: the user is always the one who asks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _KEY = re.compile("[!-~]{1,128}")
 
 
 class Query:
-    """The parameters of an address, each of which must be one of those that are known."""
+    """The query parameters of a request, each of which must be known."""
 
     def __init__(self, request: Request, *known: str) -> None:
         """Refuses parameters that are not among `known`."""
@@ -42,18 +42,18 @@ class Query:
             self._values.setdefault(name, []).append(value)
 
     def one(self, name: str) -> str | None:
-        """Reads a parameter that may come once; None: it did not come."""
+        """Reads a parameter that may appear once; None: it is absent."""
         values = self._values.get(name, [])
         if len(values) > 1:
             raise invalid(name, "came twice.")
         return values[0] if values else None
 
     def all(self, name: str) -> list[str]:
-        """Reads a parameter that may be repeated."""
+        """Reads a parameter that may appear several times."""
         return self._values.get(name, [])
 
     def limit(self) -> int:
-        """Reads how many items a page may have."""
+        """Reads the maximum number of items of a page."""
         text = self.one("limit")
         if text is None:
             return PAGE_SIZE_DEFAULT
@@ -91,7 +91,7 @@ class Query:
 
 
 def idempotency_key(request: Request) -> str:
-    """Reads the header that names one intent of the user's."""
+    """Reads the header that names one intent of the user."""
     key = request.headers.get("idempotency-key", "")
     if not _KEY.fullmatch(key):
         raise invalid("Idempotency-Key", "must have 1 to 128 printable characters, no spaces.")
@@ -99,7 +99,7 @@ def idempotency_key(request: Request) -> str:
 
 
 async def json_object(request: Request, *known: str) -> dict[str, Any]:
-    """Reads the body: a JSON object with no other fields than those that are known.
+    """Reads the body: a JSON object that has only known fields.
 
     Raises:
         Problem: 400, 408, 413 or 415.
@@ -127,7 +127,7 @@ async def no_body(request: Request) -> None:
 
 async def _body(request: Request) -> bytes:
     announced = request.headers.get("content-length", "")
-    # Where the rest of the body is not read, the connection is of no use any more.
+    # The rest of the body is not read, so the connection cannot be used again.
     too_large = Problem("TOO_LARGE", headers={"Connection": "close"}, bytes_max=BODY_BYTES_MAX)
     if announced.isdecimal() and int(announced) > BODY_BYTES_MAX:
         raise too_large
@@ -146,7 +146,7 @@ async def _body(request: Request) -> bytes:
 
 
 def text(fields: dict[str, Any], name: str, *, length_max: int) -> str:
-    """Reads a text that must be there."""
+    """Reads a text, which must be present."""
     value = fields.get(name)
     if not isinstance(value, str) or not 1 <= len(value) <= length_max:
         raise invalid(name, f"must be a text of 1 to {length_max} characters.")
@@ -154,7 +154,7 @@ def text(fields: dict[str, Any], name: str, *, length_max: int) -> str:
 
 
 def amount(fields: dict[str, Any], name: str, where: str, default: int) -> int:
-    """Reads a whole number from 1 on; `where` names its place."""
+    """Reads a whole number of at least 1; `where` names its place in a refusal."""
     value = fields.get(name, default)
     if type(value) is not int or not 1 <= value <= AMOUNT_MAX:
         raise invalid(where, f"must be a whole number, 1 to {AMOUNT_MAX}.")
@@ -162,7 +162,7 @@ def amount(fields: dict[str, Any], name: str, where: str, default: int) -> int:
 
 
 def charges(fields: dict[str, Any], *, items_max: int) -> list[tuple[str, int]]:
-    """Reads the work of a quote: operations and their quantities, in the order given."""
+    """Reads the items of a quote: operations and their quantities, in order."""
     items = fields.get("items")
     if not isinstance(items, list) or not 1 <= len(items) <= items_max:
         raise invalid("items", f"must be a list of 1 to {items_max}.")

@@ -1,4 +1,4 @@
-"""The program credit-gateway put together: client, app, HTTP server; how it starts and stops."""
+"""The program credit-gateway: its client, app and HTTP server; how it starts and stops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import grpc
 
     from credit_service.gateway.bridge import Bridge
-    from credit_service.gateway.limits import Limits
+    from credit_service.gateway.rate_limits import Limits
     from credit_service.gateway.users import Users
 
 _log = structlog.get_logger()
@@ -30,11 +30,11 @@ _DRAIN_SECONDS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreditService:
-    """Where the credit service is, and who the gateway is there.
+    """How the gateway reaches the credit service.
 
     Attributes:
         target: host:port.
-        token: the gateway's bearer token; None: it has none.
+        token: the gateway's bearer token; None: none.
         credentials: TLS; None: plaintext.
     """
 
@@ -49,18 +49,18 @@ class CreditService:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the program is made of.
+    """Everything the program needs.
 
     Attributes:
         listen: host:port; port 0 takes any free one.
-        credit_service: where balances are read.
-        users: tells who asks.
+        credit_service: the service that balances are read from.
+        users: finds the user of a request.
         bridge: sells packs; None: nothing is sold.
         origins: of pages on other hosts that may ask.
-        grant_descriptions: whether users see what was written about a grant.
-        limits: how much of everything.
-        unready_seconds: how long it still serves once it is to end.
-        metrics_port: where Prometheus reads; None: nowhere.
+        grant_descriptions: whether users see the description of a grant.
+        limits: of streams and of requests.
+        unready_seconds: how long it still serves after the signal to stop.
+        metrics_port: for Prometheus; None: no metrics.
         metrics_host: the address of that port.
     """
 
@@ -79,12 +79,12 @@ class Settings:
 async def serve(
     settings: Settings, stop: asyncio.Event, started: Callable[[int], Awaitable[None]]
 ) -> None:
-    """Runs the gateway until `stop` is set; then it ends its streams and answers what it has.
+    """Runs the gateway until `stop` is set; then ends its streams and finishes its requests.
 
     Args:
-        settings: what the program is made of.
-        stop: set it to end.
-        started: awaited with the port once requests are answered.
+        settings: everything the program needs.
+        stop: ends the program when set.
+        started: awaited with the port as soon as requests are answered.
 
     Raises:
         StartRefusedError: a port is taken.

@@ -1,4 +1,4 @@
-"""The routes that are the same for everybody: configuration, files, probes."""
+"""The routes with the same answer for all users: configuration and probes."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _READY_KEPT_SECONDS = 1.0
 
 
 def public(value: object, status: int = 200, caching: str = "no-cache") -> Response:
-    """Makes an answer that is the same for everybody."""
+    """Makes an answer that is the same for all users."""
     return Response(
         orjson.dumps(value), status, {"Cache-Control": caching}, media_type="application/json"
     )
 
 
 class Site:
-    """Answers what a page needs to know before it knows its user."""
+    """Answers what a page needs before it knows its user."""
 
     def __init__(self, *, checkout_hosts: tuple[str, ...], checkout: bool, portal: bool) -> None:
         self._config = {
@@ -45,10 +45,10 @@ class Site:
 
 
 class Probes:
-    """Answers the probes: whether the gateway runs, and whether it can do its work."""
+    """Answers the probes: whether the gateway runs, and whether it can work."""
 
     def __init__(self, client: CreditClient) -> None:
-        """Asks the service whether it is there, at most once a second."""
+        """Prepares the probes, which ask the service at most once a second."""
         self._client = client
         self._asking: asyncio.Task[str] | None = None
         self._problem = ""

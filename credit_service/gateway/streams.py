@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from credit_service.client import CreditClient
-    from credit_service.gateway.limits import Limits
+    from credit_service.gateway.rate_limits import Limits
     from credit_service.gateway.users import User
     from credit_service.v1 import credit_service_pb2 as pb
 
 _log = structlog.get_logger()
 
-# A stream ends so long before the token of its user does.
+# How long before the user's token a stream ends.
 _BEFORE_EXPIRY_SECONDS = 5.0
 _PAUSE_SECONDS_MAX = 5.0
 _HEARTBEAT = b": hb\n\n"
@@ -40,7 +40,7 @@ def _event(name: str, data: object) -> bytes:
 
 
 class Stream:
-    """One open page; it holds the newest state only, so a slow one costs the others nothing."""
+    """One open page. It holds only the newest state, so a slow page costs the others nothing."""
 
     def __init__(self, watch: _Watch, ends_at: float, ending: str) -> None:
         self.user_id = watch.user_id
@@ -54,20 +54,20 @@ class Stream:
 
     @property
     def ended(self) -> str | None:
-        """Why it ended; None while it is open."""
+        """Why the stream ended; None while it is open."""
         return self._ended
 
     def changed(self) -> None:
-        """Says that there may be something to send."""
+        """Wakes the stream: there may be something to send."""
         self._changed.set()
 
     def end(self, reason: str) -> None:
-        """Ends it; the first reason counts."""
+        """Ends the stream; the first reason counts."""
         self._ended = self._ended or reason
         self._changed.set()
 
     async def next(self, heartbeat_seconds: float) -> bytes:
-        """Waits for what is to be sent next; empty after the last event."""
+        """Waits for what to send next; empty after the last event."""
         loop = asyncio.get_running_loop()
         quiet_at = loop.time() + heartbeat_seconds
         while True:
@@ -96,7 +96,7 @@ class Stream:
 
 
 class _Watch:
-    """What the service says about one user, for all streams of that user."""
+    """Watches one user at the service, for all streams of that user."""
 
     def __init__(self, client: CreditClient, user_id: UUID, link_seconds: float) -> None:
         self.user_id = user_id
@@ -113,7 +113,7 @@ class _Watch:
         self._task = asyncio.create_task(self._run())
 
     def look_again(self) -> None:
-        """Tries again at once, where the service did not know the user."""
+        """Tries again at once if the service did not know the user."""
         self._again.set()
 
     async def close(self) -> None:
@@ -131,10 +131,10 @@ class _Watch:
                 async with contextlib.aclosing(watched) as states:
                     async for credit in states:
                         pause = 0.0
-                        self._tell(credit)
+                        self._show(credit)
             except UserNotFound:
-                # Unknown until the first purchase: an empty account, looked at from time to time.
-                self._tell(render.NO_ACCOUNT)
+                # Unknown until the first purchase: an empty account, checked from time to time.
+                self._show(render.NO_ACCOUNT)
                 pause = min(max(1.0, pause * 1.5), _PAUSE_SECONDS_MAX)
             except CreditError as error:
                 if isinstance(error, AccessError):
@@ -142,7 +142,7 @@ class _Watch:
                     _log.error("the service refuses the gateway", problem=str(error))
                 pause = min(max(0.2, pause * 2), _PAUSE_SECONDS_MAX)
             except Exception:
-                # Whatever it is, the streams wait and the log tells.
+                # A bug must not end the streams: they wait, and the log has the trace.
                 _log.exception("watch failed")
                 pause = _PAUSE_SECONDS_MAX
             await self._pause(pause * random.uniform(0.5, 1))  # noqa: S311
@@ -153,20 +153,20 @@ class _Watch:
             async with asyncio.timeout(seconds):
                 await self._again.wait()
 
-    def _tell(self, credit: pb.UserCredit) -> None:
+    def _show(self, credit: pb.UserCredit) -> None:
         self._cancel_timer()
-        told = _event("account", render.account(credit))
-        if told != self.account:
-            self.account = told
+        event = _event("account", render.account(credit))
+        if event != self.account:
+            self.account = event
         if not self._up:
             self._up = True
             self.link = _event("link", {"up": True, "as_of": render.time(datetime.now(UTC))})
         self._wake()
 
     def _expect_an_answer(self) -> None:
-        """Tells the streams that the service is away, unless it answers in time."""
+        """Shows the service as away unless it answers in time."""
         if self._up and self._down_timer is None:
-            # What is shown was true until now, if there is anything.
+            # The account that pages show was true until now.
             now = render.time(datetime.now(UTC))
             self._up_until = now if self.account is not None else None
             loop = asyncio.get_running_loop()
@@ -192,7 +192,7 @@ class Streams:
     """All open streams of this process.
 
     Attributes:
-        count: how many there are.
+        count: the number of open streams.
     """
 
     def __init__(self, client: CreditClient, limits: Limits) -> None:
@@ -204,10 +204,10 @@ class Streams:
         self._stopping = False
 
     def open(self, user: User) -> Stream:
-        """Opens a stream for a user; it must be closed.
+        """Opens a stream for a user; the caller closes it.
 
         Raises:
-            Problem: 503, too many are open in this process, or it is stopping.
+            Problem: 503, too many streams are open in this process, or it is stopping.
         """
         if self._stopping:
             raise Problem("STOPPING")
@@ -236,7 +236,7 @@ class Streams:
         return stream
 
     def close(self, stream: Stream) -> None:
-        """Forgets a stream; the last one of a user ends the watch."""
+        """Forgets a stream; with the last one of a user the watch ends."""
         watch = self._watches[stream.user_id]
         watch.streams.remove(stream)
         self.count -= 1
@@ -250,7 +250,7 @@ class Streams:
             task.add_done_callback(self._closing.discard)
 
     def look_again(self, user_id: UUID) -> None:
-        """Looks at once whether the service knows a user by now, where one is watched."""
+        """Asks the service again at once about a user that it did not know, if one is watched."""
         if watch := self._watches.get(user_id):
             watch.look_again()
 
@@ -262,7 +262,7 @@ class Streams:
                 stream.end("stopping")
 
     async def aclose(self) -> None:
-        """Stops, and waits until no watch is left."""
+        """Stops, and waits until every watch has ended."""
         self.stop()
         for watch in list(self._watches.values()):
             await watch.close()
@@ -271,12 +271,12 @@ class Streams:
 
 
 class EventStream:
-    """Sends a stream as `text/event-stream` until it ends or the page has gone."""
+    """Sends a stream as `text/event-stream` until it ends or the page leaves."""
 
     HEADERS = (
         (b"content-type", b"text/event-stream"),
-        # no-transform, because a proxy that compresses would hold events back; nginx buffers
-        # unless it is told not to.
+        # no-transform, because a proxy that compresses may hold events back. nginx buffers unless
+        # the second header forbids it.
         (b"cache-control", b"no-store, no-transform"),
         (b"x-accel-buffering", b"no"),
     )
@@ -307,7 +307,7 @@ class EventStream:
             last = _event("end", {"reason": stream.ended})
             await self._send(send, {"body": last, "more_body": False})
         except TimeoutError:
-            # Whoever does not read for so long may connect again.
+            # A page that has not read for so long may connect again.
             stream.end("slow")
         finally:
             self._streams.close(stream)

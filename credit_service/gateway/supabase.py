@@ -1,7 +1,7 @@
 """Users of a Supabase project, by its access tokens.
 
-Projects with signing keys publish them; the few with a shared secret verify nothing offline (local
-verification with that secret is advised against), so their auth server is asked.
+Projects with signing keys publish them. For the few with a shared secret the auth server is asked,
+because Supabase advises against local verification with that secret.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class SupabaseUsers:
         Args:
             project_url: of the project.
             anonymous: whether anonymous users have credits; if not, they are refused with 403.
-            shared_secret_project: take tokens signed with the project's shared secret, by asking
-                its auth server.
-            api_key: the project's publishable key, which its auth server wants then.
+            shared_secret_project: accept tokens signed with the project's shared secret; its auth
+                server verifies them.
+            api_key: the project's publishable key, which the auth server demands.
         """
         issuer = _issuer(project_url)
         read = _reader(anonymous=anonymous)
@@ -86,7 +86,7 @@ class SupabaseUsers:
             self._auth_server = _AuthServer(f"{issuer}/user", api_key)
 
     async def __call__(self, request: Request) -> User | None:
-        """Answers with the user of the bearer token."""
+        """Returns the user of the bearer token."""
         token = bearer_token(request)
         if token is None:
             return None
@@ -103,7 +103,7 @@ class SupabaseUsers:
             await self._auth_server.aclose()
 
     async def _asked(self, token: str, auth_server: _AuthServer) -> User | None:
-        # Form and claims first, so that only what could be a token reaches the auth server.
+        # Claims are checked first, so that only plausible tokens reach the auth server.
         claims = checked_claims(token, None, issuer=self._issuer, audience=_AUDIENCE)
         user = None if claims is None else self._read(claims)
         if user is None or not await auth_server.takes(token, user):
@@ -112,14 +112,14 @@ class SupabaseUsers:
 
 
 class _AuthServer:
-    """Asks the auth server whose token it is; answers are kept by the token's hash."""
+    """Asks the auth server whose token it is, and keeps its answers by the token's hash."""
 
     def __init__(self, url: str, api_key: str) -> None:
         self._url = url
         self._api_key = api_key
         self._http: httpx.AsyncClient | None = None
         self._turns = asyncio.Semaphore(_ASKED_AT_ONCE)
-        # Whether it was taken, and until when that counts.
+        # Whether the token was accepted, and how long that answer counts.
         self._kept: dict[bytes, tuple[bool, float]] = {}
 
     async def aclose(self) -> None:
@@ -128,10 +128,10 @@ class _AuthServer:
             self._http = None
 
     async def takes(self, token: str, user: User) -> bool:
-        """Tells whether a token is the user's.
+        """Asks whether a token is the user's.
 
         Raises:
-            Problem: 503, the auth server gives no answer.
+            Problem: 503, the auth server does not answer.
         """
         digest = hashlib.sha256(token.encode()).digest()
         known = self._kept.get(digest)
@@ -142,7 +142,7 @@ class _AuthServer:
                 taken = await self._ask(token, user)
         except (httpx.HTTPError, TimeoutError, ValueError, KeyError, TypeError) as error:
             metrics.ALERTS.labels("ISSUER_UNAVAILABLE").inc()
-            _log.error("auth server gives no answer", url=self._url, problem=type(error).__name__)
+            _log.error("auth server does not answer", url=self._url, problem=type(error).__name__)
             raise Problem("ISSUER_UNAVAILABLE") from None
         seconds = _TAKEN_SECONDS if taken else _REFUSED_SECONDS
         if taken and user.expires_at is not None:
@@ -163,13 +163,13 @@ class _AuthServer:
                 content += chunk
                 if len(content) > _ANSWER_BYTES_MAX:
                     raise ValueError("too large")
-        told = orjson.loads(content)
-        # The server says so of a token; of a wrong api_key the proxy before it says something else.
-        if response.status_code in {401, 403} and not {"error_code", "msg"}.isdisjoint(told):
+        answer = orjson.loads(content)
+        # The server refuses a token in this form; its proxy refuses a wrong api_key in another.
+        if response.status_code in {401, 403} and not {"error_code", "msg"}.isdisjoint(answer):
             return False
         if response.status_code != httpx.codes.OK:
             raise ValueError(f"status {response.status_code}")
-        return uuid_or_none(told["id"]) == user.id
+        return uuid_or_none(answer["id"]) == user.id
 
 
 def _reader(*, anonymous: bool) -> Callable[[Claims], User | None]:
@@ -193,7 +193,7 @@ def _issuer(project_url: str) -> str:
     """Names the issuer of a Supabase project.
 
     Raises:
-        ValueError: it is no address of a project.
+        ValueError: it is not the address of a project.
     """
     if not re.fullmatch(r"https?://[^\s/?#]+/?", project_url):
         raise ValueError("the project's address must be like https://project.supabase.co")

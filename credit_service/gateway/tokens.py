@@ -1,7 +1,7 @@
 """Users by their token (RFC 7519), as an issuer such as Supabase signs it.
 
-Only asymmetric algorithms, each key with its own. What a header says about where keys are (`jku`,
-`x5u`, `jwk`) is never followed, and one that demands extensions (`crit`) is refused.
+Only asymmetric algorithms are accepted, and each key only with its own. What a header says about
+the place of keys (`jku`, `x5u`, `jwk`) is ignored; one that demands extensions (`crit`) is refused.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ _ASYMMETRIC = {
     "PS512",
     "EdDSA",
 }
-# What a token can make its reader raise, beside the errors that are meant.
+# Errors that a malformed token can cause.
 _UNREADABLE = (jwt.PyJWTError, ValueError, TypeError, KeyError, OverflowError, RecursionError)
 
 
 def uuid_claim(name: str = "sub") -> Callable[[Claims], UUID | None]:
-    """Takes a claim that is a UUID for the user."""
+    """Uses a claim that is a UUID as the user's id."""
     return lambda claims: uuid_or_none(claims.get(name))
 
 
 def hashed_claim(namespace: UUID, name: str = "sub") -> Callable[[Claims], UUID | None]:
-    """Makes a user of a claim that is any text: uuid5 of the issuer, a newline and the claim.
+    """Makes the user's id from a claim that is any text: uuid5 of issuer, newline and claim.
 
     Args:
-        namespace: of one's own; it must never change, because the users would change with it.
+        namespace: a UUID of your own; it must never change, because the users would change with it.
         name: of the claim.
     """
 
@@ -95,10 +95,10 @@ class Tokens:
         await self._keys.aclose()
 
     async def user(self, token: str) -> User | None:
-        """Tells whose token it is; None: nobody's.
+        """Finds the user of a token; None: it is not valid.
 
         Raises:
-            Problem: 503, the issuer's keys cannot be had.
+            Problem: 503, the issuer's keys are not available.
         """
         digest = hashlib.sha256(token.encode()).digest()
         known = self._verified.get(digest)
@@ -129,7 +129,7 @@ class Tokens:
 
 
 def header_of(token: str) -> dict[str, Any] | None:
-    """Reads the header of a token, unverified; None: it is none, or demands extensions."""
+    """Reads the header of a token, unverified; None: malformed, or it demands extensions."""
     try:
         header = jwt.get_unverified_header(token)
     except _UNREADABLE:
@@ -140,11 +140,11 @@ def header_of(token: str) -> dict[str, Any] | None:
 def checked_claims(
     token: str, key: jwt.PyJWK | None, *, issuer: str, audience: str
 ) -> Claims | None:
-    """Verifies a token and its claims; without a key the claims alone, for somebody else verifies.
+    """Verifies a token and its claims; without a key only the claims, for others to verify.
 
     Returns:
-        The claims: issuer and audience as given, `exp`, `sub`, `iss` and `aud` there, times within
-        10 s; None: something is wrong.
+        The claims, with the given issuer and audience, with `exp`, `sub`, `iss` and `aud`, and with
+        times that hold within 10 s; None: something is wrong.
     """
     try:
         claims: Claims = jwt.decode(
@@ -171,7 +171,7 @@ def checked_claims(
 
 
 def user_of(user_id: UUID | None, claims: Claims) -> User | None:
-    """Makes the user of claims."""
+    """Makes a user from claims."""
     return None if user_id is None else User(user_id, float(claims["exp"]))
 
 
@@ -183,7 +183,7 @@ def _require_tls(url: str) -> None:
     parts = urlsplit(url)
     here = parts.hostname in {"127.0.0.1", "localhost", "::1"}
     if parts.scheme != "https" and not (parts.scheme == "http" and here):
-        raise ValueError(f"{url} must be https: whoever can change the keys can be any user")
+        raise ValueError(f"{url} must be https, because changed keys let anybody in")
 
 
 class JwtUsers:
@@ -212,11 +212,11 @@ class JwtUsers:
         """Prepares the verification; keys are fetched with the first token.
 
         Args:
-            issuer: the very text of the claim `iss`.
+            issuer: the exact text of the claim `iss`.
             audience: what the claim `aud` must name.
             jwks_url: https address of the issuer's key set.
-            algorithms: with which it signs, such as ES256; asymmetric ones only.
-            user_id: makes the user of the claims: `uuid_claim` or `hashed_claim`.
+            algorithms: those it signs with, such as ES256; only asymmetric ones.
+            user_id: finds the user's id in the claims: `uuid_claim` or `hashed_claim`.
         """
         self._tokens = Tokens(
             issuer=issuer,
@@ -227,7 +227,7 @@ class JwtUsers:
         )
 
     async def __call__(self, request: Request) -> User | None:
-        """Answers with the user of the bearer token."""
+        """Returns the user of the bearer token."""
         token = bearer_token(request)
         return None if token is None else await self._tokens.user(token)
 

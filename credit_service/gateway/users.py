@@ -1,7 +1,6 @@
-"""Who is asking: what a resolver of users is, and the one for trying out.
+"""Who is asking: what a resolver of users is, and the one for development.
 
-The gateway may read every account, so the resolver is the whole wall between users. There is no
-default.
+The gateway may read every account, so only the resolver keeps users apart. There is no default.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ class User(NamedTuple):
     expires_at: float | None = None
 
 
-# Answers with the user of a request, or None where no valid credentials came with it. Raises
-# `Problem` where it cannot tell.
+# Returns the user of a request, or None if it carries no valid credentials. Raises `Problem` if
+# that cannot be found out.
 Users = Callable[[Request], Awaitable[User | None]]
 
 
@@ -55,18 +54,18 @@ def bearer_token(request: Request) -> str | None:
 
 
 class DevelopmentError(Exception):
-    """Development users were asked for where they must not be."""
+    """Development users are configured where they are not allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class DevelopmentUsers:
-    """Takes everybody on this machine for the user they say they are: for trying out.
+    """Believes every program on this machine, to try things out.
 
-    A bearer token is the user's id itself. Answers 403 unless the connection comes from loopback
-    without a proxy, to a loopback host, and from a page of that very host if from any.
+    The bearer token is the user's id. Answers 403 unless the connection comes from loopback without
+    a proxy and is for a loopback host; a page that asks must come from that host too.
 
     Attributes:
-        user: who is asking where no token came; None: nobody.
+        user: the user of requests without a token; None: they have none.
 
     Raises:
         DevelopmentError: the variable CREDIT_GATEWAY_DEVELOPMENT is not true.
@@ -79,7 +78,7 @@ class DevelopmentUsers:
             raise DevelopmentError(f"development users need {DEVELOPMENT_VARIABLE}=true")
 
     async def __call__(self, request: Request) -> User | None:
-        """Answers with the user that the token names."""
+        """Returns the user that the token names."""
         if not _is_on_this_machine(request):
             raise Problem("DEVELOPMENT_ONLY")
         if "authorization" not in request.headers:

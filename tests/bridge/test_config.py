@@ -181,7 +181,7 @@ def test_beyond_loopback_it_listens_only_if_a_setting_says_that_a_proxy_has_tls(
     read, refused, listen
 ):
     line = refused(LISTEN=listen)
-    assert f"{listen} is beyond loopback and the bridge has no TLS" in line
+    assert f"{listen} is beyond loopback and stripe-bridge has no TLS" in line
     assert "STRIPE_BRIDGE_ALLOW_PLAINTEXT=true" in line
     assert read(ALLOW_PLAINTEXT="true").listen == listen
 

@@ -172,7 +172,7 @@ async def test_a_token_that_cannot_be_renewed_signs_the_page_out(chromium, servi
         site.fresh_token = ""
         await expect(details(page)).to_have_text("Sign in to see your credits.")
         await expect(balance(page)).to_have_text(UNKNOWN)
-        # Nothing of the user is left on the page for whoever looks at it next.
+        # Nothing of the user is left on the page.
         await expect(page.locator("credits-history")).to_have_text("Sign in to see your credits.")
         assert "100" not in await page.locator("body").inner_text()
         other = await database.user(7)

@@ -136,7 +136,7 @@ async def test_open_holds_are_listed(database, client, gateway):
     assert datetime.fromisoformat(shown["expires_at"]) > datetime.now(UTC)
 
 
-async def test_prices_and_quotes_tell_the_cost_before_the_work(database, client, gateway):
+async def test_prices_and_quotes_show_the_cost_before_the_work(database, client, gateway):
     user_id = await database.user(20)
     prices = (await gateway.get(user_id, "/prices")).json()
     assert prices["items"] == [
@@ -204,7 +204,7 @@ async def test_usage_adds_up_days_and_operations(database, client, gateway):
         ("/account/stream?user_id=1", "user_id"),
     ],
 )
-async def test_a_request_that_cannot_be_meant_names_the_field(path, field, database, gateway):
+async def test_the_refusal_of_a_malformed_request_names_the_field(path, field, database, gateway):
     answer = await gateway.get(await database.user(), path)
     assert problem(answer) == (400, "INVALID_REQUEST")
     assert answer.json()["field"] == field

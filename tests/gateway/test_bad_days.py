@@ -1,4 +1,4 @@
-"""Bad days and bad people: what is away, too large, too slow, too much, or nobody's own."""
+"""Bad days and bad people: what is away, too large, too slow, too much, or forged."""
 
 import asyncio
 import contextlib
@@ -69,7 +69,7 @@ async def test_a_gateway_that_the_service_refuses_blames_no_user(database, tmp_p
                 async with gateway.page(user_id) as page:
                     assert (await page.hears("link"))["up"] is False
             assert alerts("MISCONFIGURED") >= before + 2
-        # The role that is made for it may ask for all that it asks for.
+        # The role `web` may make every call that the gateway makes.
         credit = CreditService(target=service.target, token="token of web", credentials=None)
         async with running_gateway(gateway_settings("", credit_service=credit)) as gateway:
             for path in ("/account", "/transactions", "/holds", "/prices", "/usage"):
@@ -96,7 +96,7 @@ async def test_a_token_that_ends_in_the_middle_ends_the_stream_and_a_fresh_one_g
             headers = {"Authorization": f"Bearer {issuer.token(user_id)}"}
             async with opened_page(gateway.http, headers) as page:
                 await page.shows(100)
-                # The issuer goes away under an open stream, which needs nothing of it.
+                # The issuer goes away under an open stream, which does not need it.
                 issuer.mode = "away"
                 assert (await gateway.http.get("/account", headers=headers)).status_code == 200
             forged = await gateway.http.get("/account", headers=bearer(user_id))
@@ -128,7 +128,7 @@ async def test_a_bridge_that_comes_back_sells_again(service):
             async with running_bridge(replace(settings, listen=f"127.0.0.1:{port}")):
                 first = await gateway.post(user_id, "/checkouts", order, **key)
                 assert first.status_code == 201
-                # An answer that was lost on its way: the same key finds the same checkout.
+                # As after a lost answer: the same key finds the same checkout.
                 again = await gateway.post(user_id, "/checkouts", order, **key)
                 assert again.json() == first.json()
                 await fake.api_faults({"kind": "status", "status": 500})
@@ -140,7 +140,7 @@ HEAD = "POST /quotes HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 
 
 async def posted(gateway, *headers, body=b""):
-    """Sends the head of a request and what there is of its body; returns the whole answer."""
+    """Sends the head of a request and some of its body; returns the whole answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     lines = "".join(f"{header}\r\n" for header in (f"Authorization: Bearer {uuid4()}", *headers))
     writer.write((HEAD + lines + "\r\n").encode() + body)
@@ -185,7 +185,7 @@ async def test_a_body_of_ten_megabytes_is_refused_unread(gateway):
     ],
     ids=range(18),
 )
-async def test_a_body_that_cannot_be_meant_is_refused(content, gateway):
+async def test_a_malformed_body_is_refused(content, gateway):
     headers = bearer(uuid4()) | {"Content-Type": "application/json; charset=utf-8"}
     answer = await gateway.http.post("/quotes", content=content, headers=headers)
     assert problem(answer) == (400, "INVALID_REQUEST")
@@ -248,7 +248,7 @@ async def test_a_reader_that_takes_nothing_is_closed_and_costs_the_others_nothin
                 assert not page.closed
 
 
-async def test_a_fault_of_the_gateways_own_tells_nothing(service):
+async def test_a_bug_in_the_gateway_reveals_nothing(service):
     async def broken(_):
         raise RuntimeError("with a secret")
 

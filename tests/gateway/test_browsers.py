@@ -1,4 +1,4 @@
-"""What browsers are told, and which pages may ask."""
+"""The headers that browsers need, and which pages may ask."""
 
 import socket
 from uuid import uuid4
@@ -14,7 +14,7 @@ USER = uuid4()
 
 
 async def cookie_users(request):
-    """Takes a session's cookie, as an app with a server of its own does."""
+    """Accepts the cookie of a session, as an app with its own server does."""
     if request.cookies.get("session") == "good":
         return User(USER)
     return await named_users(request)
@@ -91,12 +91,12 @@ async def test_a_preflight_allows_what_the_page_sends(gateway):
         {},
     ],
 )
-async def test_a_cookie_is_taken_from_a_page_of_this_origin_alone(path, browser, gateway):
+async def test_a_cookie_is_accepted_only_from_a_page_of_this_origin(path, browser, gateway):
     headers = {"Cookie": "session=good", **browser}
     assert problem(await gateway.http.get(path, headers=headers)) == (403, "CROSS_ORIGIN")
 
 
-async def test_a_cookie_of_a_page_that_may_ask_is_taken(gateway):
+async def test_a_cookie_from_a_page_that_may_ask_is_accepted(gateway):
     for browser in ({"Sec-Fetch-Site": "same-origin"}, {"Origin": PAGE}):
         headers = {"Cookie": "session=good", **browser}
         assert (await gateway.http.get("/account", headers=headers)).status_code == 200
@@ -114,7 +114,7 @@ async def test_a_cookie_of_a_page_that_may_ask_is_taken(gateway):
     ) == (401, "UNAUTHENTICATED")
 
 
-async def test_without_anything_nobody_asks(gateway):
+async def test_a_request_without_credentials_is_unauthenticated(gateway):
     answer = await gateway.http.get("/account")
     assert problem(answer) == (401, "UNAUTHENTICATED")
     assert answer.headers["www-authenticate"] == "Bearer"
@@ -137,7 +137,7 @@ async def developing(service, monkeypatch):
         yield gateway
 
 
-async def test_on_this_machine_everybody_is_whom_they_say(developing):
+async def test_a_development_user_is_the_one_that_the_token_names(developing):
     assert (await developing.get(uuid4(), "/account")).status_code == 200
     same = {"Sec-Fetch-Site": "same-origin"}
     assert (await developing.http.get("/account", headers=same)).status_code == 200
@@ -161,7 +161,7 @@ async def test_on_this_machine_everybody_is_whom_they_say(developing):
         {"Origin": "http://localhost:1"},
     ],
 )
-async def test_development_users_exist_on_this_machine_alone(headers, developing):
+async def test_development_users_exist_only_on_this_machine(headers, developing):
     answer = await developing.http.get("/account", headers=bearer(USER) | headers)
     assert problem(answer) == (403, "DEVELOPMENT_ONLY")
 

@@ -59,8 +59,8 @@ async def test_a_page_of_a_listed_origin_may_load_the_module(http):
 
 def test_every_file_of_the_package_is_served():
     listing = ("git", "ls-files", "credit_service/gateway/static")
-    told = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True)
-    names = {name.rpartition("/")[2] for name in told.stdout.split()}
+    listed = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True)
+    names = {name.rpartition("/")[2] for name in listed.stdout.split()}
     served = {each.name: each for each in files.packaged()}
     assert names - {".gitkeep"} | {"openapi.json"} == set(served)
     for each in served.values():

@@ -1,4 +1,4 @@
-"""The OpenAPI document: valid, about every route, and with the words that the code uses."""
+"""The OpenAPI document: valid, complete, and in the words of the code."""
 
 import re
 
@@ -20,7 +20,7 @@ def test_the_document_is_valid():
     validate(document())
 
 
-async def test_every_route_is_told_and_every_told_route_exists():
+async def test_every_route_is_documented_and_every_documented_route_exists():
     async with CreditClient(NOWHERE) as client:
         routes = Gateway(client, users=named_users).app.routes
     made = {
@@ -29,29 +29,31 @@ async def test_every_route_is_told_and_every_told_route_exists():
         for method in route.methods - {"HEAD"}
         if not FILES.fullmatch(route.path)
     }
-    told = {(method.upper(), path) for path, item in document()["paths"].items() for method in item}
-    files = {each for each in told if FILES.fullmatch(each[1])}
+    documented = {
+        (method.upper(), path) for path, item in document()["paths"].items() for method in item
+    }
+    files = {each for each in documented if FILES.fullmatch(each[1])}
     assert {path for _, path in files} == {"/credits.js", "/credits.d.ts", "/openapi.json"}
-    assert told - files == made
+    assert documented - files == made
 
 
-def test_every_type_and_figure_is_told():
+def test_every_type_and_figure_is_documented():
     schemas = document()["components"]["schemas"]
     assert set(schemas["TransactionType"]["enum"]) == set(render.TYPES)
-    told = set(schemas["Problem"]["properties"])
+    documented = set(schemas["Problem"]["properties"])
     for row in ROWS.values():
-        assert set(row.figures) <= told
+        assert set(row.figures) <= documented
 
 
-def test_every_reason_of_the_gateways_own_is_told():
+def test_every_reason_of_the_gateway_is_documented():
     text = str(document())
     for (source, _), row in ROWS.items():
         if source != "service":
             assert row.reason in text, row.reason
 
 
-def test_a_schema_refuses_what_it_does_not_tell_of():
-    # Or every test that holds an answer to the document would say nothing.
+def test_a_schema_refuses_unknown_answers():
+    # Otherwise no test that checks an answer against the document would prove anything.
     with pytest.raises(ValidationError):
         check_schema({"$ref": "#/components/schemas/Account"}, {"balance": 1})
     assert operation_of("GET", "/checkouts/cs_1234567890/refresh") is None

@@ -28,7 +28,7 @@ def sample(kind):
     return kind(**facts)
 
 
-def told(error):
+def rendered(error):
     response = problem_response(error)
     assert response.media_type == "application/problem+json"
     assert response.headers["cache-control"] == "no-store, no-transform"
@@ -40,7 +40,7 @@ def test_every_error_of_the_service_has_a_row(kind):
     row = ROWS["service", kind.reason]
     assert set(row.figures) <= {field.name for field in dataclasses.fields(kind)}
     error = sample(kind)
-    response, body = told(error)
+    response, body = rendered(error)
     assert (response.status_code, body["status"], body["reason"]) == (
         row.status, row.status, row.reason
     )  # fmt: skip
@@ -81,7 +81,7 @@ def test_no_row_is_of_an_error_that_never_comes():
     ],
 )
 def test_an_apps_own_routes_answer_in_the_same_words(error, status, figures):
-    response, body = told(error)
+    response, body = rendered(error)
     assert response.status_code == status
     for name, value in figures.items():
         assert body[name] == value
@@ -90,18 +90,20 @@ def test_an_apps_own_routes_answer_in_the_same_words(error, status, figures):
 
 
 def test_a_limit_tells_when_to_ask_again():
-    response, body = told(errors.SpendLimitExceeded("hour", 100, 90, 1_500))
+    response, body = rendered(errors.SpendLimitExceeded("hour", 100, 90, 1_500))
     assert (response.status_code, response.headers["retry-after"]) == (429, "2")
     assert (body["window"], body["limit"], body["spent"]) == ("hour", 100, 90)
 
 
 def test_a_refusal_that_is_not_known_is_a_refusal_without_its_words():
-    response, body = told(errors.UnknownRefusal("UNHEARD_OF", "words of a proxy", {"figure": "1"}))
+    response, body = rendered(
+        errors.UnknownRefusal("UNHEARD_OF", "words of a proxy", {"figure": "1"})
+    )
     assert (response.status_code, body["reason"]) == (409, "REFUSED")
     assert "proxy" not in body["detail"]
     assert "figure" not in body
     # A proxy that refuses the gateway has no reason but a status code.
-    response, _ = told(errors.UnknownRefusal("UNAUTHENTICATED", "words of a proxy", {}))
+    response, _ = rendered(errors.UnknownRefusal("UNAUTHENTICATED", "words of a proxy", {}))
     assert response.status_code == 503
 
 
@@ -112,7 +114,7 @@ def test_every_row_can_be_rendered(key):
         return
     row = ROWS[key]
     figures = dict.fromkeys(row.figures, 1)
-    response, body = told(Problem(reason, "a sentence", source=source, secret="x", **figures))
+    response, body = rendered(Problem(reason, "a sentence", source=source, secret="x", **figures))
     assert response.status_code == row.status
     assert body.keys() >= set(row.figures)
     assert "secret" not in body

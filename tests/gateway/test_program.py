@@ -53,7 +53,7 @@ async def serving(service, **settings):
             yield started, http
 
 
-async def test_it_serves_tells_its_health_and_counts(service, database):
+async def test_it_serves_and_shows_its_health_and_its_metrics(service, database):
     user_id, port = await database.user(100), free_port()
     async with serving(service, METRICS_PORT=str(port)) as (started, http):
         assert f"credit-gateway {version('credit-service')}" in started.output
@@ -65,17 +65,17 @@ async def test_it_serves_tells_its_health_and_counts(service, database):
         async with opened_page(http, bearer(user_id)) as page:
             await page.shows(100)
             async with httpx.AsyncClient() as prometheus:
-                told = (await prometheus.get(f"http://127.0.0.1:{port}/metrics")).text
-        assert 'credit_gateway_requests_total{method="GET",path="/account"' not in told
-        assert 'route="/account",status="200"} 1.0' in told
-        assert "credit_gateway_streams 1.0" in told
-        assert "credit_gateway_watches 1.0" in told
-        assert "credit_gateway_ready 1.0" in told
-        assert "credit_gateway_build_info{version=" in told
+                shown = (await prometheus.get(f"http://127.0.0.1:{port}/metrics")).text
+        assert 'credit_gateway_requests_total{method="GET",path="/account"' not in shown
+        assert 'route="/account",status="200"} 1.0' in shown
+        assert "credit_gateway_streams 1.0" in shown
+        assert "credit_gateway_watches 1.0" in shown
+        assert "credit_gateway_ready 1.0" in shown
+        assert "credit_gateway_build_info{version=" in shown
         started.wait_for('"path":"/transactions"')
         (line,) = [line for line in started.lines if '"path":"/account",' in line]
-        told = json.loads(line)
-        assert {**told, "ms": 0, "timestamp": ""} == {
+        logged = json.loads(line)
+        assert {**logged, "ms": 0, "timestamp": ""} == {
             "event": "request",
             "level": "info",
             "method": "GET",
@@ -154,7 +154,7 @@ def refused(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, f"nobody could ask: set {P}SUPABASE_URL or {P}JWT_ISSUER"),
+        ({}, f"no user could be recognised: set {P}SUPABASE_URL or {P}JWT_ISSUER"),
         ({"LISTEN": "0.0.0.0:1"}, f"set {P}ALLOW_PLAINTEXT=true"),
         (
             {"LISTEN": "0.0.0.0:1", "ALLOW_PLAINTEXT": "true", "DEVELOPMENT": "true"},
@@ -162,7 +162,7 @@ def refused(monkeypatch, capsys):
         ),
         ({"DEVELOPMENT_USER": str(uuid4())}, f"needs {P}DEVELOPMENT=true"),
         ({"SUPABASE_URL": "http://project.supabase.co"}, "must be https"),
-        ({"SUPABASE_URL": "https://p.supabase.co", "DEVELOPMENT": "true"}, "set one of"),
+        ({"SUPABASE_URL": "https://p.supabase.co", "DEVELOPMENT": "true"}, "set only one of"),
         ({"SUPABASE_URL": "https://p.supabase.co/path"}, "must be like"),
         ({"SUPABASE_SHARED_SECRET": "true"}, f"{P}SUPABASE_API_KEY go together"),
         ({"JWT_ISSUER": "i"}, "go together; set all"),
@@ -227,7 +227,7 @@ async def test_every_way_to_know_users_starts(settings, service):
         assert started.wait() == 0
 
 
-def test_a_broken_environment_is_told_by_every_command(monkeypatch):
+def test_every_command_refuses_a_broken_environment(monkeypatch):
     monkeypatch.setenv(P + "LISTEN", "nowhere")
     with pytest.raises(ConfigurationError, match="host:port"):
         config.read()
@@ -239,7 +239,7 @@ def test_the_version_is_the_packages(capsys):
     assert capsys.readouterr().out.strip() == f"credit-gateway {version('credit-service')}"
 
 
-def test_every_metric_is_told():
+def test_every_metric_is_documented():
     text = (ROOT / "docs/deploy.md").read_text()
     made = {
         f"{family.name}_total" if family.type == "counter" else family.name

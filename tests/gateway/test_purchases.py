@@ -42,7 +42,7 @@ class Shop:
     async def becomes(self, user_id, checkout_id, state, path=""):
         """Waits until the state is so; Stripe is read again only after two seconds."""
 
-        async def told():
+        async def reached():
             address = f"/checkouts/{checkout_id}{path}"
             answer = await (
                 self.gateway.post(user_id, address, {})
@@ -52,7 +52,7 @@ class Shop:
             assert answer.status_code in {200, 429, 503}, answer.text
             return answer.json() if answer.json().get("state") == state else None
 
-        return await eventually(told, every=0.25)
+        return await eventually(reached, every=0.25)
 
 
 def bridge_of(shop_url, fake_url, **changes):
@@ -186,7 +186,7 @@ async def test_the_user_is_never_taken_from_the_request(shop):
         ([], "k", 400, "INVALID_REQUEST"),
     ],
 )
-async def test_an_order_that_cannot_be_meant_is_refused(shop, order, key, status, reason):
+async def test_a_malformed_order_is_refused(shop, order, key, status, reason):
     headers = {} if key is None else {"Idempotency-Key": key}
     answer = await shop.gateway.post(uuid4(), "/checkouts", order, **headers)
     assert problem(answer) == (status, reason)
@@ -202,7 +202,7 @@ async def test_the_portal_opens_for_a_user_who_is_a_customer(shop):
     assert without_body.status_code == 200
 
 
-async def test_pages_are_told_what_is_offered(shop):
+async def test_the_configuration_says_what_is_offered(shop):
     answer = await shop.gateway.http.get("/config")
     assert answer.json() == {
         "checkout_hosts": [shop.fake.url.removeprefix("http://")],
@@ -226,7 +226,7 @@ async def test_a_bridge_that_is_away_or_refuses_the_gateway_is_503(shop):
         assert problem(answer) == (503, "MISCONFIGURED")
 
 
-async def test_nobody_is_led_to_a_host_that_is_not_configured(shop):
+async def test_no_buyer_is_led_to_a_host_that_is_not_configured(shop):
     async with another_gateway(shop, checkout_hosts=("checkout.stripe.com",)) as gateway:
         answer = await gateway.post(uuid4(), "/checkouts", {"pack": "starter"}, Idempotency_Key="k")
         assert problem(answer) == (503, "MISCONFIGURED")

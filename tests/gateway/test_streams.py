@@ -81,7 +81,7 @@ async def test_a_stream_ends_before_its_token_does(database, gateway):
     assert problem(expired) == (401, "UNAUTHENTICATED")
 
 
-async def test_a_quiet_stream_gives_signs_of_life_and_ends_by_age(service, database):
+async def test_a_quiet_stream_has_heartbeats_and_ends_by_age(service, database):
     limits = replace(LIMITS, heartbeat_seconds=0.05, stream_seconds=1)
     settings = gateway_settings(service.target, limits=limits)
     user_id = await database.user(100)
@@ -105,7 +105,7 @@ async def test_a_user_unknown_until_the_first_purchase_sees_it(make_database):
         assert not page.all("link")
 
 
-async def test_pages_are_told_that_the_service_is_away_and_back(database, client):
+async def test_pages_hear_that_the_service_is_away_and_back(database, client):
     user_id = await database.user(100)
     settings = server_settings(database.service_url, drain_seconds=0.1)
     async with running(settings) as service:
@@ -119,7 +119,7 @@ async def test_pages_are_told_that_the_service_is_away_and_back(database, client
     assert away["up"] is False
     assert away["as_of"].endswith("Z")
     async with gateway.page(user_id) as late:
-        # A page that comes now is shown what is known, and that it may be old.
+        # A page opened now is sent the last known state, and that it may be old.
         assert await late.hears("link") == away
         await late.shows(100)
         await client.spend_credits(user_id, amount=1)
@@ -132,7 +132,7 @@ async def test_pages_are_told_that_the_service_is_away_and_back(database, client
             await gateway_running.__aexit__(None, None, None)
 
 
-async def test_a_page_that_comes_while_the_service_is_away_is_told(database):
+async def test_a_page_opened_while_the_service_is_away_hears_so(database):
     user_id = await database.user(100)
     settings = server_settings(database.service_url)
     async with running(settings) as service:

@@ -152,12 +152,12 @@ async def test_an_algorithm_that_is_not_configured_is_not_taken_though_its_key_i
 
 
 @pytest.mark.parametrize("where", ["jku", "x5u", "jwk"])
-async def test_a_token_that_brings_its_own_key_is_not_believed(where, issuer, users):
+async def test_a_token_that_brings_its_own_key_is_not_accepted(where, issuer, users):
     key = Key(key_id=issuer.key.id)
     brings = {"jku": f"{issuer.url}/elsewhere", "x5u": f"{issuer.url}/elsewhere", "jwk": key.jwk}
     assert await asks(users, key.signs(issuer.claims(USER), **{where: brings[where]})) is None
     assert issuer.fetches == 1
-    # The header alone harms nobody: a good signature stays good.
+    # The header alone does no harm: a good signature stays good.
     assert (
         await asks(users, issuer.key.signs(issuer.claims(USER), **{where: brings[where]})) == USER
     )
@@ -213,7 +213,7 @@ async def test_thousands_of_unknown_key_ids_fetch_the_keys_once_in_thirty_second
             answers.append(await asks(users, token))
         except Problem as problem:
             answers.append(problem.row.reason)
-    # The first was looked for; of the others nobody can say until it may be looked for again.
+    # The first one was looked for; the others are unknown until the next look is allowed.
     assert answers == [None] + ["ISSUER_UNAVAILABLE"] * (len(strangers) - 1)
     assert issuer.fetches == 2
     assert await asks(users, issuer.token(USER)) == USER
@@ -223,7 +223,7 @@ async def test_thousands_of_unknown_key_ids_fetch_the_keys_once_in_thirty_second
 
 
 @pytest.mark.parametrize("mode", ["away", "redirects", "large", "nonsense"])
-async def test_without_keys_nothing_can_be_told(mode, issuer, users):
+async def test_without_keys_no_token_is_judged(mode, issuer, users):
     issuer.mode = mode
     assert await refusal(users, issuer.token(USER)) == (503, "ISSUER_UNAVAILABLE")
     # A failure is not repeated for every request.
@@ -330,7 +330,7 @@ def shared(issuer, user_id, secret=SHARED_SECRET, **changes):
     return jwt.encode(issuer.claims(user_id, **changes), secret, "HS256")
 
 
-async def test_the_auth_server_tells_whose_token_a_shared_secret_signed(issuer, asking):
+async def test_the_auth_server_verifies_tokens_that_a_shared_secret_signed(issuer, asking):
     token = shared(issuer, USER)
     assert await asks(asking, token) == USER
     assert await asks(asking, token) == USER
@@ -359,14 +359,14 @@ async def test_the_auth_server_is_asked_eight_times_at_once_and_no_more(issuer, 
     assert issuer.asking_most <= 8
 
 
-async def test_an_auth_server_that_gives_no_answer_refuses_nobody(issuer, asking):
+async def test_while_the_auth_server_does_not_answer_no_user_is_refused(issuer, asking):
     issuer.mode = "away"
     assert await refusal(asking, shared(issuer, USER)) == (503, "ISSUER_UNAVAILABLE")
     issuer.mode = "ok"
     assert await asks(asking, shared(issuer, USER)) == USER
 
 
-async def test_a_wrong_key_of_the_gateways_own_refuses_nobody(issuer):
+async def test_a_wrong_api_key_of_the_gateway_refuses_no_user(issuer):
     users = SupabaseUsers(issuer.url, shared_secret_project=True, api_key="wrong")
     assert await refusal(users, shared(issuer, USER)) == (503, "ISSUER_UNAVAILABLE")
     await users.aclose()

@@ -76,8 +76,8 @@ class Page:
 
     @property
     def balance(self) -> int | None:
-        told = self.all("account")
-        return told[-1]["balance"] if told else None
+        accounts = self.all("account")
+        return accounts[-1]["balance"] if accounts else None
 
     async def shows(self, balance: int) -> None:
         """Waits until the page shows a balance."""
@@ -199,6 +199,6 @@ def unix_time(seconds_from_now: float) -> float:
 def problem(response: httpx.Response) -> tuple[int, str]:
     """Status and reason of a refusal, which is a problem as RFC 9457 has them."""
     assert response.headers["content-type"] == "application/problem+json", response.text
-    told = response.json()
-    assert told["status"] == response.status_code
-    return response.status_code, told["reason"]
+    body = response.json()
+    assert body["status"] == response.status_code
+    return response.status_code, body["reason"]

@@ -37,9 +37,9 @@ class Key:
     def jwk(self) -> dict:
         """The public half, as the issuer publishes it."""
         kind = jwt.get_algorithm_by_name(self.algorithm)
-        told = json.loads(kind.to_jwk(self.private.public_key()))
-        told.pop("key_ops", None)
-        return {**told, "kid": self.id, "alg": self.algorithm, "use": "sig"}
+        published = json.loads(kind.to_jwk(self.private.public_key()))
+        published.pop("key_ops", None)
+        return {**published, "kid": self.id, "alg": self.algorithm, "use": "sig"}
 
     @property
     def public_pem(self) -> bytes:

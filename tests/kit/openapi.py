@@ -53,7 +53,7 @@ def operation_of(method: str, path: str) -> dict | None:
 
 
 async def check_answer(response: httpx.Response) -> None:
-    """Fails where an answer is not one that the document tells of."""
+    """Fails if the document does not describe an answer."""
     method, path = response.request.method, response.request.url.path
     operation = operation_of(method, path)
     kind = response.headers.get("content-type", "").partition(";")[0]
@@ -61,16 +61,18 @@ async def check_answer(response: httpx.Response) -> None:
         unknown = response.status_code in {403, 404, 405} or method in {"HEAD", "OPTIONS"}
         assert unknown or _FILES.fullmatch(path), f"{method} {path} is not in the document"
         return
-    told = operation["responses"].get(str(response.status_code))
-    assert told is not None, f"{method} {path} answers {response.status_code}, which is not told"
-    told = _resolved(told)
-    for name, header in told.get("headers", {}).items():
+    documented = operation["responses"].get(str(response.status_code))
+    assert documented is not None, (
+        f"{method} {path} answers {response.status_code}, which is not documented"
+    )
+    documented = _resolved(documented)
+    for name, header in documented.get("headers", {}).items():
         value = response.headers.get(name)
         assert value is not None or not header.get("required"), f"{method} {path} lacks {name}"
         check_schema(header["schema"], value)
-    if "content" not in told:
+    if "content" not in documented:
         return
-    assert kind in told["content"], f"{method} {path} answers {kind}"
-    schema = told["content"][kind].get("schema")
+    assert kind in documented["content"], f"{method} {path} answers {kind}"
+    schema = documented["content"][kind].get("schema")
     if schema is not None and kind != "text/event-stream":
         check_schema(schema, json.loads(await response.aread()))

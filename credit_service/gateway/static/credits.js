@@ -313,7 +313,7 @@ export class CreditsStore extends EventTarget {
       const headers = { Accept: accept };
       const token = await this.#bearer(renewed);
       if (token) headers.Authorization = `Bearer ${token}`;
-      // A page with tokens and none to give: nobody is signed in, which needs no request to find.
+      // The page has no token to give, so no user is signed in; no request is needed to find out.
       else if (this.#token && !PUBLIC.test(path)) return new Response(null, { status: 401 });
       if (key) headers["Idempotency-Key"] = key;
       if (body !== undefined) headers["Content-Type"] = "application/json";
@@ -453,13 +453,13 @@ export class CreditsStore extends EventTarget {
       const token = await this.#bearer(false);
       if (token) user = await fingerprint(token);
     } catch {
-      // Without a token there is nobody to share with; the stream asks again and says why.
+      // Without a token there is no tab to share with; the stream asks again and says why.
       user = crypto.randomUUID();
     }
     return `credits:${this.#base.href}:${user}`;
   }
 
-  /** Takes what the leading tab hears, and asks it for what it knows. */
+  /** Applies what the leading tab receives, and asks it for what it knows. */
   #listen(channel, stopped, silent) {
     channel.addEventListener(
       "message",
@@ -476,13 +476,13 @@ export class CreditsStore extends EventTarget {
   }
 
   async #lead(stopped, channel) {
-    const tell = (message) => channel?.postMessage(message);
+    const post = (message) => channel?.postMessage(message);
     channel?.addEventListener(
       "message",
       ({ data }) => {
         if (data.ask && this.#snapshot.account) {
-          tell({ event: "account", data: this.#snapshot.account, whole: true });
-          if (this.#snapshot.status === "away") tell({ event: "link", data: { up: false, as_of: this.#lastSeen } });
+          post({ event: "account", data: this.#snapshot.account, whole: true });
+          if (this.#snapshot.status === "away") post({ event: "link", data: { up: false, as_of: this.#lastSeen } });
         }
       },
       { signal: stopped },
@@ -499,13 +499,13 @@ export class CreditsStore extends EventTarget {
           (event, data, whole) => {
             heard = true;
             this.#take(event, data, whole);
-            tell({ event, data, whole });
+            post({ event, data, whole });
           },
-          () => tell({ beat: true }),
+          () => post({ beat: true }),
         );
         fresh = outcome === "token_expiring";
         if (outcome === "signed-out") {
-          tell({ signedOut: true });
+          post({ signedOut: true });
           await this.#woken(stopped, 5 * 60_000);
           continue;
         }
@@ -522,7 +522,7 @@ export class CreditsStore extends EventTarget {
         failures = 0;
       } else {
         this.#away();
-        tell({ event: "link", data: { up: false, as_of: this.#lastSeen } });
+        post({ event: "link", data: { up: false, as_of: this.#lastSeen } });
       }
       const base = pause ?? BACKOFF_MS[Math.min(failures, BACKOFF_MS.length - 1)];
       failures += 1;
@@ -743,7 +743,7 @@ function randomId() {
 
 const stores = new Map();
 
-/** The store of a base address; the same one for everybody on the page. */
+/** The store of a base address; the same one for the whole page. */
 export function storeFor(base = HERE) {
   const { href } = new URL(base.endsWith("/") ? base : `${base}/`, globalThis.document?.baseURI ?? HERE);
   if (!stores.has(href)) {
@@ -766,6 +766,7 @@ const STYLE = `
   --_radius: var(--credits-radius, 0.625rem);
   --_gap: var(--credits-gap, 0.75rem); }
 :host([hidden]), [hidden] { display: none !important; }
+p { margin: 0; }
 .quiet { color: var(--_muted); font-size: var(--credits-small, 0.875em); }
 .number { font-variant-numeric: tabular-nums; }
 .more { margin-block-start: var(--_gap); }
@@ -778,9 +779,14 @@ button:hover:not([aria-disabled=true]) { filter: brightness(1.08); }
 button:focus-visible { outline: 3px solid var(--_accent); outline-offset: 2px; }
 button[aria-disabled=true] { opacity: 0.65; cursor: default; }
 button.plain { background: none; color: var(--_accent); border-color: var(--_line); }
+p + button.plain { margin-block-start: var(--_gap); }
 table { border-collapse: collapse; inline-size: 100%; }
 th { text-align: start; font-weight: 600; color: var(--_muted); font-size: var(--credits-small, 0.875em); }
-td, th { padding: 0.5em 0.25em; border-block-end: 1px solid var(--_line); vertical-align: top; }
+td, th { padding: 0.625em 0.5em; border-block-end: 1px solid var(--_line); vertical-align: top; }
+th { padding-block-start: 0; }
+td:first-child, th:first-child { padding-inline-start: 0; }
+td:last-child, th:last-child { padding-inline-end: 0; }
+tbody tr:last-child > * { border-block-end: 0; padding-block-end: 0; }
 td.end, th.end { text-align: end; white-space: nowrap; }
 td.text { overflow-wrap: anywhere; }
 ul { list-style: none; margin: 0; padding: 0; }
@@ -981,7 +987,8 @@ class CreditsElement extends Base {
 
   word(group, name) {
     const own = this.provider?.texts?.[group]?.[name];
-    return own ?? texts[group][name] ?? name.replace(/_/g, " ");
+    const spaced = name.replace(/_/g, " ");
+    return own ?? texts[group][name] ?? spaced.charAt(0).toLocaleUpperCase(this.locale) + spaced.slice(1);
   }
 
   number(value, options) {
@@ -1001,7 +1008,7 @@ class CreditsElement extends Base {
 export class CreditsBalance extends CreditsElement {
   static css = `
     .headline { font-size: var(--credits-headline, 2.25rem); font-weight: 700; line-height: 1.1; margin: 0.1em 0; }
-    .label { margin: 0; } p { margin: 0; }`;
+    .owed { color: var(--_bad); font-weight: 600; }`;
   #parts = null;
   #spoken = null;
 
@@ -1026,8 +1033,8 @@ export class CreditsBalance extends CreditsElement {
       value.setAttribute("aria-busy", String(state === "loading" || state === "away"));
       value.setAttribute("aria-label", this.say("unknown"));
       value.setAttribute("role", "img");
-      if (state === "signed-out") details.push(this.say("signedOut"));
-      if (state === "away") details.push(this.say("away"));
+      if (state === "signed-out") details.push([this.say("signedOut")]);
+      if (state === "away") details.push([this.say("away")]);
       this.#spoken = null;
     } else {
       const before = value.textContent;
@@ -1038,10 +1045,10 @@ export class CreditsBalance extends CreditsElement {
         void value.offsetWidth;
         value.classList.add("fresh");
       }
-      if (account.balance < 0) details.push(this.say("owed", { n: -account.balance }));
-      if (account.held > 0) details.push(this.say("held", { n: account.held }));
-      if (account.frozen) details.push(this.say("frozen"));
-      if (asOf) details.push(this.say("asOf", { time: this.time(asOf, { timeStyle: "short" }) }));
+      if (account.balance < 0) details.push([this.say("owed", { n: -account.balance }), "owed"]);
+      if (account.held > 0) details.push([this.say("held", { n: account.held })]);
+      if (account.frozen) details.push([this.say("frozen")]);
+      if (asOf) details.push([this.say("asOf", { time: this.time(asOf, { timeStyle: "short" }) })]);
       // Changes are spoken, the first sight is not.
       if (this.#spoken !== null && this.#spoken !== account.spendable) {
         status.textContent = this.say("now", { n: account.spendable });
@@ -1050,7 +1057,7 @@ export class CreditsBalance extends CreditsElement {
     }
     value.part.toggle("debt", Boolean(account && account.balance < 0));
     value.classList.toggle("bad", Boolean(account && account.balance < 0));
-    lines.replaceChildren(...details.map((text) => make("p", { text })));
+    lines.replaceChildren(...details.map(([text, kind]) => make("p", { text, class: kind })));
   }
 }
 
@@ -1058,7 +1065,7 @@ export class CreditsBalance extends CreditsElement {
 export class CreditsCost extends CreditsElement {
   static observedAttributes = ["items"];
   static css = `dl { display: grid; grid-template-columns: 1fr auto; gap: 0.25em var(--_gap); margin: 0; }
-    dd { margin: 0; text-align: end; } .total { font-weight: 700; } p { margin: 0.5em 0 0; }`;
+    dd { margin: 0; text-align: end; white-space: nowrap; } .total { font-weight: 700; } dl + p { margin-block-start: 0.5em; }`;
   quote = null;
   #failed = false;
   #asked = 0;
@@ -1167,7 +1174,7 @@ function failureText(element, error) {
   return element.say("checkoutFailed");
 }
 
-/** Draws again without losing the focus of a button that is drawn anew. */
+/** Draws again and keeps the focus, although the focused button is replaced. */
 function keepFocus(root, draw) {
   const at = root.activeElement?.dataset?.key;
   draw();
@@ -1176,9 +1183,10 @@ function keepFocus(root, draw) {
 
 /** The packs on sale, each with a button that opens its checkout. */
 export class CreditsPacks extends CreditsElement {
-  static css = `ul { display: grid; gap: var(--_gap); grid-template-columns: repeat(auto-fill, minmax(min(100%, 12rem), 1fr)); }
-    li { display: flex; flex-direction: column; gap: 0.5em; }
-    .name { font-weight: 600; margin: 0; } .credits { font-size: 1.5em; font-weight: 700; margin: 0; } button { margin-block-start: auto; } p { overflow-wrap: anywhere; }`;
+  static css = `ul { display: grid; gap: var(--_gap); grid-template-columns: repeat(auto-fit, minmax(min(100%, 12rem), 1fr)); }
+    li { max-inline-size: 24rem; display: flex; flex-direction: column; gap: 0.5em; }
+    .name { font-weight: 600; } .credits { font-size: 1.5em; font-weight: 700; line-height: 1.2; } li button { margin-block-start: auto; }
+    p { overflow-wrap: anywhere; } ul + p:not(:empty) { margin-block-start: var(--_gap); }`;
   #packs = null;
   #error = null;
   #failed = false;
@@ -1297,6 +1305,7 @@ export class CreditsShortfall extends CreditsElement {
 /** What moved the balance, newest first. Attributes: `limit` (20), `types` (comma separated). */
 export class CreditsHistory extends CreditsElement {
   static observedAttributes = ["limit", "types"];
+  static css = `@media (max-width: 30rem) { .after { display: none; } }`;
   #items = [];
   #cursor = null;
   #state = "loading";
@@ -1367,12 +1376,13 @@ export class CreditsHistory extends CreditsElement {
       make("tr", { part: "row" },
         make("td", { class: "text" },
           make("div", { dir: "auto", text: this.#title(item) }),
-          item.description && item.operation ? make("div", { class: "quiet", dir: "auto", text: item.description }) : null,
-          make("time", { class: "quiet", datetime: item.timestamp, text: this.time(item.timestamp) })),
+          make("div", { class: "quiet" },
+            ...(item.description && item.operation ? [make("bdi", { text: item.description }), " · "] : []),
+            make("time", { datetime: item.timestamp, text: this.#when(item.timestamp) }))),
         make("td", { class: `end number ${item.balance_change < 0 ? "" : "good"}`, text: this.number(item.balance_change, { signDisplay: "exceptZero" }) }),
-        make("td", { class: "end number", text: this.number(item.balance_after) })));
+        make("td", { class: `end number after ${item.balance_after < 0 ? "bad" : ""}`, text: this.number(item.balance_after) })));
     const head = make("tr", {}, ...["what", "change", "after"].map((name, at) =>
-      make("th", { scope: "col", class: at > 0 ? "end" : "", text: this.say(name) })));
+      make("th", { scope: "col", class: at > 0 ? `end ${name}` : "", text: this.say(name) })));
     const busy = this.#state === "loading";
     this.fill(
       rows.length ? make("table", { part: "table", "aria-busy": String(busy) },
@@ -1384,6 +1394,11 @@ export class CreditsHistory extends CreditsElement {
       this.#state === "failed" && make("button", { class: "plain", "data-key": "retry", part: "button", type: "button", text: this.say("retry"), onclick: () => this.#read({ onward: Boolean(this.#items.length && this.#cursor) }) }),
       this.#cursor && this.#state !== "failed" && make("button", { class: "plain more", "data-key": "more", part: "button", type: "button", "aria-disabled": busy ? "true" : null, text: this.say("more"), onclick: () => busy || this.#read({ onward: true }) }),
     );
+  }
+
+  #when(iso) {
+    const thisYear = new Date(iso).getFullYear() === new Date().getFullYear();
+    return this.time(iso, thisYear ? { month: "short", day: "numeric", hour: "numeric", minute: "2-digit" } : undefined);
   }
 
   #title(item) {
@@ -1549,8 +1564,10 @@ export class CreditsUsage extends CreditsElement {
           make("title", { svg: true, text: `${this.#day(date)}: ${title(name)} ${this.number(spent)}` })));
       });
       const every = Math.ceil((dates.length * 70) / (width - start));
-      if (at % every === 0) {
-        svg.append(make("text", { svg: true, x: start + at * step + step / 2, y: height - 6, "text-anchor": "middle", text: this.#day(date) }));
+      const last = at === dates.length - 1;
+      if ((dates.length - 1 - at) % every === 0 && (last || at * step > 20)) {
+        const x = last && step < 50 ? width : start + at * step + step / 2;
+        svg.append(make("text", { svg: true, x, y: height - 6, "text-anchor": x === width ? "end" : "middle", text: this.#day(date) }));
       }
     });
     return svg;
@@ -1571,10 +1588,10 @@ export class CreditsUsage extends CreditsElement {
   }
 }
 
-/** The next of 2, 4, 10, 20, 40, 100 ...: half of it is a whole number too. */
+/** The next of 2, 4, 6, 8, 10, 20, 40 ...: half of it is a whole number too. */
 function niceCeiling(value) {
   for (let unit = 1; ; unit *= 10) {
-    for (const step of [2, 4, 10]) {
+    for (const step of [2, 4, 6, 8, 10]) {
       if (value <= unit * step) return unit * step;
     }
   }
@@ -1584,7 +1601,7 @@ const CHECK_AFTER_MS = [0, 1000, 2000, 3000, 5000, 8000, 15000, 30000];
 
 /** What became of a payment, on the page that the checkout leads back to. */
 export class CreditsReturn extends CreditsElement {
-  static css = `p { margin: 0; } .head { font-weight: 600; }`;
+  static css = `.head { font-weight: 600; }`;
   #checkout = null;
   #state = "checking";
   #id = null;

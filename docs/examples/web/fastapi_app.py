@@ -170,7 +170,7 @@ async def run(name: str, hold_id: str) -> None:
 
 @app.get("/stems/{file}")
 async def stem(file: str) -> Response:
-    """Gives a stem to whoever knows the name of its job, which cannot be guessed."""
+    """Sends a stem to anybody who knows the name of its job, which cannot be guessed."""
     path = STEMS / Path(file).name
     if path.suffix != ".wav" or not path.is_file():
         return JSONResponse({"detail": "There is no such stem."}, 404)

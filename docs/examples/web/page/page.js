@@ -42,7 +42,7 @@ async function ask(path, options = {}) {
   return body;
 }
 
-// Nobody pays a price that was not shown.
+// A job cannot start before its price is shown.
 cost.addEventListener("credits-quote", () => start.removeAttribute("aria-disabled"));
 
 start.addEventListener("click", async () => {

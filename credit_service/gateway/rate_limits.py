@@ -1,4 +1,4 @@
-"""How much of everything: streams, requests of one user, times."""
+"""How many requests a user may make, how many streams may be open, and how long they last."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _USERS_MAX = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many requests at once, and so many a second after them."""
+    """`burst` requests at once, and then `per_second` requests per second."""
 
     burst: int
     per_second: float
@@ -24,20 +24,20 @@ class Rate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much of everything.
+    """The limits of one gateway process. Rates are for one user.
 
     Attributes:
-        streams: open streams of this process; more are refused.
-        streams_per_user: beyond them the user's oldest one ends.
+        streams: maximum number of open streams; more are refused.
+        streams_per_user: maximum number of open streams of a user; another one ends the oldest.
         stream_seconds: how long a stream lasts.
-        heartbeat_seconds: between two signs of life on a quiet stream.
-        write_seconds: how long a reader may leave a piece of a stream untaken.
-        link_seconds: how long the service may be away before a page is told.
-        reads: pages of history and holds, of one user.
-        quotes: quotes of one user.
-        usage: usage reports of one user.
-        checkouts: what one user may ask of the bridge.
-        streams_opened: streams that one user may open.
+        heartbeat_seconds: time between two heartbeats on a quiet stream.
+        write_seconds: how long a reader may take for one piece of a stream.
+        link_seconds: how long the service may be silent before pages see that it is away.
+        reads: pages of history and of holds.
+        quotes: quotes.
+        usage: usage reports.
+        checkouts: requests that reach the bridge.
+        streams_opened: streams opened.
     """
 
     streams: int = 2000
@@ -54,7 +54,7 @@ class Limits:
 
 
 class Bucket:
-    """Lets each user make so many requests and no more; holds one number for each user."""
+    """Keeps each user within a rate; it holds one number for each user."""
 
     def __init__(self, rate: Rate) -> None:
         self._gap = 1 / rate.per_second
@@ -64,10 +64,10 @@ class Bucket:
         self._prune_at = _USERS_MAX
 
     def take(self, user_id: UUID) -> None:
-        """Takes one request from a user's bucket.
+        """Counts one request of a user.
 
         Raises:
-            Problem: 429, with the seconds after which there is room again.
+            Problem: 429, with the seconds after which the next one is allowed.
         """
         now = time.monotonic()
         full_at = max(now, self._full_at.get(user_id, now))
@@ -78,7 +78,7 @@ class Bucket:
             self._prune(now)
 
     def _prune(self, now: float) -> None:
-        # A full bucket is the same as none. Who is left counts for the next time, so that the work
-        # stays in proportion to the requests.
+        # A full bucket is the same as none. The next limit follows from what is left, so that the
+        # work stays in proportion to the requests.
         self._full_at = {user: full for user, full in self._full_at.items() if full > now}
         self._prune_at = max(_USERS_MAX, 2 * len(self._full_at))

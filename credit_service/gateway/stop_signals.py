@@ -1,7 +1,8 @@
-"""Hears that the process is to end, as a guest in somebody else's program.
+"""Reacts to SIGTERM and SIGINT in a program that the gateway is mounted in.
 
-uvicorn tells a streaming response nothing when it stops, and waits for it. So the first stream puts
-a handler before that of the program: it ends the streams, and the program's own does the rest.
+uvicorn does not tell a streaming response that the server stops, and waits for it to end. So the
+first stream installs a handler in front of the program's own: it ends the streams, and the
+program's handler does the rest.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ if TYPE_CHECKING:
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Signals:
-    """Chains a function onto the handlers of SIGTERM and SIGINT, where the program has any."""
+class StopSignals:
+    """Calls a function before the handlers of SIGTERM and SIGINT, if the program has any."""
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
 
-    def chain(self, loop: asyncio.AbstractEventLoop, told: Callable[[], None]) -> None:
-        """Lets `told` run in `loop` on a signal, before what the program does about it."""
+    def chain(self, loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
+        """Calls `stop` in `loop` on a signal, before the program's own handler runs."""
 
         def handler(number: int, frame: FrameType | None) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(told)
+                loop.call_soon_threadsafe(stop)
             self._before[number](number, frame)
 
         for number in _SIGNALS:
             if number in self._before or not callable(signal.getsignal(number)):
-                # The default ends the process at once, and needs no help.
+                # The default handler ends the process at once and needs no help.
                 continue
             self._before[number] = signal.getsignal(number)
             try:
@@ -46,7 +47,7 @@ class Signals:
             self._handler = handler
 
     def release(self) -> None:
-        """Puts the program's handlers back, unless it has set others meanwhile."""
+        """Restores the program's handlers, unless it has set others in the meantime."""
         for number, before in self._before.items():
             if signal.getsignal(number) is self._handler:
                 with contextlib.suppress(ValueError):
