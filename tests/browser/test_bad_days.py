@@ -1,25 +1,20 @@
 """What a page shows while something is away, late, over or hostile: only what it knows."""
 
-import hashlib
 import re
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 import pytest
-from kit.bridges import bridge_settings, running_bridge
 from kit.programs import free_port
 from kit.services import running, server_settings
-from kit.stripe_fakes import fake_stripe
 from kit.waiting import eventually
 from kit.web_pages import Site, running_site
+from kit.web_shops import running_shop
 from playwright.async_api import expect
-
-from credit_service.gateway import Bridge
 
 # What Chromium itself writes about requests that fail; the page's own words are none of these.
 _BY_THE_BROWSER = ("Failed to load resource", "net::ERR_")
-TOKEN = "a token of the gateway"
 
 
 @asynccontextmanager
@@ -197,43 +192,8 @@ async def test_a_description_is_text_and_never_markup(chromium, service, databas
 
 @pytest.fixture(scope="module")
 async def shop(make_shared_database):
-    """A service, a bridge whose webhooks are kept back, and a fake Stripe that sells a pack."""
-    database = await make_shared_database()
-    async with (
-        fake_stripe() as fake,
-        running(server_settings(database.service_url, adds_users=True)) as service,
-    ):
-        await fake.price(900, id="price_starter", currency="eur")
-        settings = bridge_settings(
-            service.target,
-            stripe_address=fake.url,
-            checkout_token_sha256=hashlib.sha256(TOKEN.encode()).hexdigest(),
-            listen=f"127.0.0.1:{free_port()}",
-        )
-        await fake.deliver_to(f"http://{settings.listen}/stripe/webhooks")
-        yield Shop(database, await service.client(), service.target, fake, settings)
-
-
-class Shop:
-    def __init__(self, database, client, target, fake, settings):
-        self.database, self.client, self.target = database, client, target
-        self.fake, self.settings = fake, settings
-        self.port = free_port()
-
-    def bridge(self):
-        return running_bridge(self.settings)
-
-    def site(self, site):
-        url = f"http://127.0.0.1:{self.port}"
-        host = self.fake.url.removeprefix("http://")
-        bridge = Bridge(
-            f"http://{self.settings.listen}",
-            token=TOKEN,
-            success_url=f"{url}/?checkout={{CHECKOUT_SESSION_ID}}",
-            cancel_url=f"{url}/",
-            checkout_hosts=(host,),
-        )
-        return running_site(site, self.target, port=self.port, bridge=bridge)
+    async with running_shop(await make_shared_database()) as shop:
+        yield shop
 
 
 @asynccontextmanager

@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from kit.waiting import patience, too_late
 
@@ -22,9 +23,18 @@ class Process:
 
     def __init__(self, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("CREDIT_")}
-        self.popen = subprocess.Popen(
+        self._start(
             [sys.executable, "-m", "credit_service", *arguments],
-            env={**clean, "CREDIT_LISTEN": "127.0.0.1:0", **environment},
+            {**clean, "CREDIT_LISTEN": "127.0.0.1:0", **environment},
+        )
+
+    def _start(
+        self, command: Sequence[str], environment: dict[str, str], place: Path | None = None
+    ) -> None:
+        self.popen = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=place,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -87,6 +97,13 @@ class Process:
         self._reader.join(patience(5))
         if self.popen.stdout is not None:
             self.popen.stdout.close()
+
+
+class Command(Process):
+    """Any command as a process of its own, started in a directory."""
+
+    def __init__(self, place: Path, *command: str) -> None:
+        self._start(command, dict(os.environ), place)
 
 
 @contextmanager

@@ -1,9 +1,7 @@
 """The fake Stripe and the bridge as processes of their own, and a hand on the fake's controls."""
 
 import os
-import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -27,18 +25,8 @@ class Program(Process):
         path = os.pathsep.join(each for each in (os.environ.get("PYTHONPATH"), scripts) if each)
         ours = ("CREDIT_", "STRIPE_BRIDGE_")
         clean = {name: each for name, each in os.environ.items() if not name.startswith(ours)}
-        self.popen = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            env={**clean, "PYTHONPATH": path, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        self.lines: list[str] = []
-        self._more = threading.Condition()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        command = [sys.executable, "-m", module, *arguments]
+        self._start(command, {**clean, "PYTHONPATH": path, **environment})
 
 
 class FakeStripe:

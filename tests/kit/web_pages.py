@@ -63,12 +63,14 @@ class Site:
         fresh_token: what it is given when it asks for a fresh one; it is its token from then on.
         renewals: how often it asked for a fresh one.
         reports: of the content security policy.
+        routes: further ones of the page's own server; they come first.
     """
 
     token: str = ""
     fresh_token: str | None = None
     renewals: int = 0
     reports: list[dict] = field(default_factory=list)
+    routes: list[Route] = field(default_factory=list)
 
     def signs_in(self, user_id: object, expires_at: float | None = None) -> None:
         """Gives the page the token of a user."""
@@ -85,6 +87,16 @@ class Site:
         return Response(status_code=204)
 
 
+def file(content: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
+    """Answers with a file of the page, under the strict policy."""
+
+    async def answer(_: Request) -> Response:
+        headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
+        return Response(content, media_type=kind, headers=headers)
+
+    return answer
+
+
 @asynccontextmanager
 async def running_site(
     site: Site, target: str, *, port: int = 0, bridge: Bridge | None = None
@@ -98,17 +110,11 @@ async def running_site(
         bridge: sells packs; it is closed with the site.
     """
 
-    def file(content: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(_: Request) -> Response:
-            headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
-            return Response(content, media_type=kind, headers=headers)
-
-        return answer
-
     async with CreditClient(target) as client:
         gateway = Gateway(client, users=named_users, bridge=bridge, limits=LIMITS)
         app = Starlette(
             routes=[
+                *site.routes,
                 Route("/", file(_PAGE, "text/html")),
                 Route("/page.js", file(_SCRIPT, "text/javascript")),
                 Route("/icon.svg", file(_ICON, "image/svg+xml")),

@@ -32,12 +32,13 @@ export class CreditRefusal extends Error {
 }
 
 // The standard error model: google.rpc.Status holds a google.rpc.ErrorInfo packed in an Any.
-const model = protobuf.parse(`
+const MODEL = `
   syntax = "proto3";
   message Packed { string type_url = 1; bytes value = 2; }
   message Status { int32 code = 1; string message = 2; repeated Packed details = 3; }
   message ErrorInfo { string reason = 1; string domain = 2; map<string, string> metadata = 3; }
-`).root;
+`;
+const model = protobuf.parse(MODEL, { keepCase: true }).root;
 const Status = model.lookupType("Status");
 const ErrorInfo = model.lookupType("ErrorInfo");
 
