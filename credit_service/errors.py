@@ -176,6 +176,20 @@ class HoldNotFound(NotFound):
     hold_id: str
 
 
+@dataclass(eq=False)
+class AboveSpendLimit(Refusal):
+    """The work costs more than the account may spend in a whole window. Waiting does not help."""
+
+    reason = "ABOVE_SPEND_LIMIT"
+    text = (
+        "{required} credits at once are more than the account may spend per {window}, which is"
+        " {limit}; waiting does not help: make it smaller, or let an operator raise the limit."
+    )
+    required: int
+    window: str
+    limit: int
+
+
 class LimitReached(Refusal):
     """The account has reached a limit. In `retry_ms` milliseconds a retry may succeed."""
 
@@ -184,7 +198,7 @@ class LimitReached(Refusal):
 
 @dataclass(eq=False)
 class SpendLimitExceeded(LimitReached):
-    """The account has spent its limit for this window. Try again when the next one begins."""
+    """The spend is more than is left of this window. Try again when the next one begins."""
 
     reason = "SPEND_LIMIT_EXCEEDED"
     text = (

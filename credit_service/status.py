@@ -31,6 +31,7 @@ CODES: dict[type[errors.CreditError], grpc.StatusCode] = {
     errors.RefundExceedsSpend: grpc.StatusCode.FAILED_PRECONDITION,
     errors.BalanceLimitExceeded: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PaymentMismatch: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.AboveSpendLimit: grpc.StatusCode.FAILED_PRECONDITION,
     errors.UserNotFound: grpc.StatusCode.NOT_FOUND,
     errors.UserDeleted: grpc.StatusCode.NOT_FOUND,
     errors.PaymentNotFound: grpc.StatusCode.NOT_FOUND,

@@ -49,6 +49,7 @@ class BlockingHoldCalls(BlockingConnection):
         Raises:
             InsufficientCredits: the credits are not there; `shortfall` tells how many.
             AccountFrozen: the account may not spend.
+            AboveSpendLimit: it is more than the account may ever spend in a window.
             LimitReached: a spend limit, or too many open holds.
             PriceChanged: the cost is not `expected_cost`.
             OutcomeUnknown: no final answer came; do no work.

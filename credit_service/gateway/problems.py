@@ -73,6 +73,9 @@ ROWS: Mapping[tuple[Source, str], Row] = {
     ("service", "BALANCE_LIMIT_EXCEEDED"): Row(
         409, "BALANCE_LIMIT_EXCEEDED", figures=("balance", "limit")
     ),
+    ("service", "ABOVE_SPEND_LIMIT"): Row(
+        409, "ABOVE_SPEND_LIMIT", figures=("required", "window", "limit")
+    ),
     ("service", "IDEMPOTENCY_KEY_REUSED"): Row(
         409, "IDEMPOTENCY_KEY_REUSED", "This key belongs to another request; take a new one."
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from credit_service.errors import BalanceLimitExceeded, UserNotFound
 from credit_service.fields import BALANCE_MAX
@@ -204,18 +204,19 @@ class UserState:
         self.account = account._replace(last_updated=time, policy=policy, policy_changes=change)
         self.policy_changes.append(PolicyChange(account.user_id, change, time, caller, policy))
 
-    def snapshot(self) -> UserState:
-        """Copies the state, for `restore`."""
-        return UserState(*(_copied(getattr(self, name)) for name in self.__slots__))
+    def undo(self, account: Account, posted: int) -> None:
+        """Takes back what was posted since; spends post entries and nothing else.
 
-    def restore(self, snapshot: UserState) -> None:
-        """Undoes everything since the snapshot was taken; it can be restored once."""
-        for name in self.__slots__:
-            setattr(self, name, getattr(snapshot, name))
-
-
-def _copied(value: Any) -> Any:
-    return value.copy() if isinstance(value, (dict, list, set)) else value
+        Args:
+            account: the account as it was.
+            posted: how many entries were posted before.
+        """
+        for entry in self.posted[posted:]:
+            del self.spends[entry.seq]
+            if entry.idempotency_key is not None:
+                del self.by_key[entry.idempotency_key]
+        del self.posted[posted:]
+        self.account = account
 
 
 @dataclass(slots=True)

@@ -29,6 +29,7 @@ from credit_service.errors import (
     PaymentReused,
     RefundExceedsSpend,
     Refusal,
+    SpendLimitExceeded,
     TransactionNotFound,
     UserDeleted,
 )
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from credit_service.rules.batch_state import BatchState, UserState
-    from credit_service.rules.model import EntryType
+    from credit_service.rules.model import Account, EntryType
     from credit_service.rules.terms import Terms
 
 REFUNDABLE_TYPES: tuple[EntryType, ...] = ("spend", "capture")
@@ -157,17 +158,40 @@ def _spend(state: BatchState, command: Spend, terms: Terms) -> Outcome:
 
 def _spend_together(state: BatchState, command: SpendTogether, terms: Terms) -> Outcome:
     user = state.user(command.user_id)
-    before = user.snapshot()
+    before, posted = user.account, len(user.posted)
     parts: list[Outcome | CreditError] = []
     for spend in command.spends:
         try:
             parts.append(decide(state, spend, terms))
         except Refusal as refusal:
-            user.restore(before)
-            parts = [BatchAborted() for _ in command.spends]
-            parts[command.spends.index(spend)] = refusal
+            culprit = _final(user, before, spend, refusal, terms)
+            user.undo(before, posted)
+            parts = [
+                culprit if other is spend else _paid_before(user, other) or BatchAborted()
+                for other in command.spends
+            ]
             break
     return Outcome(None, user.account, replayed=False, parts=tuple(parts))
+
+
+def _final(
+    user: UserState, before: Account, spend: Spend, refusal: Refusal, terms: Terms
+) -> Refusal:
+    """Says whether the spends of a batch pass a limit together, so that waiting does not help."""
+    if not isinstance(refusal, SpendLimitExceeded):
+        return refusal
+    cost = spending.price(spend.charge, terms)["amount"]
+    together = before.balance - user.account.balance + cost
+    return limits.above_limit(before, together) or refusal
+
+
+def _paid_before(user: UserState, spend: Spend) -> Outcome | None:
+    """The answer to an item of a refused batch that an earlier call had paid for."""
+    earlier = user.by_key.get(spend.idempotency_key)
+    try:
+        return earlier and _replay(user, spend, earlier)
+    except IdempotencyKeyReused:
+        return None
 
 
 def _refund(state: BatchState, command: Refund, _terms: Terms) -> Outcome:

@@ -13,7 +13,6 @@ from credit_service.errors import (
     HoldExpired,
     HoldNotActive,
     HoldNotFound,
-    InsufficientCredits,
     InvalidRequest,
     TooManyHolds,
 )
@@ -129,8 +128,10 @@ def capture(state: BatchState, command: Capture, terms: Terms) -> Outcome:
     over = max(0, amount - hold.amount)
     if late or over:
         spending.require_not_frozen(account)
-        limits.require_within_limits(account, over, state.now)
-        _require_payable(account, hold, amount, terms, late=late)
+        if over:
+            # The hold itself was counted when it was made, whatever the limits are now.
+            limits.require_within_limits(account, over, state.now)
+        _require_payable(account, hold, amount, terms)
     entry = user.entry(
         command,
         kind="capture",
@@ -198,18 +199,19 @@ def _captured_amount(command: Capture, hold: Hold) -> tuple[int, int | None]:
     return amount, hold.unit_cost
 
 
-def _require_payable(
-    account: Account, hold: Hold, amount: int, terms: Terms, *, late: bool
-) -> None:
-    if not late:
-        # What was held is the account's to pay with.
+def _require_payable(account: Account, hold: Hold, amount: int, terms: Terms) -> None:
+    """Lets an account pay more than it has held for this.
+
+    Raises:
+        HoldExpired: the hold has expired, and not even its own credits are available.
+        InsufficientCredits: they are, or are still held, but the overage is not available.
+    """
+    if hold.state == "held":
+        # What is held is the account's to pay with.
         account = account._replace(held=account.held - hold.amount)
-    try:
-        spending.require_affordable(account, amount, terms)
-    except InsufficientCredits:
-        if late:
-            raise HoldExpired from None
-        raise
+    elif terms.shortfall(account, min(amount, hold.amount)):
+        raise HoldExpired
+    spending.require_affordable(account, amount, terms)
 
 
 def _give_up(user: UserState, command: Release | Capture, hold: Hold) -> Outcome:

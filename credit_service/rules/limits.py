@@ -6,7 +6,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from credit_service.errors import SpendLimitExceeded
+from credit_service.errors import AboveSpendLimit, SpendLimitExceeded
 from credit_service.rules.model import NO_LIMITS, SpendCounters
 
 if TYPE_CHECKING:
@@ -47,17 +47,38 @@ def require_within_limits(account: Account, cost: int, now: datetime) -> None:
     """Lets an account spend `cost` more credits in the present minute, hour and day.
 
     Raises:
-        SpendLimitExceeded: that is more than one of them allows. Of several it is the longest,
+        AboveSpendLimit: that is more than one of them ever allows.
+        SpendLimitExceeded: that is more than is left in one of them. Of several it is the longest,
             because no attempt succeeds before that one ends.
     """
     limits = account.policy.limits
     if limits == NO_LIMITS:
         return
+    never = above_limit(account, cost)
+    if never is not None:
+        raise never
     asked = zip(limits, _present(account.counters, now), windows(now), strict=True)
     for limit, used, (name, start, length) in reversed(list(asked)):
         if limit is not None and used + cost > limit:
             left_ms = int((start + length - now).total_seconds() * 1000) + 1
             raise SpendLimitExceeded(name, limit, used, left_ms)
+
+
+def above_limit(account: Account, cost: int) -> AboveSpendLimit | None:
+    """Says whether `cost` credits at once are more than a whole window allows.
+
+    Returns:
+        The refusal, which names the lowest of the account's limits; None if they fit.
+    """
+    limits = account.policy.limits
+    lowest = min(
+        ((limit, name) for name, limit in zip(limits._fields, limits, strict=True) if limit),
+        default=None,
+    )
+    if lowest is None or cost <= lowest[0]:
+        return None
+    limit, name = lowest
+    return AboveSpendLimit(cost, name, limit)
 
 
 def _present(counters: SpendCounters, now: datetime) -> tuple[int, int, int]:

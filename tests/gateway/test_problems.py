@@ -71,6 +71,11 @@ def test_no_row_is_of_an_error_that_never_comes():
             {"required": 30, "available": 10, "held": 5, "shortfall": 20},
         ),
         (errors.PriceChanged(12, "v2"), 409, {"cost": 12, "price_version": "v2"}),
+        (
+            errors.AboveSpendLimit(11, "day", 10),
+            409,
+            {"required": 11, "window": "day", "limit": 10},
+        ),
         (errors.AccountFrozen(), 403, {}),
         (errors.InvalidRequest("user_id", "is missing."), 400, {"field": "user_id"}),
         (errors.LedgerUnavailable(), 503, {}),

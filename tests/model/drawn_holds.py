@@ -73,6 +73,7 @@ POLICIES = st.one_of(
     st.builds(
         Request, call=st.just("SetAccountPolicy"), frozen=st.sampled_from([False, False, True])
     ),
+    st.builds(Request, call=st.just("SetAccountPolicy"), per_day=st.sampled_from([0, 2, 5, 9])),
     st.builds(Request, call=st.just("SetAccountPolicy"), floor=st.sampled_from([-4, 0, 0, 2])),
 )
 
@@ -121,7 +122,8 @@ def as_command(request):
     priced = {"charge": Charge(request.amount, request.operation, request.quantity)}
     part = amount | {"quantity": request.quantity, "allow_overage": request.overage}
     hold = {"hold_seq": request.hold}
-    policy = {"frozen": request.frozen, "min_balance": request.floor, "limits": None}
+    limits = None if request.per_day is None else (0, 0, request.per_day)
+    policy = {"frozen": request.frozen, "min_balance": request.floor, "limits": limits}
     kind, fields = {
         "PurchaseCredits": (Purchase, common | amount | {"payment": None}),
         "SpendCredits": (Spend, common | priced),
@@ -178,7 +180,7 @@ def as_refused(refusal):
     if refusal.reason == "IDEMPOTENCY_KEY_REUSED":
         seq = parse_transaction_id(facts["transaction_id"])[1]
         return Refused(refusal.reason, {"field": facts["field"], "seq": seq})
-    if refusal.reason == "TOO_MANY_HOLDS":
+    if refusal.reason in {"TOO_MANY_HOLDS", "SPEND_LIMIT_EXCEEDED"}:
         assert facts.pop("retry_ms") >= 1
     if refusal.reason.endswith("_NOT_FOUND"):
         facts = {}

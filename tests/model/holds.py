@@ -8,6 +8,7 @@ each request. Times are numbers of seconds.
 from dataclasses import dataclass
 
 LIFE_SECONDS = 72 * 3600
+DAY_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class Request:
     ttl: float = 900
     frozen: bool | None = None
     floor: int | None = None
+    per_day: int | None = None
     validate_only: bool = False
 
 
@@ -81,6 +83,8 @@ class ModelHolds:
         self.floor = floor
         self.cap = cap
         self.frozen = False
+        self.per_day: int | None = None
+        self.counted: list[tuple[float, int]] = []
         self.lines: list[tuple[Request | None, Line]] = []
         self.kept: list[tuple[Request, Line]] = []
         self.ends: dict[int, float] = {}
@@ -146,9 +150,26 @@ class ModelHolds:
         if request.validate_only:
             return Done(answer, replayed=False, hold=None if answer.type == "hold" else shown)
         self._write(request, answer)
+        self.counted.append((now, self._counts(answer)))
         if answer.type == "hold":
             self.made[answer.seq], self.ends[answer.seq] = now, now + request.ttl
         return Done(answer, replayed=False, hold=answer.hold and self._shown(answer.hold))
+
+    def _counts(self, line):
+        """What a line counts against the limit: a capture counts by its overage only."""
+        if line.type == "capture":
+            return max(0, line.amount - self._size(line.hold))
+        return line.amount if line.type in {"spend", "hold"} else 0
+
+    def _must_be_within_limit(self, cost, now):
+        if self.per_day is None:
+            return
+        if cost > self.per_day:
+            _refuse("ABOVE_SPEND_LIMIT", required=cost, window="day", limit=self.per_day)
+        today = now // DAY_SECONDS
+        spent = sum(credits_ for time, credits_ in self.counted if time // DAY_SECONDS == today)
+        if spent + cost > self.per_day:
+            _refuse("SPEND_LIMIT_EXCEEDED", window="day", limit=self.per_day, spent=spent)
 
     def _write(self, request, line):
         self.lines.append((request, line))
@@ -204,9 +225,10 @@ class ModelHolds:
     def _purchase(self, request, _now):
         return self._line("purchase", request.amount, request.amount, 0, key=request.key)
 
-    def _spend(self, request, _now):
+    def _spend(self, request, now):
         self._must_not_be_frozen()
         cost = self._cost(request)
+        self._must_be_within_limit(cost, now)
         self._must_have(cost, self.held)
         return self._line("spend", cost, -cost, 0, key=request.key)
 
@@ -224,11 +246,12 @@ class ModelHolds:
             _refuse("REFUND_EXCEEDS_SPEND", refundable=left)
         return self._line("refund", amount, amount, 0, key=request.key, of=spent.seq)
 
-    def _hold(self, request, _now):
+    def _hold(self, request, now):
         self._must_not_be_frozen()
         cost = self._cost(request)
         if len(self.open) >= self.cap:
             _refuse("TOO_MANY_HOLDS", limit=self.cap)
+        self._must_be_within_limit(cost, now)
         self._must_have(cost, self.held)
         return self._line("hold", cost, 0, cost, key=request.key)
 
@@ -259,12 +282,11 @@ class ModelHolds:
         late = state == "expired"
         if late or amount > size:
             self._must_not_be_frozen()
-            try:
-                self._must_have(amount, self.held if late else self.held - size)
-            except _NoError:
-                if late:
-                    _refuse("HOLD_EXPIRED")
-                raise
+            if amount > size:
+                self._must_be_within_limit(amount - size, now)
+            if late and self.balance - self.held - min(amount, size) < self.floor:
+                _refuse("HOLD_EXPIRED")
+            self._must_have(amount, self.held if late else self.held - size)
         held_change = 0 if late else -size
         return self._line(
             "capture", amount, -amount, held_change, key=request.key, hold=request.hold
@@ -291,4 +313,6 @@ class ModelHolds:
     def _policy(self, request, _now):
         self.frozen = self.frozen if request.frozen is None else request.frozen
         self.floor = self.floor if request.floor is None else request.floor
+        if request.per_day is not None:
+            self.per_day = request.per_day or None
         return Done(None, replayed=False, hold=None)

@@ -43,7 +43,9 @@ async def test_items_that_replay_count_as_done_in_an_atomic_batch(database, clie
     results = await client.batch_spend_credits(
         [item(user_id, 8, "spend:1:1"), item(user_id, 3, "spend:2:1")], mode=ATOMIC
     )
-    assert errors(results) == [BatchAborted, InsufficientCredits]
+    assert errors(results) == [None, InsufficientCredits]
+    assert results[0].replayed
+    assert results[0].transaction == paid.transaction
     assert await database.book() == before
     results = await client.batch_spend_credits(
         [item(user_id, 8, "spend:1:1"), item(user_id, 2, "spend:2:1")], mode=ATOMIC
@@ -52,6 +54,32 @@ async def test_items_that_replay_count_as_done_in_an_atomic_batch(database, clie
     assert [result.replayed for result in results] == [True, False]
     assert results[0].transaction == paid.transaction
     assert results[1].transaction.balance_after == 0
+
+
+async def test_a_refused_atomic_batch_tells_paid_items_from_those_that_did_not_happen(
+    database, client
+):
+    user_id = await database.user(20)
+    for key in ("first", "last"):
+        await client.spend_credits(user_id, amount=4, idempotency_key=key)
+    await client.spend_credits(user_id, amount=5, idempotency_key="other")
+    before = await database.book()
+    results = await client.batch_spend_credits(
+        [
+            item(user_id, 4, "first"),
+            item(user_id, 1, "new"),
+            item(user_id, 50, "culprit"),
+            item(user_id, 1, "newer"),
+            item(user_id, 6, "other"),
+            item(user_id, 4, "last"),
+        ],
+        mode=ATOMIC,
+    )
+    aborted = BatchAborted
+    assert errors(results) == [None, aborted, InsufficientCredits, aborted, aborted, None]
+    assert [result.replayed for result in results] == [True, False, False, False, False, True]
+    assert [results[n].transaction.idempotency_key for n in (0, 5)] == ["first", "last"]
+    assert await database.book() == before
 
 
 async def test_a_key_of_another_request_is_the_culprit(database, client):

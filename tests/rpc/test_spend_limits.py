@@ -13,7 +13,7 @@ from kit.rule_tables import ALICE, TERMS, spend
 from kit.storm import connected
 
 from credit_service.client import CreditClient, item_error
-from credit_service.errors import AccountFrozen, SpendLimitExceeded
+from credit_service.errors import AboveSpendLimit, AccountFrozen, LimitReached, SpendLimitExceeded
 from credit_service.rules.batch_state import BatchState
 from credit_service.rules.decide import decide
 from credit_service.rules.model import Account, Policy, SpendLimits
@@ -50,9 +50,9 @@ async def test_a_validated_spend_does_not_count(database, client):
     for _ in range(3):
         await client.spend_credits(user_id, amount=10, validate_only=True)
         await client.hold_credits(user_id, amount=10, validate_only=True)
-    with pytest.raises(SpendLimitExceeded):
-        await client.spend_credits(user_id, amount=11, validate_only=True)
     await client.spend_credits(user_id, amount=10)
+    with pytest.raises(SpendLimitExceeded):
+        await client.spend_credits(user_id, amount=1, validate_only=True)
 
 
 async def test_an_aborted_batch_does_not_count(database, client):
@@ -62,9 +62,14 @@ async def test_an_aborted_batch_does_not_count(database, client):
         pb.BatchSpendItem(user_id=str(user_id), amount=6, idempotency_key=f"k{n}") for n in range(2)
     ]
     results = await client.batch_spend_credits(items, mode=pb.BATCH_MODE_ATOMIC)
-    assert isinstance(item_error(results[1]), SpendLimitExceeded)
-    assert item_error(results[1]).spent == 6
-    await client.spend_credits(user_id, amount=10)
+    together = item_error(results[1])
+    assert isinstance(together, AboveSpendLimit)
+    assert (together.required, together.window, together.limit) == (12, "day", 10)
+    await client.spend_credits(user_id, amount=5)
+    results = await client.batch_spend_credits(items[:1], mode=pb.BATCH_MODE_ATOMIC)
+    assert isinstance(item_error(results[0]), SpendLimitExceeded)
+    assert item_error(results[0]).spent == 5
+    await client.spend_credits(user_id, amount=5)
     assert not await database.faults()
 
 
@@ -72,18 +77,43 @@ async def test_a_reached_limit_says_when_to_come_back(database, service):
     user_id = await database.user(1000)
     client = await service.client()
     await client.set_account_policy(user_id, spend_limits=limits(hour=5))
+    await client.spend_credits(user_id, amount=3)
     async with connected(service.target) as stub:
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             await stub.SpendCredits(
-                pb.SpendCreditsRequest(user_id=str(user_id), amount=6, idempotency_key="k")
+                pb.SpendCreditsRequest(user_id=str(user_id), amount=3, idempotency_key="k")
             )
     told = refused(failure.value)
     assert told.code == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert told.reason == "SPEND_LIMIT_EXCEEDED"
     facts = {name: told.facts[name] for name in ("window", "limit", "spent")}
-    assert facts == {"window": "hour", "limit": "5", "spent": "0"}
+    assert facts == {"window": "hour", "limit": "5", "spent": "3"}
     assert 0 < told.retry_seconds <= 3600
-    assert "6" in told.message or "5 credits per hour" in told.message
+    assert "5 credits per hour" in told.message
+
+
+async def test_a_spend_above_the_limit_itself_is_a_final_refusal(database, service):
+    user_id = await database.user(1000)
+    client = await service.client()
+    await client.set_account_policy(user_id, spend_limits=limits(hour=5, day=7))
+    hold = (await client.hold_credits(user_id, amount=5)).hold
+    over = {"amount": 11, "allow_overage": True}
+    for call in (
+        client.spend_credits(user_id, amount=6),
+        client.spend_credits(user_id, operation="stem_separation"),
+        client.hold_credits(user_id, amount=6),
+        client.capture_hold(user_id, hold.id, **over),
+    ):
+        with pytest.raises(AboveSpendLimit) as failure:
+            await call
+        assert not isinstance(failure.value, LimitReached)
+        assert (failure.value.window, failure.value.limit) == ("hour", 5)
+    answer = refused(failure.value)
+    assert answer.code == grpc.StatusCode.FAILED_PRECONDITION
+    assert answer.retry_seconds is None
+    assert answer.facts == {"required": "6", "window": "hour", "limit": "5"}
+    assert "waiting does not help" in answer.message
+    assert not await database.faults()
 
 
 def decided(account, amount, now, **changes_):

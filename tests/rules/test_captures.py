@@ -27,6 +27,7 @@ from kit.hold_tables import (
 from kit.rule_tables import ALICE, BOB, OTHER_TERMS, PRICES, STRANGER, TERMS, refund, row, spend
 
 from credit_service.errors import (
+    AboveSpendLimit,
     AccountFrozen,
     HoldExpired,
     HoldNotActive,
@@ -170,6 +171,18 @@ CAPTURING = [
         SpendLimitExceeded("minute", 10, 8, 60_001),
     ),
     row(
+        "what is more than held is more than the limit itself",
+        given(99, LIMITED, hold(8)),
+        capture(amount=19, overage=True),
+        AboveSpendLimit(11, "minute", 10),
+    ),
+    row(
+        "what is held, though the limit was lowered below what was spent",
+        given(99, hold(8), policy(limits=SpendLimits(day=1))),
+        capture(),
+        Posts("capture", (-8, -8), (91, 0), ("captured", 8)),
+    ),
+    row(
         "a moment before it ends",
         given(10, hold(10), QUARTER - INSTANT),
         capture(),
@@ -292,6 +305,54 @@ CAPTURING_LATE = [
         given(10, policy(limits=SpendLimits(day=10)), hold(10), LATE),
         capture(),
         Posts("capture", (-10, 0), (0, 0), ("expired", 10), late=True),
+    ),
+    row(
+        "within a limit that was lowered below what was spent",
+        given(20, hold(10), spend(5, "s"), policy(limits=SpendLimits(day=1)), LATE),
+        capture(),
+        Posts("capture", (-10, 0), (5, 0), ("expired", 10), late=True),
+    ),
+    row(
+        "a part within a limit that other spends have used up",
+        given(30, LIMITED, hold(4), spend(6, "s"), LATE),
+        capture(amount=3),
+        Posts("capture", (-3, 0), (21, 0), ("expired", 3), late=True),
+    ),
+    row(
+        "more than was held within what is left of the limit",
+        given(99, LIMITED, hold(4), LATE),
+        capture(amount=10, overage=True),
+        Posts("capture", (-10, 0), (89, 0), ("expired", 10), late=True),
+    ),
+    row(
+        "more than was held counts against the limit",
+        given(99, policy(limits=SpendLimits(day=10)), hold(4), LATE),
+        capture(amount=11, overage=True),
+        SpendLimitExceeded("day", 10, 4, 42_300_000),
+    ),
+    row(
+        "more than was held and than the limit itself",
+        given(99, policy(limits=SpendLimits(day=10)), hold(4), LATE),
+        capture(amount=15, overage=True),
+        AboveSpendLimit(11, "day", 10),
+    ),
+    row(
+        "more than was held, where only what was held is there",
+        given(10, hold(10), LATE),
+        capture(amount=15, overage=True),
+        InsufficientCredits(required=15, available=10, held=0, shortfall=5),
+    ),
+    row(
+        "more than was held, where other holds leave only that",
+        given(20, hold(10), LATE, hold(8, "h2")),
+        capture(amount=15, overage=True),
+        InsufficientCredits(required=15, available=12, held=8, shortfall=3),
+    ),
+    row(
+        "more than was held, where not even that is there",
+        given(10, hold(10), LATE, spend(1, "s")),
+        capture(amount=15, overage=True),
+        HoldExpired(),
     ),
     row("from a frozen account", given(10, hold(10), FROZEN, LATE), capture(), AccountFrozen()),
     row(
