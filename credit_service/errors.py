@@ -293,10 +293,11 @@ class Unavailable(CreditError):
 
 @dataclass(eq=False)
 class Overloaded(Unavailable):
-    """Too many calls are waiting, so this one was not started. Repeat it a little later."""
+    """Too many calls are waiting, so this one was not started. Repeat it in `retry_ms` ms."""
 
     reason = "OVERLOADED"
     text = "Too many calls are waiting; call again shortly with the same key."
+    retry_ms: int = 200
 
 
 @dataclass(eq=False)

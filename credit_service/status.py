@@ -65,7 +65,6 @@ _CODE_OF_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 
 # How long a caller should wait before it repeats the call, in milliseconds.
 RETRY_DELAY_MS: dict[type[errors.CreditError], int] = {
-    errors.Overloaded: 200,
     errors.LedgerUnavailable: 1000,
 }
 
@@ -100,7 +99,7 @@ def to_status(error: errors.CreditError) -> status_pb2.Status:
         )
         _attach(status, error_details_pb2.BadRequest(field_violations=[violation]))
     delay_ms = RETRY_DELAY_MS.get(type(error))
-    if isinstance(error, errors.LimitReached):
+    if isinstance(error, errors.LimitReached | errors.Overloaded):
         delay_ms = error.retry_ms
     if delay_ms is not None:
         delay = duration_pb2.Duration()

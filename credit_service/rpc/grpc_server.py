@@ -32,6 +32,10 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CreditService"].full_name
 _LAST_REPLIES_SECONDS = 0.05
 _STOP_SECONDS = 0.5
 
+# Calls of a method that may wait until Python looks at them. Beyond this number gRPC itself answers
+# CANCELLED without a reason, which is only there to bound the memory: 10 KB a call.
+_UNACCEPTED_CALLS_MAX = 30_000
+
 # How often a server that waits for its last calls closes the connections that have none.
 _HANG_UP_SECONDS = 1.0
 
@@ -50,8 +54,12 @@ def server_options(*, share_port: bool, connection_age_seconds: float) -> list[t
         ("grpc.so_reuseport", int(share_port)),
         ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
         ("grpc.max_send_message_length", ANSWER_BYTES_MAX),
+        ("grpc.server.max_pending_requests", _UNACCEPTED_CALLS_MAX),
+        ("grpc.server.max_pending_requests_hard_limit", _UNACCEPTED_CALLS_MAX),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
+        # A ping of keepalive waits for this one too, which is a minute by default.
+        ("grpc.http2.ping_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.max_connection_age_ms", int(connection_age_seconds * 1000)),

@@ -14,6 +14,7 @@ from credit_service.errors import (
     InternalError,
     InvalidRequest,
     LedgerUnavailable,
+    Overloaded,
 )
 from credit_service.rpc import access
 from credit_service.rpc.call_log import CALL, Call
@@ -69,6 +70,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
             handler = self._handlers[method] = guarded(name, inner)
         return handler
 
+    # A handler of a stream of requests is called before a request has been read, so that a call
+    # can be refused without that. On the wire a call of one request looks the same.
+
     def _guarded(self, name: str, inner: Handler) -> Handler:
         behaviour: Any = inner.unary_unary
         serialize: Any = inner.response_serializer
@@ -78,47 +82,51 @@ class Interceptor(grpc.aio.ServerInterceptor):
             self._open_calls.keep_unsent(opened, len(response))
             return response
 
-        async def answer(request: Any, context: Context) -> bytes:
-            return await self._answer(Call(name), request, context, respond)
+        async def answer(_requests: Any, context: Context) -> bytes:
+            return await self._answer(Call(name), context, respond)
 
-        return grpc.unary_unary_rpc_method_handler(
+        return grpc.stream_unary_rpc_method_handler(
             answer, request_deserializer=_tolerant(inner.request_deserializer, name)
         )
 
     def _guarded_stream(self, name: str, inner: Handler) -> Handler:
         streams_in = inner.stream_stream is not None
         behaviour: Any = inner.stream_stream if streams_in else inner.unary_stream
+        read: Any = inner.request_deserializer
 
         async def respond(request: Any, context: Context, _opened: OpenCall) -> None:
             async for response in behaviour(request, context):
                 await context.write(response)
 
-        async def answer(request: Any, context: Context) -> None:
-            await self._answer(Call(name, streams=True), request, context, respond)
+        async def answer(requests: Any, context: Context) -> None:
+            call = Call(name, streams=True)
+            await self._answer(call, context, respond, requests if streams_in else None)
 
-        if streams_in:
-            return grpc.stream_stream_rpc_method_handler(
-                answer,
-                request_deserializer=inner.request_deserializer,
-                response_serializer=inner.response_serializer,
-            )
-        return grpc.unary_stream_rpc_method_handler(
+        return grpc.stream_stream_rpc_method_handler(
             answer,
-            request_deserializer=_tolerant(inner.request_deserializer, name),
+            request_deserializer=read if streams_in else _tolerant(read, name),
             response_serializer=inner.response_serializer,
         )
 
     async def _answer(
         self,
         call: Call,
-        request: Any,
         context: Context,
         respond: Callable[[Any, Context, OpenCall], Awaitable[_Answer]],
+        requests: Any = None,
     ) -> _Answer:
-        """Answers a call by `respond`, or with the status of what went wrong."""
+        """Answers a call by `respond`, or with the status of what went wrong.
+
+        Args:
+            call: is logged and counted.
+            context: of the call.
+            respond: takes the request, which is read here, or the stream of requests.
+            requests: the stream; None: there is only one request.
+        """
         opened = None
         try:
             opened = self._open_calls.admit(context, streams=call.streams)
+            request = await _read(context) if requests is None else requests
             self._identify(call, request, context)
             answer = await respond(request, context, opened)
         except asyncio.CancelledError:
@@ -145,6 +153,20 @@ class Interceptor(grpc.aio.ServerInterceptor):
         access.CALLER.set(caller)
         call.user = getattr(request, "user_id", "")
         call.key = getattr(request, "idempotency_key", "")
+
+
+async def _read(context: Context) -> Any:
+    """Reads the request, or what is wrong with it.
+
+    Raises:
+        Overloaded: the deadline passed meanwhile, so that no caller waits any more.
+    """
+    request: Any = await context.read()
+    if context.time_remaining() == 0:
+        raise Overloaded
+    if request is grpc.aio.EOF:
+        return InvalidRequest("request", "is missing.")
+    return request
 
 
 async def _fail(call: Call, fault: Exception, context: Context) -> NoReturn:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from credit_service.errors import LedgerUnavailable, Overloaded
 from credit_service.rpc import call_metrics
+from credit_service.rpc.waiting_time import WaitingTime
 
 if TYPE_CHECKING:
     import grpc
@@ -35,6 +36,7 @@ class OpenCall:
         peer: the connection it came by.
         task: answers it.
         streams: whether it has any number of answers, which end only with the stream.
+        waits: whether it is to have one answer and has none yet.
         unsent: bytes of its answer that wait to be sent.
         given_up: whether it is ended because the service stops.
     """
@@ -42,6 +44,7 @@ class OpenCall:
     peer: str
     task: asyncio.Task[Any] | None
     streams: bool
+    waits: bool
     unsent: int = 0
     given_up: bool = False
 
@@ -58,6 +61,8 @@ class OpenCalls:
         self._streams_of: Counter[str] = Counter()
         self._unsent_of: Counter[str] = Counter()
         self._unsent = 0
+        self._waiting = 0
+        self._waiting_time = WaitingTime()
         self._idle = asyncio.Event()
         self._idle.set()
         call_metrics.OPEN_CALLS.set_function(lambda: len(self._calls))
@@ -72,13 +77,13 @@ class OpenCalls:
             streams: whether it has any number of answers.
 
         Raises:
-            Overloaded: the process or the connection has too many calls, or answers that wait to
-                be sent.
+            Overloaded: the call would wait longer than its caller can, or the process or the
+                connection has too many calls, or answers that wait to be sent.
             LedgerUnavailable: the service is stopping.
         """
         if self._closing:
             raise LedgerUnavailable
-        call = OpenCall(context.peer(), asyncio.current_task(), streams)
+        call = OpenCall(context.peer(), asyncio.current_task(), streams, waits=not streams)
         if streams:
             if self._streams_of[call.peer] >= CONNECTION_STREAMS_MAX:
                 raise Overloaded
@@ -87,6 +92,8 @@ class OpenCalls:
         else:
             if len(self._calls) >= self._calls_max or self._is_full(call.peer, 1):
                 raise Overloaded
+            self._waiting_time.require(self._waiting, context.time_remaining())
+            self._waiting += 1
             self._calls.add(call)
         self._idle.clear()
         context.add_done_callback(partial(self._done, call))  # type: ignore[arg-type]
@@ -104,6 +111,7 @@ class OpenCalls:
         """
         if self._is_full(call.peer, size):
             raise LedgerUnavailable
+        self._stop_waiting(call, answered=True)
         call.unsent = size
         self._unsent_of[call.peer] += size
         self._unsent += size
@@ -114,10 +122,20 @@ class OpenCalls:
             self._unsent > 0 and self._unsent + size > PROCESS_UNSENT_BYTES_MAX
         )
 
-    def _done(self, call: OpenCall, _context: Context) -> None:
+    def _stop_waiting(self, call: OpenCall, *, answered: bool) -> None:
+        if not call.waits:
+            return
+        if answered:
+            self._waiting_time.answered(self._waiting)
+        self._waiting -= 1
+        call.waits = False
+
+    def _done(self, call: OpenCall, context: Context) -> None:
         (self._streams if call.streams else self._calls).discard(call)
         if call.streams:
             _subtract(self._streams_of, call.peer, 1)
+        # Without a status it had no answer: its caller has gone.
+        self._stop_waiting(call, answered=context.done())
         if call.unsent:
             self._unsent -= call.unsent
             _subtract(self._unsent_of, call.peer, call.unsent)

@@ -147,6 +147,7 @@ OVERLOADED = Refused(
     "Too many calls are waiting; call again shortly with the same key.",
     "OVERLOADED",
     "credit_service",
+    {"retry_ms": "200"},
     retry_seconds=0.2,
 )
 
