@@ -8,7 +8,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from mid_side import split
+from mid_side import SongError, split
 
 from credit_service.client import CreditClient
 from credit_service.errors import AlreadyPaid, CreditError, InsufficientCredits
@@ -26,7 +26,7 @@ async def work(client: CreditClient, user_id: str, job: str, song: Path) -> None
 
 
 async def main() -> int:
-    """Runs one job; exit code 1 where the credits are missing or the service does not answer."""
+    """Runs one job; exit code 1 if it was not done."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("user_id")
     parser.add_argument("job")
@@ -42,7 +42,7 @@ async def main() -> int:
         except InsufficientCredits as refusal:
             print(f"not done: {refusal.shortfall} credits are missing", file=sys.stderr)
             return 1
-        except CreditError as error:
+        except (CreditError, SongError) as error:
             print(f"not done: {error}", file=sys.stderr)
             return 1
     return 0

@@ -9,24 +9,24 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
-from mid_side import split
+from mid_side import SongError, split
 
 from credit_service.client import BlockingCreditClient
 from credit_service.errors import AlreadyPaid, CreditError
 
 
 def work(client: BlockingCreditClient, user_id: str, song: Path) -> bool:
-    """Pays for a song and splits it, or does neither; the song's place is the job."""
-    # Short, whatever the place: a key has 128 characters at most.
+    """Pays for a song and splits it, or does neither; the song's path is the job."""
+    # A hash, because a path may be longer than the 128 characters of a key.
     job = sha256(str(song.resolve()).encode()).hexdigest()
-    # One write a line, for several threads print.
+    # One write per line, because several threads print.
     try:
         with client.hold(user_id, "stem_separation", job=job) as held:
             split(song, song.with_suffix(".mid.wav"), song.with_suffix(".side.wav"))
             paid = held.capture()
     except AlreadyPaid:
         print(f"{song}: done before\n", end="")
-    except CreditError as error:
+    except (CreditError, SongError) as error:
         print(f"{song}: not done: {error}", file=sys.stderr)
         return False
     else:
@@ -35,7 +35,7 @@ def work(client: BlockingCreditClient, user_id: str, song: Path) -> bool:
 
 
 def main() -> int:
-    """Runs the jobs; exit code 1 where one could not be paid."""
+    """Runs the jobs; exit code 1 if one of them was not done."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("user_id")
     parser.add_argument("songs", type=Path, nargs="+")

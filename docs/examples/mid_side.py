@@ -12,6 +12,10 @@ from pathlib import Path
 _FRAMES = 65_536
 
 
+class SongError(Exception):
+    """The song cannot be read as a 16-bit stereo WAV file; the message says why."""
+
+
 def split(
     source: Path, mid: Path, side: Path, progress: Callable[[int, int], None] | None = None
 ) -> None:
@@ -19,17 +23,15 @@ def split(
 
     Args:
         source: the song.
-        mid: where the sum of its channels goes, a mono file.
-        side: where their difference goes, a mono file.
-        progress: called after each piece with the bytes of samples written, and those in all.
+        mid: where half the sum of its channels goes, a mono file.
+        side: where half of their difference goes, a mono file.
+        progress: called after each piece with the bytes of samples split so far, and in all.
 
     Raises:
-        ValueError: the song is no 16-bit stereo file.
+        SongError: the song is missing, or is not a 16-bit stereo file.
     """
     with ExitStack() as stack:
-        reader = stack.enter_context(wave.open(str(source), "rb"))
-        if (reader.getnchannels(), reader.getsampwidth()) != (2, 2):
-            raise ValueError(f"{source} is not a 16-bit stereo WAV file")
+        reader = stack.enter_context(_opened(source))
         writers = [stack.enter_context(wave.open(str(path), "wb")) for path in (mid, side)]
         for writer in writers:
             writer.setnchannels(1)
@@ -47,6 +49,19 @@ def split(
             written += len(frames)
             if progress is not None:
                 progress(written, total)
+
+
+def _opened(source: Path) -> wave.Wave_read:
+    try:
+        reader = wave.open(str(source), "rb")  # noqa: SIM115  # the caller closes it
+    except OSError as error:
+        raise SongError(f"{source}: {error.strerror}") from error
+    except (EOFError, wave.Error) as error:
+        raise SongError(f"{source} is not a WAV file: {error}") from error
+    if (reader.getnchannels(), reader.getsampwidth()) == (2, 2):
+        return reader
+    reader.close()
+    raise SongError(f"{source} is not a 16-bit stereo file")
 
 
 def _swapped(samples: array.array[int]) -> array.array[int]:

@@ -4,6 +4,7 @@ import importlib
 import re
 import subprocess
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from kit.documents import (
@@ -77,6 +78,34 @@ def test_every_file_a_document_names_exists(document):
     text = text.replace(".venv/", "")
     missing = [name for name in re.findall(named, text) if not (ROOT / name).exists()]
     assert not missing
+
+
+# The sections whose snippets are run by what does not read them from the document.
+RUN_BY = {
+    "In a browser": "tests/browser/test_demo_web.py",
+    "Payments, with Stripe": "tests/docs/test_stripe_demo.py",
+    "Proxies and security": "tests/gateway/test_nginx.py",
+    "Set up, check, test": ".ci/run",
+    "Trying it out": "tests/docs/test_stripe_demo.py",
+    "Two commands": ".ci/run",
+    "What the limits are": "tests/docs/test_bench.py",
+}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_printed_snippet_is_run_by_a_test(document):
+    tests = [path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
+    text = "".join(path.read_text() for path in tests)
+    parts = re.split(r"^##+ (.+)$", document.read_text(), flags=re.MULTILINE)
+    # A block without a language is a drawing.
+    printed = {
+        heading
+        for heading, part in zip(parts[1::2], parts[2::2], strict=True)
+        if re.search(r"^```\w+$", part, re.MULTILINE)
+    }
+    not_run = {heading for heading in printed - RUN_BY.keys() if f'"{heading}"' not in text}
+    assert not not_run
+    assert all((ROOT / RUN_BY[heading]).exists() for heading in printed & RUN_BY.keys())
 
 
 def fields_of(settings):

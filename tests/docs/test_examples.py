@@ -18,13 +18,13 @@ LEFT = [0, 1000, -1000, 32767, -32768, 32767, 3, -3]
 RIGHT = [0, 500, 500, 32767, -32768, -32768, 0, 0]
 
 
-def song(path):
-    """Writes a short stereo file."""
+def song(path, channels=2):
+    """Writes a short file, stereo by default."""
     samples = array.array("h", [value for pair in zip(LEFT, RIGHT, strict=True) for value in pair])
     if sys.byteorder == "big":
         samples.byteswap()
     with wave.open(str(path), "wb") as writer:
-        writer.setnchannels(2)
+        writer.setnchannels(channels)
         writer.setsampwidth(2)
         writer.setframerate(44_100)
         writer.writeframes(samples.tobytes())
@@ -121,15 +121,25 @@ async def test_without_credits_no_work_is_done(database, target, tmp_path):
     assert not await database.faults()
 
 
+NO_SONGS = {
+    "no such file": (lambda _: None, "No such file or directory"),
+    "an empty file": (lambda path: path.touch(), "is not a WAV file"),
+    "a text": (lambda path: path.write_bytes(b"this is not a song"), "is not a WAV file"),
+    "a mono file": (lambda path: song(path, channels=1), "is not a 16-bit stereo file"),
+}
+
+
 @pytest.mark.parametrize("worker", ["async_worker.py", "blocking_worker.py"])
-async def test_a_file_that_cannot_be_split_costs_nothing(database, target, tmp_path, worker):
+@pytest.mark.parametrize("case", NO_SONGS)
+async def test_a_file_that_cannot_be_split_costs_nothing(database, target, tmp_path, worker, case):
     user_id = await database.user(25)
     path = tmp_path / "song.wav"
-    path.write_bytes(b"this is no song")
+    write, problem = NO_SONGS[case]
+    write(path)
     job = ("job-1",) if worker == "async_worker.py" else ()
-    code, _, complaints = await run(worker, user_id, *job, path, "--target", target)
-    assert code == 1
-    assert "wave.Error" in complaints[-1]
+    code, lines, complaints = await run(worker, user_id, *job, path, "--target", target)
+    assert (code, lines, len(complaints)) == (1, [], 1)
+    assert problem in complaints[0]
     async with CreditClient(target) as client:
         credit = await client.get_user_credit(user_id)
         assert (credit.balance, credit.held) == (25, 0)

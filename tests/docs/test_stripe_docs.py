@@ -39,13 +39,13 @@ def test_the_settings_commands_and_metrics_it_names_exist():
 
 
 def test_its_table_of_events_is_what_the_bridge_handles():
-    told = set()
+    named = set()
     for row in section(STRIPE, "What becomes of an event").splitlines():
         family = ""
         for name in re.findall(r"`([a-z_.]+)`", row.partition("|")[2].partition("|")[0]):
-            told.add(family + name if name.startswith(".") else name)
+            named.add(family + name if name.startswith(".") else name)
             family = name.rpartition(".")[0] if not name.startswith(".") else family
-    assert told == set(EVENT_TYPES)
+    assert named == set(EVENT_TYPES)
 
 
 async def test_the_printed_commands_set_up_the_bridge_and_sell(database, tmp_path):
@@ -85,6 +85,8 @@ async def test_the_printed_commands_set_up_the_bridge_and_sell(database, tmp_pat
         await run(shell, secrets)
         assert "everything fits" in await run(shell, check)
         assert serve == "stripe-bridge serve\n"
+        (reconcile,) = snippets(STRIPE, "Nothing is lost", "sh")
+        assert "0 conflicts, 0 unresolved" in await run(shell, reconcile)
         ours = {
             name.removeprefix("STRIPE_BRIDGE_").lower(): value
             for name, value in shell.environment.items()
