@@ -108,12 +108,12 @@ class BlockingAccountCalls(BlockingConnection):
     def watch_user_credit(
         self, user_id: UUID | str, *, after_seq: int | None = None, take_up: bool = True
     ) -> Generator[pb.UserCredit]:
-        """Yields the account, and again whenever it changes; goes on after the stream was cut.
+        """Yields the account, and again whenever it changes; continues after the stream was cut.
 
         Args:
             user_id: whose account.
             after_seq: the last `seq` seen; None: begin with the account as it is.
-            take_up: go on after the stream was cut; False: raise LedgerUnavailable then.
+            take_up: continue after the stream was cut; False: raise LedgerUnavailable then.
 
         Raises:
             UserNotFound: the user is not known.
@@ -130,7 +130,7 @@ class BlockingAccountCalls(BlockingConnection):
         min_balance: int | None = None,
         spend_limits: pb.SpendLimits | None = None,
     ) -> pb.SetAccountPolicyResponse:
-        """Changes what an account may do; None leaves a part as it is. An operator's right.
+        """Changes what an account may do; None leaves a part as it is. Only an operator may.
 
         Raises:
             UserNotFound: the user is not known.
@@ -145,7 +145,7 @@ class BlockingAccountCalls(BlockingConnection):
     def get_usage_report(
         self, start_time: datetime, end_time: datetime, *, user_id: UUID | str | None = None
     ) -> list[pb.UsageLine]:
-        """Adds up what was spent, given back and held, per day of UTC and operation.
+        """Adds up what was spent, refunded and held, per day of UTC and operation.
 
         Args:
             start_time: from this time on (aware).
@@ -153,6 +153,6 @@ class BlockingAccountCalls(BlockingConnection):
             user_id: only this user; None: all.
 
         Raises:
-            LedgerUnavailable: the database is away, or the report takes longer than a minute.
+            LedgerUnavailable: the database does not answer, or the report takes over a minute.
         """
         return self.run(self._client.get_usage_report(start_time, end_time, user_id=user_id))

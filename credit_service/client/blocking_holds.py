@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class BlockingHoldCalls(BlockingConnection):
-    """Credits set aside before work, taken after it."""
+    """Credits that are held before work and captured after it."""
 
     def hold_credits(
         self,
@@ -31,13 +31,13 @@ class BlockingHoldCalls(BlockingConnection):
         metadata: Mapping[str, str] | None = None,
         validate_only: bool = False,
     ) -> pb.HoldCreditsResponse:
-        """Sets credits aside before work is done; `hold` does it for a whole piece of work.
+        """Holds credits before work is done; `hold` does it for a whole piece of work.
 
         Args:
             user_id: who will pay.
             operation: an operation of the price list; the service prices it.
             quantity: units of the operation.
-            amount: credits to set aside, where no operation is named.
+            amount: credits to hold, where no operation is named.
             ttl: how long, 1 second to 24 hours; None: 15 minutes.
             expected_cost: refuse any other cost than this.
             idempotency_key: the caller's key; None: one is made for this call.
@@ -84,7 +84,7 @@ class BlockingHoldCalls(BlockingConnection):
         metadata: Mapping[str, str] | None = None,
         validate_only: bool = False,
     ) -> pb.CaptureHoldResponse:
-        """Takes the credits of a hold and releases the rest.
+        """Captures a hold: takes its credits, or a part, and releases the rest.
 
         Args:
             user_id: who pays.
@@ -130,7 +130,7 @@ class BlockingHoldCalls(BlockingConnection):
         metadata: Mapping[str, str] | None = None,
         validate_only: bool = False,
     ) -> pb.ReleaseHoldResponse:
-        """Gives up a hold; one that has ended without capture is answered as a repeat.
+        """Releases a hold; one that has ended without capture is answered as a repeat.
 
         Raises:
             HoldNotActive: it was captured.
@@ -152,10 +152,10 @@ class BlockingHoldCalls(BlockingConnection):
     def extend_hold(
         self, user_id: UUID | str, hold_id: str, *, ttl: timedelta | None = None
     ) -> pb.Hold:
-        """Lets a hold end no earlier than `ttl` from now (None: 15 minutes).
+        """Extends a hold: it expires no earlier than `ttl` from now (None: 15 minutes).
 
         Raises:
-            HoldExpired: it is too late.
+            HoldExpired: it has expired.
             HoldNotActive: it was captured or released.
             HoldNotFound: the user has no such hold.
             OutcomeUnknown: no final answer came; repeat the call, which does no harm.

@@ -9,7 +9,7 @@ worker fails closed: without an answer it does no work.
                 user_id, operation="stem_separation", idempotency_key=f"spend:{job}:1"
             )
         except InsufficientCredits as refusal:
-            tell_the_user(refusal.shortfall)
+            show(refusal.shortfall)
 """
 
 from credit_service.client.credits import CreditCalls
@@ -19,7 +19,7 @@ from credit_service.client.held_work import HeldWorkCalls
 class CreditClient(CreditCalls, HeldWorkCalls):
     """A connection to the credit service; one per process is enough, and it may be shared.
 
-    Every method raises what the service refused as the classes of `credit_service.errors`. A read
-    that gets no answer raises `LedgerUnavailable`, a write `OutcomeUnknown`. It may be made before
-    an event loop runs, and used by one loop after another, but not by two at a time.
+    Every method raises a refusal as a class of `credit_service.errors`. A read that gets no answer
+    raises `LedgerUnavailable`, and a write `OutcomeUnknown`. A client may be made before an event
+    loop runs, and used by one loop after another, but not by two at the same time.
     """

@@ -1,4 +1,4 @@
-"""The calls of CreditClient that price, add, take and give back credits."""
+"""The calls of CreditClient that price, purchase, grant, spend, refund and reverse credits."""
 
 from __future__ import annotations
 
@@ -57,12 +57,13 @@ class CreditCalls(Connection):
         metadata: Mapping[str, str] | None = None,
         validate_only: bool = False,
     ) -> pb.PurchaseCreditsResponse:
-        """Adds `amount` credits that were paid for; None for `payment` is an operator's right.
+        """Purchases credits: adds an amount that was paid for.
 
         Args:
             user_id: who gets them.
             amount: credits, 1 to 10^12.
-            payment: the payment, which is credited once over all users and keys.
+            payment: the payment, which is credited once over all users and keys; only an operator
+                may leave it out.
             idempotency_key: the caller's key; None: one is made for this call.
             description: a text for people.
             reference: the caller's own reference.
@@ -98,7 +99,7 @@ class CreditCalls(Connection):
         metadata: Mapping[str, str] | None = None,
         validate_only: bool = False,
     ) -> pb.GrantCreditsResponse:
-        """Gives credits without a payment; an operator's right.
+        """Grants credits without a payment; only an operator may.
 
         Raises:
             UserNotFound: the user is not known.
@@ -129,7 +130,7 @@ class CreditCalls(Connection):
         metadata: Mapping[str, str] | None = None,
         validate_only: bool = False,
     ) -> pb.SpendCreditsResponse:
-        """Takes credits before work is done: the price of an operation, or an amount.
+        """Spends credits before work is done: the price of an operation, or an amount.
 
         Args:
             user_id: who pays.
@@ -145,7 +146,7 @@ class CreditCalls(Connection):
             validate_only: check everything, write nothing.
 
         Raises:
-            InsufficientCredits: the credits are not there; `shortfall` tells how many.
+            InsufficientCredits: too few are available; `shortfall` says how many are missing.
             PriceChanged: the cost is not `expected_cost`.
             UserNotFound: the user is not known.
             OutcomeUnknown: no final answer came; do no work.
@@ -195,12 +196,12 @@ class CreditCalls(Connection):
         metadata: Mapping[str, str] | None = None,
         validate_only: bool = False,
     ) -> pb.RefundCreditsResponse:
-        """Gives back a spend, all that is left of it or `amount` credits.
+        """Refunds a spend, all that is left of it or `amount` credits.
 
         Args:
             user_id: who paid.
-            transaction_id: the spend; None is an operator's right and needs an amount.
-            amount: credits to give back; None: all that is left.
+            transaction_id: the spend; only an operator may leave it out, and must name an amount.
+            amount: credits to refund; None: all that is left.
             idempotency_key: the caller's key, best `refund:<job>:<attempt>`; None: one is made for
                 this call.
             description: a text for people.
@@ -237,13 +238,13 @@ class CreditCalls(Connection):
         reason: str,
         validate_only: bool = False,
     ) -> pb.ReversePurchaseResponse:
-        """Takes back the credits of a purchase for which a refund or dispute took back the money.
+        """Reverses the credits of a purchase whose money was refunded or disputed.
 
         Args:
             payment_ref: the payment of the purchase.
             reversal_ref: the refund or dispute.
             revision: of the refund or dispute, 1 or more; only the highest one counts.
-            reversed_minor: the money that it has taken back so far, in minor units.
+            reversed_minor: the money that it has taken so far, in minor units.
             paid_minor: the money that was paid, in minor units.
             currency: of both, such as eur.
             reason: for people.
@@ -251,7 +252,7 @@ class CreditCalls(Connection):
 
         Raises:
             PaymentNotFound: no purchase was made for the payment.
-            UserDeleted: its user was deleted; nothing is left to take.
+            UserDeleted: its user was deleted; no credits are left to reverse.
             ReversalReused: the revision was recorded with other figures.
             PaymentMismatch: an earlier reversal said that another sum was paid.
             OutcomeUnknown: no final answer came; repeat the call, which does no harm.

@@ -227,8 +227,8 @@ class HeldWork:
         Repeats the call with the same key while no final answer comes, for up to two minutes.
 
         Args:
-            amount: credits; None: all that is held. 0 releases the hold, as if the body had failed:
-                another delivery runs the job again.
+            amount: credits; None: all that is held. 0 releases the hold, as if the body had failed,
+                and another delivery runs the job again.
             quantity: units at the hold's price, instead of an amount.
             allow_overage: take more than is held, if the account can pay it.
 

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 # An exception that another thread sets, such as the time limit of a task queue, reaches a thread
-# only while it runs Python code. One that waits for an answer does so this often.
+# only while it runs Python code. A thread that waits for an answer does so this often.
 _WAKE_SECONDS = 1.0
 
 
 class LoopThread:
-    """Runs from when it is made until `close`; any other thread may use it."""
+    """Runs until `close`; any other thread may use it."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
@@ -105,7 +105,7 @@ class _Call(Generic[_Result]):
         self._coroutine = coroutine
         self._task: asyncio.Task[_Result] | None = None
         # It is written in C, unlike the locks of `concurrent.futures`: a thread that is interrupted
-        # inside those would keep one, and the loop would wait for it for ever.
+        # inside those would keep one, and the loop would wait for it without end.
         self.ended: queue.SimpleQueue[asyncio.Task[_Result]] = queue.SimpleQueue()
 
     def start(self) -> None:

@@ -39,7 +39,7 @@ class Pauses:
 
 
 class RetryBudget:
-    """What keeps the repeats of a client from burying a service that is overloaded or away.
+    """Keeps the repeats of a client from burying a service that is overloaded or away.
 
     As in gRPC's retry throttling (gRFC A6): a failure costs a token, a success earns a tenth, and
     while no more than half of the tokens are left nothing is repeated. A token a second is earned
@@ -51,11 +51,11 @@ class RetryBudget:
         self._counted_at = time.monotonic()
 
     def succeeded(self) -> None:
-        """Counts a call that the service answered, be it with a refusal."""
+        """Counts a call that the service answered, with a refusal or without."""
         self._add(_TOKENS_PER_SUCCESS)
 
     def failed(self) -> bool:
-        """Counts a try without a final answer; tells whether it may be repeated."""
+        """Counts a try without a final answer; returns whether it may be repeated."""
         self._add(-1.0)
         return self._tokens > _TOKENS_MAX / 2
 

@@ -35,7 +35,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 class Child:
-    """A process that is told to end when the block ends."""
+    """A process that ends with the block."""
 
     def __init__(self, name: str, command: list[str], log: Path, **variables: str) -> None:
         """Starts it.
@@ -43,7 +43,7 @@ class Child:
         Args:
             name: what to call it in a message.
             command: the program and its arguments.
-            log: takes what it writes.
+            log: takes its output.
             variables: of its environment, besides the inherited ones.
         """
         self._name, self._log = name, log
@@ -54,7 +54,7 @@ class Child:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment(**variables),
-                start_new_session=True,  # Ctrl-C is for the benchmark, which ends them in order
+                start_new_session=True,  # Ctrl-C must reach only the benchmark, which ends them
                 preexec_fn=dying_with_us(),  # noqa: PLW1509
             )
 
@@ -64,10 +64,10 @@ class Child:
         return self._process.pid
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Waits until what it writes matches.
+        """Waits until its output matches.
 
         Raises:
-            BenchmarkError: it ended or did not write that in time.
+            BenchmarkError: it ended, or wrote no such line in time.
         """
         deadline = time.monotonic() + _START_SECONDS
         while True:
@@ -115,7 +115,7 @@ def service(log: Path, database_url: str, *arguments: str, **variables: str) -> 
     """Starts `credit-service serve` on any free port.
 
     Args:
-        log: takes what it writes, a line per call among it.
+        log: takes its output, with a line per call.
         database_url: as the service's role.
         arguments: further ones of `serve`.
         variables: settings of the service.

@@ -1,4 +1,4 @@
-"""The command line: arguments, what is started and ended, the exit code."""
+"""The command line: arguments, the programs to start and end, the exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from benchmark import book, machine, rows
 from benchmark.children import BenchmarkError, environment
 from benchmark.report import Report
-from benchmark.stand import Extent, stand
+from benchmark.testbed import Extent, testbed
 from credit_service.database.embedded import EmbeddedPostgresError, embedded_postgres
 
 if TYPE_CHECKING:
@@ -38,9 +38,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def main() -> NoReturn:
     """Runs the benchmark and ends the process.
 
-    The exit code is 0 where every figure can be trusted, whatever it is, 1 where the book does not
-    add up or calls failed, 2 where the benchmark could not run, and 128 plus the signal where it
-    was stopped.
+    The exit code is 0 if every figure can be trusted, whatever it is; 1 if the book does not add up
+    or calls failed; 2 if the benchmark could not run; and 128 plus the signal if it was stopped.
     """
     arguments = _parser().parse_args()
     if sys.platform != "linux":
@@ -48,7 +47,7 @@ def main() -> NoReturn:
     stopped: list[int] = []
 
     def stop(number: int, _frame: object) -> None:
-        # Once is enough: what was started must be ended.
+        # Only once, because the started programs must be ended.
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         stopped.append(number)
@@ -59,7 +58,10 @@ def main() -> NoReturn:
     try:
         report = _run(arguments)
     except KeyboardInterrupt:
-        print("scripts/bench: stopped, and nothing is left of it", file=sys.stderr)
+        print(
+            "scripts/bench: stopped; its programs have ended and its files are removed",
+            file=sys.stderr,
+        )
         sys.exit(128 + (stopped or [signal.SIGINT])[0])
     except (BenchmarkError, EmbeddedPostgresError) as error:
         print(f"scripts/bench: {error}", file=sys.stderr)
@@ -168,7 +170,7 @@ def _run(arguments: argparse.Namespace) -> Report:
         database = asyncio.run(book.settings(cluster.owner_url))
         if off := [name for name in book.DURABILITY if database[name] != "on"]:
             raise BenchmarkError(f"commits are not durable: {', '.join(off)} is off")
-        with stand(extent, cluster, directory, say) as running:
+        with testbed(extent, cluster, directory, say) as running:
             lines = rows.measure(running, arguments.only or rows.NAMES)
         say("verifying the book")
         verified = {name: _verify(cluster, name) for name in running.databases}

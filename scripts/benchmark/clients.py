@@ -1,4 +1,4 @@
-"""The client processes: they get the same plan at once and tell what they saw."""
+"""The client processes: all get the same plan at the same time and report its outcome."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Self
 
 from benchmark.children import BenchmarkError, environment
-from benchmark.plan import Plan, Told
+from benchmark.plan import Outcome, Plan
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -42,7 +42,7 @@ class Clients:
             for _ in range(count)
         ]
 
-    def carry_out(self, plan: Plan, processes: int | None = None) -> list[Told]:
+    def carry_out(self, plan: Plan, processes: int | None = None) -> list[Outcome]:
         """Shares a plan out over the processes and waits for all of them.
 
         Args:
@@ -50,7 +50,7 @@ class Clients:
             processes: how many share it; None: all.
 
         Raises:
-            BenchmarkError: a process ended; what it wrote stands above.
+            BenchmarkError: a process ended; its output is above.
         """
         chosen = self._processes[:processes]
         start_at = time.monotonic() + _LEAD_SECONDS
@@ -67,15 +67,15 @@ class Clients:
                 process.stdin.flush()
             except BrokenPipeError as error:
                 raise BenchmarkError("a client process has ended") from error
-        return [self._told(process) for process in chosen]
+        return [self._outcome(process) for process in chosen]
 
     @staticmethod
-    def _told(process: subprocess.Popen[str]) -> Told:
+    def _outcome(process: subprocess.Popen[str]) -> Outcome:
         assert process.stdout is not None  # noqa: S101  # it is a pipe
         line = process.stdout.readline()
         if not line:
             raise BenchmarkError("a client process has ended")
-        return Told(**json.loads(line))
+        return Outcome(**json.loads(line))
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +89,7 @@ class Clients:
         for process in self._processes:
             if error is not None:
                 process.terminate()
-            with process:  # closes both ends, which tells it to end
+            with process:  # closes both ends, which ends it
                 assert process.stdin is not None  # noqa: S101  # it is a pipe
                 process.stdin.close()
                 try:

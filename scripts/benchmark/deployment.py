@@ -12,13 +12,13 @@ from urllib.parse import quote
 from benchmark import machine, measuring
 from benchmark.children import Child
 from benchmark.lines import Line, at_most, below, compared
-from benchmark.stand import DATABASE
+from benchmark.testbed import DATABASE
 from credit_service.database.programs import ROOTS_STAND_IN, account
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from benchmark.stand import Stand
+    from benchmark.testbed import Testbed
 
 _PROCESSES = 2
 # The kernel deals connections out, so there must be several to deal.
@@ -46,19 +46,19 @@ max_client_conn = 200
 """
 
 
-def memory(stand: Stand) -> list[Line]:
+def memory(testbed: Testbed) -> list[Line]:
     """Measures the memory of a fresh process: idle, under load, after ten minutes of load."""
     row, unit, target = "memory", "MB", below(_MEMORY_MB)
     failed: dict[str, int] = {}
-    with stand.another_service("memory") as service:
-        load = stand.load(service, "spend", 100)
+    with testbed.another_service("memory") as service:
+        load = testbed.load(service, "spend", 100)
         idle = machine.resident_mb(service.pid)
 
         def under_load(seconds: float) -> float:
             failed.update(measuring.failures({"memory": [load(seconds)]}))
             return machine.resident_mb(service.pid)
 
-        stand.say("memory under load")
+        testbed.say("memory under load")
         loaded = under_load(_MEMORY_SECONDS)
         lines = [
             Line(row=row, measured="memory, idle", value=idle, unit=unit, target=target),
@@ -71,13 +71,13 @@ def memory(stand: Stand) -> list[Line]:
                 failed=failed,
             ),
         ]
-        if not stand.extent.full:
+        if not testbed.extent.full:
             return lines
         minutes = []
         for minute in range(1, _MEMORY_MINUTES_FULL + 1):
             minutes.append(under_load(60.0))
-            stand.say(f"memory after minute {minute}: {minutes[-1]:.0f} MB")
-    told = ", ".join(f"{megabytes:.0f}" for megabytes in minutes)
+            testbed.say(f"memory after minute {minute}: {minutes[-1]:.0f} MB")
+    by_minute = ", ".join(f"{megabytes:.0f}" for megabytes in minutes)
     return [
         *lines,
         Line(
@@ -86,7 +86,7 @@ def memory(stand: Stand) -> list[Line]:
             value=minutes[-1],
             unit=unit,
             target=target,
-            note=f"by the minute: {told}",
+            note=f"by the minute: {by_minute}",
             failed=failed,
         ),
         Line(
@@ -100,25 +100,25 @@ def memory(stand: Stand) -> list[Line]:
     ]
 
 
-def processes(stand: Stand) -> list[Line]:
+def processes(testbed: Testbed) -> list[Line]:
     """Measures two server processes that share a port against one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    many = stand.another_service(
+    many = testbed.another_service(
         "processes", f"--processes={_PROCESSES}", CREDIT_LISTEN=f"127.0.0.1:{port}"
     )
     with many as shared:
         name, other = f"{_PROCESSES} server processes on one port", "one process"
         loads = {
-            name: stand.load(shared, "spend", 100, connections=_CONNECTIONS),
-            other: stand.load(stand.service, "spend", 100, connections=_CONNECTIONS),
+            name: testbed.load(shared, "spend", 100, connections=_CONNECTIONS),
+            other: testbed.load(testbed.service, "spend", 100, connections=_CONNECTIONS),
         }
-        samples = stand.in_turns(loads)
+        samples = testbed.in_turns(loads)
     return [compared("processes", samples, name, other)]
 
 
-def pooler(stand: Stand) -> list[Line]:
+def pooler(testbed: Testbed) -> list[Line]:
     """Measures a service that reaches its database through PgBouncer against one that does not."""
     name, other = "through PgBouncer in transaction mode", "straight to PostgreSQL"
     # Debian keeps it where an ordinary user's PATH does not look.
@@ -127,33 +127,33 @@ def pooler(stand: Stand) -> list[Line]:
     if program is None:
         return [Line(row="pgbouncer", measured=name, value=None, note="not installed")]
     with (
-        _bouncer(stand, program) as url,
-        stand.another_service("pooled", database_url=url, CREDIT_STATEMENT_CACHE="0") as pooled,
+        _bouncer(testbed, program) as url,
+        testbed.another_service("pooled", database_url=url, CREDIT_STATEMENT_CACHE="0") as pooled,
     ):
         loads = {
-            name: stand.load(pooled, "spend", 100),
-            other: stand.load(stand.service, "spend", 100),
+            name: testbed.load(pooled, "spend", 100),
+            other: testbed.load(testbed.service, "spend", 100),
         }
-        samples = stand.in_turns(loads)
+        samples = testbed.in_turns(loads)
     return [compared("pgbouncer", samples, name, other)]
 
 
 @contextmanager
-def _bouncer(stand: Stand, program: str) -> Iterator[str]:
+def _bouncer(testbed: Testbed, program: str) -> Iterator[str]:
     """Runs PgBouncer and yields the URL of the database behind it."""
-    directory = stand.directory / "pgbouncer"
+    directory = testbed.directory / "pgbouncer"
     directory.mkdir()
     settings = directory / "pgbouncer.ini"
     settings.write_text(
         _BOUNCER.format(
-            database=DATABASE, sockets=stand.cluster.socket_directory, directory=directory
+            database=DATABASE, sockets=testbed.cluster.socket_directory, directory=directory
         )
     )
     (directory / "users.txt").write_text('"credit_service" ""\n')
     run_as = ["-u", ROOTS_STAND_IN] if account() else []
     if owner := account():
         os.chown(directory, owner["user"], owner["group"])
-    log = stand.directory / "pgbouncer.log"
+    log = testbed.directory / "pgbouncer.log"
     with Child("PgBouncer", [program, *run_as, str(settings)], log) as child:
         child.wait_for("process up")
         yield f"postgresql://credit_service@/{DATABASE}?host={quote(str(directory))}&port=6432"

@@ -15,7 +15,7 @@ from benchmark.numbering import EXPIRING, EXPIRING_TOGETHER
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from benchmark.stand import Stand
+    from benchmark.testbed import Testbed
 
 _HOLDS = 3_000
 _HOLDS_FULL = 20_000
@@ -31,13 +31,13 @@ _PART_SECONDS = 5.0
 _TOGETHER_SECONDS_MAX = 1_800.0
 
 
-def sweeper(stand: Stand) -> list[Line]:
+def sweeper(testbed: Testbed) -> list[Line]:
     """Measures expiries a second, by the times of the entries."""
-    holds = _HOLDS_FULL if stand.extent.full else _HOLDS
+    holds = _HOLDS_FULL if testbed.extent.full else _HOLDS
     rates = []
-    for turn in range(stand.extent.turns):
-        rates.append(_swept(stand, EXPIRING + turn * holds, holds))
-        stand.say(f"turn {turn + 1} of {stand.extent.turns}: expiries: {rates[-1]:,.0f}/s")
+    for turn in range(testbed.extent.turns):
+        rates.append(_swept(testbed, EXPIRING + turn * holds, holds))
+        testbed.say(f"turn {turn + 1} of {testbed.extent.turns}: expiries: {rates[-1]:,.0f}/s")
     return [
         Line(
             row="expiry",
@@ -50,15 +50,15 @@ def sweeper(stand: Stand) -> list[Line]:
     ]
 
 
-def mass(stand: Stand) -> list[Line]:
+def mass(testbed: Testbed) -> list[Line]:
     """Measures the expiry of very many holds at once, while others spend at half load."""
-    most = stand.in_turns({"maximum load": stand.load(stand.service, "spend", 100)})
+    most = testbed.in_turns({"maximum load": testbed.load(testbed.service, "spend", 100)})
     rate = measuring.middle_rate(most["maximum load"]) / 2
-    users = _TOGETHER_FULL if stand.extent.full else _TOGETHER
+    users = _TOGETHER_FULL if testbed.extent.full else _TOGETHER
     holds = users * _EACH
-    stand.fill(EXPIRING_TOGETHER, users)
-    owner_url = stand.cluster.owner_url
-    load = stand.load(stand.service, "spend", 0, rate=rate)
+    testbed.fill(EXPIRING_TOGETHER, users)
+    owner_url = testbed.cluster.owner_url
+    load = testbed.load(testbed.service, "spend", 0, rate=rate)
     asyncio.run(book.expire_holds(owner_url, EXPIRING_TOGETHER, users, _EACH))
     deadline = time.monotonic() + _TOGETHER_SECONDS_MAX
     samples = []
@@ -66,7 +66,7 @@ def mass(stand: Stand) -> list[Line]:
         samples.append(load(_PART_SECONDS))
         times = asyncio.run(book.expiries(owner_url, EXPIRING_TOGETHER, users))
         recorded = sum(times.values())
-        stand.say(f"{recorded:,} of {holds:,} expiries")
+        testbed.say(f"{recorded:,} of {holds:,} expiries")
         if recorded == holds:
             break
         _require_time(deadline, recorded, holds)
@@ -94,9 +94,9 @@ def mass(stand: Stand) -> list[Line]:
     ]
 
 
-def _swept(stand: Stand, first_user: int, holds: int) -> float:
-    stand.fill(first_user, holds)
-    owner_url = stand.cluster.owner_url
+def _swept(testbed: Testbed, first_user: int, holds: int) -> float:
+    testbed.fill(first_user, holds)
+    owner_url = testbed.cluster.owner_url
     asyncio.run(book.expire_holds(owner_url, first_user, holds))
     deadline = time.monotonic() + _SECONDS_MAX
     while True:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from benchmark.children import Server
     from benchmark.measuring import Sample
-    from benchmark.stand import Stand
+    from benchmark.testbed import Testbed
 
 _SIZES = (10**3, 10**5, 10**6)
 _SIZES_FULL = (*_SIZES, 10**7)
@@ -27,27 +27,27 @@ _BOOKS = {
 }
 
 
-def long_books(stand: Stand) -> list[Line]:
+def long_books(testbed: Testbed) -> list[Line]:
     """Measures calls on databases of growing books, each with a service of its own."""
-    sizes = _SIZES_FULL if stand.extent.full else _SIZES
+    sizes = _SIZES_FULL if testbed.extent.full else _SIZES
     servers: dict[int, Server] = {}
     loads: dict[str, Callable[[float], Sample]] = {}
     with ExitStack() as services:
         for size in sizes:
             database = f"book_{size}"
-            stand.add_database(database)
-            stand.fill(LONG, 1, size, database)
-            stand.fill(SHORT, 1, PAGE_ENTRIES + 1, database)
-            url = book.database_url(stand.cluster.service_url, database)
-            service = stand.another_service(database, database_url=url)
+            testbed.add_database(database)
+            testbed.fill(LONG, 1, size, database)
+            testbed.fill(SHORT, 1, PAGE_ENTRIES + 1, database)
+            url = book.database_url(testbed.cluster.service_url, database)
+            service = testbed.another_service(database, database_url=url)
             servers[size] = services.enter_context(service)
         # What is compared follows one another.
         for what, call in _CALLS.items():
             for whose, users in _BOOKS.items():
                 for size, server in servers.items():
                     name = _name(what, size, whose)
-                    loads[name] = stand.load(server, call, _IN_FLIGHT, users=users)
-        samples = stand.in_turns(loads, part=0.5)
+                    loads[name] = testbed.load(server, call, _IN_FLIGHT, users=users)
+        samples = testbed.in_turns(loads, part=0.5)
     smallest, *longer = sizes
     return [
         compared(

@@ -10,19 +10,21 @@ from benchmark.numbering import WATCHED
 
 if TYPE_CHECKING:
     from benchmark.lines import Target
-    from benchmark.stand import Stand
+    from benchmark.testbed import Testbed
 
 _WATCHERS = 1_000
 _CHANGES_A_SECOND = 100
 _QUANTILES = (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999))
 
 
-def half_load(stand: Stand) -> list[Line]:
+def half_load(testbed: Testbed) -> list[Line]:
     """Measures spends that come at their own times, half as many as the service can answer."""
-    most = stand.in_turns({"maximum load": stand.load(stand.service, "spend", 100)})
+    most = testbed.in_turns({"maximum load": testbed.load(testbed.service, "spend", 100)})
     rate = measuring.middle_rate(most["maximum load"]) / 2
     name = "SpendCredits, open loop"
-    samples = stand.in_turns({name: stand.load(stand.service, "spend", 0, rate=rate)}, part=2.0)
+    samples = testbed.in_turns(
+        {name: testbed.load(testbed.service, "spend", 0, rate=rate)}, part=2.0
+    )
     failed = {**measuring.failures(most), **measuring.failures(samples)}
     waited = [us for sample in samples[name] for us in sample.waited_us]
     targets: dict[str, Target] = {"p99": below(25)}
@@ -40,19 +42,19 @@ def half_load(stand: Stand) -> list[Line]:
     ]
 
 
-def watchers(stand: Stand) -> list[Line]:
+def watchers(testbed: Testbed) -> list[Line]:
     """Measures how long a change takes from the sending of the spend to its watcher."""
-    stand.fill(WATCHED, _WATCHERS)
+    testbed.fill(WATCHED, _WATCHERS)
     name = f"{_WATCHERS:,} watchers"
-    load = stand.load(
-        stand.service,
+    load = testbed.load(
+        testbed.service,
         "watch",
         0,
         users=(WATCHED, _WATCHERS),
         rate=_CHANGES_A_SECOND,
         processes=1,
     )
-    samples = stand.in_turns({name: load})
+    samples = testbed.in_turns({name: load})
     waited = [us for sample in samples[name] for us in sample.waited_us]
     quantiles = ", ".join(
         f"{quantile} {measuring.quantile_ms(waited, part):.0f} ms" for quantile, part in _QUANTILES

@@ -34,7 +34,7 @@ class Target:
     bound: float
 
     def met_by(self, value: float) -> bool:
-        """Tells whether a value reaches it."""
+        """Returns whether a value reaches it."""
         return _HOLDS[self.relation](value, self.bound)
 
 
@@ -45,7 +45,7 @@ class Line:
     Attributes:
         row: the name that `--only` takes.
         measured: what was measured.
-        against: what it is compared with; empty where the value stands alone.
+        against: what it is compared with; empty: nothing.
         value: the figure; None: it could not be measured here, and the note says why.
         unit: of the value; empty for a ratio.
         target: what to reach; None: the value is only reported.
@@ -126,7 +126,7 @@ def compared(
 
 
 def busy(*sides: list[Sample]) -> str:
-    """Tells how busy each part was, and where the load generator was the bottleneck."""
+    """Renders how busy each part was, and where the load generator was the bottleneck."""
 
     def share(part: Callable[[Sample], float]) -> str:
         medians = (statistics.median(map(part, samples)) for samples in sides)

@@ -18,7 +18,7 @@ import uvloop
 
 from benchmark import watching
 from benchmark.calls import CALLS, ItemRefusedError, Users
-from benchmark.plan import Plan, Told
+from benchmark.plan import Outcome, Plan
 
 if TYPE_CHECKING:
     from benchmark.calls import Call
@@ -33,25 +33,25 @@ class Generator:
         self._channels: dict[tuple[str, int], list[grpc.aio.Channel]] = {}
         self._users: dict[tuple[int, int], Users] = {}
 
-    async def carry_out(self, plan: Plan) -> Told:
+    async def carry_out(self, plan: Plan) -> Outcome:
         """Carries out a plan to the answer of its last call."""
-        told = Told()
+        outcome = Outcome()
         channels = await self._connected(plan)
         if plan.call == "watch":
-            carried_out = watching.watch(channels[0], plan, told)
+            carried_out = watching.watch(channels[0], plan, outcome)
         else:
             chosen = (plan.first_user, plan.users)
             if chosen not in self._users:
                 self._users[chosen] = Users(*chosen)
             calls = [CALLS[plan.call](channel, self._users[chosen]) for channel in channels]
             loop = _closed_loop if plan.rate is None else _open_loop
-            carried_out = loop(plan, calls, told)
+            carried_out = loop(plan, calls, outcome)
         await asyncio.sleep(plan.start_at - time.monotonic())
         cpu, started = time.process_time(), time.monotonic()
         await carried_out
-        told.cpu_seconds = time.process_time() - cpu
-        told.seconds = time.monotonic() - started
-        return told
+        outcome.cpu_seconds = time.process_time() - cpu
+        outcome.seconds = time.monotonic() - started
+        return outcome
 
     async def _connected(self, plan: Plan) -> list[grpc.aio.Channel]:
         place = (plan.target, plan.connections)
@@ -78,33 +78,33 @@ class Generator:
                 await channel.close()
 
 
-async def _one(call: Call, due: float, end: float, told: Told) -> None:
-    told.begun += 1
+async def _one(call: Call, due: float, end: float, outcome: Outcome) -> None:
+    outcome.begun += 1
     try:
         await call()
     except grpc.aio.AioRpcError as error:
         name = error.code().name
-        told.failed[name] = told.failed.get(name, 0) + 1
+        outcome.failed[name] = outcome.failed.get(name, 0) + 1
         return
     except ItemRefusedError:
-        told.failed["an item"] = told.failed.get("an item", 0) + 1
+        outcome.failed["an item"] = outcome.failed.get("an item", 0) + 1
         return
     now = time.monotonic()
-    told.answered += now <= end
-    told.waited_us.append(round((now - due) * 1_000_000))
+    outcome.answered += now <= end
+    outcome.waited_us.append(round((now - due) * 1_000_000))
 
 
-async def _closed_loop(plan: Plan, calls: list[Call], told: Told) -> None:
+async def _closed_loop(plan: Plan, calls: list[Call], outcome: Outcome) -> None:
     end = plan.start_at + plan.seconds
 
     async def caller(call: Call) -> None:
         while (now := time.monotonic()) < end:
-            await _one(call, now, end, told)
+            await _one(call, now, end, outcome)
 
     await asyncio.gather(*(caller(calls[number % len(calls)]) for number in range(plan.in_flight)))
 
 
-async def _open_loop(plan: Plan, calls: list[Call], told: Told) -> None:
+async def _open_loop(plan: Plan, calls: list[Call], outcome: Outcome) -> None:
     assert plan.rate is not None  # noqa: S101  # the caller chose by it
     end = plan.start_at + plan.seconds
     due = plan.start_at
@@ -112,7 +112,7 @@ async def _open_loop(plan: Plan, calls: list[Call], told: Told) -> None:
         while (due := due + random.expovariate(plan.rate)) < end:
             if (pause := due - time.monotonic()) > 0:
                 await asyncio.sleep(pause)
-            running.create_task(_one(random.choice(calls), due, end, told))  # noqa: S311
+            running.create_task(_one(random.choice(calls), due, end, outcome))  # noqa: S311
 
 
 def main() -> None:
@@ -120,8 +120,8 @@ def main() -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         generator = Generator()
         for line in sys.stdin:
-            told = runner.run(generator.carry_out(Plan(**json.loads(line))))
-            print(json.dumps(asdict(told)), flush=True)
+            outcome = runner.run(generator.carry_out(Plan(**json.loads(line))))
+            print(json.dumps(asdict(outcome)), flush=True)
         runner.run(generator.close())
 
 

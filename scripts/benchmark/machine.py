@@ -1,4 +1,4 @@
-"""Facts about this machine, and what its processes use, as /proc tells them (Linux, proc(5))."""
+"""Facts about this machine, and what its processes use, from /proc (Linux, proc(5))."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def cpu_seconds(root: int) -> float:
 
 
 class Others:
-    """Watches what everybody else on this machine uses, which a quiet one has little of."""
+    """Watches what other programs on this machine use, which should be little."""
 
     def __init__(self) -> None:
-        """Begins to watch."""
+        """Starts to watch."""
         self._all, self._ours = _all_seconds(), cpu_seconds(os.getpid())
         self._started = time.monotonic()
 
@@ -57,7 +57,7 @@ class Others:
 
 
 def _all_seconds() -> float:
-    """Returns what all processors spent on anything, what a hypervisor took away included."""
+    """Returns what all processors spent on anything, the time taken by a hypervisor included."""
     user, nice, system, _idle, _wait, irq, soft_irq, steal, *_ = map(
         int, (_PROC / "stat").read_text().split("\n", 1)[0].split()[1:]
     )
@@ -72,7 +72,7 @@ def resident_mb(pid: int) -> float:
 
 
 def facts(data: Path) -> dict[str, str]:
-    """Tells what a figure of this run depends on.
+    """Returns what the figures of this run depend on.
 
     Args:
         data: where the database keeps its files.
@@ -95,14 +95,14 @@ def facts(data: Path) -> dict[str, str]:
 
 
 def _commit() -> str:
-    told = subprocess.run(
+    ended = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],  # noqa: S607
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
         check=False,
     )
-    return told.stdout.strip() or "unknown"
+    return ended.stdout.strip() or "unknown"
 
 
 def _processor() -> str:

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from benchmark.children import Server
     from benchmark.clients import Clients
 
-# From here on a client process is held to have nothing to spare.
+# From here on a client process counts as fully used.
 GENERATOR_FULL = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What one turn of a load gave.
+    """The result of one turn of a load.
 
     Attributes:
         rate: units of work a second, such as spends.
@@ -74,7 +74,7 @@ class Load:
     processes: int | None = None
 
     def run(self, clients: Clients, database_pid: int, seconds: float) -> Sample:
-        """Puts the load on the server for so many seconds."""
+        """Puts the load on the server for this number of seconds."""
         plan = Plan(
             target=self.server.target,
             call=self.call,
@@ -88,23 +88,23 @@ class Load:
         )
         pids = (self.server.pid, database_pid)
         before = [machine.cpu_seconds(pid) for pid in pids]
-        tellings = clients.carry_out(plan, self.processes)
+        outcomes = clients.carry_out(plan, self.processes)
         server, database = (
             machine.cpu_seconds(pid) - earlier for pid, earlier in zip(pids, before, strict=True)
         )
         failed: Counter[str] = Counter()
-        for told in tellings:
-            failed.update(told.failed)
-        took = max(told.seconds for told in tellings)
-        units = self.units * max(1, sum(told.begun for told in tellings))
+        for outcome in outcomes:
+            failed.update(outcome.failed)
+        took = max(outcome.seconds for outcome in outcomes)
+        units = self.units * max(1, sum(outcome.begun for outcome in outcomes))
         return Sample(
-            rate=self.units * sum(told.answered for told in tellings) / seconds,
+            rate=self.units * sum(outcome.answered for outcome in outcomes) / seconds,
             server_us=server * 1e6 / units,
             database_us=database * 1e6 / units,
             server=server / took,
             database=database / took,
-            generator=max(told.cpu_seconds / told.seconds for told in tellings),
-            waited_us=[us for told in tellings for us in told.waited_us],
+            generator=max(outcome.cpu_seconds / outcome.seconds for outcome in outcomes),
+            waited_us=[us for outcome in outcomes for us in outcome.waited_us],
             failed=dict(failed),
         )
 
@@ -118,10 +118,10 @@ def in_turns(
     """Runs every load once to warm up, and then all of them in turns, there and back again.
 
     Args:
-        runs: by name, what runs a load for so many seconds.
+        runs: by name, functions that run a load for a number of seconds.
         turns: how often each.
         seconds: how long each time.
-        say: told the progress.
+        say: is called with lines of progress.
 
     Returns:
         The samples of each, in the order of the turns.
@@ -152,7 +152,7 @@ class Ratio:
 
 
 def ratio(above: list[Sample], below: list[Sample]) -> Ratio:
-    """Divides the rates turn by turn, so that what slows a whole turn down falls out."""
+    """Divides the rates turn by turn, so that what slows a whole turn down has no effect."""
     each = [one.rate / (other.rate or 1) for one, other in zip(above, below, strict=True)]
     return Ratio(statistics.median(each), min(each), max(each))
 

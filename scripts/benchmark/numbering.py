@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from uuid import UUID
 
-# The same in SQL, of the number that stands for {}.
+# The same in SQL; {} is the number.
 USER_ID_SQL = "md5(({})::text)::uuid"
 
 # Blocks of numbers, so that no row of the table meets the users of another.

@@ -22,7 +22,7 @@ from credit_service.database.programs import ENVIRONMENT
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmark.stand import Stand
+    from benchmark.testbed import Testbed
 
 CLIENTS = 64
 _THREADS = 2
@@ -47,20 +47,20 @@ COMMIT;
 _PATIENCE = "-c lock_timeout=0 -c statement_timeout=0"
 
 
-def load(stand: Stand, users: int) -> Callable[[float], Sample]:
+def load(testbed: Testbed, users: int) -> Callable[[float], Sample]:
     """Makes what runs pgbench for so many seconds, at least one, over the first so many users."""
-    program, script = stand.programs / "pgbench", stand.directory / "pgbench.sql"
+    program, script = testbed.programs / "pgbench", testbed.directory / "pgbench.sql"
     script.write_text(_SCRIPT)
-    role = urlsplit(stand.cluster.service_url).username or ""
+    role = urlsplit(testbed.cluster.service_url).username or ""
 
     def run(seconds: float) -> Sample:
         command: list[str] = [
             *(str(program), "--no-vacuum", "--protocol=prepared", f"--file={script}"),
             *(f"--client={CLIENTS}", f"--jobs={_THREADS}", f"--time={max(1, round(seconds))}"),
-            *(f"--define=users={users}", f"--host={stand.cluster.socket_directory}"),
+            *(f"--define=users={users}", f"--host={testbed.cluster.socket_directory}"),
             *(f"--username={role}", "credit"),
         ]
-        before, own = machine.cpu_seconds(stand.cluster.pid), _children_seconds()
+        before, own = machine.cpu_seconds(testbed.cluster.pid), _children_seconds()
         started = time.monotonic()
         done = subprocess.run(  # noqa: S603
             command,
@@ -75,7 +75,7 @@ def load(stand: Stand, users: int) -> Callable[[float], Sample]:
         made = re.search(r"actually processed: (\d+)", done.stdout)
         if done.returncode or found is None or made is None:
             raise BenchmarkError(f"pgbench failed:\n{done.stderr[-2000:]}")
-        database = machine.cpu_seconds(stand.cluster.pid) - before
+        database = machine.cpu_seconds(testbed.cluster.pid) - before
         return Sample(
             rate=float(found[1]),
             server_us=0,

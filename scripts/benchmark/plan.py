@@ -1,4 +1,4 @@
-"""What a client process is told to do, and what it tells afterwards; each is a line of JSON."""
+"""What a client process has to do, and what it reports afterwards; each is a line of JSON."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Told:
-    """What became of a plan.
+class Outcome:
+    """The outcome of a plan.
 
     Attributes:
         begun: calls that were made.

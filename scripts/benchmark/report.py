@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from benchmark.lines import Line
-    from benchmark.stand import Extent
+    from benchmark.testbed import Extent
 
 _HEAD = ("measured", "against", "value", "to reach", "verdict", "figures")
 # A machine on which others use no more than this.

@@ -1,7 +1,8 @@
 """What the service is measured against, in a process of its own: the same kind of server, bare.
 
-`Empty` answers at once. `Spend` is what users would write themselves: a transaction per call that
-locks the account, updates it and inserts the entry. No access, no log, no metrics, no idempotency.
+`Empty` answers at once. `Spend` is the obvious way to write such a service: a transaction per call
+that locks the account, updates it and inserts the entry. It has no access control, log, metrics or
+idempotency.
 It ends with its input.
 """
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 _CONNECTIONS = 16
 _FLOOR = 0
-# As the service has it unless told otherwise.
+# The default of the service.
 _CONNECTION_AGE_SECONDS = 600
 
 # Its transactions queue for a hot row, for longer than the service's role may.

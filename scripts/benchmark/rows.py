@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from benchmark.lines import Line
-    from benchmark.stand import Stand
+    from benchmark.testbed import Testbed
 
 # Measured one after the other, when those of `throughput` are done.
-_APART: Mapping[str, Callable[[Stand], list[Line]]] = {
+_APART: Mapping[str, Callable[[Testbed], list[Line]]] = {
     "latency": latency.half_load,
     "books": growth.long_books,
     "memory": deployment.memory,
@@ -27,16 +27,16 @@ _APART: Mapping[str, Callable[[Stand], list[Line]]] = {
 NAMES = (*throughput.ROWS, *_APART)
 
 
-def measure(stand: Stand, names: Iterable[str]) -> list[Line]:
+def measure(testbed: Testbed, names: Iterable[str]) -> list[Line]:
     """Measures rows in the order of the table.
 
     Args:
-        stand: what they stand on.
+        testbed: what they run on.
         names: of `NAMES`.
     """
     chosen = set(names)
-    lines = throughput.measure(stand, [name for name in throughput.ROWS if name in chosen])
+    lines = throughput.measure(testbed, [name for name in throughput.ROWS if name in chosen])
     for name, row in _APART.items():
         if name in chosen:
-            lines += row(stand)
+            lines += row(testbed)
     return lines

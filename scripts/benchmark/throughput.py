@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from benchmark.measuring import Sample
-    from benchmark.stand import Stand
+    from benchmark.testbed import Testbed
 
     Samples = Mapping[str, list[Sample]]
 
@@ -39,13 +39,13 @@ _BALANCE, _HISTORY = "GetUserCredit", f"GetTransactionHistory({PAGE_ENTRIES})"
 _HOLD = "HoldCredits and CaptureHold, spread"
 
 
-def _loads(stand: Stand) -> dict[str, Callable[[], Callable[[float], Sample]]]:
+def _loads(testbed: Testbed) -> dict[str, Callable[[], Callable[[float], Sample]]]:
     """What makes each load, by its name; a load is made only if a row needs it."""
-    service, rival, load = stand.service, stand.rival, stand.load
+    service, rival, load = testbed.service, testbed.rival, testbed.load
 
     def history() -> Callable[[float], Sample]:
         # A page more than is read, so that every page is full and has one after it.
-        stand.fill(READERS, _READERS, PAGE_ENTRIES + 1)
+        testbed.fill(READERS, _READERS, PAGE_ENTRIES + 1)
         return load(service, "history", 100, users=(READERS, _READERS))
 
     return {
@@ -57,8 +57,8 @@ def _loads(stand: Stand) -> dict[str, Callable[[], Callable[[float], Sample]]]:
         _EACH_400: lambda: load(rival, "transaction", 400),
         _HOT_100: lambda: load(service, "spend", 100, users=_HOT),
         _EACH_HOT: lambda: load(rival, "transaction", 100, users=_HOT),
-        _PG_SPREAD: lambda: pgbench.load(stand, stand.extent.users),
-        _PG_HOT: lambda: pgbench.load(stand, 1),
+        _PG_SPREAD: lambda: pgbench.load(testbed, testbed.extent.users),
+        _PG_HOT: lambda: pgbench.load(testbed, 1),
         _BATCH: lambda: load(service, "batch", _BATCHES_IN_FLIGHT, units=BATCH_ITEMS),
         _BATCH_HOT: lambda: load(
             service, "batch", _BATCHES_IN_FLIGHT, units=BATCH_ITEMS, users=_HOT
@@ -162,10 +162,10 @@ ROWS: Mapping[str, _Row] = {
 }
 
 
-def measure(stand: Stand, chosen: list[str]) -> list[Line]:
+def measure(testbed: Testbed, chosen: list[str]) -> list[Line]:
     """Measures the chosen rows of this module in common turns."""
     rows = [ROWS[name] for name in chosen]
     needed = {name for row in rows for name in row.loads}
-    loads = {name: make() for name, make in _loads(stand).items() if name in needed}
-    samples = stand.in_turns(loads) if loads else {}
+    loads = {name: make() for name, make in _loads(testbed).items() if name in needed}
+    samples = testbed.in_turns(loads) if loads else {}
     return [line for row in rows for line in row.lines(samples)]

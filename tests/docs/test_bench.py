@@ -21,7 +21,7 @@ import pytest
 from benchmark.lines import Line, at_most, below, compared
 from benchmark.measuring import Sample, quantile_ms
 from benchmark.report import Report
-from benchmark.stand import Extent
+from benchmark.testbed import Extent
 from kit.paths import ROOT
 from kit.waiting import patience
 

@@ -1,4 +1,4 @@
-"""What all rows stand on: the database, the service, the rival and the client processes."""
+"""What all rows run on: the database, the service, the rival and the client processes."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stand:
-    """A running stand.
+class Testbed:
+    """A running testbed.
 
     Attributes:
         extent: how much is measured.
@@ -56,7 +56,7 @@ class Stand:
         service: `credit-service serve`, on the database `credit`.
         rival: the rival server, on the same database.
         clients: the client processes.
-        say: told the progress.
+        say: is called with lines of progress.
         databases: names of all databases that must add up in the end.
     """
 
@@ -149,9 +149,9 @@ class Stand:
 
 
 @contextmanager
-def stand(
+def testbed(
     extent: Extent, cluster: Cluster, directory: Path, say: Callable[[str], None]
-) -> Iterator[Stand]:
+) -> Iterator[Testbed]:
     """Fills the database and starts everything, for as long as the block lasts."""
     started = time.monotonic()
     asyncio.run(book.migrate(cluster.owner_url))
@@ -165,7 +165,7 @@ def stand(
         Clients(extent.clients) as clients,
     ):
         say(f"the service listens on {service.target}, the rival on {rival.target}")
-        yield Stand(
+        yield Testbed(
             extent=extent,
             cluster=cluster,
             directory=directory,
