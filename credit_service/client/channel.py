@@ -104,7 +104,7 @@ def _green_threads() -> str | None:
     if gevent is not None and any(map(gevent.is_module_patched, ("threading", "select"))):
         return "gevent"
     eventlet = sys.modules.get("eventlet.patcher")
-    if eventlet is not None and eventlet.is_monkey_patched("thread"):
+    if eventlet is not None and any(map(eventlet.is_monkey_patched, ("thread", "select"))):
         return "eventlet"
     return None
 

@@ -194,6 +194,7 @@ PATCHES = {
     "gevent": "from gevent import monkey; monkey.patch_all()",
     "gevent without its threads": "from gevent import monkey; monkey.patch_all(thread=False)",
     "eventlet": "import eventlet; eventlet.monkey_patch()",
+    "eventlet without its threads": "import eventlet; eventlet.monkey_patch(thread=False)",
 }
 
 USES = {
