@@ -6,40 +6,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 import pytest
+from kit.browser_pages import balance, details, opened
 from kit.programs import free_port
 from kit.services import running, server_settings
 from kit.waiting import eventually
 from kit.web_pages import Site, running_site
 from kit.web_shops import running_shop
 from playwright.async_api import expect
-
-# What Chromium itself writes about requests that fail; the page's own words are none of these.
-_BY_THE_BROWSER = ("Failed to load resource", "net::ERR_")
-
-
-@asynccontextmanager
-async def opened(chromium, url, *, path="/", expected=()):
-    """A page at an address; no script may throw on it, and nothing unexpected be complained of."""
-    context = await chromium.new_context()
-    page = await context.new_page()
-    wrong = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
-    await page.goto(url + path)
-    try:
-        yield page
-    finally:
-        await context.close()
-    expected += _BY_THE_BROWSER
-    assert [line for line in wrong if not any(words in line for words in expected)] == []
-
-
-def balance(page):
-    return page.locator("credits-balance [part=value]")
-
-
-def details(page):
-    return page.locator("credits-balance [part=details]")
 
 
 async def shown(page):

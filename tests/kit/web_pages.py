@@ -14,6 +14,7 @@ from starlette.routing import Mount, Route
 
 from credit_service.client import CreditClient
 from credit_service.gateway import Bridge, Gateway, Limits, Rate
+from credit_service.gateway.users import Users
 
 LIMITS = Limits(link_seconds=0.2, streams_opened=Rate(1000, 1000), checkouts=Rate(1000, 1000))
 
@@ -87,11 +88,11 @@ class Site:
         return Response(status_code=204)
 
 
-def file(content: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
-    """Answers with a file of the page, under the strict policy."""
+def file(content: str, kind: str, policy: str = POLICY) -> Callable[[Request], Awaitable[Response]]:
+    """Answers with a file of the page, under a content security policy."""
 
     async def answer(_: Request) -> Response:
-        headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
+        headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
         return Response(content, media_type=kind, headers=headers)
 
     return answer
@@ -99,7 +100,12 @@ def file(content: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
 
 @asynccontextmanager
 async def running_site(
-    site: Site, target: str, *, port: int = 0, bridge: Bridge | None = None
+    site: Site,
+    target: str,
+    *,
+    port: int = 0,
+    bridge: Bridge | None = None,
+    users: Users = named_users,
 ) -> AsyncIterator[str]:
     """Serves the page for the length of the block; yields its address.
 
@@ -108,10 +114,11 @@ async def running_site(
         target: host:port of the credit service.
         port: to listen on; 0 takes any free one.
         bridge: sells packs; it is closed with the site.
+        users: finds the user of a request; by default the token names the user.
     """
 
     async with CreditClient(target) as client:
-        gateway = Gateway(client, users=named_users, bridge=bridge, limits=LIMITS)
+        gateway = Gateway(client, users=users, bridge=bridge, limits=LIMITS)
         app = Starlette(
             routes=[
                 *site.routes,

@@ -1305,7 +1305,7 @@ export class CreditsShortfall extends CreditsElement {
 /** What moved the balance, newest first. Attributes: `limit` (20), `types` (comma separated). */
 export class CreditsHistory extends CreditsElement {
   static observedAttributes = ["limit", "types"];
-  static css = `@media (max-width: 30rem) { .after { display: none; } }`;
+  static css = `time { white-space: nowrap; } @media (max-width: 30rem) { .after { display: none; } }`;
   #items = [];
   #cursor = null;
   #state = "loading";
@@ -1403,7 +1403,7 @@ export class CreditsHistory extends CreditsElement {
 
   #title(item) {
     if (item.operation) {
-      const times = item.quantity > 1 ? ` × ${this.number(item.quantity)}` : "";
+      const times = item.quantity > 1 ? `\u00a0×\u00a0${this.number(item.quantity)}` : "";
       const verb = item.type === "refund" ? `${this.word("types", "refund")}: ` : "";
       return `${verb}${this.word("operations", item.operation)}${times}`;
     }

@@ -14,6 +14,7 @@ const user = () => localStorage.getItem("user");
 function show() {
   const signedIn = Boolean(user());
   document.querySelector("#signed-in").hidden = !signedIn;
+  document.querySelector("#signed-out").hidden = signedIn;
   document.querySelector("#sign-out").hidden = !signedIn;
   form.elements.user.value = user() ?? form.elements.user.value;
   form.elements.user.readOnly = signedIn;

@@ -1,0 +1,52 @@
+"""A page in Chromium, opened and looked at."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from playwright.async_api import Browser, Locator, Page
+
+# What Chromium itself writes about requests that fail; the page's own words are none of these.
+_BY_THE_BROWSER = ("Failed to load resource", "net::ERR_")
+
+
+@asynccontextmanager
+async def opened(
+    chromium: Browser,
+    url: str,
+    *,
+    path: str = "/",
+    expected: tuple[str, ...] = (),
+    cookies: Sequence[dict] = (),
+) -> AsyncIterator[Page]:
+    """Opens a page for the length of the block; no script of it may throw.
+
+    Args:
+        chromium: the browser.
+        url: of the site.
+        path: of the page.
+        expected: parts of the messages that may be on its console.
+        cookies: those that the browser has for the site.
+    """
+    context = await chromium.new_context()
+    await context.add_cookies(cookies)
+    page = await context.new_page()
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
+    await page.goto(url + path)
+    try:
+        yield page
+    finally:
+        await context.close()
+    expected += _BY_THE_BROWSER
+    assert [line for line in wrong if not any(words in line for words in expected)] == []
+
+
+def balance(page: Page) -> Locator:
+    """The headline of the balance."""
+    return page.locator("credits-balance [part=value]")
+
+
+def details(page: Page) -> Locator:
+    """The lines beneath the balance."""
+    return page.locator("credits-balance [part=details]")
