@@ -26,8 +26,9 @@ async def verify(
     """Verifies one account, or all of them.
 
     The sum of the changes is the balance and the held part, the open holds are what is held, seq
-    has no gaps, times never fall, refunds stay within their spends, payments are credited once, a
-    reversal belongs to one payment, and a kept key names an entry that can answer its call.
+    has no gaps, times can be sent and never fall, refunds stay within their spends, payments are
+    credited once, a reversal belongs to one payment, and a kept key names an entry that can answer
+    its call.
 
     Args:
         connection: to the database.

@@ -291,6 +291,26 @@ async def test_rows_that_tell_too_little_are_refused_and_nothing_changes(given, 
     await given.adopt()
 
 
+@pytest.mark.parametrize("time", ["-infinity", "0044-03-15 12:00 BC", "0001-12-31 23:59:59 BC"])
+async def test_a_time_before_the_year_1_is_named_and_nothing_is_changed(given, time):
+    user_id = await given.user(10, [("fine", "purchase", 10, "", at(1))], updated=at(1))
+    await given.database.execute(
+        "INSERT INTO credit_transactions (id, user_id, type, amount, timestamp)"
+        f" VALUES ('odd', '{user_id}', 'purchase', 10, '{time}')"
+    )
+    before = await contents(given.database)
+    with pytest.raises(MigrationError) as refusal:
+        await given.adopt()
+    assert str(refusal.value) == (
+        "0002_book cannot be applied and has changed nothing: 1 rows of credit_transactions have a"
+        " time before the year 1. Correct their times or set them to null, then migrate again."
+    )
+    assert await contents(given.database) == before
+    await given.database.execute("UPDATE credit_transactions SET timestamp = NULL WHERE id = 'odd'")
+    await given.adopt()
+    assert not await given.database.faults()
+
+
 async def contents(database):
     """The rows and columns of the given tables as they are now."""
     rows = []

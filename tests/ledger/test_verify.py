@@ -129,6 +129,18 @@ DAMAGES = [
         "the time of seq 4 is before",
     ),
     (
+        "UPDATE credit_transactions SET timestamp = '-infinity' WHERE seq = 1",
+        "the time of seq 1 is not between the years 1 and 9999",
+    ),
+    (
+        "UPDATE credit_transactions SET timestamp = '0044-03-15 BC' WHERE seq = 1",
+        "the time of seq 1 is not between the years 1 and 9999",
+    ),
+    (
+        "UPDATE credit_transactions SET timestamp = 'infinity' WHERE seq = 14",
+        "the time of seq 14 is not between the years 1 and 9999",
+    ),
+    (
         "UPDATE credit_holds SET state = 'captured' WHERE seq = 8",
         "hold 8 is captured, which its entries do not say",
     ),

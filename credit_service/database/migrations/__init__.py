@@ -51,11 +51,17 @@ class MigrationError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One numbered file."""
+    """One numbered file.
+
+    Attributes:
+        check: SQL that raises where the data cannot be migrated; it runs before `sql` and is no
+            part of the checksum, so that it can be added to a released file.
+    """
 
     version: int
     name: str
     sql: str
+    check: str = ""
 
     @property
     def checksum(self) -> str:
@@ -65,10 +71,15 @@ class Migration:
 
 def migrations() -> list[Migration]:
     """Reads the migration files, in order."""
-    found = [
-        Migration(int(file.name[:4]), file.name.removesuffix(".sql"), file.read_text())
+    files = {
+        file.name.removesuffix(".sql"): file.read_text()
         for file in resources.files(__name__).iterdir()
-        if file.name[:4].isdigit() and file.name.endswith(".sql")
+        if file.name.endswith(".sql")
+    }
+    found = [
+        Migration(int(name[:4]), name, sql, files.get(f"check_{name}", ""))
+        for name, sql in files.items()
+        if name[:4].isdigit()
     ]
     return sorted(found, key=lambda migration: migration.version)
 
@@ -146,6 +157,8 @@ async def _apply(
         if migration.version in applied:
             return False
         say(f"applying {migration.name}")
+        if migration.check:
+            await connection.execute(migration.check)
         await connection.execute(migration.sql)
         await connection.execute(
             "INSERT INTO credit_migrations (version, name, checksum) VALUES ($1, $2, $3)",

@@ -106,6 +106,14 @@ FROM book
 WHERE timestamp < earlier
 UNION ALL
 SELECT
+    user_id,
+    'the time of seq ' || seq || ' is not between the years 1 and 9999' AS fault
+FROM book
+WHERE
+    timestamp < timestamptz '0001-01-01 00:00:00+00'
+    OR timestamp >= timestamptz '10000-01-01 00:00:00+00'
+UNION ALL
+SELECT
     account.user_id,
     'the account says balance ' || account.balance || ', held ' || account.held || ', seq '
     || account.seq || '; the entries say ' || coalesce(summed.balance, 0) || ', '
