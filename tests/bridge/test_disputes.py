@@ -6,10 +6,7 @@ Stripe takes and gives back at the rates of two different days, and its fee may 
 import itertools
 
 import pytest
-from kit import bridge_stage
 from kit.bridge_stage import counted
-
-shared_stage, stage = bridge_stage.shared_stage, bridge_stage.stage
 
 IN_EUROS = {"settled": 1_850, "settled_in": "eur"}
 WITH_A_FEE = {"fee_apart": True}

@@ -9,7 +9,6 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from kit import bridge_stage
 from kit.bridge_stage import counted
 from kit.bridges import event_of, paid_session, signature
 from kit.stripe_fakes import KEY, SECRET, Program, bridge_process, bridge_url
@@ -19,8 +18,6 @@ from credit_service.runtime.environment import ConfigurationError
 from stripe_bridge import config, webhook
 from stripe_bridge.request_bodies import Limits
 from stripe_bridge.webhook import Secret
-
-shared_stage, stage = bridge_stage.shared_stage, bridge_stage.stage
 
 
 async def post(stage, body, *headers, bridge=None):

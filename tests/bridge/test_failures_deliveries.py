@@ -6,14 +6,11 @@ import json
 from collections import Counter
 
 import httpx
-from kit import bridge_stage
 from kit.bridge_stage import Hasty, counted, line_to
 from kit.bridges import signature
 from kit.programs import free_port
 from kit.stripe_fakes import bridge_process, bridge_url
 from kit.waiting import eventually, patience
-
-shared_stage, stage = bridge_stage.shared_stage, bridge_stage.stage
 
 
 async def test_01_the_same_event_twice_in_sequence_is_two_200s_and_one_entry(stage):

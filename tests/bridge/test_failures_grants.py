@@ -4,13 +4,10 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from kit import bridge_stage
 from kit.bridge_stage import MONTHLY, POLICY, STARTER, counted
 
 from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.reconcile import reconcile
-
-shared_stage, stage = bridge_stage.shared_stage, bridge_stage.stage
 
 
 def priced_by_lines(user_id, *lines, **fields):

@@ -3,10 +3,7 @@
 import itertools
 
 import pytest
-from kit import bridge_stage
 from kit.bridge_stage import counted
-
-shared_stage, stage = bridge_stage.shared_stage, bridge_stage.stage
 
 EURO = "eur"
 

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import httpx
 import pytest
-from kit import bridge_stage
 from kit.bridge_stage import Hasty
 from kit.programs import free_port
 from kit.services import running, server_settings
@@ -18,8 +17,6 @@ from kit.waiting import eventually
 
 from stripe_bridge.reconcile import reconcile
 from stripe_bridge.request_bodies import Limits
-
-shared_stage, stage = bridge_stage.shared_stage, bridge_stage.stage
 
 
 async def sell(stage, users):

@@ -6,12 +6,10 @@ from uuid import uuid4
 
 import pytest
 import stripe
-from kit import stripe_fixtures
 from kit.stripe_fakes import KEY, SECRET, bought
 from kit.stripe_receiver import receiving
 
-fake, calm = stripe_fixtures.fake, stripe_fixtures.calm
-sdk, receiver = stripe_fixtures.sdk, stripe_fixtures.receiver
+pytestmark = pytest.mark.usefixtures("calm")
 
 
 def params(amount=900, **fields):

@@ -8,14 +8,12 @@ from uuid import uuid4
 
 import pytest
 import stripe
-from kit import stripe_fixtures
 from kit.programs import free_port
 from kit.stripe_fakes import SECRET, bought, fake_stripe
 from kit.stripe_receiver import Receiver, receiving
 from kit.waiting import eventually
 
-fake, calm = stripe_fixtures.fake, stripe_fixtures.calm
-sdk, receiver = stripe_fixtures.sdk, stripe_fixtures.receiver
+pytestmark = pytest.mark.usefixtures("calm")
 
 
 async def test_events_carry_a_signature_that_the_sdk_accepts_for_each_secret(fake, receiver):

@@ -10,7 +10,6 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from kit import bridge_http
 from kit.bridge_http import BODY, balance, status_and_outcome
 from kit.bridges import NOWHERE, bridge_settings, event_of, paid_session, running_bridge, signature
 from kit.callers import EVERY_ROLE
@@ -27,8 +26,6 @@ from stripe_bridge.model import Unresolved
 from stripe_bridge.server import CreditService
 from stripe_bridge.settle import Settler
 from stripe_bridge.stripe_api import StripeAway, StripeRefuses
-
-alone = bridge_http.alone
 
 
 @pytest.fixture

@@ -3,15 +3,12 @@
 import asyncio
 import json
 
-from kit import bridge_http
 from kit.bridge_http import BODY, Raw, balance, head, locked, status_and_outcome
 from kit.bridges import NOWHERE, bridge_settings, event_of, paid_session, running_bridge, signature
 from kit.waiting import eventually
 
 from credit_service.runtime import http
 from stripe_bridge.request_bodies import Limits
-
-alone = bridge_http.alone
 
 
 async def test_what_is_no_http_is_a_400_and_the_end(alone):

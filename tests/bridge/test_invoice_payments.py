@@ -4,7 +4,6 @@ import itertools
 from dataclasses import dataclass
 
 import pytest
-from kit import stripe_fixtures
 from kit.settlers import POLICY, balance, events_about, refuse
 from kit.stripe_fakes import FakeStripe
 
@@ -12,8 +11,6 @@ from credit_service.client import CreditClient
 from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.settle import Settler
 from stripe_bridge.stripe_api import StripeReads
-
-fake, reads = stripe_fixtures.fake, stripe_fixtures.reads
 
 
 @dataclass(frozen=True)

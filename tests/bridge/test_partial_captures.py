@@ -4,12 +4,9 @@ import itertools
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from kit import settlers, stripe_fixtures
 from kit.settlers import balance, events_about
 
 from stripe_bridge.reconcile import reconcile
-
-fake, reads, settler = stripe_fixtures.fake, stripe_fixtures.reads, settlers.settler
 
 # Until 2025-03-31 Stripe made a refund of what was not captured.
 VERSIONS = ("2022-08-01", "2024-10-28.acacia", "2026-10-28.endive")

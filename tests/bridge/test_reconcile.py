@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import pytest
-from kit import stripe_fixtures
 from kit.programs import free_port
 from kit.waiting import eventually
 
@@ -19,8 +18,6 @@ from stripe_bridge.reconcile import reconcile
 from stripe_bridge.settle import Settled, Settler
 from stripe_bridge.settle_many import settle_many
 from stripe_bridge.stripe_api import StripeAway
-
-fake, reads = stripe_fixtures.fake, stripe_fixtures.reads
 
 STRANGER = "00000000-0000-4000-8000-000000000001"
 

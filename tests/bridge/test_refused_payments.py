@@ -3,10 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from kit import bridge_stage
 from kit.bridge_stage import MONTHLY, POLICY, counted
-
-shared_stage, stage = bridge_stage.shared_stage, bridge_stage.stage
 
 REFUSING = {
     "currency_not_allowed": replace(POLICY, allowed_currencies=frozenset({"usd"})),

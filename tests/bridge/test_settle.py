@@ -4,7 +4,6 @@ import asyncio
 import itertools
 
 import pytest
-from kit import settlers, stripe_fixtures
 from kit.programs import free_port
 from kit.settlers import POLICY, balance, events_about, refuse, requests
 from kit.stripe_fakes import KEY
@@ -15,8 +14,6 @@ from credit_service.errors import OutcomeUnknown
 from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.settle import EVENT_NEVER_MADE, Settler
 from stripe_bridge.stripe_api import StripeAway, StripeReads, stripe_client
-
-fake, reads, settler = stripe_fixtures.fake, stripe_fixtures.reads, settlers.settler
 
 
 async def test_session_and_intent_of_a_payment_are_one_purchase_in_any_order(

@@ -3,14 +3,11 @@
 import asyncio
 import itertools
 
-from kit import settlers, stripe_fixtures
 from kit.settlers import POLICY, balance, events_about, refuse, requests
 
 from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.settle import Settler
 from stripe_bridge.webhook_answers import of_settled
-
-fake, reads, settler = stripe_fixtures.fake, stripe_fixtures.reads, settlers.settler
 
 
 async def test_partial_refunds_take_their_share_in_every_order_and_repetition(

@@ -1,7 +1,6 @@
 """What reading from Stripe gives and how it fails, with Stripe's own SDK and a fake Stripe."""
 
 import pytest
-from kit import stripe_fixtures
 from kit.programs import free_port
 from kit.stripe_fakes import KEY
 
@@ -12,8 +11,6 @@ from stripe_bridge.stripe_api import (
     StripeRefuses,
     stripe_client,
 )
-
-fake, reads = stripe_fixtures.fake, stripe_fixtures.reads
 
 
 async def test_a_refused_key_is_an_error_of_the_configuration_and_is_not_shown(fake):

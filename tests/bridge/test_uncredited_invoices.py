@@ -3,13 +3,10 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from kit import bridge_stage
 from kit.bridge_stage import MONTHLY, POLICY, STARTER, counted
 
 from stripe_bridge.catalog import Policy
 from stripe_bridge.reconcile import reconcile
-
-shared_stage, stage = bridge_stage.shared_stage, bridge_stage.stage
 
 SETUP_FEE = "price_setup_fee"
 TRIAL = {"price": MONTHLY, "amount": 0}

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from kit import embedded_parents
 from kit.embedded_parents import IS_ROOT, NOBODY, QUICK, Parent, ask, refusal, running, wheel_in
 
 from credit_service.database import programs
@@ -16,8 +15,6 @@ from credit_service.database.embedded import (
     default_data_directory,
     embedded_postgres,
 )
-
-place, data = embedded_parents.place, embedded_parents.data
 
 
 async def test_both_urls_connect_and_only_the_owner_is_a_superuser(data: Path) -> None:

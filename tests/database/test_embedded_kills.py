@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kit import embedded_parents
 from kit.embedded_parents import (
     Parent,
     ask,
@@ -16,8 +15,6 @@ from kit.embedded_parents import (
     stopped,
     until,
 )
-
-place, data = embedded_parents.place, embedded_parents.data
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -11,7 +11,6 @@ from urllib.parse import quote
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from kit import embedded_parents
 from kit.databases import Database
 from kit.embedded_parents import Parent, ask, until
 from kit.programs import free_port, process
@@ -20,8 +19,6 @@ from kit.waiting import eventually, patience
 
 from credit_service.database.postmaster import Announced, alive, announced
 from credit_service.v1 import credit_service_pb2 as pb
-
-place, data = embedded_parents.place, embedded_parents.data
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -1,20 +1,10 @@
-"""What the tests of the bridge's HTTP share: requests byte by byte, answers, a locked account.
-
-A module takes the fixture by `alone = bridge_http.alone`.
-"""
+"""What the tests of the bridge's HTTP share: requests byte by byte, answers, a locked account."""
 
 import asyncio
 import json
 
-import pytest
-from kit.bridges import NOWHERE, bridge_settings, event_of, running_bridge
+from kit.bridges import event_of
 from kit.waiting import patience
-
-
-@pytest.fixture(scope="module")
-async def alone():
-    async with running_bridge(bridge_settings(NOWHERE)) as running_one:
-        yield running_one
 
 
 def status_and_outcome(response):

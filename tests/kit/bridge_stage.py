@@ -1,7 +1,6 @@
 """Stripe, the bridge, the credit service and its database, put together as in production.
 
-The tests of a module share a stage, and each makes its own users and payments. A module takes the
-fixtures by `shared_stage, stage = bridge_stage.shared_stage, bridge_stage.stage`.
+The tests of a module share a stage, and each makes its own users and payments.
 """
 
 import asyncio
@@ -13,11 +12,10 @@ from uuid import UUID
 
 import grpc
 import httpx
-import pytest
 from kit.bridges import Bridge, bridge_settings, running_bridge
 from kit.databases import Database
-from kit.services import Service, running, server_settings
-from kit.stripe_fakes import KEY, SECRET, FakeStripe, fake_stripe
+from kit.services import Service
+from kit.stripe_fakes import SECRET, FakeStripe
 from kit.waiting import eventually
 from prometheus_client import REGISTRY
 
@@ -25,7 +23,7 @@ from credit_service.client import CreditClient
 from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.server import CreditService
 from stripe_bridge.settle import EVENT_TYPES, Settler
-from stripe_bridge.stripe_api import STRIPE_VERSION, StripeReads, stripe_client
+from stripe_bridge.stripe_api import STRIPE_VERSION, StripeReads
 
 STARTER, MONTHLY = "price_starter", "price_monthly"
 POLICY = Policy(catalog=Catalog(by_price={STARTER: 100, MONTHLY: 30}))
@@ -147,34 +145,6 @@ class Stage:
         )
         await self.fake.faults()
         await self.fake.api_faults()
-
-
-@pytest.fixture(scope="module")
-async def shared_stage(make_shared_database):
-    database = await make_shared_database()
-    async with (
-        fake_stripe() as fake,
-        running(server_settings(database.service_url)) as service,
-        stripe_client(KEY, address=fake.url, retries=0) as sdk,
-        httpx.AsyncClient(base_url=fake.url, headers={"Authorization": f"Bearer {KEY}"}) as api,
-        running_bridge(
-            bridge_settings(service.target, stripe_address=fake.url, policy=POLICY)
-        ) as bridge,
-    ):
-        client, reads = await service.client(), StripeReads(sdk)
-        endpoint = await fake.deliver_to(f"http://127.0.0.1:{bridge.port}/stripe/webhooks")
-        stage = Stage(database, service, client, fake, api, reads, bridge, endpoint["id"])
-        await fake.price(900, id=STARTER)
-        await fake.price(2900, id=MONTHLY, recurring={"interval": "month"})
-        await stage.calm()
-        yield stage
-
-
-@pytest.fixture
-async def stage(shared_stage):
-    """The whole; when the test is over, Stripe is calm again."""
-    yield shared_stage
-    await shared_stage.calm()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,4 @@
-"""Processes that run an embedded server of their own, as in real life.
-
-A module takes the fixtures by `place, data = embedded_parents.place, embedded_parents.data`.
-"""
+"""Processes that run an embedded server of their own, as in real life."""
 
 import importlib.util
 import json
@@ -11,13 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import pytest
 
 from credit_service.database.programs import reachable
 
@@ -119,20 +113,6 @@ def refusal(*arguments, **options) -> str:
     told = parent.tell()
     parent.end()
     return told["refused"]
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """An empty directory that the user `nobody` can reach; pytest's own are closed."""
-    place = Path(tempfile.mkdtemp(prefix="embedded-"))
-    place.chmod(0o755)
-    yield place
-    shutil.rmtree(place)
-
-
-@pytest.fixture
-def data(place: Path) -> Path:
-    return place / "data"
 
 
 def wheel_in(directory: Path) -> str:

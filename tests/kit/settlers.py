@@ -1,20 +1,12 @@
-"""What the tests of settling share: a settler, events as Stripe lists them, what has come of them.
-
-A module takes the fixture by `settler = settlers.settler`, with `reads` of `stripe_fixtures`.
-"""
+"""What the tests of settling share: events as Stripe lists them, and what has come of them."""
 
 import pytest
 
 from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.model import Unresolved
-from stripe_bridge.settle import EVENT_TYPES, Settler
+from stripe_bridge.settle import EVENT_TYPES
 
 POLICY = Policy(catalog=Catalog())
-
-
-@pytest.fixture
-def settler(reads, client):
-    return Settler(reads, client, POLICY)
 
 
 async def balance(client, user_id):
