@@ -1,4 +1,4 @@
-"""Three things every test may ask for: a migrated database, a running service, a client of it."""
+"""What every test may ask for: a migrated database, a running service, a client of it."""
 
 import asyncio
 import contextlib
@@ -163,7 +163,7 @@ def cluster_owner_url():
 
 @pytest.fixture(scope="session")
 async def cluster_owner():
-    """A connection of the owner's to the cluster, which makes and drops the databases."""
+    """A connection to the cluster as its owner, which makes and drops the databases."""
     connection = await asyncpg.connect(os.environ[_OWNER_URL])
     yield connection
     await connection.close()
@@ -171,7 +171,7 @@ async def cluster_owner():
 
 @pytest.fixture
 async def make_database(cluster_owner):
-    """Makes databases, each a copy of the migrated template or, so asked, empty."""
+    """Makes databases, each a copy of the migrated template or, with `empty`, an empty one."""
     async with _databases(cluster_owner) as make:
         yield make
 
@@ -216,7 +216,7 @@ async def database(make_database):
 
 @pytest.fixture
 async def proxy(database):
-    """A way to the database that can be broken."""
+    """A connection to the database that a test can break."""
     async with fault_proxy(database.service_url) as running_proxy:
         yield running_proxy
 

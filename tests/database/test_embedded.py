@@ -71,7 +71,7 @@ def test_a_second_start_on_the_same_data_is_refused_while_the_first_runs(data: P
 
 def test_ctrl_c_is_for_the_parent_and_spares_the_server(data: Path) -> None:
     parent = Parent(data, deaf=True)
-    cluster = parent.tell()
+    cluster = parent.read()
     os.killpg(parent.process.pid, signal.SIGINT)
     assert ask(cluster["owner_url"], "SELECT pg_sleep(0.2) IS NOT NULL") == "t"
     assert ask(cluster["owner_url"], "SELECT 1") == "1"

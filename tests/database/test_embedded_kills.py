@@ -22,7 +22,7 @@ def test_a_killed_parent_leaves_no_server_and_no_socket_directory(
     data: Path, number: signal.Signals
 ) -> None:
     parent = Parent(data)
-    killed = parent.tell()
+    killed = parent.read()
     parent.end(number)
     until(lambda: stopped(killed))
     with running(data) as cluster:
@@ -35,7 +35,7 @@ def test_a_start_right_after_a_kill_waits_for_the_old_server_and_keeps_its_commi
     data: Path,
 ) -> None:
     parent = Parent(data, {})
-    killed = parent.tell()
+    killed = parent.read()
     ask(killed["owner_url"], "CREATE TABLE kept AS SELECT 42 AS answer")
     parent.end(signal.SIGKILL)
     with running(data, {}) as cluster:
@@ -44,7 +44,7 @@ def test_a_start_right_after_a_kill_waits_for_the_old_server_and_keeps_its_commi
 
 def test_a_server_that_outlived_its_parent_is_stopped_by_the_next_start(data: Path) -> None:
     parent = Parent(data, outlived=True)
-    left = parent.tell()
+    left = parent.read()
     parent.end(signal.SIGKILL)
     ask(left["owner_url"], "CREATE TABLE kept AS SELECT 42 AS answer")
     with running(data) as cluster:
@@ -55,7 +55,7 @@ def test_a_server_that_outlived_its_parent_is_stopped_by_the_next_start(data: Pa
 
 def test_a_server_killed_with_its_parent_recovers_what_was_committed(data: Path) -> None:
     parent = Parent(data, {})
-    killed = parent.tell()
+    killed = parent.read()
     ask(killed["owner_url"], "CREATE TABLE kept AS SELECT 42 AS answer")
     os.kill(int(killed["pid"]), signal.SIGKILL)
     parent.end(signal.SIGKILL)
@@ -68,7 +68,7 @@ def test_a_server_killed_with_its_parent_recovers_what_was_committed(data: Path)
 def attached(data: Path) -> Iterator[int]:
     """A process of a killed server that has not ended, and so still has its shared memory."""
     parent = Parent(data, {})
-    killed = parent.tell()
+    killed = parent.read()
     left = int(
         ask(
             killed["owner_url"],
@@ -88,7 +88,7 @@ def test_a_start_waits_for_the_last_process_of_a_killed_server(data: Path, attac
     log = data / "postgresql-18.log"
     until(lambda: log.exists() and "shared memory block" in log.read_text())
     os.kill(attached, signal.SIGCONT)
-    assert ask(parent.tell()["owner_url"], "SELECT 1") == "1"
+    assert ask(parent.read()["owner_url"], "SELECT 1") == "1"
     parent.end()
 
 

@@ -135,7 +135,7 @@ async def test_a_stop_while_the_server_does_not_start_ends_the_service(data):
 
 def test_a_server_that_was_started_again_ends_with_a_killed_parent(data):
     parent = Parent(data, {})
-    killed = parent.tell()
+    killed = parent.read()
     ask(killed["owner_url"], "CREATE TABLE kept AS SELECT 42 AS answer")
     os.kill(int(killed["pid"]), signal.SIGKILL)
 

@@ -304,12 +304,12 @@ async def test_accounts_are_managed_as_described(site):
             site.shell.run(policy)
             with pytest.raises(AccountFrozen):
                 await client.spend_credits(USER_ID, amount=1)
-            told = site.shell.run(show)
+            shown = site.shell.run(show)
             await client.capture_hold(USER_ID, held.hold.id)
             account = await client.get_user_credit(USER_ID)
     assert (account.frozen, account.min_balance) == (True, -50)
-    assert f'"id": "{held.hold.id}"' in told
-    assert '"hold_count": "1"' in told.replace("holdCount", "hold_count")
+    assert f'"id": "{held.hold.id}"' in shown
+    assert '"hold_count": "1"' in shown.replace("holdCount", "hold_count")
     assert " verified, 0 with faults" in site.shell.run(verify)
     changes = "SELECT caller FROM credit_policy_changes"
     assert [row["caller"] for row in await site.sql(changes, database="credit")] == ["local"]
@@ -389,10 +389,10 @@ async def test_it_serves_behind_pgbouncer(site):
     with pooling(site), site.serving(serve) as (service, port):
         # Lanes and reads share the pooler's connections, and so also each other's statements.
         async with CreditClient(f"127.0.0.1:{port}") as client:
-            told = await asyncio.gather(*(story(client, user_id) for user_id in users))
+            shown = await asyncio.gather(*(story(client, user_id) for user_id in users))
         assert "protection missing" not in service.output
         assert "batch fault" not in service.output
-    assert told == [(95, 6)] * len(users)
+    assert shown == [(95, 6)] * len(users)
 
 
 async def test_a_dump_is_restored_with_its_rights_and_adds_up(site):

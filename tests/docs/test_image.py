@@ -52,7 +52,7 @@ class Image:
     """What the first stage leaves for the second.
 
     Attributes:
-        directory: stands for the target directory of the installation.
+        directory: takes the place of the target directory of the installation.
         place: a directory where its user may write.
         account: its user, in the words of `subprocess`.
     """

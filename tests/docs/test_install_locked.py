@@ -16,7 +16,7 @@ from kit.packages import make_wheel, package_index
 from kit.paths import ROOT
 
 UV = Path(sys.executable).with_name("uv")
-# A machine on which nobody set anything: the test says all that there is.
+# A machine without settings of pip or TLS: a test adds those that it is about.
 BARE = {k: v for k, v in clean_environment().items() if not re.match(r"PIP_|SSL_|.*_BUNDLE$", k)}
 
 

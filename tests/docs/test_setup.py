@@ -70,13 +70,13 @@ def test_a_fresh_checkout_is_set_up_once_by_two_at_a_time(version, tmp_path):
 
     again = start(checkout, environment)
     assert again.communicate()[0] == ""
-    told = subprocess.run(
+    said = subprocess.run(
         [checkout / ".venv/bin/python", "-c", "import sys; print(sys.version)"],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert told.stdout.startswith(f"{version}.")
+    assert said.stdout.startswith(f"{version}.")
     # The rules need no database; the whole suite runs with the Python that runs this test.
     tested = subprocess.run(
         [checkout / ".venv/bin/pytest", "-q", "-n0", "tests/rules"],

@@ -58,7 +58,7 @@ BODY = json.dumps(event_of({"id": "cs_1"}, "checkout.session.async_payment_faile
 
 
 async def locked(database, user_id):
-    """Takes the account's lock, so that whoever writes there waits; returns who has it."""
+    """Locks the account, so that every write to it waits; returns the lock's connection."""
     await database.wait_longer_for_locks()
     holder = await database.connect()
     await holder.execute("BEGIN")

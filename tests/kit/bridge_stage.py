@@ -31,7 +31,7 @@ POLICY = Policy(catalog=Catalog(by_price={STARTER: 100, MONTHLY: 30}))
 
 @dataclass
 class Stage:
-    """All the parts. Stripe loses its events, for a test to tell them, until `delivering`."""
+    """All the parts. Stripe loses its events until `delivering`, and a test posts them itself."""
 
     database: Database
     service: Service
@@ -79,7 +79,7 @@ class Stage:
         return answers
 
     async def bought(self, user_id: UUID, credits_: int = 100, amount: int = 900) -> str:
-        """Sells credits and tells of it; returns the id of the payment intent."""
+        """Sells credits and delivers the events; returns the id of the payment intent."""
         paid = await self.fake.purchase(user_id, credits_, amount)
         answers = await self.tell(*await self.events(paid))
         assert answers == [(200, "purchase")]

@@ -19,7 +19,7 @@ from stripe_bridge.request_bodies import Limits
 from stripe_bridge.server import CreditService
 from stripe_bridge.webhook import Secret
 
-# Nobody is there; enough for what needs no credits or no Stripe.
+# Nothing listens there; enough for tests that need no credits or no Stripe.
 NOWHERE = "127.0.0.1:9"
 
 PACKS = """
@@ -70,7 +70,7 @@ def signature(body: bytes, secret: str = SECRET, at: int | None = None) -> str:
 
 
 def bridge_settings(credit_target: str, **changes: object) -> server.Settings:
-    """Settings of a bridge on any free port; without a Stripe, for none is asked in most tests."""
+    """Settings of a bridge on any free port, without a Stripe because most tests ask none."""
     return replace(
         server.Settings(
             listen="127.0.0.1:0",

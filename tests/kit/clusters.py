@@ -17,8 +17,8 @@ from pathlib import Path
 from kit.postgres import postgres
 
 with postgres(Path(sys.argv[1])) as cluster:
-    told = {"sockets": str(cluster.socket_directory), "pid": cluster.pid}
-    print(json.dumps(told | {"owner_url": cluster.owner_url}), flush=True)
+    said = {"sockets": str(cluster.socket_directory), "pid": cluster.pid}
+    print(json.dumps(said | {"owner_url": cluster.owner_url}), flush=True)
     sys.stdin.read()
 """
 
@@ -53,10 +53,10 @@ class Cluster:
         )
         line = self._keeper.stdout.readline()
         assert line, "the cluster did not start"
-        told = json.loads(line)
-        self._pid = told["pid"]
-        lead(self._link, told["sockets"])
-        owner_url = through(told["owner_url"], self._link)
+        said = json.loads(line)
+        self._pid = said["pid"]
+        lead(self._link, said["sockets"])
+        owner_url = through(said["owner_url"], self._link)
         service_url = owner_url.replace("postgres@", "credit_service@")
         self.database = Database("credit", owner_url, service_url)
 

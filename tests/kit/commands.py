@@ -63,10 +63,10 @@ def reverse(user_id, payment_ref, reversal_ref="re_1", revision=1, reversed_mino
     )
 
 
-def submit(clerk, *commands, seconds=None):
+def submit(writers, *commands, seconds=None):
     """Puts them into the queue in one go, before the lane can take the first."""
     deadline = asyncio.get_running_loop().time() + (patience(10) if seconds is None else seconds)
-    return [clerk.submit(command, deadline) for command in commands]
+    return [writers.submit(command, deadline) for command in commands]
 
 
 async def answers(futures):
@@ -75,8 +75,8 @@ async def answers(futures):
         return await asyncio.gather(*futures, return_exceptions=True)
 
 
-async def ask(clerk, *commands):
-    return await answers(submit(clerk, *commands))
+async def ask(writers, *commands):
+    return await answers(submit(writers, *commands))
 
 
 def kinds(given):
@@ -84,7 +84,7 @@ def kinds(given):
 
 
 async def written(database, *commands):
-    """How many entries stand under the keys of the commands."""
+    """How many entries have the keys of the commands."""
     keys = [command.idempotency_key for command in commands]
     rows = await database.fetch(
         "SELECT FROM credit_transactions WHERE idempotency_key = ANY($1::text[])", keys

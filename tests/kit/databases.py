@@ -67,7 +67,7 @@ class Database:
         return [row[0] for row in await self.fetch(_BOOK)]
 
     async def waits_for_a_lock(self) -> bool:
-        """Whether somebody waits for a lock that another transaction has."""
+        """Whether a transaction waits for a lock that another one holds."""
         return bool(
             await self.fetch(
                 "SELECT FROM pg_stat_activity"
@@ -77,7 +77,7 @@ class Database:
 
     @asynccontextmanager
     async def locked(self, *user_ids: UUID) -> AsyncIterator[None]:
-        """Keeps everybody from writing these accounts for the length of the block."""
+        """Holds the locks of these accounts for the length of the block."""
         holder = await self.connect()
         try:
             await holder.execute("BEGIN")

@@ -38,8 +38,8 @@ if order["deaf"]:
 data = Path(order["data"]) if order["data"] else embedded.default_data_directory()
 try:
     with embedded.embedded_postgres(data, order["settings"]) as cluster:
-        told = {name: str(getattr(cluster, name)) for name in cluster.__slots__}
-        print(json.dumps(told | {"data": str(data)}), flush=True)
+        said = {name: str(getattr(cluster, name)) for name in cluster.__slots__}
+        print(json.dumps(said | {"data": str(data)}), flush=True)
         sys.stdin.read()
 except embedded.EmbeddedPostgresError as error:
     print(json.dumps({"refused": str(error)}), flush=True)
@@ -78,7 +78,7 @@ class Parent:
             env={**inherited, **environment},
         )
 
-    def tell(self) -> dict[str, str]:
+    def read(self) -> dict[str, str]:
         """What it said when its server was ready, or refused."""
         return json.loads(self.process.stdout.readline())
 
@@ -100,9 +100,9 @@ def _python_of_all() -> str:
 def running(*arguments, **options) -> Iterator[dict[str, str]]:
     parent = Parent(*arguments, **options)
     try:
-        told = parent.tell()
-        assert "refused" not in told, told
-        yield told
+        said = parent.read()
+        assert "refused" not in said, said
+        yield said
     finally:
         parent.end()
     assert parent.process.returncode == 0
@@ -110,9 +110,9 @@ def running(*arguments, **options) -> Iterator[dict[str, str]]:
 
 def refusal(*arguments, **options) -> str:
     parent = Parent(*arguments, **options)
-    told = parent.tell()
+    said = parent.read()
     parent.end()
-    return told["refused"]
+    return said["refused"]
 
 
 def wheel_in(directory: Path) -> str:

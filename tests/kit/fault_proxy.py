@@ -53,7 +53,7 @@ class Fault:
     seen: int = 0
 
     def meets(self, sql: str) -> bool:
-        """Counts a message; tells whether the fault strikes it."""
+        """Counts a message; returns whether the fault strikes it."""
         if not re.search(self.statement, sql, re.MULTILINE):
             return False
         self.seen += 1

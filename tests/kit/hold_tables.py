@@ -1,7 +1,7 @@
 """What holds do, as rows of a table: what was before, what is asked, what must come of it.
 
 Every row runs with what came before loaded from the book and decided in the same batch, and each
-time it is validated first, which must change nothing and tell the same.
+time it is validated first, which must change nothing and give the same answer.
 """
 
 from dataclasses import asdict, dataclass, replace

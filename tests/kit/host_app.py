@@ -1,4 +1,4 @@
-"""Somebody else's program with the gateway mounted in it, for `uvicorn kit.host_app:app`."""
+"""A program of another author with the gateway mounted in it, for `uvicorn kit.host_app:app`."""
 
 import os
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""Whoever watches an account, and remembers what it was told."""
+"""Watchers of an account, which keep the states that they receive."""
 
 import asyncio
 import re
@@ -12,27 +12,27 @@ POLL = "^" + re.escape(store.SQL["changed_accounts"].splitlines()[0])
 
 
 class Listener:
-    """Takes in a stream and remembers what it was told."""
+    """Reads a stream and keeps what it receives."""
 
     def __init__(self, stream):
-        self.told = []
+        self.received = []
         self._task = asyncio.create_task(self._listen(stream))
 
     async def _listen(self, stream):
         async for credit in stream:
-            self.told.append(credit)
+            self.received.append(credit)
 
     @property
     def seqs(self):
-        return [credit.seq for credit in self.told]
+        return [credit.seq for credit in self.received]
 
     @property
     def last(self):
-        return self.told[-1] if self.told else None
+        return self.received[-1] if self.received else None
 
     async def hears(self, claim):
         """Waits until the newest state is as claimed."""
-        await eventually(lambda: self.told and claim(self.told[-1]))
+        await eventually(lambda: self.received and claim(self.received[-1]))
 
     async def stop(self):
         self._task.cancel()

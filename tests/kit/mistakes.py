@@ -11,7 +11,7 @@ from credit_service.v1 import credit_service_pb2 as pb
 
 HUGE = 10**12 + 1
 
-# A caller's mistake in a field, and a word of the sentence that tells of it.
+# A caller's mistake in a field, and a word of the sentence that names it.
 Mistake = tuple[dict[str, object], str, str]
 
 

@@ -1,4 +1,4 @@
-"""The command line in processes of its own, and ports for what must be told its port."""
+"""The command line in processes of its own, and ports for programs that need a fixed one."""
 
 import contextlib
 import itertools
@@ -126,7 +126,7 @@ def _ports() -> Iterator[int]:
 
 
 def free_port() -> int:
-    """A port nobody has at the moment, for what must be told its port before it starts."""
+    """A port that is free at the moment, for a program that needs a fixed one."""
     while True:
         port = next(_PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):

@@ -11,7 +11,7 @@ INSTANT = timedelta(microseconds=1)
 
 
 async def recorded(database, user_id):
-    """The states of the user's holds as they stand in the book, in the order they were made."""
+    """The states of the user's holds in the ledger, in the order they were made."""
     rows = await database.fetch(
         "SELECT state FROM credit_holds WHERE user_id = $1 ORDER BY seq", user_id
     )

@@ -20,9 +20,9 @@ kind, data, primary = sys.argv[1:]
 server = postgres if kind == "primary" else standby
 arguments = (Path(data),) if kind == "primary" else (Path(data), Path(primary) if primary else None)
 with server(*arguments) as cluster:
-    told = {"sockets": str(cluster.socket_directory), "pid": cluster.pid}
-    told["owner_url"] = cluster.owner_url
-    print(json.dumps(told), flush=True)
+    said = {"sockets": str(cluster.socket_directory), "pid": cluster.pid}
+    said["owner_url"] = cluster.owner_url
+    print(json.dumps(said), flush=True)
     sys.stdin.read()
 """
 
@@ -59,9 +59,9 @@ class Server:
         assert self._keeper.stdout is not None
         line = self._keeper.stdout.readline()
         assert line, f"the {kind} did not start"
-        told = json.loads(line)
-        self.sockets, self.owner_url = Path(told["sockets"]), told["owner_url"]
-        self.pid = told["pid"]
+        said = json.loads(line)
+        self.sockets, self.owner_url = Path(said["sockets"]), said["owner_url"]
+        self.pid = said["pid"]
 
     def stop(self) -> None:
         """Ends the server in order; clients are cut off."""

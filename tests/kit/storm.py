@@ -196,8 +196,8 @@ class Storm:
         for key in happened:
             asked, row = self._asked[key], book[key]
             for answer in asked.answers:
-                told = answer.transaction
-                assert (told.id, told.amount, told.balance_after) == (
+                entry = answer.transaction
+                assert (entry.id, entry.amount, entry.balance_after) == (
                     row["id"],
                     row["amount"],
                     row["balance_after"],

@@ -1,4 +1,4 @@
-"""The fake Stripe and the bridge as processes of their own, and a hand on the fake's controls."""
+"""The fake Stripe and the bridge as processes of their own, and the fake's controls."""
 
 import os
 import sys
@@ -55,7 +55,7 @@ class FakeStripe:
             await http.close_async()
 
     async def do(self, action: str, **body: object) -> dict:
-        """Does one action of `fake_stripe.control`; an AssertionError tells what was wrong."""
+        """Does one action of `fake_stripe.control`; an AssertionError says what was wrong."""
         answer = await self._http.post(f"/_fake/{action}", json=body)
         assert answer.status_code == 200, f"{action}: {answer.text}"
         return answer.json()
@@ -115,7 +115,7 @@ class FakeStripe:
         return (await self.do("event", type=kind, object=about, **fields))["id"]
 
     async def generation_failure(self, object_id: str, kind: str) -> str:
-        """Tells thin destinations that no event of this kind was made; returns the event's id."""
+        """Informs thin destinations that no event of this kind was made; returns the event's id."""
         impact = {"event_type": kind, "related_object_id": object_id}
         failure = "v2.core.health.event_generation_failure.resolved"
         return await self.event(failure, {"impact": impact})

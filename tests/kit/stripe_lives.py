@@ -148,7 +148,7 @@ async def booked(database: Database) -> dict[str, int]:
         " GROUP BY bought.user_id, bought.seq"
     )
     found = {row["payment_ref"]: row["amount"] + int(row["change"]) for row in rows}
-    assert len(found) == len(rows), "a payment stands in the book twice"
+    assert len(found) == len(rows), "a payment is in the ledger twice"
     return found
 
 

@@ -8,7 +8,7 @@ import h11
 
 
 class Receiver:
-    """An endpoint that keeps what it is sent and answers as it is told, 200 by default."""
+    """An endpoint that keeps what it is sent and answers as a test says, 200 by default."""
 
     def __init__(self):
         self.requests = []

@@ -42,7 +42,7 @@ def patience(seconds: float) -> float:
 
 
 def too_late(started: float, seconds: float) -> bool:
-    """Tells whether a deadline has passed.
+    """Returns whether a deadline has passed.
 
     Before it says so it measures the machine again, because the load may have come since the start.
 
@@ -64,7 +64,7 @@ async def eventually(
     Args:
         claim: a function or a coroutine function; it holds when its result is true.
         seconds: the deadline on an idle machine.
-        every: how often it is looked at, in seconds.
+        every: the seconds between two looks.
 
     Returns:
         What the claim returned.

@@ -70,7 +70,7 @@ async def test_after_seq_takes_up_where_it_was_left(database, client):
         await behind.hears(lambda credit: credit.seq == 4)
         await ahead.hears(lambda credit: credit.seq == 4)
         await new.hears(lambda credit: credit.seq == 4)
-        assert current.told == []
+        assert current.received == []
         await client.spend_credits(user_id, amount=1)
         for listener in (current, behind, ahead, new):
             await listener.hears(lambda credit: credit.balance == 96)
@@ -116,7 +116,7 @@ async def test_two_hundred_watchers_all_hear_the_last_state(database, service):
     client = await service.client()
     listeners = [Listener(client.watch_user_credit(users[n % 8])) for n in range(200)]
     try:
-        await eventually(lambda: all(listener.told for listener in listeners), seconds=60)
+        await eventually(lambda: all(listener.received for listener in listeners), seconds=60)
         await asyncio.gather(
             *(client.spend_credits(user_id, amount=1) for user_id in users for _ in range(25))
         )
@@ -124,7 +124,7 @@ async def test_two_hundred_watchers_all_hear_the_last_state(database, service):
     finally:
         await asyncio.gather(*(listener.stop() for listener in listeners))
     for number, listener in enumerate(listeners):
-        assert {credit.user_id for credit in listener.told} == {str(users[number % 8])}
+        assert {credit.user_id for credit in listener.received} == {str(users[number % 8])}
         assert listener.seqs == sorted(set(listener.seqs))
 
 

@@ -22,11 +22,11 @@ async def test_a_drain_ends_the_streams_and_the_next_server_takes_them_up(databa
 
             async def a_change_without_a_seq_is_told():
                 await client.set_account_policy(user_id, min_balance=1)
-                return patient.told
+                return patient.received
 
             await eventually(a_change_without_a_seq_is_told)
             listeners = [Listener(client.watch_user_credit(user_id)) for _ in range(20)]
-            await eventually(lambda: all(listener.told for listener in listeners))
+            await eventually(lambda: all(listener.received for listener in listeners))
             elsewhere = server_settings(database.service_url)
             service.stop.set()
             # Long before the time is over that calls in flight would get.
@@ -40,7 +40,7 @@ async def test_a_drain_ends_the_streams_and_the_next_server_takes_them_up(databa
                 await listener.hears(lambda credit: not credit.frozen)
                 await listener.stop()
     for listener in listeners:
-        assert [credit.frozen for credit in listener.told] == [False, True, False]
+        assert [credit.frozen for credit in listener.received] == [False, True, False]
 
 
 async def test_a_poll_brings_only_what_changed(database, client, monkeypatch):
@@ -97,7 +97,7 @@ async def test_one_poll_serves_all_watched_users(database, proxy):
     async with running(server_settings(proxy.url)) as service:
         client = await service.client()
         listeners = [Listener(client.watch_user_credit(user_id)) for user_id in users]
-        await eventually(lambda: all(listener.told for listener in listeners))
+        await eventually(lambda: all(listener.received for listener in listeners))
         polls = proxy.on(POLL, Kind.HOLD)
         await eventually(polls.met.is_set)
         for user_id in users:
