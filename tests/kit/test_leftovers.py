@@ -5,12 +5,27 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from kit.leftovers import processes, run_directory
+from kit.leftovers import MARK, processes, run_directory
 from kit.paths import ROOT
 from kit.waiting import too_late
+
+# What a run does, in short: a program in a session of its own, which outlives the run by far.
+RUN = """
+import signal, subprocess, sys
+from pathlib import Path
+from kit.leftovers import run_directory
+
+with run_directory(Path(sys.argv[1])) as directory:
+    subprocess.Popen(["sleep", "600"], start_new_session=True)
+    print(directory, flush=True)
+    signal.pause()
+"""
+
+pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="only Linux shows what is left")
 
 
 def _wait_until(claim, seconds=60):
@@ -20,39 +35,53 @@ def _wait_until(claim, seconds=60):
         time.sleep(0.1)
 
 
-@pytest.mark.skipif(not Path("/proc").exists(), reason="only Linux shows who is left")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_killed_run_leaves_neither_its_directory_nor_a_program(number, tmp_path):
-    note = tmp_path / "directory"
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "1", "tests/kit/standstill.py"]
+@contextmanager
+def _started(command, **variables):
     with subprocess.Popen(
-        command,
+        [sys.executable, *command],
         cwd=ROOT,
-        env=os.environ | {"STANDSTILL": str(note)},
-        stdout=subprocess.DEVNULL,
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        text=True,
     ) as run:
         try:
-            _wait_until(lambda: (note.exists() and note.read_text()) or run.poll() is not None)
-            directory = Path(note.read_text())
-            servers = [pid for pid in processes(directory, by_mark=False) if pid != run.pid]
-            assert servers
-            assert len(processes(directory, by_mark=True)) >= 2  # the worker and the service
-            if number is signal.SIGINT:
-                os.killpg(run.pid, number)  # as a terminal does
-            else:
-                run.send_signal(number)
-            _wait_until(lambda: run.poll() is not None)
+            yield run
         finally:
             run.kill()
+
+
+def _nothing_is_left_of(directory):
     _wait_until(lambda: not directory.exists())
-    assert not processes(directory, by_mark=True)
-    assert not processes(directory, by_mark=False)
+    return not processes(directory, by_mark=True) and not processes(directory, by_mark=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_of_a_run_leaves_neither_its_directory_nor_a_program(number, tmp_path):
+    with _started(["-c", RUN, tmp_path], PYTHONPATH=str(ROOT / "tests")) as run:
+        directory = Path(run.stdout.readline().strip())
+        assert len(processes(directory, by_mark=True)) == 1
+        os.killpg(run.pid, number)  # as a terminal does
+        run.wait()
+    assert _nothing_is_left_of(directory)
+
+
+def test_a_killed_pytest_leaves_neither_its_cluster_nor_a_service(tmp_path):
+    note = tmp_path / "directory"
+    command = ["-m", "pytest", "-q", "-n", "1", "tests/kit/standstill.py"]
+    with _started(command, STANDSTILL=str(note)) as run:
+        _wait_until(lambda: (note.exists() and note.read_text()) or run.poll() is not None)
+        directory = Path(note.read_text())
+        assert len(processes(directory, by_mark=True)) >= 2  # the worker and the service
+        assert processes(directory, by_mark=False)  # the cluster
+        run.kill()
+        run.wait()
+    assert _nothing_is_left_of(directory)
 
 
 def test_a_directory_whose_keeper_was_killed_goes_at_the_next_start(tmp_path, monkeypatch):
-    monkeypatch.setenv("TEST_RUN_DIRECTORY", "")
+    monkeypatch.setenv(MARK, "")
     abandoned = tmp_path / "credit-tests-abandoned"
     abandoned.mkdir()
     (abandoned / "keeper.lock").touch()
