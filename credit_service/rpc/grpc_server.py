@@ -34,7 +34,7 @@ _STOP_SECONDS = 0.5
 
 # Calls of a method that may wait until Python looks at them. Beyond this number gRPC itself answers
 # CANCELLED without a reason, which is only there to bound the memory: 10 KB a call.
-_UNACCEPTED_CALLS_MAX = 30_000
+_UNACCEPTED_CALLS_MAX = 10_000
 
 # How often a server that waits for its last calls closes the connections that have none.
 _HANG_UP_SECONDS = 1.0

@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="scripts/bench",
         description="Measures the service on a fresh embedded PostgreSQL with durable commits,"
         " beside a bare server and one transaction per call, and prints a table of ratios."
-        " About two minutes on 2 cores.",
+        " About three minutes on 2 cores.",
     )
     parser.add_argument("--full", action="store_true", help="the long run: about an hour")
     parser.add_argument(

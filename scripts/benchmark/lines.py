@@ -50,7 +50,7 @@ class Line:
         unit: of the value; empty for a ratio.
         target: what to reach; None: the value is only reported.
         note: the figures behind the value.
-        failed: calls that failed on either side, by load and status code.
+        failed: calls that failed on either side, by load, status code and reason.
     """
 
     row: str

@@ -19,6 +19,7 @@ import uvloop
 from benchmark import watching
 from benchmark.calls import CALLS, ItemRefusedError, Users
 from benchmark.plan import Outcome, Plan
+from credit_service import status
 
 if TYPE_CHECKING:
     from benchmark.calls import Call
@@ -78,20 +79,23 @@ class Generator:
                 await channel.close()
 
 
-async def _one(call: Call, due: float, end: float, outcome: Outcome) -> None:
+async def _one(call: Call, due: float, end: float, outcome: Outcome) -> float:
+    """Makes a call; returns for how many seconds its refusal asks to wait."""
     outcome.begun += 1
     try:
         await call()
     except grpc.aio.AioRpcError as error:
-        name = error.code().name
+        refusal = status.parse(error)
+        name = error.code().name + ("" if refusal is None else f" {refusal.reason}")
         outcome.failed[name] = outcome.failed.get(name, 0) + 1
-        return
+        return status.retry_seconds(error) or 0.0
     except ItemRefusedError:
         outcome.failed["an item"] = outcome.failed.get("an item", 0) + 1
-        return
+        return 0.0
     now = time.monotonic()
     outcome.answered += now <= end
     outcome.waited_us.append(round((now - due) * 1_000_000))
+    return 0.0
 
 
 async def _closed_loop(plan: Plan, calls: list[Call], outcome: Outcome) -> None:
@@ -99,7 +103,9 @@ async def _closed_loop(plan: Plan, calls: list[Call], outcome: Outcome) -> None:
 
     async def caller(call: Call) -> None:
         while (now := time.monotonic()) < end:
-            await _one(call, now, end, outcome)
+            if pause := await _one(call, now, end, outcome):
+                # With jitter, so that those refused together do not come back together.
+                await asyncio.sleep(pause * random.uniform(1.0, 1.2))  # noqa: S311
 
     await asyncio.gather(*(caller(calls[number % len(calls)]) for number in range(plan.in_flight)))
 

@@ -34,7 +34,7 @@ class Sample:
         database: processors that PostgreSQL used.
         generator: the part of a processor that the busiest client process used.
         waited_us: microseconds from when a call was due to its answer.
-        failed: calls that were not answered with OK, by status code.
+        failed: calls that were not answered with OK, by status code and reason.
     """
 
     rate: float
@@ -163,7 +163,7 @@ def middle_rate(samples: list[Sample]) -> float:
 
 
 def failures(samples: Mapping[str, list[Sample]]) -> dict[str, int]:
-    """Adds up the calls that failed, by load and status code."""
+    """Adds up the calls that failed, by load, status code and reason."""
     found: Counter[str] = Counter()
     for name, each in samples.items():
         for sample in each:

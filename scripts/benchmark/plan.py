@@ -40,7 +40,7 @@ class Outcome:
     Attributes:
         begun: calls that were made.
         answered: calls answered with OK within the seconds of the plan.
-        failed: calls not answered with OK, by status code.
+        failed: calls not answered with OK, by status code and reason.
         waited_us: microseconds of every answered call; with a rate from when the call was due,
             not from when it was sent, so that a stall counts for all calls it held up.
         cpu_seconds: processor time that the client process used.

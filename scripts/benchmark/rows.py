@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmark import deployment, expiring, growth, latency, throughput
+from benchmark import crowds, deployment, expiring, growth, latency, throughput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +22,7 @@ _APART: Mapping[str, Callable[[Testbed], list[Line]]] = {
     "expiry": expiring.sweeper,
     "mass-expiry": expiring.mass,
     "watchers": latency.watchers,
+    "overload": crowds.overload,
 }
 
 NAMES = (*throughput.ROWS, *_APART)

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import asyncpg
 import pytest
+from benchmark.crowds import goodput
 from benchmark.lines import Line, at_most, below, compared
 from benchmark.measuring import Sample, quantile_ms
 from benchmark.report import Report
@@ -253,3 +254,16 @@ def test_a_quantile_is_a_time_that_was_measured():
     assert quantile_ms(thousand, 0.99) == 990
     assert quantile_ms(thousand, 0.999) == 999
     assert quantile_ms([7000], 0.999) == 7
+
+
+def test_refusals_and_missed_deadlines_of_a_crowd_are_figures_and_other_failures_void_it():
+    crowd = sample(80, **{"UNAVAILABLE OVERLOADED": 6, "DEADLINE_EXCEEDED": 2})
+    crowd.waited_us.extend([1] * 192)
+    best = sample(100)
+    line = goodput({"crowd": [crowd], "few": [best]}, "crowd", "few")
+    assert (line.value, line.verdict) == (0.8, "met")
+    assert line.note.endswith("3.0% OVERLOADED, 1.0% missed their deadline")
+    spoilt = sample(80, CANCELLED=1)
+    line = goodput({"crowd": [spoilt], "few": [best]}, "crowd", "few")
+    assert line.failed == {"crowd: CANCELLED": 1}
+    assert line.verdict == "calls failed"
