@@ -178,7 +178,11 @@ async def _fail(call: Call, fault: Exception, context: Context) -> NoReturn:
         error = InternalError()
     call.failed(error)
     answer = status.render(error)
-    await context.abort(answer.code, answer.message, answer.trailing_metadata)
+    try:
+        await context.abort(answer.code, answer.message, answer.trailing_metadata)
+    except grpc.aio.InternalError:
+        # The caller has just gone. gRPC would log that as an error, with a trace.
+        raise asyncio.CancelledError from None
     raise AssertionError  # `abort` always raises, which its type does not say
 
 

@@ -144,3 +144,22 @@ async def test_a_call_without_a_request_is_told_so(service, connections):
         await call(iter(()), timeout=patience(5))
     told = refused(failure.value)
     assert (told.reason, list(told.violations)) == ("INVALID_REQUEST", ["request"])
+
+
+async def test_a_refusal_of_a_caller_that_has_gone_is_no_error_in_the_log(
+    database, connections, caplog
+):
+    await database.wait_longer_for_locks()
+    user_id = await database.user(10)
+    async with running(server_settings(database.service_url, calls_in_flight=1)) as service:
+        stub = pb_grpc.CreditServiceStub(await connections(service.target))
+        async with database.locked(user_id):
+            waiting = stub.SpendCredits(spend(user_id, "a"), timeout=patience(60))
+            await eventually(database.waits_for_a_lock)
+            for number in range(20):
+                # The deadlines of some of them pass while they are refused.
+                seconds = 0.001 * number
+                gone = [stub.ListPrices(pb.ListPricesRequest(), timeout=seconds) for _ in range(50)]
+                await asyncio.gather(*gone, return_exceptions=True)
+        await asyncio.gather(waiting, return_exceptions=True)
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
