@@ -209,7 +209,7 @@ async def _serve(settings: Settings, made: server.Settings) -> None:
 
     async def started(port: int) -> None:
         host = settings.listen.rpartition(":")[0]
-        print(f"stripe-bridge listens on {host}:{port}")
+        print(f"stripe-bridge {VERSION} listens on {host}:{port}")
         print(f"credits go to {settings.credit_target}")
 
     await server.serve(made, stop, started)

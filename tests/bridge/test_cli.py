@@ -20,6 +20,7 @@ from kit.waiting import patience
 from credit_service.client import CreditClient
 from credit_service.rpc.access import Authenticator
 from credit_service.rpc.tls import ServerCertificate
+from credit_service.runtime.build_info import VERSION
 from stripe_bridge import cli, config_check
 from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.settle import EVENT_TYPES
@@ -416,9 +417,10 @@ async def test_reconcile_ends_with_exit_code_1_while_a_conflict_stays(service, d
             assert done.stdout.splitlines()[-1].endswith("1 conflicts, 0 unresolved")
 
 
-async def test_serve_says_where_it_listens_and_where_credits_go(service):
+async def test_serve_says_its_version_where_it_listens_and_where_credits_go(service):
     with bridge_process("http://127.0.0.1:9", service.target) as process:
         bridge_url(process)
+        process.wait_for(f"^stripe-bridge {VERSION} listens on ")
         process.wait_for(f"credits go to {service.target}")
         process.signal(signal.SIGINT)
         assert await asyncio.to_thread(process.wait) == 0

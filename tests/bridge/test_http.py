@@ -21,6 +21,7 @@ from prometheus_client import REGISTRY
 
 from credit_service import errors
 from credit_service.rpc.access import Authenticator
+from credit_service.runtime.build_info import VERSION
 from stripe_bridge import webhook_answers
 from stripe_bridge.model import Unresolved
 from stripe_bridge.server import CreditService
@@ -294,6 +295,7 @@ async def test_logs_name_event_object_and_outcome_and_nothing_personal_or_secret
                 "/stripe/webhooks", content=text, headers={"Stripe-Signature": signature(text)}
             )
         scraped = await asyncio.to_thread(_read, f"http://127.0.0.1:{metrics_port}/metrics")
+        assert f'stripe_bridge_build_info{{version="{VERSION}"}} 1.0' in scraped
         process.signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait) == 0
     lines = [json.loads(line) for line in process.lines if line.startswith("{")]
