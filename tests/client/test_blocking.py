@@ -29,7 +29,7 @@ from credit_service.v1 import credit_service_pb2 as pb
 
 
 class WorkFailedError(Exception):
-    """What goes wrong in the body."""
+    """The error of the body."""
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ async def test_work_is_paid_when_it_succeeds_and_not_when_it_fails(database, blo
 
 
 async def test_a_hold_is_extended_while_the_thread_works(database, blocking):
-    """The thread waits without giving way, as one that computes does."""
+    """The thread does not wait for anything, like one that computes."""
     user_id = await database.user(10)
 
     def works(client):
@@ -235,7 +235,7 @@ async def test_a_pool_of_processes_works(database):
 
 
 async def test_refusals_pass_between_processes(database):
-    """A pool hands over what a task raised by pickling it."""
+    """A pool pickles the error of a task to pass it on."""
     user_id = await database.user(1)
     with process("serve", CREDIT_DATABASE_URL=database.service_url) as server:
         target = f"127.0.0.1:{server.wait_until_listening()}"
@@ -256,7 +256,7 @@ def _spend(target, user_id):
 
 
 async def test_closing_ends_the_thread_and_every_waiting_call(database, service):
-    """A thread that watches an account for ever must not keep the program from ending."""
+    """A thread that watches an account without end must not keep the program from ending."""
     user_id = await database.user(1)
     client = await asyncio.to_thread(BlockingCreditClient, service.target)
     seen, ended = threading.Event(), threading.Event()
@@ -281,7 +281,7 @@ async def test_closing_ends_the_thread_and_every_waiting_call(database, service)
 
 @pytest.fixture
 async def waiting_service(database):
-    """A service whose calls wait for a lock as long as it takes."""
+    """A service whose calls wait for a lock without a limit."""
     await database.wait_longer_for_locks()
     async with running(server_settings(database.service_url)) as service:
         yield service

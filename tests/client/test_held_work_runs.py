@@ -1,4 +1,4 @@
-"""A job runs again: after it gave its hold up, and after it was refunded; it pays once a run."""
+"""A job runs again: after a capture of nothing, and after a refund; each run pays once."""
 
 import asyncio
 
@@ -45,7 +45,7 @@ async def test_a_delivery_that_took_nothing_is_followed_by_one_that_pays(databas
         async with client.hold(user_id, amount=5, job="song-1") as held:
             taken = await held.capture(0)
             assert taken.hold.state == pb.HOLD_STATE_RELEASED
-            # Made again, it is the same call.
+            # Repeated, it is the same call.
             assert (await held.capture(0)).replayed
     assert await account(client, user_id) == (25, 0)
     assert await runs(client, user_id) == 3
@@ -119,7 +119,7 @@ async def test_a_refunded_job_runs_again_with_the_next_attempt(database, client)
 
 
 async def test_it_does_so_where_tries_of_the_earlier_run_had_failed(database, client):
-    """They took the numbers that the next run begins with."""
+    """Their attempts have the numbers that the next run begins with."""
     user_id = await database.user(25)
     for _ in range(3):
         await fails(client, user_id)

@@ -86,7 +86,7 @@ async def test_an_interruption_at_any_step_leaves_no_hold_alive(database, client
 
     steps = await asyncio.to_thread(sweep)
     assert steps > 100
-    # The client and its thread have survived it all.
+    # The client and its thread have survived.
     await asyncio.to_thread(captures_itself, worker, user_ids[0], "the last")
     await nothing_is_kept(client, user_ids)
     assert not await database.faults()

@@ -8,7 +8,7 @@ from kit.waiting import eventually, patience
 
 from credit_service.client import CreditClient
 
-# Longer than 15 seconds, and shorter than the 89 that gRPC takes if nothing else is asked for.
+# Longer than 15 seconds, and shorter than the 89 that gRPC takes by default.
 DEADLINE_SECONDS = 60
 
 
@@ -30,7 +30,7 @@ async def test_a_call_on_a_silent_connection_is_made_again_on_another(database, 
 
 
 # gRPC sends a ping with the first answers, so a connection must have been quiet for a while to show
-# that it goes on asking.
+# that it keeps sending them.
 QUIET_SECONDS = 40
 
 

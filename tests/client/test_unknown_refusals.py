@@ -11,7 +11,7 @@ from credit_service.client import CreditClient, item_error
 from credit_service.errors import InternalError, LedgerUnavailable, OutcomeUnknown, UnknownRefusal
 from credit_service.v1 import credit_service_pb2 as pb
 
-# These say that there is no final answer; every other code is one.
+# These codes mean that there is no final answer; every other code is one.
 NO_ANSWER = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.CANCELLED,
@@ -19,7 +19,7 @@ NO_ANSWER = (
     grpc.StatusCode.INTERNAL,
 )
 
-# Servers and proxies that failed say these.
+# The codes of servers and proxies that failed.
 FAILED = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS)
 
 DEFINITE = sorted(
