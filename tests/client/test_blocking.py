@@ -148,7 +148,7 @@ async def test_work_is_paid_when_it_succeeds_and_not_when_it_fails(database, blo
 
 
 async def test_a_hold_is_extended_while_the_thread_works(database, blocking):
-    """The thread does not wait for anything, like one that computes."""
+    """The thread is blocked outside of the client, like one that computes."""
     user_id = await database.user(10)
 
     def works(client):
