@@ -219,8 +219,8 @@ def _server_settings(settings: Settings) -> server.Settings:
     secrets = settings.secrets()
     if not secrets:
         raise _Refused(
-            f"set {config.variable('webhook_secrets')}: without a secret events cannot be told from"
-            " a forged one; `stripe-bridge endpoint` makes an endpoint and its secret"
+            f"set {config.variable('webhook_secrets')}: without a secret it cannot recognise forged"
+            " events; `stripe-bridge endpoint` makes an endpoint and its secret"
         )
     return server.Settings(
         listen=settings.listen,
