@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# gRPC reads this when it is imported. Its own lines would stand between the JSON lines of the log.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 import asyncio
 import hashlib
 import json

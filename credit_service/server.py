@@ -113,6 +113,7 @@ async def serve(
         options = grpc_server.server_options(
             share_port=settings.share_port,
             connection_age_seconds=settings.connection_age_seconds,
+            calls_max=settings.calls_in_flight,
         )
         servicer = CreditServicer(ledger, watchers)
         server = grpc_server.make_server(servicer, health, interceptor, options)
@@ -138,6 +139,7 @@ async def serve(
             _probe(ledger, health, settings.authenticator),
             sweeper.sweep(ledger),
             watchers.poll(),
+            grpc_server.close_silent_connections(open_calls, port),
         ):
             stack.push_async_callback(_cancel, asyncio.create_task(task))
         await _tell(health, serving=True)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
+
+# gRPC reads this when it is imported. Its own lines would stand between the JSON lines of the log.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import asyncio
 import signal
 import sys
 from pathlib import Path

@@ -7,11 +7,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import grpc
+import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from credit_service.rpc import sockets
 from credit_service.rpc.interceptor import ANSWER_BYTES_MAX, MESSAGE_BYTES_MAX
+from credit_service.rpc.open_calls import CONNECTION_STREAMS_MAX
 from credit_service.runtime.start_errors import StartRefusedError
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from credit_service.rpc.servicer import CreditServicer
     from credit_service.rpc.tls import ServerCertificate
 
+_log = structlog.get_logger()
+
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CreditService"].full_name
 
 # How long an answer may take from gRPC's hands into those of the network.
@@ -36,15 +40,20 @@ _STOP_SECONDS = 0.5
 # CANCELLED without a reason, which is only there to bound the memory: 10 KB a call.
 _UNACCEPTED_CALLS_MAX = 10_000
 
+_SILENCE_POLL_SECONDS = 1.0
+
 # How often a server that waits for its last calls closes the connections that have none.
 _HANG_UP_SECONDS = 1.0
 
 
-def server_options(*, share_port: bool, connection_age_seconds: float) -> list[tuple[str, int]]:
+def server_options(
+    *, share_port: bool, connection_age_seconds: float, calls_max: int
+) -> list[tuple[str, int]]:
     """Gives the gRPC options of the service's server.
 
     Args:
         share_port: lets several processes listen on the port.
+        calls_max: calls that are admitted at the same time.
         connection_age_seconds: after how long a client is asked to connect anew.
 
     Returns:
@@ -56,6 +65,8 @@ def server_options(*, share_port: bool, connection_age_seconds: float) -> list[t
         ("grpc.max_send_message_length", ANSWER_BYTES_MAX),
         ("grpc.server.max_pending_requests", _UNACCEPTED_CALLS_MAX),
         ("grpc.server.max_pending_requests_hard_limit", _UNACCEPTED_CALLS_MAX),
+        # What a connection can have open at most, so that more would only be refused.
+        ("grpc.max_concurrent_streams", calls_max + CONNECTION_STREAMS_MAX),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         # A ping of keepalive waits for this one too, which is a minute by default.
@@ -140,6 +151,21 @@ async def health_listener(
         yield
     finally:
         await server.stop(0.5)
+
+
+async def close_silent_connections(open_calls: OpenCalls, port: int) -> None:
+    """Closes, once a second, the connections whose callers do not read their answers.
+
+    Args:
+        open_calls: of the server.
+        port: where it listens.
+    """
+    while True:
+        await asyncio.sleep(_SILENCE_POLL_SECONDS)
+        silent = open_calls.silent_peers()
+        if silent:
+            _log.warning("closing connections that read no answers", connections=sorted(silent))
+            await asyncio.to_thread(sockets.hang_up_on, port, silent)
 
 
 async def drain(server: grpc.aio.Server, open_calls: OpenCalls, port: int, seconds: float) -> None:

@@ -94,9 +94,15 @@ class Interceptor(grpc.aio.ServerInterceptor):
         behaviour: Any = inner.stream_stream if streams_in else inner.unary_stream
         read: Any = inner.request_deserializer
 
-        async def respond(request: Any, context: Context, _opened: OpenCall) -> None:
+        async def respond(request: Any, context: Context, opened: OpenCall) -> None:
             async for response in behaviour(request, context):
-                await context.write(response)
+                self._open_calls.sends(opened)
+                try:
+                    await context.write(response)
+                except grpc.aio.InternalError as gone:
+                    # The connection is closed. That is no fault of the service.
+                    raise asyncio.CancelledError from gone
+                self._open_calls.has_sent(opened)
 
         async def answer(requests: Any, context: Context) -> None:
             call = Call(name, streams=True)

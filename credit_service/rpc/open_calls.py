@@ -7,6 +7,7 @@ its own share and not the memory of the process.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 CONNECTION_UNSENT_BYTES_MAX = 4 * 1024 * 1024
 PROCESS_UNSENT_BYTES_MAX = 256 * 1024 * 1024
 
+# A call is admitted only while its connection has room for an answer of this length, so that few
+# answers are made in vain.
+_ANSWER_ROOM_BYTES = 1024 * 1024
+
+# A connection on which an answer waits longer than this is closed.
+UNSENT_SECONDS_MAX = 60.0
+
 CONNECTION_STREAMS_MAX = 4096
 
 
@@ -38,6 +46,7 @@ class OpenCall:
         streams: whether it has any number of answers, which end only with the stream.
         waits: whether it is to have one answer and has none yet.
         unsent: bytes of its answer that wait to be sent.
+        unsent_since: when the answer, or the present one of a stream, began to wait.
         given_up: whether it is ended because the service stops.
     """
 
@@ -46,6 +55,7 @@ class OpenCall:
     streams: bool
     waits: bool
     unsent: int = 0
+    unsent_since: float | None = None
     given_up: bool = False
 
 
@@ -90,7 +100,7 @@ class OpenCalls:
             self._streams_of[call.peer] += 1
             self._streams.add(call)
         else:
-            if len(self._calls) >= self._calls_max or self._is_full(call.peer, 1):
+            if len(self._calls) >= self._calls_max or self._is_full(call.peer, _ANSWER_ROOM_BYTES):
                 raise Overloaded
             self._waiting_time.require(self._waiting, context.time_remaining())
             self._waiting += 1
@@ -113,8 +123,28 @@ class OpenCalls:
             raise LedgerUnavailable
         self._stop_waiting(call, answered=True)
         call.unsent = size
+        call.unsent_since = time.monotonic()
         self._unsent_of[call.peer] += size
         self._unsent += size
+
+    @staticmethod
+    def sends(call: OpenCall) -> None:
+        """Notes that a stream begins to send one of its answers."""
+        call.unsent_since = time.monotonic()
+
+    @staticmethod
+    def has_sent(call: OpenCall) -> None:
+        """Notes that a stream has sent one of its answers."""
+        call.unsent_since = None
+
+    def silent_peers(self) -> set[str]:
+        """The connections that have not read an answer for `UNSENT_SECONDS_MAX`."""
+        limit = time.monotonic() - UNSENT_SECONDS_MAX
+        return {
+            call.peer
+            for call in self._calls | self._streams
+            if call.unsent_since is not None and call.unsent_since < limit
+        }
 
     def _is_full(self, peer: str, size: int) -> bool:
         waiting = self._unsent_of.get(peer, 0)

@@ -12,10 +12,11 @@ import os
 import socket
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 def stop_listening(port: int) -> None:
@@ -39,10 +40,31 @@ def hang_up(port: int, spared: set[str]) -> None:
         spared: the peers, as gRPC names them, whose connections stay.
     """
     spared_ports = {int(peer.rpartition(":")[2]) for peer in spared}
+    _close(port, lambda peer: peer[1] not in spared_ports)
+
+
+def hang_up_on(port: int, peers: set[str]) -> None:
+    """Closes the connections of some peers.
+
+    Args:
+        port: where they were accepted.
+        peers: as gRPC names them.
+    """
+    addresses = {unquote(peer).partition(":")[2] for peer in peers}
+    _close(port, lambda peer: _address(peer[0], peer[1]) in addresses)
+
+
+def _close(port: int, closes: Callable[[Any], bool]) -> None:
     for _, copy in _sockets(port):
         with contextlib.suppress(OSError):  # it is gone
-            if not _listens(copy) and copy.getpeername()[1] not in spared_ports:
+            if not _listens(copy) and closes(copy.getpeername()):
                 copy.shutdown(socket.SHUT_RDWR)
+
+
+def _address(host: str, port: int) -> str:
+    """Writes an address as gRPC does, which shows an IPv4 client of an IPv6 socket as IPv4."""
+    host = host.removeprefix("::ffff:")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _listens(copy: socket.socket) -> bool:

@@ -30,6 +30,7 @@ _CONNECTIONS = 16
 _FLOOR = 0
 # The default of the service.
 _CONNECTION_AGE_SECONDS = 600
+_CALLS_MAX = 4_000
 
 # Its transactions queue for a hot row, for longer than the service's role may.
 _PATIENCE = {"lock_timeout": "0", "statement_timeout": "0"}
@@ -119,7 +120,9 @@ async def _serve(database_url: str) -> None:
         for name, behaviour in (("Empty", rival.empty), ("Spend", rival.spend))
     }
     server = grpc.aio.server(
-        options=server_options(share_port=False, connection_age_seconds=_CONNECTION_AGE_SECONDS)
+        options=server_options(
+            share_port=False, connection_age_seconds=_CONNECTION_AGE_SECONDS, calls_max=_CALLS_MAX
+        )
     )
     service = grpc.method_handlers_generic_handler(RIVAL.strip("/"), handlers)
     server.add_generic_rpc_handlers((service,))

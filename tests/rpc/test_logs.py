@@ -12,6 +12,7 @@ import unicodedata
 import asyncpg
 import grpc
 import pytest
+from kit.http2 import silent_reader
 from kit.programs import process
 from kit.refusals import refused
 from kit.requests import payment
@@ -356,3 +357,20 @@ async def test_what_is_written_at_once_is_whole_lines_that_a_pipe_takes_whole():
     assert b"".join(pipe.written) == b"".join(lines)
     assert 1 < len(pipe.written) < 20
     assert all(len(piece) <= select.PIPE_BUF and piece.endswith(b"\n") for piece in pipe.written)
+
+
+@pytest.mark.parametrize("verbosity", [None, "INFO"])
+async def test_grpc_adds_no_lines_of_its_own_unless_it_is_asked_to(serving, verbosity):
+    chosen = {} if verbosity is None else {"GRPC_VERBOSITY": verbosity}
+    with serving("json", **chosen) as running:
+        port = await asyncio.to_thread(running.wait_until_listening)
+        async with silent_reader(port) as caller:
+            await caller.call("/credit_service.v1.CreditService/ListPrices", b"")
+            await caller.go_away()
+            await told_of(running, 1)
+            if verbosity is not None:
+                await asyncio.to_thread(running.wait_for, "Got goaway")
+        running.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(running.wait) == 0
+    of_grpc = [line for line in running.lines if re.match(r"[A-Z]\d{4} ", line)]
+    assert bool(of_grpc) is (verbosity is not None)

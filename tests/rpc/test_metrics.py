@@ -1,14 +1,13 @@
 """The metrics as Prometheus reads them, right after a small story whose numbers are known."""
 
 import asyncio
-import urllib.request
 
 import grpc
 import pytest
+from kit.metrics import scrape
 from kit.programs import free_port, process
 from kit.requests import payment
 from kit.waiting import eventually, patience
-from prometheus_client.parser import text_string_to_metric_families
 
 from credit_service.client import CreditClient
 from credit_service.errors import (
@@ -19,41 +18,6 @@ from credit_service.errors import (
 )
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
-
-
-class Scrape:
-    """What one reading of the metrics port said."""
-
-    def __init__(self, text):
-        self.samples = {
-            (sample.name, frozenset(sample.labels.items())): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
-
-    def value(self, name, **labels):
-        return self.samples.get((name, frozenset(labels.items())))
-
-    def all(self, name, label):
-        """The values of a metric by one of its labels, or by several."""
-        names = (label,) if isinstance(label, str) else label
-        return {
-            tuple(dict(labels)[name] for name in names)
-            if len(names) > 1
-            else dict(labels)[label]: value
-            for (sample, labels), value in self.samples.items()
-            if sample == name
-        }
-
-
-async def scrape(port):
-    def read():
-        with urllib.request.urlopen(
-            f"http://127.0.0.1:{port}/metrics", timeout=patience(10)
-        ) as answer:
-            return answer.read().decode()
-
-    return Scrape(await asyncio.to_thread(read))
 
 
 @pytest.fixture
