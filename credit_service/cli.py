@@ -1,4 +1,4 @@
-"""The command line: serve, migrate, settings, verify, health, token; `--help` tells more."""
+"""The command line: serve, migrate, settings, verify, health, token; see `--help`."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def serve(
     migrate: Annotated[bool, Parameter(negative="")] = False,
     processes: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=64))] = 1,
 ) -> None:
-    """Run the service until it is told to stop (SIGTERM or Ctrl-C); calls in flight are answered.
+    """Run the service until SIGTERM or Ctrl-C; calls in flight are then answered.
 
     Settings are environment variables, listed by `credit-service settings`. Without
     CREDIT_DATABASE_URL an embedded PostgreSQL runs beside the service and keeps its data.
@@ -169,7 +169,7 @@ def token(name: str, role: Role) -> None:
     error, for the caller alone; it is shown once and stored nowhere.
 
     Args:
-        name: The caller's name, as it will stand on its entries.
+        name: The caller's name, which its entries carry.
         role: What it may call.
     """
     if not access.NAME.fullmatch(name):
@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; a refusal is one line on standard error and exit code 2.
 
     Args:
-        arguments: what stands behind the program's name; None: as the program was called.
+        arguments: after the program's name; None: those of the process.
     """
     logs.print_at_once()
     try:
@@ -328,7 +328,7 @@ def _run(settings: Settings, service_url: str, count: int) -> None:
         made = _server_settings(settings, service_url, process=None)
         uvloop.run(processes.run_one(made, lambda port: _announce(settings, port)))
         return
-    # Made here once so that a mistake is told before any process starts.
+    # Made here once so that a mistake is reported before any process starts.
     _server_settings(settings, service_url, process=count - 1)
     shared = {"CREDIT_LISTEN": settings.listen}
     if settings.health_listen is not None:

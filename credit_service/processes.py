@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-# Exit code of a process that will not start however often it is tried.
+# Exit code of a process that would not start at a second try either.
 REFUSED = 2
 
 _RESTART_PAUSE_SECONDS = 1.0
@@ -35,12 +35,12 @@ _POLL_SECONDS = 0.1
 async def run_one(settings: Settings, started: Callable[[int], None]) -> None:
     """Serves until SIGTERM or SIGINT; a second one ends the process without draining.
 
-    One of several processes obeys the process that started it, and stops when that is gone: a
-    Ctrl-C reaches them all, and must not count twice.
+    One of several processes ignores SIGINT, because a Ctrl-C reaches its parent too and must not
+    count twice. It stops when its parent has ended.
 
     Args:
         settings: what the server is made of.
-        started: told the port once calls are answered.
+        started: called with the port once calls are answered.
 
     Raises:
         StartRefusedError: as `serve` does.
@@ -69,10 +69,10 @@ async def run_one(settings: Settings, started: Callable[[int], None]) -> None:
 
         loop.add_reader(sentinel, on_orphaned)
 
-    async def tell(port: int) -> None:
+    async def report(port: int) -> None:
         started(port)
 
-    await serve(settings, stop, tell)
+    await serve(settings, stop, report)
 
 
 def run_many(
@@ -84,8 +84,8 @@ def run_many(
 ) -> bool:
     """Runs `count` processes that share their ports, replaces one that dies, and stops them all.
 
-    They are spawned and not forked, for gRPC does not survive a fork; the kernel spreads
-    connections over them (SO_REUSEPORT). Each drains when this process tells it to or is gone.
+    They are spawned and not forked, because gRPC does not survive a fork. The kernel spreads
+    connections over them (SO_REUSEPORT). Each drains when this process asks it to, or ends.
 
     Args:
         count: how many processes.
@@ -105,19 +105,19 @@ def run_many(
     context = multiprocessing.get_context("spawn")
     ready = context.Semaphore(0)
     children: dict[int, BaseProcess] = {}
-    told: dict[int, int] = {}
-    orders = 0
+    signalled: dict[int, int] = {}
+    stops = 0
 
     def stop(_signal: int, _frame: object) -> None:
-        nonlocal orders
-        orders += 1
+        nonlocal stops
+        stops += 1
 
     def start(number: int) -> None:
         children[number] = context.Process(
             target=_run_child, args=(target, number, ready, *args), name=f"credit-service {number}"
         )
         children[number].start()
-        told[number] = 0
+        signalled[number] = 0
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
@@ -133,23 +133,23 @@ def run_many(
             if waiting == 0:
                 started()
         for number, child in list(children.items()):
-            # Sent here and not by the handler, so that each order reaches each process once.
-            for _ in range(told[number], orders):
+            # Sent here and not by the handler, so that each signal reaches each process once.
+            for _ in range(signalled[number], stops):
                 child.terminate()
-                told[number] += 1
+                signalled[number] += 1
             if child.is_alive():
                 continue
             del children[number]
-            # One that was just starting had nothing to drain and ends by the signal.
-            if orders and child.exitcode not in (0, -signal.SIGTERM):
+            # A process that was just starting has nothing to drain, and the signal ends it.
+            if stops and child.exitcode not in (0, -signal.SIGTERM):
                 drained = False
-            if child.exitcode == REFUSED and not orders:
+            if child.exitcode == REFUSED and not stops:
                 refused = True
-                orders = 1
-            if not orders:
+                stops = 1
+            if not stops:
                 _log.error("process died, starting another", process=number, exit=child.exitcode)
                 time.sleep(_RESTART_PAUSE_SECONDS)
-            if not orders:
+            if not stops:
                 start(number)
     if refused:
         raise StartRefusedError("a process refused to start, so all were stopped; see above")
@@ -161,7 +161,7 @@ def _run_child(target: Callable[..., None], number: int, ready: Semaphore, *args
 
 
 def _require_free(setting: str, address: str) -> None:
-    """Refuses a port that somebody has, which sharing would otherwise do silently."""
+    """Refuses a port that is taken; SO_REUSEPORT would share it without an error."""
     host, _, port = address.rpartition(":")
     if port == "0":
         raise StartRefusedError(f"several processes need a port to share; {setting} has port 0")

@@ -41,7 +41,7 @@ _log = structlog.get_logger()
 
 _PROBE_SECONDS = 1.0
 
-# Objects made and not yet freed between two rounds of the garbage collector; Python's own is 700.
+# Objects made and not yet freed between two rounds of the garbage collector; the default is 700.
 _COLLECTOR_THRESHOLD = 10_000
 
 _CONNECT_BACKOFF_SECONDS_MAX = 5.0
@@ -60,7 +60,7 @@ class Settings:
         pool_size: connections for the reads.
         calls_in_flight: calls answered at the same time; more are refused.
         drain_seconds: how long running calls may take to end when the service stops.
-        connection_age_seconds: after how long a client is asked to connect anew.
+        connection_age_seconds: after how long a client is asked to reconnect.
         share_port: lets several processes listen on the port.
         metrics_port: where Prometheus reads; None: nowhere.
         metrics_host: the address of that port.
@@ -91,8 +91,8 @@ async def serve(
         started: awaited with the port once calls are answered.
 
     Raises:
-        StartRefusedError: the database lacks migrations, a port is taken, or nobody has decided who
-            may make one of the calls.
+        StartRefusedError: the database lacks migrations, a port is taken, or a call has no row in
+            the table of rights.
     """
     _require_rights()
     async with AsyncExitStack() as stack:
@@ -142,7 +142,7 @@ async def serve(
             grpc_server.close_silent_connections(open_calls, port),
         ):
             stack.push_async_callback(_cancel, asyncio.create_task(task))
-        await _tell(health, serving=True)
+        await _set_health(health, serving=True)
         _spare_the_collector()
         await started(port)
         await stop.wait()
@@ -177,7 +177,7 @@ async def _database_ready(settings: Settings, stop: asyncio.Event) -> bool:
                 raise
             if why is Absence.REFUSED:
                 raise StartRefusedError(
-                    f"the database refuses the service: {error}; mend CREDIT_DATABASE_URL"
+                    f"the database refuses the service: {error}; correct CREDIT_DATABASE_URL"
                 ) from error
             _log.warning(
                 "database not reachable, trying again",
@@ -210,16 +210,17 @@ async def _check_database(connection: Any, settings: Settings) -> None:
     if settings.writers.adds_users and not made_here:
         raise StartRefusedError(
             "CREDIT_USERS=managed needs a user table made by the migrations, and this auth.users"
-            " belongs to somebody else; set CREDIT_USERS=existing"
+            " was made by others; set CREDIT_USERS=existing"
         )
     for sentence in await missing_protection(connection):
         _log.warning("protection missing: " + sentence)
 
 
 def _spare_the_collector() -> None:
-    """Lets the garbage collector look at what calls make, seldom, and at nothing else.
+    """Makes the garbage collector run seldom, and only over what calls make.
 
-    Calls leave hardly any cycles, so most of its rounds find nothing; what the start made stays.
+    Calls leave hardly any cycles, so most of its rounds find nothing. What the start made is never
+    freed.
     """
     gc.collect()
     gc.freeze()
@@ -229,7 +230,7 @@ def _spare_the_collector() -> None:
 async def _probe(
     ledger: Ledger, health: health_aio.HealthServicer, authenticator: Authenticator
 ) -> None:
-    """Keeps health and identities true to the world, once a second."""
+    """Updates health and identities once a second."""
     serving = True
     while True:
         await asyncio.sleep(_PROBE_SECONDS)
@@ -237,7 +238,7 @@ async def _probe(
         try:
             answers = await ledger.reads.check()
         except Exception:
-            # Whatever it is, it must not end the probe.
+            # No fault may end the probe.
             _log.exception("probe failed")
             answers = False
         if answers != serving:
@@ -245,10 +246,10 @@ async def _probe(
             _log.warning(
                 "a writable database answers again" if answers else "no writable database answers"
             )
-            await _tell(health, serving=answers)
+            await _set_health(health, serving=answers)
 
 
-async def _tell(health: health_aio.HealthServicer, *, serving: bool) -> None:
+async def _set_health(health: health_aio.HealthServicer, *, serving: bool) -> None:
     state = health_pb2.HealthCheckResponse
     for name in ("", grpc_server.SERVICE_NAME):
         await health.set(name, state.SERVING if serving else state.NOT_SERVING)

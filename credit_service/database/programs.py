@@ -134,7 +134,7 @@ def find_programs(copies: Path, run_as: Account) -> Programs:
 
     Raises:
         EmbeddedPostgresError: the wheel is not installed, its programs do not run on this
-            machine, or somebody else could have changed the copy.
+            machine, or others could have changed the copy.
     """
     spec = importlib.util.find_spec(_WHEEL)
     if spec is None or not spec.submodule_search_locations:
@@ -185,7 +185,7 @@ def _copied(wheel: Path, home: Path) -> Path:
         state = each.lstat()
         if state.st_uid != 0 or stat.S_ISLNK(state.st_mode) or state.st_mode & 0o022:
             raise EmbeddedPostgresError(
-                f"{each} could have been changed by somebody other than root, so it is not run: "
+                f"{each} could have been changed by others than root, so it is not run: "
                 f"delete {home} and start again."
             )
     return home / wheel.name

@@ -28,7 +28,7 @@ NAME = re.compile("[ -~]{1,64}")
 
 
 class Role(StrEnum):
-    """What kind of caller somebody is."""
+    """The kind of a caller, which decides what it may call."""
 
     WORKER = "worker"
     GATEWAY = "gateway"
@@ -112,7 +112,7 @@ class Caller:
             raise PermissionDenied(self.role.value, f"call {call}")
 
     def require(self, right: Right) -> None:
-        """Lets the caller go on if its role has the right.
+        """Lets the caller continue if its role has the right.
 
         Raises:
             PermissionDenied: it does not.
@@ -128,7 +128,7 @@ CALLER: ContextVar[Caller] = ContextVar("caller")
 
 
 class IdentitiesError(Exception):
-    """The file of identities cannot be used; the text says where and why."""
+    """The file of identities cannot be used; the message says where and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,11 +239,11 @@ class Authenticator:
         metadata: Iterable[tuple[str, str | bytes]],
         auth_context: Callable[[], Mapping[str, Iterable[bytes]]],
     ) -> Caller:
-        """Tells who makes a call.
+        """Finds out who makes a call.
 
         Args:
             metadata: the call's metadata; `authorization` may hold a bearer token (RFC 6750).
-            auth_context: asks TLS what it knows of the peer.
+            auth_context: returns what TLS knows of the peer.
 
         Raises:
             Unauthenticated: no credentials, or none that are known.

@@ -64,7 +64,7 @@ class BatchCalls(pb_grpc.CreditServiceServicer):
                 answers.append(self._ledger.enqueue(spend, seconds))
             except CreditError as error:
                 answers.append(error)
-        # Gathered, so that a caller who goes away takes along what has not begun.
+        # Gathered, because a cancelled gather cancels the spends that have not begun.
         await asyncio.gather(
             *(answer for answer in answers if isinstance(answer, asyncio.Future)),
             return_exceptions=True,
@@ -98,7 +98,7 @@ def _require_different_keys(items: Sequence[pb.BatchSpendItem]) -> None:
         # A key that is missing is a fault of its item alone.
         if item.idempotency_key and pair in seen:
             raise InvalidRequest(
-                f"items[{place}].idempotency_key", "stands in this batch twice for the same user."
+                f"items[{place}].idempotency_key", "is in this batch twice for the same user."
             )
         seen.add(pair)
 
@@ -130,13 +130,15 @@ def _outcome(answer: asyncio.Future[Outcome]) -> Outcome | CreditError:
 
 def _result(answer: Outcome | CreditError) -> pb.BatchSpendResult:
     if isinstance(answer, CreditError):
-        told = status.to_status(answer)
+        refusal = status.to_status(answer)
         return pb.BatchSpendResult(
-            status=pb.ItemStatus(code=told.code, message=told.message, details=told.details)
+            status=pb.ItemStatus(
+                code=refusal.code, message=refusal.message, details=refusal.details
+            )
         )
     assert answer.entry is not None  # noqa: S101  # a spend makes or finds one
     transaction = responses.transaction(answer.entry)
-    # Of a thousand replayed entries it might be more than a message can hold.
+    # The metadata of a thousand replayed entries may be larger than a message.
     transaction.ClearField("metadata")
     return pb.BatchSpendResult(
         status=pb.ItemStatus(),

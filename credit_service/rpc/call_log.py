@@ -1,7 +1,7 @@
 """One log line and one set of metrics per call.
 
-A line holds method, caller, user, key, outcome, reason and milliseconds. No token, no value of the
-metadata, no description and no payment ever stands in a log.
+A line has method, caller, user, key, outcome, reason and milliseconds. Tokens, values of metadata,
+descriptions and payments are never logged.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
     from credit_service.errors import CreditError
 
-# A field of a log line is cut here: a caller decides what stands in it.
+# A longer field of a log line is cut, because callers choose the content.
 _FIELD_LENGTH_MAX = 128
 
 
 @dataclass(slots=True)
 class Call:
-    """What is told about a call when it ends."""
+    """What is logged and counted about a call when it ends."""
 
     method: str
     caller: str = ""
@@ -41,22 +41,22 @@ class Call:
     started: float = field(default_factory=time.perf_counter)
 
     def answered(self) -> None:
-        """Tells of an OK."""
-        self._tell("OK", "")
+        """Records an OK."""
+        self._record("OK", "")
         if self.replayed:
             call_metrics.REPLAYS.labels(self.method).inc()
 
     def failed(self, error: CreditError) -> None:
-        """Tells of any other answer."""
-        self._tell(CODES[type(error)].name, error.reason)
+        """Records a refusal or a fault."""
+        self._record(CODES[type(error)].name, error.reason)
         if isinstance(error, Refusal):
             call_metrics.REFUSALS.labels(self.method, error.reason).inc()
 
     def abandoned(self) -> None:
-        """Tells that the caller went away or its deadline passed."""
-        self._tell("CANCELLED", "")
+        """Records that the caller went away or that its deadline passed."""
+        self._record("CANCELLED", "")
 
-    def _tell(self, code: str, reason: str) -> None:
+    def _record(self, code: str, reason: str) -> None:
         seconds = time.perf_counter() - self.started
         call_metrics.CALLS.count(self.method, code, reason, None if self.streams else seconds)
         facts: dict[str, object] = {"method": self.method, "outcome": code}
@@ -71,7 +71,7 @@ class Call:
         if self.replayed:
             facts["replayed"] = True
         facts["ms"] = round(seconds * 1000, 2)
-        logs.tell("call", facts)
+        logs.info("call", facts)
 
 
 # The call that the running task answers.
@@ -79,7 +79,7 @@ CALL: ContextVar[Call] = ContextVar("call")
 
 
 def _plain(text: str) -> str:
-    """Cuts what a caller wrote, and spells out what could draw on a terminal or forge a line."""
+    """Cuts what a caller wrote, and escapes what could draw on a terminal or forge a line."""
     cut = text[:_FIELD_LENGTH_MAX]
     return cut if cut.isprintable() else cut.encode("unicode_escape").decode()
 

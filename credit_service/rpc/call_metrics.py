@@ -1,4 +1,4 @@
-"""What is measured about calls, in Prometheus' form. Times are in seconds."""
+"""The Prometheus metrics of calls. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Calls(Collector):
     """Counts calls and how long they took.
 
-    It is counted from one thread and collected from another. The counters of prometheus_client,
+    One thread counts and another collects. The counters of prometheus_client,
     which any thread may change, take five times as long.
     """
 
@@ -40,7 +40,7 @@ class Calls(Collector):
             method: its name.
             code: the name of its gRPC status.
             reason: why it was refused; empty: it was not.
-            seconds: how long it took; None for a stream, whose length tells nothing.
+            seconds: how long it took; None for a stream, because its length means nothing.
         """
         self._answered[method, code, reason] += 1
         if seconds is not None:

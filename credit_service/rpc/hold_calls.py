@@ -27,7 +27,7 @@ class HoldCalls(pb_grpc.CreditServiceServicer):
     async def HoldCredits(
         self, request: pb.HoldCreditsRequest, context: Context
     ) -> pb.HoldCreditsResponse:
-        """Sets credits aside."""
+        """Reserves credits for work."""
         command = MakeHold(
             **requests.common(request),
             charge=requests.charge(request),

@@ -1,7 +1,7 @@
-"""Page tokens: where to go on, bound to the user and the filters they were made for.
+"""Page tokens: where to continue, bound to the user and the filters they were made for.
 
-A token is no secret and grants nothing; the digest only tells a token that belongs to this very
-request from one that was forged, cut or taken from elsewhere (AIP-158).
+A token is not secret and grants nothing. The digest detects a token that was forged, cut, or made
+for another request (AIP-158).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SEQ_BYTES = 8
 
 
 def token(request: Listing, seq: int) -> str:
-    """Makes the token that goes on at `seq` with the request's user and filters."""
+    """Makes the token that continues at `seq` with the request's user and filters."""
     place = seq.to_bytes(_SEQ_BYTES)
     return base64.urlsafe_b64encode(place + _digest(request, place)).decode().rstrip("=")
 

@@ -1,4 +1,4 @@
-"""What the forms of several calls have in common, read from them and written into the answers."""
+"""What the requests of several calls have in common, and its part of their responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The book's values as messages of the contract."""
+"""Values of the ledger as messages of the contract."""
 
 from __future__ import annotations
 

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from credit_service.rpc.requests import Context
     from credit_service.rules.model import Entry
 
-# Leaves room in a message for what stands around the entries.
+# Leaves room in a message for the fields beside the entries.
 PAGE_BYTES_MAX = 1024 * 1024 - 4096
 
-# What a message costs as a field of another, besides itself, at most.
+# The maximum that a message takes as a field of another, besides its own bytes.
 _FIELD_BYTES = 8
 
 REPORT_PERIOD_MAX = timedelta(days=31)

@@ -21,7 +21,7 @@ class CertificateError(Exception):
 
 @dataclass(slots=True)
 class ServerCertificate:
-    """Where the certificate stands.
+    """Where the certificate is.
 
     Attributes:
         chain: the certificate, with its intermediates, in PEM.
@@ -41,20 +41,20 @@ class ServerCertificate:
         """
         stamp = self._stamp()
         configuration = self._read()
-        told = ""
+        logged = ""
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
-            nonlocal stamp, told
+            nonlocal stamp, logged
             try:
                 newest = self._stamp()
                 if newest == stamp:
                     return None
                 renewed = self._read()
             except CertificateError as error:
-                if told != (told := str(error)):
-                    _log.error("new certificate is unusable, keeping the old one", problem=told)
+                if logged != (logged := str(error)):
+                    _log.error("new certificate is unusable, keeping the old one", problem=logged)
                 return None
-            stamp, told = newest, ""
+            stamp, logged = newest, ""
             _log.info("certificate renewed")
             return renewed
 
@@ -87,7 +87,7 @@ class ServerCertificate:
         """Refuses what gRPC would take without a word and then fail with at every handshake."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            # An empty passphrase, for otherwise OpenSSL asks for one at the terminal.
+            # With no passphrase OpenSSL would ask for one at the terminal.
             context.load_cert_chain(self.chain, self.key, password="")
         except (OSError, ValueError) as error:
             raise CertificateError(

@@ -1,4 +1,4 @@
-"""Reads the messages that a request is made of; what has no shape of its own is in `fields`.
+"""Reads the messages that a request consists of; plain values are in `fields`.
 
 Raises `InvalidRequest` with the name of the field.
 """

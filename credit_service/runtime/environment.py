@@ -1,7 +1,7 @@
 """Settings from the environment: read, checked, and shown again, for the service and the bridge.
 
 Each program has one class of settings; its fields are its variables, behind a prefix of its own. A
-variable with that prefix that is no setting stops the start, for it is a setting misspelt.
+variable with that prefix that is no setting stops the start, because it is a misspelt setting.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 PORT_MAX = 65535
 
-# Up to the last @, for a password may hold one that nobody wrote as %40.
+# Up to the last @, because a password may have one that was not written as %40.
 _PASSWORDS = re.compile(r"(?<=://)(?P<role>[^:@]*:).*(?=@)|(?P<query>password=)[^&]*")
 
 
 class ConfigurationError(Exception):
-    """The settings cannot be used; the text names each one and what is wrong with it."""
+    """The settings cannot be used; the message names each one and what is wrong with it."""
 
 
 class EnvironmentSettings(BaseSettings):
@@ -49,7 +49,7 @@ _Settings = TypeVar("_Settings", bound=EnvironmentSettings)
 
 
 def is_port(text: str) -> bool:
-    """Tells whether a text names a port."""
+    """Returns whether a text is a port."""
     return re.fullmatch("[0-9]{1,5}", text) is not None and int(text) <= PORT_MAX
 
 
@@ -66,7 +66,7 @@ Seconds = Annotated[float, Field(gt=0, le=24 * 60 * 60)]
 
 
 def is_loopback(address: str) -> bool:
-    """Tells whether only this machine can connect to a host:port."""
+    """Returns whether only this machine can connect to a host:port."""
     host = address.rpartition(":")[0].strip("[]")
     try:
         return ip_address(host).is_loopback
@@ -147,7 +147,7 @@ def described(settings: EnvironmentSettings) -> Iterator[str]:
 
 
 def _shown(value: object) -> str:
-    """Writes a setting as the environment takes it, without what is secret about it."""
+    """Writes a setting as the environment takes it, with secrets masked."""
     if isinstance(value, SecretStr):
         secret = value.get_secret_value()
         masked = _PASSWORDS.sub(r"\g<role>\g<query>***", secret)

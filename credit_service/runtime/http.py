@@ -1,4 +1,4 @@
-"""uvicorn inside a program of ours: given its socket, without signals, patient only so long."""
+"""uvicorn inside our programs: on a given socket, without signal handlers, with time limits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bound(listen: str, *, setting: str) -> Iterator[socket.socket]:
 
     Args:
         listen: host:port; port 0 takes any free one.
-        setting: the name of its setting, for the refusal.
+        setting: the name of its setting, which the refusal names.
 
     Raises:
         StartRefusedError: the port is taken, or the address is not one of this machine's.
@@ -53,10 +53,10 @@ def bound(listen: str, *, setting: str) -> Iterator[socket.socket]:
 
 @contextlib.asynccontextmanager
 async def serving(app: Any, listener: socket.socket, *, drain_seconds: int) -> AsyncIterator[None]:
-    """Answers requests with an ASGI app for the length of the block; then answers what it has.
+    """Answers requests with an ASGI app for the length of the block, then those still open.
 
     Args:
-        app: the ASGI app; its lifespan is the program's own affair.
+        app: the ASGI app; its lifespan is not run.
         listener: where requests come in.
         drain_seconds: how long requests may still take at the end.
     """
@@ -90,8 +90,8 @@ async def serving(app: Any, listener: socket.socket, *, drain_seconds: int) -> A
 class _Connection(H11Protocol):
     """A connection that is closed when the other side takes too long.
 
-    uvicorn waits for ever for the head of the first request, for the rest of a head that has begun,
-    and for a reader that takes nothing of its answer.
+    uvicorn waits forever for the head of the first request, for the rest of a head that has begun,
+    and for a client that reads nothing of its answer.
     """
 
     _waiting: asyncio.TimerHandle | None = None
@@ -115,7 +115,7 @@ class _Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        # Not closed, which would wait for the reader to take the rest.
+        # To close it would wait until the client has read the rest.
         self._writing = self.loop.call_later(_WRITE_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:

@@ -1,4 +1,4 @@
-"""How logs look: one line per event, JSON for machines or text for people, to standard error."""
+"""Logs: a line per event on standard error, as JSON for machines or as text for people."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def configure(
     Args:
         level: debug, info, warning or error.
         as_json: JSON rather than text; None: JSON unless standard error is a terminal.
-        cleaning: what else each event goes through before it is written.
-        everywhere: facts that stand on every line.
+        cleaning: further processors of each event.
+        everywhere: facts for every line.
     """
     if as_json is None:
         as_json = not sys.stderr.isatty()
@@ -81,7 +81,7 @@ def configure(
         logger_factory=factory,
         cache_logger_on_first_use=True,
     )
-    # The libraries' own records (asyncio, grpc) take the same way out.
+    # The records of libraries (asyncio, grpc) are written in the same way.
     handler = logging.StreamHandler(sys.stderr)
     foreign: list[structlog.typing.Processor] = [
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
@@ -103,14 +103,14 @@ def print_at_once() -> None:
         sys.stdout.reconfigure(line_buffering=True)
 
 
-def tell(event: str, facts: dict[str, object]) -> None:
+def info(event: str, facts: dict[str, object]) -> None:
     """Logs an event at level info, as structlog would.
 
-    It is for the one line that every call writes: in JSON it costs a fifth of what structlog takes.
+    It is for the line that every call writes: JSON takes a fifth of the time that structlog needs.
 
     Args:
         event: what happened.
-        facts: what stands on the line besides level and time; taken over.
+        facts: of the line, besides level and time; the dictionary is changed.
     """
     file = _straight.file
     if file is None:
@@ -125,7 +125,7 @@ def tell(event: str, facts: dict[str, object]) -> None:
 
 
 def _stamp(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """Adds the time; orjson writes it faster than it could be made a text."""
+    """Adds the time as a datetime, because orjson formats it fastest."""
     event["timestamp"] = datetime.now(UTC)
     return event
 
@@ -135,9 +135,9 @@ def _json(event: EventDict, **options: Any) -> bytes:
 
 
 class _Gathered:
-    """A file to which a step of the event loop writes its lines together, when it is over.
+    """A file to which each step of the event loop writes its lines together, at its end.
 
-    To write a line costs more than to make it. A warning or worse does not wait, nor does anything
+    Writing a line costs more than making it. A warning or worse does not wait, and nothing waits
     outside of a loop.
     """
 
@@ -150,7 +150,7 @@ class _Gathered:
         atexit.register(self._write_out)
 
     def hurry(self, _logger: object, method: str, event: EventDict) -> EventDict:
-        """Tells by the level of an event whether its line may wait."""
+        """Notes from the level of an event whether its line may wait."""
         self._hurried = method not in {"debug", "info"}
         return event
 
@@ -174,8 +174,8 @@ class _Gathered:
         self._hurried, self._due_in = False, None
         with self._lock:
             lines, self._lines = self._lines, []
-            # What cannot be written is lost: a full disk or a reader that left must not end the
-            # service, nor fill its memory.
+            # Lines that cannot be written are lost: a full disk or a closed pipe must not end the
+            # service or fill its memory.
             with contextlib.suppress(OSError):
                 for piece in _pieces(lines):
                     self._file.write(piece)
@@ -183,7 +183,7 @@ class _Gathered:
 
 
 def _pieces(lines: list[bytes]) -> Iterator[bytes]:
-    """Joins lines as far as a pipe takes them whole, for several processes may share one."""
+    """Joins lines up to the size that a pipe takes whole, because processes may share a pipe."""
     piece: list[bytes] = []
     size = 0
     for line in lines:
@@ -198,7 +198,7 @@ def _pieces(lines: list[bytes]) -> Iterator[bytes]:
 
 @dataclass(slots=True)
 class _Straight:
-    """The way of `tell` past structlog, where there is one."""
+    """The file that `info` writes to without structlog; None: it uses structlog."""
 
     file: _Gathered | None = None
     said: Mapping[str, object] = field(default_factory=dict)

@@ -18,7 +18,7 @@ def serve_metrics(host: str, port: int | None, *, setting: str) -> None:
     Args:
         host: the address to listen on.
         port: where Prometheus reads; None: nowhere.
-        setting: the name of the port's setting, for the refusal.
+        setting: the name of the port's setting, which the refusal names.
 
     Raises:
         StartRefusedError: the port is taken.

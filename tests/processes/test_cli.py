@@ -130,7 +130,7 @@ def test_help_says_what_a_command_is_for(said, command, words):
         (("token", "a", "king"), "king"),
     ],
 )
-def test_a_wrong_command_line_is_told_with_exit_code_2(said, arguments, problem):
+def test_a_wrong_command_line_is_refused_with_exit_code_2(said, arguments, problem):
     code, out, err = said(*arguments)
     assert code == 2
     assert problem in (out + err).upper() or problem in out + err
@@ -167,7 +167,7 @@ def test_no_token_is_made_for_a_name_that_the_service_would_not_take(said, name)
     assert err == "credit-service: a caller's name has 1 to 64 printable ASCII characters\n"
 
 
-async def test_health_tells_by_its_exit_code(service):
+async def test_the_exit_code_of_health_says_whether_it_serves(service):
     for arguments, variables, code, printed in (
         ((service.target,), {}, 0, f"{service.target}: SERVING"),
         ((), {"CREDIT_LISTEN": f"0.0.0.0:{service.port}"}, 0, "localhost:"),
@@ -187,7 +187,7 @@ def test_health_asks_for_a_listener_without_tls(said):
     assert "set CREDIT_HEALTH_LISTEN" in err
 
 
-def test_migrate_without_a_database_tells_which_one(said, cluster_owner_url):
+def test_migrate_names_the_database_that_it_cannot_reach(said, cluster_owner_url):
     code, _, err = said("migrate", CREDIT_DATABASE_URL=AWAY)
     assert code == 2
     assert err.startswith("credit-service: the database cannot be reached by CREDIT_DATABASE_URL: ")

@@ -178,7 +178,7 @@ def test_a_value_that_cannot_be_used_is_refused_in_one_line(refused, variable, t
     assert "hunter2" not in line
 
 
-def test_every_mistake_is_told_at_once(refused):
+def test_all_mistakes_are_reported_at_once(refused):
     line = refused(CREDIT_LANES="0", CREDIT_USERS="all", CREDIT_POOL_SIZE="many")
     assert all(name in line for name in ("CREDIT_LANES", "CREDIT_USERS", "CREDIT_POOL_SIZE"))
 

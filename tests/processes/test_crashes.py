@@ -141,7 +141,7 @@ async def test_a_frozen_server_frees_its_users_and_thaws_without_harm(database, 
                 assert not given.replayed
                 server.signal(signal.SIGCONT)
                 late = await asking
-                # The call failed within its transaction, or its COMMIT did and the key told.
+                # The call failed within its transaction, or its COMMIT did and the key decided.
                 assert isinstance(late, grpc.aio.AioRpcError) or late.replayed
                 again = await call(frozen, request)
     assert again.replayed

@@ -1,4 +1,4 @@
-"""The service told to stop in the middle of its work: it answers what it took in, and ends."""
+"""A stop in the middle of the work: the service answers what it accepted, and ends."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""A broken line to the database and callers who leave: once or never, and the key tells which."""
+"""Broken connections to the database and callers that leave: once or never, as the key shows."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,7 @@ def spend(user_id, amount=1, key=None):
 
 
 async def entries(database):
-    """How often each key stands in the book."""
+    """How many entries each key has."""
     rows = await database.fetch(
         "SELECT idempotency_key, count(*) FROM credit_transactions WHERE type = 'spend' GROUP BY 1"
     )

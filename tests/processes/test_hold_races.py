@@ -1,4 +1,4 @@
-"""Holds through two server processes on one book: each has one outcome, and everybody is told."""
+"""Holds through two server processes on one book: each has one outcome, and all callers see it."""
 
 import asyncio
 import random

@@ -1,7 +1,7 @@
 """Two services on one book against the model of holds: random requests, all at once.
 
 Every ordinary run draws the same requests (derandomized); how they interleave is up to the race.
-With `--long` there are more, drawn anew each time.
+With `--long` there are more, drawn at random each time.
 """
 
 import asyncio
@@ -78,7 +78,7 @@ async def the_book_is_one_the_model_would_write(database, user, seen):
         if len(model.lines) < row["seq"]:
             model.take(by_key.pop(row["idempotency_key"]), time)
         if row["type"] == "hold":
-            # Extensions are no lines; the last one counts, for an end is only ever put off.
+            # Extensions are not entries. The last one counts, because an end is only ever put off.
             model.ends[row["seq"]] = kept[row["seq"]]["expires_at"].timestamp()
         expected = model.lines[row["seq"] - 1][1]
         got = {

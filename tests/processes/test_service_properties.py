@@ -1,7 +1,7 @@
 """Two services on one book against the model: random requests, repeated and all at once.
 
 Every ordinary run draws the same requests (derandomized); how they interleave is up to the race.
-With `--long` there are more, drawn anew each time.
+With `--long` there are more, drawn at random each time.
 """
 
 import asyncio

@@ -70,10 +70,10 @@ async def test_an_edited_migration_is_refused(database):
 
 def test_a_role_or_database_that_does_not_exist_is_refused(cluster_owner_url):
     line = start_refused(CREDIT_DATABASE_URL=with_path(cluster_owner_url, "nowhere"))
-    assert 'database "nowhere" does not exist; mend CREDIT_DATABASE_URL' in line
+    assert 'database "nowhere" does not exist; correct CREDIT_DATABASE_URL' in line
     stranger = cluster_owner_url.replace("postgres@", "stranger@")
     line = start_refused(CREDIT_DATABASE_URL=stranger)
-    assert 'role "stranger" does not exist; mend CREDIT_DATABASE_URL' in line
+    assert 'role "stranger" does not exist; correct CREDIT_DATABASE_URL' in line
     line = start_refused("--migrate", CREDIT_DATABASE_URL=stranger)
     assert 'role "stranger" does not exist' in line
 
@@ -100,13 +100,13 @@ async def test_a_wrong_password_is_refused_and_not_shown(database):
         rules.write_text(kept)
         await database.execute("SELECT pg_reload_conf()")
         await database.execute(f"DROP ROLE {role}")
-    assert f'password authentication failed for user "{role}"; mend CREDIT_DATABASE_URL' in line
+    assert f'password authentication failed for user "{role}"; correct CREDIT_DATABASE_URL' in line
     assert migrating.returncode == 2
     assert "cannot be reached by CREDIT_DATABASE_URL: InvalidPasswordError" in migrating.stderr
     assert "hunter2" not in line + migrating.stderr
 
 
-async def test_a_role_without_rights_is_told_to_migrate(database):
+async def test_a_role_without_rights_is_refused_with_the_remedy(database):
     role = f"outsider_{database.name}"
     await database.execute(f"CREATE ROLE {role} LOGIN")
     try:
@@ -122,22 +122,22 @@ def test_an_address_that_cannot_be_read_is_refused():
     url = "postgresql://role@host/db?sslmode=perhaps"
     assert "sslmode" in start_refused(CREDIT_DATABASE_URL=url)
     url = "postgresql:///db?port=hunter2"
-    assert "mend CREDIT_DATABASE_URL" in start_refused(CREDIT_DATABASE_URL=url)
+    assert "correct CREDIT_DATABASE_URL" in start_refused(CREDIT_DATABASE_URL=url)
 
 
-async def test_users_of_somebody_else_are_never_added_to(make_database):
+async def test_users_are_never_added_to_a_table_of_others(make_database):
     database = await make_database(empty=True)
     await database.execute("CREATE SCHEMA auth")
     await database.execute("CREATE TABLE auth.users (id uuid PRIMARY KEY, email text)")
     await migrations.migrate(database.owner_url, "credit_service", lambda _: None)
     theirs = {"CREDIT_DATABASE_URL": database.service_url}
     line = start_refused(**theirs, CREDIT_USERS="managed")
-    assert "this auth.users belongs to somebody else; set CREDIT_USERS=existing" in line
+    assert "this auth.users was made by others; set CREDIT_USERS=existing" in line
     with process(**theirs) as running:
         running.wait_until_listening()
 
 
-async def test_one_role_for_all_is_told_what_protection_is_missing(database):
+async def test_with_one_role_for_all_the_log_names_the_missing_protection(database):
     with process(CREDIT_DATABASE_URL=database.owner_url) as running:
         running.wait_until_listening()
         assert "protection missing: the service's database role may change entries" in (

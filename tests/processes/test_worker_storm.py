@@ -202,7 +202,7 @@ async def storm(database, seconds, seed, workers=4):
 
 
 async def check(database, client, jobs):
-    """Every job is paid once or not at all, and whatever a worker was told is in the book."""
+    """Every job is paid once or not at all, and every answer that a worker got is in the ledger."""
     rows = await database.fetch(
         "SELECT reference, type, count(*), sum(amount)::bigint FROM credit_transactions"
         " WHERE type = 'capture' GROUP BY 1, 2"

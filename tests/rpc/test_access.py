@@ -49,7 +49,7 @@ async def door(database, tmp_path):
 
 
 async def every_call(door, user_id):
-    """A request for each call that succeeds, whoever may make it."""
+    """A request for each call that succeeds for a caller with the right."""
     spend = await door.call(
         "SpendCredits",
         pb.SpendCreditsRequest(user_id=str(user_id), amount=5, idempotency_key="spend:1:1"),

@@ -68,7 +68,7 @@ async def test_bytes_that_are_no_request_are_named_and_change_nothing(
     request = request_of(method)(**sound(user_id)[method])
     book = await database.book()
     whole = request.SerializeToString()
-    filler = b"\xf2\x3f" + b"\x80\x80\x04" + b"x" * 65_536  # field 1022, which nobody knows
+    filler = b"\xf2\x3f" + b"\x80\x80\x04" + b"x" * 65_536  # field 1022, which is unknown
     for name, data, problem in (
         ("a wild tag", b"\xff\xff\xff", f"is not a {method} request."),
         ("a group never closed", b"\x0b", f"is not a {method} request."),

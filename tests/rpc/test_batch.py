@@ -116,7 +116,7 @@ async def test_an_item_that_poisons_its_transaction_spoils_no_other(database, cl
 
 
 @MODES
-async def test_a_key_that_stands_twice_refuses_the_whole_call(database, client, mode):
+async def test_a_key_that_is_there_twice_refuses_the_whole_call(database, client, mode):
     user_id, other = await database.user(10), await database.user(10)
     before = await database.book()
     items = [item(user_id, 1, "a"), item(user_id, 1, "b"), item(str(user_id).upper(), 1, "a")]

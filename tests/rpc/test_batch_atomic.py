@@ -46,7 +46,7 @@ async def test_a_malformed_item_refuses_an_atomic_batch(database, client):
     assert await database.book() == before
 
 
-async def test_an_unknown_user_stands_in_the_results_of_an_atomic_batch(database, client):
+async def test_an_unknown_user_is_in_the_results_of_an_atomic_batch(database, client):
     stranger = uuid4()
     results = await client.batch_spend_credits([item(stranger), item(stranger)], mode=ATOMIC)
     assert errors(results) == [UserNotFound, BatchAborted]

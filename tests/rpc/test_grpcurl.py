@@ -1,4 +1,4 @@
-"""Operators at a command line: clients that know nothing but what reflection tells them."""
+"""Operators at a command line: clients that know only what reflection offers."""
 
 import asyncio
 import base64
@@ -197,7 +197,9 @@ async def test_buf_shows_the_details_of_a_refusal(service, database):
 
 
 @CLIENTS
-async def test_a_token_opens_the_door_and_none_is_told_so(guarded, database, program):
+async def test_a_token_is_accepted_and_a_call_without_one_is_unauthenticated(
+    guarded, database, program
+):
     user_id = str(await database.user(5))
     read = await program(guarded.target, "operator-token").call("GetUserCredit", user_id=user_id)
     assert read.message["credit"]["balance"] == "5"

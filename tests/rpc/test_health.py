@@ -38,7 +38,7 @@ async def state(health, name=""):
 
 
 async def is_told(health, expected):
-    """Waits until the whole service and its one part are told to be in a state."""
+    """Waits until health reports a state for the server and for its one service."""
 
     async def claim():
         return [await state(health, name) for name in NAMES] == [expected] * len(NAMES)
@@ -82,7 +82,7 @@ async def test_a_service_that_answers_is_serving_as_a_whole_and_by_name(health, 
     assert await state(health, name) == SERVING
 
 
-async def test_a_name_that_nobody_serves_is_not_found(health):
+async def test_an_unknown_service_name_is_not_found(health):
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         await state(health, "credit_service.v2.CreditService")
     assert failure.value.code() is grpc.StatusCode.NOT_FOUND
@@ -120,7 +120,7 @@ async def test_without_its_database_it_does_not_serve_until_that_is_back(
     assert not await database.faults()
 
 
-async def test_a_watch_tells_each_change(health, switch):
+async def test_a_watch_sends_each_change(health, switch):
     watches = [
         health.Watch(health_pb2.HealthCheckRequest(service=name), timeout=patience(60))
         for name in NAMES

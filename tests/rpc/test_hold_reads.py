@@ -1,6 +1,6 @@
 """What readers see of holds: lists, single ones, balances, and the past, recorded or not.
 
-Where an expiry must stay unrecorded, the test keeps the account's row locked: nobody can write then
+Where an expiry must stay unrecorded, the test keeps the account's row locked: no writer gets in,
 and everybody can read.
 """
 
@@ -98,7 +98,7 @@ async def test_an_unknown_user_has_no_list_of_holds(client):
         await anext(client.list_holds(uuid4()))
 
 
-async def test_readers_see_the_end_of_a_hold_that_nobody_has_recorded(client, database):
+async def test_readers_see_the_end_of_a_hold_that_is_not_yet_recorded(client, database):
     user_id = await database.user(100)
     lasting = (await client.hold_credits(user_id, amount=30)).hold
     ending = (await client.hold_credits(user_id, amount=60, ttl=SECOND)).hold
@@ -174,7 +174,7 @@ LONG_AGO = datetime.now(UTC).replace(microsecond=0) - timedelta(days=30)
 
 
 async def _account_of_old(database):
-    """A user who had 100 credits and held 60 for an hour, 30 days ago; nobody came by since."""
+    """A user who had 100 credits and held 60 for an hour, 30 days ago; no call came since."""
     user_id = await database.user()
     connection = await database.connect()
     end = LONG_AGO + timedelta(hours=1)

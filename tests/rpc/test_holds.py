@@ -125,7 +125,7 @@ async def test_a_capture_of_zero_releases(client, database, part):
     assert not await database.faults()
 
 
-async def test_a_release_is_done_once_and_told_to_all_who_ask(client, database):
+async def test_a_release_is_done_once_and_replayed_to_all_callers(client, database):
     user_id = await database.user(100)
     hold = (await client.hold_credits(user_id, amount=30)).hold
     first = await client.release_hold(user_id, hold.id, idempotency_key="r")
@@ -139,7 +139,7 @@ async def test_a_release_is_done_once_and_told_to_all_who_ask(client, database):
     assert not await database.faults()
 
 
-async def test_a_release_of_an_expired_hold_tells_of_its_expiry(client, database):
+async def test_a_release_of_an_expired_hold_returns_its_expiry(client, database):
     user_id = await database.user(100)
     hold = await expired(client, user_id, amount=30)
     response = await client.release_hold(user_id, hold.id)
@@ -268,7 +268,7 @@ async def test_a_ttl_at_its_limits_is_taken(client, database, ttl):
 
 @pytest.fixture
 async def other_hold(client, database):
-    """A hold of somebody else."""
+    """A hold of another user."""
     return (await client.hold_credits(await database.user(100), amount=1)).hold.id
 
 

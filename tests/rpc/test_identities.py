@@ -94,7 +94,7 @@ async def test_a_file_that_cannot_be_used_leaves_the_callers_as_they_were(databa
     assert all(str(tmp_path / "identities.toml") in problem for problem in problems)
 
 
-def test_a_file_that_stays_unusable_is_told_once(tmp_path):
+def test_a_file_that_stays_unusable_is_logged_once(tmp_path):
     file = tmp_path / "identities.toml"
     file.write_text(EVERY_ROLE)
     authenticator = Authenticator(file)

@@ -1,4 +1,4 @@
-"""What stands in the log: a line per call with its facts, and never what callers wrote."""
+"""The log: a line per call with its facts, and never what callers wrote."""
 
 import asyncio
 import hashlib
@@ -72,11 +72,11 @@ def calls(running):
     return [line for line in lines if line["event"] == "call"]
 
 
-async def told_of(running, count):
+async def logged(running, count):
     return await eventually(lambda: len(calls(running)) >= count and calls(running))
 
 
-async def test_a_line_per_call_tells_who_did_what_with_what_outcome(serving, database):
+async def test_each_call_has_a_line_with_caller_method_and_outcome(serving, database):
     user_id = str(await database.user())
     with serving("json") as running:
         target = f"127.0.0.1:{running.wait_until_listening()}"
@@ -95,7 +95,7 @@ async def test_a_line_per_call_tells_who_did_what_with_what_outcome(serving, dat
                 await worker.purchase_credits(user_id, 1, payment=PAID, idempotency_key="2")
             with pytest.raises(Unauthenticated):
                 await stranger.get_user_credit(user_id)
-        lines = await told_of(running, 7)
+        lines = await logged(running, 7)
         facts = [
             {key: line[key] for key in line if key not in {"timestamp", "level", "event", "ms"}}
             for line in lines
@@ -154,7 +154,7 @@ async def test_for_people_the_same_facts_stand_in_a_line_of_text(serving, databa
         assert fact in line
 
 
-async def test_a_call_that_nobody_waits_for_any_more_is_told_as_cancelled(serving, database):
+async def test_a_call_whose_caller_is_gone_is_logged_as_cancelled(serving, database):
     user_id = await database.user(10)
     await database.wait_longer_for_locks()
     with serving("json") as running:
@@ -164,7 +164,7 @@ async def test_a_call_that_nobody_waits_for_any_more_is_told_as_cancelled(servin
             await eventually(database.waits_for_a_lock, every=0.01)
             spend.cancel()
             await asyncio.wait({spend})
-            (line,) = await told_of(running, 1)
+            (line,) = await logged(running, 1)
         assert (line["method"], line["outcome"]) == ("SpendCredits", "CANCELLED")
         assert line["user"] == str(user_id)
 
@@ -279,7 +279,7 @@ async def test_what_a_caller_sends_can_neither_forge_a_line_nor_draw_on_a_termin
             if log_format == "json":
                 assert json.loads(line)["caller"] == "the-worker"
             else:
-                # A value with a space in it stands in quotes.
+                # A value with a space in it is in quotes.
                 assert re.findall("caller=[^ ]*", re.sub("'[^']*'", "", line)) == [
                     "caller=the-worker"
                 ]
@@ -294,7 +294,7 @@ async def test_a_field_is_cut_before_it_fills_the_log(serving):
                 await pb_grpc.CreditServiceStub(channel).SpendCredits(
                     request, metadata=(("authorization", f"Bearer {WORKER}"),), timeout=patience(10)
                 )
-        (line,) = await told_of(running, 1)
+        (line,) = await logged(running, 1)
         assert (line["user"], line["key"]) == ("u" * 128, "k" * 128)
 
 
@@ -320,7 +320,7 @@ def test_an_error_of_the_database_behind_another_error_quotes_nothing_either(how
 
 
 class Pipe:
-    """Takes what is written, and fails as often as it is told to."""
+    """Takes what is written, and fails a given number of times."""
 
     def __init__(self, failures=0):
         self.written, self.failures = [], failures
@@ -367,7 +367,7 @@ async def test_grpc_adds_no_lines_of_its_own_unless_it_is_asked_to(serving, verb
         async with silent_reader(port) as caller:
             await caller.call("/credit_service.v1.CreditService/ListPrices", b"")
             await caller.go_away()
-            await told_of(running, 1)
+            await logged(running, 1)
             if verbosity is not None:
                 await asyncio.to_thread(running.wait_for, "Got goaway")
         running.signal(signal.SIGTERM)

@@ -108,7 +108,7 @@ async def test_what_callers_invent_makes_no_series(measured):
     }
 
 
-async def test_a_lane_tells_what_waits_in_it_and_how_large_its_batches_are(database):
+async def test_a_lane_measures_its_queue_and_the_size_of_its_batches(database):
     # Long enough to look at what waits meanwhile.
     for limit in ("lock_timeout", "statement_timeout"):
         await database.execute(
@@ -171,7 +171,7 @@ async def test_a_disturbed_batch_is_counted_by_what_disturbed_it(measured, datab
     assert metrics.all("credit_refusals_total", "reason") == {}, "that is no refusal"
 
 
-async def test_the_pool_of_the_reads_tells_its_connections(measured, database):
+async def test_the_pool_of_the_reads_measures_its_connections(measured, database):
     client, read = measured
     user_id = await database.user()
     await client.get_user_credit(user_id)

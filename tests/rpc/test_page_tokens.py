@@ -51,7 +51,7 @@ def test_no_token_means_the_first_page():
 
 @pytest.mark.parametrize("seq", [1, 255, 256, 2**31, 2**63 - 1])
 @pytest.mark.parametrize("asked", [request(), pb.GetTransactionHistoryRequest(user_id=USER)])
-def test_a_token_tells_where_to_go_on(asked, seq):
+def test_a_token_says_where_to_continue(asked, seq):
     token = page_tokens.token(asked, seq)
     assert page_tokens.seq_of(with_token(asked, token)) == seq
 
@@ -83,7 +83,7 @@ def test_a_token_is_the_same_in_every_process_and_release():
 
 @dataclass(frozen=True)
 class Differs:
-    """Two requests that a token must tell apart."""
+    """Two requests that a token must distinguish."""
 
     one: pb.GetTransactionHistoryRequest
     other: pb.GetTransactionHistoryRequest

@@ -225,7 +225,7 @@ async def test_a_payment_of_a_deleted_user_is_refused_for_ever(client, database)
 
     await refused_as_deleted(user_id, 100)
     await refused_as_deleted(other, 100)
-    # The same id, signed up anew, is somebody else to the book.
+    # The same id, signed up again, is another user to the ledger.
     await database.execute("INSERT INTO auth.users (id) VALUES ($1)", user_id)
     await refused_as_deleted(user_id, 100)
     await client.purchase_credits(user_id, 100, payment=payment("pi_2"))

@@ -131,7 +131,7 @@ async def test_a_refund_and_a_dispute_together_never_take_more_than_was_bought(c
     answer = await client.reverse_purchase("pi_1", **refund(PAID, ref="du_1"))
     assert not answer.HasField("transaction")
     assert answer.credit.balance == 0
-    # The dispute was won, and the refund still stands.
+    # The dispute was won, and the refund is still valid.
     assert (
         await client.reverse_purchase("pi_1", **refund(0, ref="du_1", revision=2))
     ).credit.balance == 0
@@ -186,7 +186,7 @@ async def test_the_first_reversal_fixes_what_was_paid(client, bought, change):
     assert await balance(client, bought) == 60
 
 
-async def test_an_unknown_payment_and_a_deleted_user_are_told_apart(client, bought, database):
+async def test_an_unknown_payment_and_a_deleted_user_are_distinguished(client, bought, database):
     with pytest.raises(PaymentNotFound) as refusal:
         await client.reverse_purchase("pi_2", **refund(400))
     assert refusal.value.payment_ref == "pi_2"
@@ -196,7 +196,7 @@ async def test_an_unknown_payment_and_a_deleted_user_are_told_apart(client, boug
         with pytest.raises(UserDeleted):
             await client.reverse_purchase("pi_1", **refund(400) | change)
     assert len(await database.fetch("SELECT FROM credit_reversals")) == 1
-    # The same user, made anew, owes nothing for a payment that is gone with the old account.
+    # The same user, created again, owes nothing for a payment that is gone with the old account.
     await database.execute(f"INSERT INTO auth.users (id) VALUES ('{bought}')")
     await client.grant_credits(bought, 7, reason="welcome back")
     with pytest.raises(UserDeleted):
@@ -230,8 +230,8 @@ async def test_a_reversal_is_no_refund_of_a_spend_and_no_spend(client, bought):
     ).transaction.amount == 30
 
 
-# Each reversal of a payment with its revisions: a refund that stands or failed, a dispute that was
-# withdrawn, partly returned, won.
+# Each reversal of a payment with its revisions: a refund that is valid or failed, a dispute that
+# was withdrawn, partly returned, won.
 REVISIONS = st.lists(st.lists(st.integers(0, PAID), min_size=1, max_size=3), min_size=1, max_size=4)
 
 
@@ -267,7 +267,7 @@ async def test_any_order_repetition_and_interleaving_ends_in_the_same_balance(
     assert not [fault for fault in await database.faults() if str(user_id) in fault]
 
 
-async def test_two_processes_told_the_same_at_once_take_it_once(database):
+async def test_two_processes_that_get_the_same_reversal_at_once_take_it_once(database):
     user_id = await database.user()
     with (
         process("serve", CREDIT_DATABASE_URL=database.service_url) as one,

@@ -43,7 +43,7 @@ def resident_bytes(pid):
     return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
 
-async def test_answers_that_are_not_read_take_little_memory_and_keep_nobody_out(database):
+async def test_answers_that_are_not_read_take_little_memory_and_others_are_served(database):
     metrics = free_port()
     with process(
         CREDIT_DATABASE_URL=database.service_url, CREDIT_METRICS_PORT=str(metrics)

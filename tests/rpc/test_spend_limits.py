@@ -196,7 +196,7 @@ def test_counters_go_on_without_a_limit():
 
 async def test_the_counters_of_minute_hour_and_day_are_kept_apart_in_the_book(database, client):
     user_id = await database.user(100)
-    # Of a time to come, so that no window ends before the spend.
+    # In the future, so that no window ends before the spend.
     await database.execute(
         "UPDATE user_credits SET counted_at = clock_timestamp() + interval '2 days',"
         " spent_this_minute = 1, spent_this_hour = 2, spent_this_day = 4"

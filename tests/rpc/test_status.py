@@ -212,7 +212,7 @@ async def test_an_account_locked_too_long_is_unavailable_and_unchanged(service, 
     assert await database.book() == book
 
 
-async def test_a_fault_is_internal_and_tells_nothing_of_itself(service, client, database):
+async def test_a_fault_is_internal_without_details(service, client, database):
     user_id = await database.user(10)
     connection = await database.connect()
     await connection.execute(

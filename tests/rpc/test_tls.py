@@ -147,7 +147,7 @@ async def secure_service(database, files, *, mutual, **changes):
 
 @contextlib.asynccontextmanager
 async def connected(service, trusted, pair=None):
-    """A new connection by somebody who trusts an authority and may show a certificate."""
+    """A new connection of a caller that trusts an authority and may show a certificate."""
     credentials = grpc.ssl_channel_credentials(
         trusted.pem, pair.key if pair else None, pair.chain if pair else None
     )
@@ -179,7 +179,7 @@ async def test_a_token_is_enough_over_the_servers_tls(database, files, authority
         assert (await refusal(service, authority)).code is grpc.StatusCode.UNAUTHENTICATED
 
 
-async def test_a_certificate_that_nobody_asked_for_makes_no_caller(database, files, authority):
+async def test_a_certificate_that_was_not_asked_for_makes_no_caller(database, files, authority):
     async with secure_service(database, files, mutual=False) as service:
         answer = await refusal(service, authority, authority.issue(uri(WORKER)))
         assert answer.code is grpc.StatusCode.UNAUTHENTICATED

@@ -195,7 +195,7 @@ def test_any_other_payment_is_refused(message, field, problem):
         (pb.Charge(operation="x" * 64, quantity=2), ("x" * 64, 2)),
     ],
 )
-def test_a_charge_names_an_operation_and_counts_one_unless_told(message, priced):
+def test_a_charge_names_an_operation_and_its_quantity_is_one_by_default(message, priced):
     assert validation.charge(message, "charge") == priced
 
 
@@ -255,7 +255,7 @@ def test_a_hold_for_any_other_time_is_refused_with_its_seconds(message, seconds)
 
 
 @pytest.mark.parametrize("seq", [0, 1, 10**15])
-def test_a_transaction_id_tells_user_and_place(seq):
+def test_a_transaction_id_encodes_user_and_seq(seq):
     text = transaction_id(USER, seq)
     assert validation.transaction_seq(text, USER, "transaction_id") == seq
     assert validation.transaction_seq(text, OTHER_USER, "transaction_id") is None
