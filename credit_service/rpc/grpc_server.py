@@ -54,7 +54,7 @@ def server_options(
     Args:
         share_port: lets several processes listen on the port.
         calls_max: calls that are admitted at the same time.
-        connection_age_seconds: after how long a client is asked to connect anew.
+        connection_age_seconds: after how long a client is asked to reconnect.
 
     Returns:
         Names and values as `grpc.aio.server` takes them.
@@ -154,7 +154,7 @@ async def health_listener(
 
 
 async def close_silent_connections(open_calls: OpenCalls, port: int) -> None:
-    """Closes, once a second, the connections whose callers do not read their answers.
+    """Closes, once a second, the connections whose callers neither send nor read.
 
     Args:
         open_calls: of the server.
@@ -164,7 +164,7 @@ async def close_silent_connections(open_calls: OpenCalls, port: int) -> None:
         await asyncio.sleep(_SILENCE_POLL_SECONDS)
         silent = open_calls.silent_peers()
         if silent:
-            _log.warning("closing connections that read no answers", connections=sorted(silent))
+            _log.warning("closing silent connections", connections=sorted(silent))
             await asyncio.to_thread(sockets.hang_up_on, port, silent)
 
 

@@ -96,13 +96,13 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
         async def respond(request: Any, context: Context, opened: OpenCall) -> None:
             async for response in behaviour(request, context):
-                self._open_calls.sends(opened)
+                opened.await_caller()
                 try:
                     await context.write(response)
                 except grpc.aio.InternalError as gone:
                     # The connection is closed. That is no fault of the service.
                     raise asyncio.CancelledError from gone
-                self._open_calls.has_sent(opened)
+                opened.heard()
 
         async def answer(requests: Any, context: Context) -> None:
             call = Call(name, streams=True)
@@ -133,6 +133,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         try:
             opened = self._open_calls.admit(context, streams=call.streams)
             request = await _read(context) if requests is None else requests
+            opened.heard()
             self._identify(call, request, context)
             answer = await respond(request, context, opened)
         except asyncio.CancelledError:
@@ -171,7 +172,8 @@ async def _read(context: Context) -> Any:
     if context.time_remaining() == 0:
         raise Overloaded
     if request is grpc.aio.EOF:
-        return InvalidRequest("request", "is missing.")
+        # gRPC has answered a longer one by itself; this is for the log and the metrics.
+        return InvalidRequest("request", f"is missing or longer than {MESSAGE_BYTES_MAX} bytes.")
     return request
 
 

@@ -30,8 +30,8 @@ PROCESS_UNSENT_BYTES_MAX = 256 * 1024 * 1024
 # answers are made in vain.
 _ANSWER_ROOM_BYTES = 1024 * 1024
 
-# A connection on which an answer waits longer than this is closed.
-UNSENT_SECONDS_MAX = 60.0
+# A connection is closed if a request or the reading of an answer takes longer than this.
+SILENCE_SECONDS_MAX = 60.0
 
 CONNECTION_STREAMS_MAX = 4096
 
@@ -46,7 +46,7 @@ class OpenCall:
         streams: whether it has any number of answers, which end only with the stream.
         waits: whether it is to have one answer and has none yet.
         unsent: bytes of its answer that wait to be sent.
-        unsent_since: when the answer, or the present one of a stream, began to wait.
+        awaited_since: since when the caller is awaited, to send its request or to read an answer.
         given_up: whether it is ended because the service stops.
     """
 
@@ -55,8 +55,16 @@ class OpenCall:
     streams: bool
     waits: bool
     unsent: int = 0
-    unsent_since: float | None = None
+    awaited_since: float | None = None
     given_up: bool = False
+
+    def await_caller(self) -> None:
+        """Notes that the caller is to send its request, or to read an answer."""
+        self.awaited_since = time.monotonic()
+
+    def heard(self) -> None:
+        """Notes that the caller has done so."""
+        self.awaited_since = None
 
 
 class OpenCalls:
@@ -105,6 +113,7 @@ class OpenCalls:
             self._waiting_time.require(self._waiting, context.time_remaining())
             self._waiting += 1
             self._calls.add(call)
+        call.await_caller()
         self._idle.clear()
         context.add_done_callback(partial(self._done, call))  # type: ignore[arg-type]
         return call
@@ -123,27 +132,17 @@ class OpenCalls:
             raise LedgerUnavailable
         self._stop_waiting(call, answered=True)
         call.unsent = size
-        call.unsent_since = time.monotonic()
+        call.await_caller()
         self._unsent_of[call.peer] += size
         self._unsent += size
 
-    @staticmethod
-    def sends(call: OpenCall) -> None:
-        """Notes that a stream begins to send one of its answers."""
-        call.unsent_since = time.monotonic()
-
-    @staticmethod
-    def has_sent(call: OpenCall) -> None:
-        """Notes that a stream has sent one of its answers."""
-        call.unsent_since = None
-
     def silent_peers(self) -> set[str]:
-        """The connections that have not read an answer for `UNSENT_SECONDS_MAX`."""
-        limit = time.monotonic() - UNSENT_SECONDS_MAX
+        """The connections on which a caller is awaited for longer than `SILENCE_SECONDS_MAX`."""
+        limit = time.monotonic() - SILENCE_SECONDS_MAX
         return {
             call.peer
             for call in self._calls | self._streams
-            if call.unsent_since is not None and call.unsent_since < limit
+            if call.awaited_since is not None and call.awaited_since < limit
         }
 
     def _is_full(self, peer: str, size: int) -> bool:

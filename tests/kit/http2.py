@@ -35,12 +35,12 @@ class SilentReader:
         no_room = struct.pack(">HI", _INITIAL_WINDOW_SIZE, 0)
         self._writer.write(_PREFACE + _frame(_SETTINGS, 0, 0, no_room))
 
-    async def call(self, path: str, request: bytes) -> None:
+    async def call(self, path: str, request: bytes | None) -> None:
         """Sends a call.
 
         Args:
             path: `/package.Service/Method`.
-            request: its message.
+            request: its message; None: it is never sent.
         """
         self._stream += 2
         fields = {
@@ -52,11 +52,10 @@ class SilentReader:
             "content-type": "application/grpc",
         }
         head = b"".join(_literal(name, value) for name, value in fields.items())
-        message = b"\0" + struct.pack(">I", len(request)) + request
-        self._writer.write(
-            _frame(_HEADERS, _END_HEADERS, self._stream, head)
-            + _frame(_DATA, _END_STREAM, self._stream, message)
-        )
+        self._writer.write(_frame(_HEADERS, _END_HEADERS, self._stream, head))
+        if request is not None:
+            message = b"\0" + struct.pack(">I", len(request)) + request
+            self._writer.write(_frame(_DATA, _END_STREAM, self._stream, message))
         await self._writer.drain()
 
     async def go_away(self) -> None:

@@ -374,3 +374,20 @@ async def test_grpc_adds_no_lines_of_its_own_unless_it_is_asked_to(serving, verb
         assert await asyncio.to_thread(running.wait) == 0
     of_grpc = [line for line in running.lines if re.match(r"[A-Z]\d{4} ", line)]
     assert bool(of_grpc) is (verbosity is not None)
+
+
+async def test_a_request_that_grpc_refuses_as_too_long_has_a_line(serving):
+    with serving("json") as running:
+        port = await asyncio.to_thread(running.wait_until_listening)
+        item = pb.BatchSpendItem(description="d" * 500)
+        request = pb.BatchSpendCreditsRequest(items=[item] * 2_100)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = pb_grpc.CreditServiceStub(channel)
+            metadata = (("authorization", f"Bearer {WORKER}"),)
+            with pytest.raises(grpc.aio.AioRpcError, match="larger than max") as failure:
+                await stub.BatchSpendCredits(request, metadata=metadata, timeout=patience(10))
+        assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "1048576" in failure.value.details()
+        (line,) = await logged(running, 1)
+    assert (line["method"], line["caller"]) == ("BatchSpendCredits", "the-worker")
+    assert line["reason"] == "INVALID_REQUEST"

@@ -78,8 +78,8 @@ async def test_answers_that_are_not_read_take_little_memory_and_others_are_serve
             await eventually(all_is_given_back)
 
 
-async def test_a_connection_that_reads_no_answer_is_closed(database, monkeypatch, capsys):
-    monkeypatch.setattr(open_calls, "UNSENT_SECONDS_MAX", 1.0)
+async def test_a_connection_that_neither_reads_nor_sends_is_closed(database, monkeypatch, capsys):
+    monkeypatch.setattr(open_calls, "SILENCE_SECONDS_MAX", 1.0)
     user_id = await database.user(100)
     watch = pb.WatchUserCreditRequest(user_id=str(user_id)).SerializeToString()
     async with running(server_settings(database.service_url)) as service:
@@ -87,6 +87,7 @@ async def test_a_connection_that_reads_no_answer_is_closed(database, monkeypatch
         for method, request in (
             ("GetUserCredit", history_of(user_id)),
             ("WatchUserCredit", watch),
+            ("SpendCredits", None),
         ):
             async with silent_reader(service.port) as silent:
                 await silent.call(path(method), request)
@@ -94,7 +95,7 @@ async def test_a_connection_that_reads_no_answer_is_closed(database, monkeypatch
                     await silent.closed.wait()
             assert (await client.get_user_credit(user_id)).balance == 100
     said = capsys.readouterr()
-    assert "closing connections that read no answers" in said.out + said.err
+    assert "closing silent connections" in said.out + said.err
     assert "INTERNAL" not in said.out + said.err
 
 
