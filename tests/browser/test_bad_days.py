@@ -149,6 +149,24 @@ async def test_a_token_that_cannot_be_renewed_signs_the_page_out(chromium, servi
         await expect(balance(page)).to_have_text("7")
 
 
+async def test_debt_and_a_frozen_account_are_shown_as_such(chromium, service, database, client):
+    user_id = await database.user(10)
+    await client.set_account_policy(user_id, min_balance=-50)
+    await client.spend_credits(user_id, amount=30)
+    await client.set_account_policy(user_id, min_balance=0)
+    site = Site()
+    site.signs_in(user_id)
+    async with running_site(site, service.target) as url, opened(chromium, url) as page:
+        await expect(balance(page)).to_have_text("0")
+        await expect(details(page)).to_have_text("20 credits owed")
+        await expect(page.locator("credits-cost")).to_contain_text("45 credits short")
+        await client.grant_credits(user_id, 100, reason="a test")
+        await expect(balance(page)).to_have_text("80")
+        await client.set_account_policy(user_id, frozen=True)
+        await expect(balance(page)).to_have_text("0")
+        await expect(details(page)).to_have_text("This account is frozen. Please contact support.")
+
+
 async def test_a_description_is_text_and_never_markup(chromium, service, database, client):
     user_id = await database.user(100)
     attack = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"

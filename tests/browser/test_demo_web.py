@@ -39,7 +39,7 @@ async def page_of(chromium, demo, credits_=25, **options):
 
 
 def balance(page):
-    return page.locator("credits-balance [part=value]")
+    return page.locator("credits-balance [part~=value]")
 
 
 async def separate(page):

@@ -12,10 +12,10 @@ from kit.databases import Database
 from kit.gateways import Gateway, bearer, gateway_settings, problem, running_gateway
 from kit.services import running, server_settings
 from kit.stripe_fakes import fake_stripe
-from kit.waiting import eventually
+from kit.waiting import eventually, patience
 
 from credit_service.client import CreditClient
-from credit_service.gateway import Bridge
+from credit_service.gateway import Bridge, bridge
 
 TOKEN = "a token of the gateway"
 SUCCESS = "https://app.example.com/paid?checkout={CHECKOUT_SESSION_ID}"
@@ -69,6 +69,14 @@ def bridge_of(shop_url, fake_url, **changes):
     return Bridge(shop_url, **options)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def patient():
+    """The gateway does not give up on the bridge because this machine is slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bridge, "_SECONDS", patience(9))
+        yield
+
+
 @pytest.fixture(scope="module")
 async def shop(make_shared_database):
     database = await make_shared_database()
@@ -81,11 +89,11 @@ async def shop(make_shared_database):
                 stripe_address=fake.url,
                 checkout_token_sha256=hashlib.sha256(TOKEN.encode()).hexdigest(),
             )
-        ) as bridge,
+        ) as selling,
     ):
         await fake.settings(mode="lose")  # the webhook never comes
         await fake.price(900, id="price_starter", currency="eur")
-        url = f"http://127.0.0.1:{bridge.port}"
+        url = f"http://127.0.0.1:{selling.port}"
         settings = gateway_settings(service.target, bridge=bridge_of(url, fake.url))
         async with running_gateway(settings) as gateway:
             yield Shop(database, service.target, await service.client(), fake, url, gateway)

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 from kit.gateways import bearer, gateway_settings, problem, running_gateway, unix_time
 from kit.services import running, server_settings
-from kit.waiting import eventually
+from kit.waiting import eventually, patience
 
 from credit_service.gateway import Limits, Rate
 
@@ -16,7 +16,9 @@ LIMITS = Limits(link_seconds=0.2, streams_opened=Rate(1000, 1000))
 
 @pytest.fixture
 async def gateway(service):
-    async with running_gateway(gateway_settings(service.target, limits=LIMITS)) as gateway:
+    # The service is never away here, however slow the machine is.
+    limits = replace(LIMITS, link_seconds=patience(10))
+    async with running_gateway(gateway_settings(service.target, limits=limits)) as gateway:
         yield gateway
 
 
@@ -93,9 +95,10 @@ async def test_a_quiet_stream_has_heartbeats_and_ends_by_age(service, database):
 
 async def test_a_user_unknown_until_the_first_purchase_sees_it(make_database):
     database = await make_database()
+    limits = replace(LIMITS, link_seconds=patience(10))
     async with (
         running(server_settings(database.service_url, adds_users=True)) as service,
-        running_gateway(gateway_settings(service.target, limits=LIMITS)) as gateway,
+        running_gateway(gateway_settings(service.target, limits=limits)) as gateway,
     ):
         user_id = uuid4()
         async with gateway.page(user_id) as page:

@@ -44,7 +44,7 @@ async def opened(
 
 def balance(page: Page) -> Locator:
     """The headline of the balance."""
-    return page.locator("credits-balance [part=value]")
+    return page.locator("credits-balance [part~=value]")
 
 
 def details(page: Page) -> Locator:
