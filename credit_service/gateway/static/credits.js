@@ -1305,7 +1305,7 @@ export class CreditsShortfall extends CreditsElement {
 /** What moved the balance, newest first. Attributes: `limit` (20), `types` (comma separated). */
 export class CreditsHistory extends CreditsElement {
   static observedAttributes = ["limit", "types"];
-  static css = `time { white-space: nowrap; } @media (max-width: 30rem) { .after { display: none; } }`;
+  static css = `time { white-space: nowrap; } @media (max-width: 30rem) { .after { display: none; } .end { padding-inline-end: 0; } }`;
   #items = [];
   #cursor = null;
   #state = "loading";
