@@ -97,6 +97,34 @@ async def test_offline_and_online(chromium, service, database, client):
         await expect(details(page)).to_have_text("")
 
 
+async def test_what_could_not_be_read_is_read_again_after_an_outage(
+    chromium, service, database, client
+):
+    user_id = await database.user(100)
+    await client.spend_credits(user_id, operation="render")
+    site = Site()
+    site.signs_in(user_id)
+    async with running_site(site, service.target) as url, opened(chromium, url) as page:
+        await expect(page.locator("credits-history [part=row]")).to_have_count(2)
+        await page.route(
+            re.compile("/credits/(quotes|packs|transactions|usage)"), lambda route: route.abort()
+        )
+        await page.reload()
+        parts = ("cost", "packs", "history", "usage")
+        for part in parts:
+            element = page.locator(f"credits-{part}")
+            await expect(element).to_contain_text("Not available right now.")
+        await page.unroute_all()
+        await page.context.set_offline(True)
+        await expect(details(page)).to_have_text(AS_OF)
+        await page.context.set_offline(False)
+        for part in parts:
+            element = page.locator(f"credits-{part}")
+            await expect(element).not_to_contain_text("Not available right now.")
+        await expect(page.locator("credits-history [part=row]")).to_have_count(2)
+        await expect(page.locator("credits-usage svg")).to_be_visible()
+
+
 async def test_a_token_that_is_about_to_end_is_renewed_without_a_trace_on_the_page(
     chromium, service, database, client
 ):

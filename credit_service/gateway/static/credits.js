@@ -918,6 +918,7 @@ class CreditsElement extends Base {
   static css = "";
   #off = [];
   #asked = false;
+  #away = false;
   store = null;
 
   connectedCallback() {
@@ -931,7 +932,7 @@ class CreditsElement extends Base {
     this.store = this.provider?.store ?? storeFor(this.getAttribute("base") ?? HERE);
     for (const name of this.constructor.properties ?? []) upgrade(this, name);
     const draw = () => {
-      this.#askOnce();
+      this.#askInTime();
       this.draw();
     };
     this.#off = [this.store.subscribe(draw)];
@@ -945,12 +946,20 @@ class CreditsElement extends Base {
     draw();
   }
 
-  /** What belongs to the user is asked for when it is known that somebody is signed in. */
-  #askOnce() {
-    if (!this.#asked && this.store.snapshot.account) {
+  /** What belongs to the user is asked for once a user is known, and again after an outage. */
+  #askInTime() {
+    const { account, status } = this.store.snapshot;
+    const back = this.#away && status === "live";
+    this.#away = status === "away";
+    if ((account && !this.#asked) || (back && this.failed)) {
       this.#asked = true;
       this.ask?.();
     }
+  }
+
+  /** Whether its last question had no answer. */
+  get failed() {
+    return false;
   }
 
   disconnectedCallback() {
@@ -1082,6 +1091,10 @@ export class CreditsCost extends CreditsElement {
     this.#ask(this.#asked);
   }
 
+  get failed() {
+    return this.#failed;
+  }
+
   get items() {
     return (this.getAttribute("items") ?? "")
       .split(",")
@@ -1190,6 +1203,10 @@ export class CreditsPacks extends CreditsElement {
   #packs = null;
   #error = null;
   #failed = false;
+
+  get failed() {
+    return this.#failed;
+  }
 
   connected() {
     this.hear(globalThis, "pageshow", ({ persisted }) => persisted && this.store.stopBuying());
@@ -1311,6 +1328,10 @@ export class CreditsHistory extends CreditsElement {
   #state = "loading";
   #load = 0;
   #fresh = refresher(2000, () => this.#read({ onward: false }));
+
+  get failed() {
+    return this.#state === "failed";
+  }
 
   disconnected() {
     this.#fresh.stop();
@@ -1457,6 +1478,10 @@ export class CreditsUsage extends CreditsElement {
   #failed = false;
   #load = 0;
   #fresh = refresher(5000, () => this.ask());
+
+  get failed() {
+    return this.#failed;
+  }
 
   #size = globalThis.ResizeObserver && new ResizeObserver(() => {
     if (Math.abs(this.clientWidth - this.#width) > 8) this.#draw();
