@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import asyncpg
 
 from credit_service.errors import LedgerUnavailable, UserNotFound
 from credit_service.ledger import store
-from credit_service.rules.model import Account
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
     from uuid import UUID
 
     from asyncpg.pool import PoolConnectionProxy
 
-# What no account was ever seen with, so that each counts as changed.
-_NEVER_SEEN = (-1, -1)
+    from credit_service.rules.model import Account
 
+Asked = TypeVar("Asked")
+
+# No account has this seq, so each counts as changed. The rest makes the columns of what was seen.
+NEVER_SEEN = (-1, 0, None)
 
 # How many accounts a statement reads; each may have thousands of due holds to add up.
 _ACCOUNTS_AT_ONCE = 500
 
 
 async def changed_accounts(
-    connection: PoolConnectionProxy, seen: list[tuple[UUID, int, int]]
+    connection: PoolConnectionProxy, seen: list[tuple[UUID, int, int, datetime | None]]
 ) -> list[Account]:
-    """Reads accounts that are not as they were seen, however many there are.
+    """Reads accounts that differ from what was seen of them, however many there are.
 
     Args:
         connection: to the database, outside a transaction.
-        seen: user, seq and number of policy changes of each account.
+        seen: user, seq, number of policy changes and time of the last change of each account.
 
     Returns:
         Those that differ, as `store.changed_accounts` reads them.
@@ -41,17 +44,26 @@ async def changed_accounts(
     Raises:
         asyncpg.PostgresError, OSError: as the driver raises them.
     """
-    if len(seen) <= _ACCOUNTS_AT_ONCE:
+    return await _in_parts(store.changed_accounts, connection, seen)
+
+
+async def _in_parts(
+    read: Callable[[PoolConnectionProxy, list[Asked]], Awaitable[list[Account]]],
+    connection: PoolConnectionProxy,
+    asked: list[Asked],
+) -> list[Account]:
+    """Reads with as few statements as their time limit allows."""
+    if len(asked) <= _ACCOUNTS_AT_ONCE:
         try:
-            return await store.changed_accounts(connection, seen)
+            return await read(connection, asked)
         except asyncpg.QueryCanceledError:
-            # It took too long, as half of it may not.
-            if len(seen) <= 1:
+            # It took too long; half of it may not.
+            if len(asked) <= 1:
                 raise
-    middle = len(seen) // 2
+    middle = len(asked) // 2
     return [
-        *await changed_accounts(connection, seen[:middle]),
-        *await changed_accounts(connection, seen[middle:]),
+        *await _in_parts(read, connection, asked[:middle]),
+        *await _in_parts(read, connection, asked[middle:]),
     ]
 
 
@@ -104,13 +116,16 @@ class AccountReads:
     async def _fetch(self, user_ids: set[UUID]) -> dict[UUID, Account]:
         async with self._reading() as connection:
             found = await changed_accounts(
-                connection, [(user_id, *_NEVER_SEEN) for user_id in user_ids]
+                connection, [(user_id, *NEVER_SEEN) for user_id in user_ids]
             )
             accounts = {account.user_id: account for account in found}
-            without_account = user_ids - accounts.keys()
-            if without_account:
-                known = await store.find_users(connection, without_account)
-                accounts.update((user_id, Account(user_id)) for user_id in known)
+            if without_account := user_ids - accounts.keys():
+                # One statement for user and account: of a user who is deleted and created again
+                # between two statements it would show an account that never was.
+                known = await _in_parts(
+                    store.list_known_accounts, connection, list(without_account)
+                )
+                accounts.update((account.user_id, account) for account in known)
             return accounts
 
 

@@ -60,6 +60,27 @@ class ReadPool:
         async with self._lend() as connection:
             yield connection
 
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[PoolConnectionProxy]:
+        """Lends a connection on which all statements of the block see the same moment.
+
+        It costs two round trips, so an answer that needs one statement only does without.
+
+        Raises:
+            LedgerUnavailable: as `lend` raises it.
+        """
+        async with (
+            self.lend() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            try:
+                yield connection
+            except Exception as fault:
+                # On a silent or broken line a ROLLBACK would only wait for its own time limit.
+                if spoils_connection(fault):
+                    connection.terminate()
+                raise
+
     async def check(self) -> bool:
         """Asks whether the server can be written; while it cannot, nothing is lent."""
         try:

@@ -1,4 +1,9 @@
-"""What the book says: accounts, entries, holds, reports, at present or as they were."""
+"""Reads of the book for answers: accounts, entries, holds and reports, present or past.
+
+Every answer is true at one moment of its call. It comes from one statement, or from several in one
+snapshot. The only exception is an answer that found nothing: a second statement then tells whether
+the user exists, and each of the two findings was true when it was made.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,7 @@ from credit_service.errors import (
     UserNotFound,
 )
 from credit_service.ledger import metrics, store
-from credit_service.ledger.account_reads import AccountReads, changed_accounts
+from credit_service.ledger.account_reads import NEVER_SEEN, AccountReads, changed_accounts
 from credit_service.rules.holds import at
 from credit_service.rules.model import Account, transaction_id
 
@@ -36,6 +41,8 @@ SCAN_LIMIT = 10_000
 REPORT_SECONDS = 60
 
 _RESOLUTION = timedelta(microseconds=1)
+
+_SEQ_MAX = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,39 +104,57 @@ class Reads:
         """
         return self._accounts.read(user_id)
 
-    async def account_at(self, user_id: UUID, time: datetime) -> Account:
+    async def account_with_entries(self, user_id: UUID, size: int) -> tuple[Account, list[Entry]]:
+        """Reads an account as it is now, and its newest entries that moved the balance.
+
+        Args:
+            user_id: whose.
+            size: how many entries at most.
+
+        Raises:
+            UserNotFound: the user is not in the user table.
+            LedgerUnavailable: the database is away.
+        """
+        async with self._pool.snapshot() as connection:
+            _, account = await _account(connection, user_id)
+            return account, await _newest_entries(connection, account, size)
+
+    async def account_at(
+        self, user_id: UUID, time: datetime, size: int
+    ) -> tuple[Account, list[Entry]]:
         """Reads an account as it was at a time, entries of that very microsecond included.
+
+        Args:
+            user_id: whose.
+            time: when.
+            size: how many of the newest entries that it then had, at most.
+
+        Returns:
+            The account and the entries, newest first.
 
         Raises:
             InvalidRequest: the time is still to come.
             UserNotFound: the user is not in the user table.
             LedgerUnavailable: the database is away.
         """
-        async with self._pool.lend() as connection:
+        async with self._pool.snapshot() as connection:
             now, account = await _account(connection, user_id)
             # The newest entry may be a hair ahead of a clock that was set back.
             if time > max(now, account.last_updated or now):
                 raise InvalidRequest("as_of", f"is still to come; it is {now.isoformat()} now.")
             seq = await store.count_entries_before(connection, user_id, time + _RESOLUTION)
             if seq == 0:
-                return account._replace(balance=0, held=0, seq=0, last_updated=None)
+                return account._replace(balance=0, held=0, seq=0, last_updated=None), []
             entry = (await store.load_entries(connection, [(user_id, seq)]))[user_id, seq]
-            # Held by the entries, but over by the clock: recorded only when somebody looked.
+            # An expiry is recorded later than it happens, when the account is next looked at.
             over = await store.expired_unrecorded_at(connection, user_id, seq, time)
-            return account._replace(
+            then = account._replace(
                 balance=entry.balance_after,
                 held=entry.held_after - over,
                 seq=seq,
                 last_updated=entry.timestamp,
             )
-
-    async def newest_entries(self, account: Account, size: int) -> list[Entry]:
-        """Reads the newest entries that an account had when it was read, newest first."""
-        if size == 0 or account.seq == 0:
-            return []
-        query = HistoryQuery(user_id=account.user_id, page_size=size, newest=account.seq)
-        entries, _ = await self.history(query)
-        return entries
+            return then, await _newest_entries(connection, then, size)
 
     async def history(self, query: HistoryQuery) -> tuple[list[Entry], int | None]:
         """Reads a page of entries, newest first.
@@ -141,43 +166,59 @@ class Reads:
             UserNotFound: the user is not in the user table.
             LedgerUnavailable: the database is away.
         """
-        user_id = query.user_id
-        async with self._pool.lend() as connection:
-            _, account = await _account(connection, user_id)
-            newest = account.seq if query.newest is None else min(query.newest, account.seq)
-            oldest_excluded = query.related_seq or 0
+        user_id, newest, oldest_excluded = query.user_id, query.newest, query.related_seq or 0
+        several = query.start is not None or query.end is not None
+        async with self._pool.snapshot() if several else self._pool.lend() as connection:
             if query.end is not None:
                 before = await store.count_entries_before(connection, user_id, query.end)
-                newest = min(newest, before)
+                newest = before if newest is None else min(newest, before)
             if query.start is not None:
                 before = await store.count_entries_before(connection, user_id, query.start)
                 oldest_excluded = max(oldest_excluded, before)
-            bottom = max(oldest_excluded, newest - SCAN_LIMIT)
-            entries = await store.list_entries(
+            began_at, entries = await store.list_entries(
                 connection,
                 user_id,
                 newest=newest,
-                older_than_all=bottom,
+                older_than_all=oldest_excluded,
                 types=query.types,
                 reference=query.reference,
                 related_seq=query.related_seq,
                 limit=query.page_size,
+                looks_at=SCAN_LIMIT,
             )
+            if began_at is None:
+                await _require_user(connection, user_id)
+                return [], None
+        bottom = max(oldest_excluded, began_at - SCAN_LIMIT)
         onward = entries[-1].seq - 1 if len(entries) == query.page_size else bottom
         return entries, onward if onward > oldest_excluded else None
 
     async def entry_at(self, user_id: UUID, seq: int) -> Entry | None:
-        """Reads an entry of the user by its seq; None where there is none."""
+        """Reads an entry of the user by its seq; None if there is none.
+
+        Raises:
+            UserNotFound: the user is not in the user table.
+            LedgerUnavailable: the database is away.
+        """
         async with self._pool.lend() as connection:
-            await _account(connection, user_id)
-            return (await store.load_entries(connection, [(user_id, seq)])).get((user_id, seq))
+            entry = (await store.load_entries(connection, [(user_id, seq)])).get((user_id, seq))
+            if entry is None:
+                await _require_user(connection, user_id)
+            return entry
 
     async def entry_under(self, user_id: UUID, key: str) -> Entry | None:
-        """Reads the entry that a call with this key made or was answered with; None without one."""
+        """Reads the entry that a call with this key made or was answered with; None without one.
+
+        Raises:
+            UserNotFound: the user is not in the user table.
+            LedgerUnavailable: the database is away.
+        """
         async with self._pool.lend() as connection:
-            await _account(connection, user_id)
             _, known = await store.load_entries_by_key(connection, [user_id], [key])
-            return known[0].entry if known else None
+            if not known:
+                await _require_user(connection, user_id)
+                return None
+            return known[0].entry
 
     async def hold(self, user_id: UUID, seq: int) -> Hold:
         """Reads a hold in its present state.
@@ -188,12 +229,12 @@ class Reads:
             LedgerUnavailable: the database is away.
         """
         async with self._pool.lend() as connection:
-            await _account(connection, user_id)
             now, found = await store.list_holds(
                 connection, user_id, newest=seq, state=None, limit=1
             )
-        if not found or found[0].seq != seq:
-            raise HoldNotFound(transaction_id(user_id, seq))
+            if not found or found[0].seq != seq:
+                await _require_user(connection, user_id)
+                raise HoldNotFound(transaction_id(user_id, seq))
         return at(found[0], now)
 
     async def holds(
@@ -215,11 +256,15 @@ class Reads:
             LedgerUnavailable: the database is away.
         """
         async with self._pool.lend() as connection:
-            _, account = await _account(connection, user_id)
-            start = account.seq if newest is None else newest
             now, found = await store.list_holds(
-                connection, user_id, newest=start, state=state, limit=page_size + 1
+                connection,
+                user_id,
+                newest=_SEQ_MAX if newest is None else newest,
+                state=state,
+                limit=page_size + 1,
             )
+            if not found:
+                await _require_user(connection, user_id)
         onward = found[page_size].seq if len(found) > page_size else None
         return [at(hold, now) for hold in found[:page_size]], onward
 
@@ -232,7 +277,9 @@ class Reads:
         if not seen:
             return []
         asked = [
-            (user_id, -1, 0) if account is None else (user_id, account.seq, account.policy_changes)
+            (user_id, *NEVER_SEEN)
+            if account is None
+            else (user_id, account.seq, account.policy_changes, account.last_updated)
             for user_id, account in seen.items()
         ]
         async with self._pool.lend() as connection:
@@ -291,9 +338,23 @@ class Reads:
 
 
 async def _account(connection: PoolConnectionProxy, user_id: UUID) -> tuple[datetime, Account]:
-    now, account = await store.get_account(connection, user_id)
-    if account is not None:
-        return now, account
-    if await store.find_users(connection, [user_id]):
-        return now, Account(user_id)
-    raise UserNotFound(str(user_id))
+    now, account, known = await store.get_account(connection, user_id)
+    if not known:
+        raise UserNotFound(str(user_id))
+    return now, account or Account(user_id)
+
+
+async def _require_user(connection: PoolConnectionProxy, user_id: UUID) -> None:
+    if not await store.find_users(connection, [user_id]):
+        raise UserNotFound(str(user_id))
+
+
+async def _newest_entries(
+    connection: PoolConnectionProxy, account: Account, size: int
+) -> list[Entry]:
+    if size == 0 or account.seq == 0:
+        return []
+    _, entries = await store.list_entries(
+        connection, account.user_id, newest=account.seq, limit=size, looks_at=SCAN_LIMIT
+    )
+    return entries

@@ -285,15 +285,19 @@ async def expired_unrecorded_at(
     return await connection.fetchval(SQL["expired_unrecorded_at"], user_id, seq, time) or 0
 
 
-async def get_account(connection: _Connection, user_id: UUID) -> tuple[datetime, Account | None]:
-    """Reads the database's time and an account, less what is due to expire; None without a row."""
+async def get_account(
+    connection: _Connection, user_id: UUID
+) -> tuple[datetime, Account | None, bool]:
+    """Reads an account in one statement.
+
+    Returns:
+        The database's time, the account less what is due to expire (None if it was never opened),
+        and whether the user exists.
+    """
     row = await connection.fetchrow(SQL["get_account"], user_id)
     assert row is not None  # noqa: S101  # the time alone is a row
-    now, *columns, due = row
-    if columns[0] is None:
-        return now, None
-    account = _account(columns)
-    return now, account._replace(held=account.held - due) if due else account
+    now, *columns, known = row
+    return now, None if columns[0] is None else _account_less_due(columns), known
 
 
 async def list_accounts(connection: _Connection, after: UUID, limit: int) -> list[UUID]:
@@ -310,15 +314,25 @@ async def find_faults(
 
 
 async def changed_accounts(
-    connection: _Connection, seen: Collection[tuple[UUID, int, int]]
+    connection: _Connection, seen: Collection[tuple[UUID, int, int, datetime | None]]
 ) -> list[Account]:
-    """Reads those accounts that no longer have the seq and policy changes they were seen with."""
+    """Reads those accounts that differ from what was seen of them.
+
+    Args:
+        connection: to the database.
+        seen: user, seq, number of policy changes and time of the last change of each account.
+
+    Returns:
+        The accounts, less what is due to expire; none for a user without an account.
+    """
     rows = await connection.fetch(SQL["changed_accounts"], *_columns(seen))
-    accounts = []
-    for *columns, due in rows:
-        account = _account(columns)
-        accounts.append(account._replace(held=account.held - due) if due else account)
-    return accounts
+    return [_account_less_due(row) for row in rows]
+
+
+async def list_known_accounts(connection: _Connection, user_ids: Collection[UUID]) -> list[Account]:
+    """Reads the accounts of those users who exist; an account that was never opened is empty."""
+    rows = await connection.fetch(SQL["list_known_accounts"], user_ids)
+    return [Account(row[0]) if row[1] is None else _account_less_due(row) for row in rows]
 
 
 async def report_usage(
@@ -352,14 +366,30 @@ async def list_entries(
     connection: _Connection,
     user_id: UUID,
     *,
-    newest: int,
-    older_than_all: int,
+    newest: int | None,
+    older_than_all: int = 0,
     types: Sequence[EntryType] | None = None,
     reference: str | None = None,
     related_seq: int | None = None,
     limit: int,
-) -> list[Entry]:
-    """Lists entries, newest first, with `older_than_all` < seq <= `newest`."""
+    looks_at: int,
+) -> tuple[int | None, list[Entry]]:
+    """Lists entries, newest first.
+
+    Args:
+        connection: to the database.
+        user_id: whose.
+        newest: the seq to start at; None: the newest entry.
+        older_than_all: the seq to stop before.
+        types: only these types; None: the entries that moved the balance.
+        reference: only with this reference; None: any.
+        related_seq: only those that settle this entry; None: any.
+        limit: how many at most.
+        looks_at: how many entries to look at, from the first, before it comes back short.
+
+    Returns:
+        The seq that it started at, None if the user has no account; and the entries.
+    """
     rows = await connection.fetch(
         SQL["list_entries"],
         user_id,
@@ -369,8 +399,10 @@ async def list_entries(
         reference,
         related_seq,
         limit,
+        looks_at,
     )
-    return [_entry(row) for row in rows]
+    entries = [_entry(row[1:]) for row in rows if row[1] is not None]
+    return rows[0][0] if rows else None, entries
 
 
 def _columns(rows: Iterable[tuple[object, ...]]) -> list[Sequence[object]]:
@@ -408,6 +440,12 @@ def _account(row: Sequence[Any] | asyncpg.Record) -> Account:
     limits = SpendLimits(*row[_POLICY + 2 : _COUNTERS])
     policy = Policy(row[_POLICY], row[_POLICY + 1], limits)
     return Account._make((*row[:_POLICY], policy, SpendCounters(*row[_COUNTERS:-1]), row[-1]))
+
+
+def _account_less_due(row: Sequence[Any] | asyncpg.Record) -> Account:
+    *columns, due = row
+    account = _account(columns)
+    return account._replace(held=account.held - due) if due else account
 
 
 def _entry_row(entry: Entry) -> tuple[object, ...]:

@@ -40,7 +40,7 @@ async def verify(
         How many accounts there were, and how many of them have a fault.
     """
     if user_id is not None:
-        _, account = await store.get_account(connection, user_id)
+        _, account, _ = await store.get_account(connection, user_id)
         if account is None:
             return 0, 0
     verified = 0

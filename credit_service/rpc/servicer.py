@@ -61,10 +61,11 @@ class CreditServicer(HoldCalls, BatchCalls):
             access.CALLER.get().require(access.Right.READ_HISTORY)
         if request.HasField("as_of"):
             time = validation.time(request.as_of, "as_of", round_up=False)
-            account = await self._ledger.reads.account_at(user_id, time)
+            account, newest = await self._ledger.reads.account_at(user_id, time, size)
+        elif size > 0:
+            account, newest = await self._ledger.reads.account_with_entries(user_id, size)
         else:
-            account = await self._ledger.reads.account(user_id)
-        newest = await self._ledger.reads.newest_entries(account, size)
+            account, newest = await self._ledger.reads.account(user_id), []
         credit = responses.user_credit(account, self._terms)
         credit.transaction_history.extend(_fitting(newest))
         return pb.GetUserCreditResponse(credit=credit)

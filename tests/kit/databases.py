@@ -57,6 +57,13 @@ class Database:
                 await _open(connection, user_id, credits_)
         return user_id
 
+    async def make_anew(self, user_id: UUID, credits_: int) -> None:
+        """Deletes a user and makes the user again with credits, all in one transaction."""
+        async with self._connected() as connection, connection.transaction():
+            await connection.execute("DELETE FROM auth.users WHERE id = $1", user_id)
+            await connection.execute("INSERT INTO auth.users (id) VALUES ($1)", user_id)
+            await _open(connection, user_id, credits_)
+
     async def faults(self) -> list[str]:
         """Everything in the book that does not add up; the last line of every race."""
         rows = await self.fetch(_FAULTS)

@@ -128,7 +128,8 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         "expired_unrecorded_at": [user_id, seq, early],
         "insert_policy_changes": columns(change),
         "insert_kept_keys": columns(KeptKey(user_id, "kept", seq, "ReleaseHold")),
-        "changed_accounts": [[user_id, newcomer], [-1, -1], [0, 0]],
+        "changed_accounts": [[user_id, newcomer], [-1, -1], [0, 0], [now, now]],
+        "list_known_accounts": [[user_id, newcomer]],
         "list_accounts": [UUID(int=0), 50],
         "find_faults": [[user_id]],
         "report_usage": [early, now],
@@ -144,7 +145,7 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         "insert_purchases": [["pi_new"], [user_id], [seq + 1], [5], [1], ["eur"], [now]],
         "upsert_refunds": [[user_id, user_id], [2, 4], [1, 1], [1, 1]],
         "count_entries_before": [user_id, early],
-        "list_entries": [user_id, seq, max(0, seq - 10_000), None, None, None, 50],
+        "list_entries": [user_id, seq, 0, None, None, None, 50, 10_000],
     }
 
 
@@ -290,7 +291,11 @@ async def test_a_page_and_a_past_balance_cost_the_same_at_100_and_at_100000_entr
         for user_id, entries in ((few, 100), (many, ENTRIES)):
             for name in ("get_account", "list_entries", "count_entries_before", "load_entries"):
                 plan = await prepared.plan(name, arguments(user_id, few, entries)[name])
-                rows = sum(node["Actual Rows"] * node["Actual Loops"] for node in nodes(plan))
+                rows = sum(
+                    node["Actual Rows"] * node["Actual Loops"]
+                    for node in nodes(plan)
+                    if "Relation Name" in node
+                )
                 costs[name, entries] = (pages_touched(plan), round(rows))
     for (name, entries), (pages, rows) in costs.items():
         assert pages <= PAGES_MAX, (name, entries, costs)

@@ -37,11 +37,12 @@ def columns(value):
 
 READS = [
     ("lock_accounts", Account, (), ()),
-    ("get_account", Account, ("now",), ("due",)),
+    ("get_account", Account, ("now",), ("due", "known")),
     ("changed_accounts", Account, (), ("due",)),
+    ("list_known_accounts", Account, (), ("due",)),
     ("load_entries_by_key", Entry, ("now", "key", "kept_call"), ()),
     ("load_entries", Entry, (), ()),
-    ("list_entries", Entry, (), ()),
+    ("list_entries", Entry, ("newest",), ()),
     ("load_holds", Hold, (), ()),
     ("load_due_holds", Hold, (), ()),
     ("list_holds", Hold, ("now",), ()),

@@ -107,7 +107,7 @@ async def test_readers_see_the_end_of_a_hold_that_is_not_yet_recorded(client, da
         assert await recorded(database, user_id) == ["held", "held"]
         assert figures(await client.get_user_credit(user_id)) == (100, 30, 70)
         connection = await database.connect()
-        (watched,) = await store.changed_accounts(connection, [(user_id, -1, 0)])
+        (watched,) = await store.changed_accounts(connection, [(user_id, -1, 0, None)])
         await connection.close()
         assert (watched.balance, watched.held) == (100, 30)
         quote = await client.quote_cost({"render": 14}, user_id=user_id)

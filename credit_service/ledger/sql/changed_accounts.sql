@@ -1,5 +1,6 @@
--- Reads those of the watched accounts that differ from what was seen last, and what is held by
--- holds whose time has passed.
+-- Reads those of the accounts that differ from what was seen of them, and how much is held by holds
+-- that are due. The time is that of the transaction's begin, as in get_account. A user who was
+-- deleted and created again counts entries from one, so the time of the last change is compared too.
 SELECT
     account.user_id,
     account.balance,
@@ -19,20 +20,22 @@ SELECT
     account.spent_this_day,
     account.policy_changes,
     CASE
-        WHEN account.next_hold_expiry <= clock_timestamp()
+        WHEN account.next_hold_expiry <= now()
             THEN (
                 SELECT coalesce(sum(due.amount), 0)::bigint
                 FROM credit_holds AS due
                 WHERE
                     due.user_id = account.user_id
                     AND due.state = 'held'
-                    AND due.expires_at <= clock_timestamp()
+                    AND due.expires_at <= now()
             )
         ELSE 0
     END AS due
 FROM
-    unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS seen (user_id, seq, policy_changes)
+    unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::timestamptz[])
+        AS seen (user_id, seq, policy_changes, last_updated)
 INNER JOIN user_credits AS account ON seen.user_id = account.user_id
 WHERE
     account.seq <> seen.seq
     OR account.policy_changes <> seen.policy_changes
+    OR account.last_updated <> seen.last_updated

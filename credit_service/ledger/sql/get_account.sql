@@ -1,5 +1,7 @@
--- Reads the time, an account, and what is held by holds whose time has passed; the account's
--- columns are null where there is none.
+-- Reads the time, an account, and how much is held by holds that are due; the account's columns are
+-- null if there is none, and `known` says whether the user exists. The time is that of the
+-- transaction's begin, which is never later than the rows that are read: a hold that is due by a
+-- later time may have been captured since.
 SELECT
     clock.now,
     account.user_id,
@@ -30,6 +32,10 @@ SELECT
                     AND due.expires_at <= clock.now
             )
         ELSE 0
-    END AS due
-FROM (SELECT clock_timestamp() AS now) AS clock
+    END AS due,
+    CASE
+        WHEN account.user_id IS NOT NULL THEN true
+        ELSE EXISTS (SELECT FROM credit_users(ARRAY[$1::uuid]))
+    END AS known
+FROM (SELECT now() AS now) AS clock
 LEFT JOIN user_credits AS account ON account.user_id = $1::uuid

@@ -1,39 +1,79 @@
--- Lists entries of a user between two seqs, newest first. Without types: those that moved the
--- balance.
+-- Lists a page of a user's entries, newest first, with the seq that the page begins at. Without
+-- types: the entries that moved the balance. It looks at a bounded number of entries. A page without
+-- entries is one row that has no more than that seq; a user without an account has no row.
 SELECT
-    user_id,
-    seq,
-    type,
-    call,
-    amount,
-    requested_amount,
-    balance_change,
-    held_change,
-    balance_after,
-    held_after,
-    floor,
-    description,
-    timestamp,
-    operation,
-    quantity,
-    unit_cost,
-    price_version,
-    reference,
-    metadata,
-    related_seq,
-    idempotency_key,
-    caller,
-    payment_ref,
-    payment_amount_minor,
-    payment_currency,
-    hold_seq
-FROM credit_transactions
-WHERE
-    user_id = $1::uuid
-    AND seq <= $2::bigint
-    AND seq > $3::bigint
-    AND CASE WHEN $4::text[] IS NULL THEN balance_change <> 0 ELSE type = ANY($4::text[]) END
-    AND ($5::text IS NULL OR reference = $5::text)
-    AND ($6::bigint IS NULL OR related_seq = $6::bigint)
-ORDER BY seq DESC
-LIMIT $7::bigint
+    page.newest,
+    entry.user_id,
+    entry.seq,
+    entry.type,
+    entry.call,
+    entry.amount,
+    entry.requested_amount,
+    entry.balance_change,
+    entry.held_change,
+    entry.balance_after,
+    entry.held_after,
+    entry.floor,
+    entry.description,
+    entry.timestamp,
+    entry.operation,
+    entry.quantity,
+    entry.unit_cost,
+    entry.price_version,
+    entry.reference,
+    entry.metadata,
+    entry.related_seq,
+    entry.idempotency_key,
+    entry.caller,
+    entry.payment_ref,
+    entry.payment_amount_minor,
+    entry.payment_currency,
+    entry.hold_seq
+FROM (
+    SELECT least(account.seq, $2::bigint) AS newest
+    FROM user_credits AS account
+    WHERE account.user_id = $1::uuid
+) AS page
+LEFT JOIN LATERAL (
+    SELECT
+        listed.user_id,
+        listed.seq,
+        listed.type,
+        listed.call,
+        listed.amount,
+        listed.requested_amount,
+        listed.balance_change,
+        listed.held_change,
+        listed.balance_after,
+        listed.held_after,
+        listed.floor,
+        listed.description,
+        listed.timestamp,
+        listed.operation,
+        listed.quantity,
+        listed.unit_cost,
+        listed.price_version,
+        listed.reference,
+        listed.metadata,
+        listed.related_seq,
+        listed.idempotency_key,
+        listed.caller,
+        listed.payment_ref,
+        listed.payment_amount_minor,
+        listed.payment_currency,
+        listed.hold_seq
+    FROM credit_transactions AS listed
+    WHERE
+        listed.user_id = $1::uuid
+        AND listed.seq <= page.newest
+        AND listed.seq > greatest($3::bigint, page.newest - $8::bigint)
+        AND CASE
+            WHEN $4::text[] IS NULL THEN listed.balance_change <> 0
+            ELSE listed.type = ANY($4::text[])
+        END
+        AND ($5::text IS NULL OR listed.reference = $5::text)
+        AND ($6::bigint IS NULL OR listed.related_seq = $6::bigint)
+    ORDER BY listed.seq DESC
+    LIMIT $7::bigint
+) AS entry ON true
+ORDER BY entry.seq DESC

@@ -1,5 +1,6 @@
 -- Lists holds of a user up to a seq, newest first, in one state or any. A hold whose time has
--- passed counts as expired, whether that was recorded yet or not.
+-- passed counts as expired, whether that was recorded yet or not. The time is that of the
+-- transaction's begin, as in get_account.
 SELECT
     clock.now,
     hold.user_id,
@@ -16,7 +17,7 @@ SELECT
     hold.reference,
     hold.settled_seq,
     hold.captured_seq
-FROM (SELECT clock_timestamp() AS now) AS clock
+FROM (SELECT now() AS now) AS clock
 LEFT JOIN credit_holds AS hold
     ON
         hold.user_id = $1::uuid

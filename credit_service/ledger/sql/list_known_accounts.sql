@@ -1,0 +1,35 @@
+-- Reads the accounts of those users who exist, and how much is held by holds that are due; the columns
+-- of an account that was never opened are null. The time is that of the transaction's begin, as in
+-- get_account.
+SELECT
+    known.id AS user_id,
+    account.balance,
+    account.held,
+    account.seq,
+    account.last_updated,
+    account.open_holds,
+    account.next_hold_expiry,
+    account.frozen,
+    account.min_balance,
+    account.limit_per_minute,
+    account.limit_per_hour,
+    account.limit_per_day,
+    account.counted_at,
+    account.spent_this_minute,
+    account.spent_this_hour,
+    account.spent_this_day,
+    account.policy_changes,
+    CASE
+        WHEN account.next_hold_expiry <= now()
+            THEN (
+                SELECT coalesce(sum(due.amount), 0)::bigint
+                FROM credit_holds AS due
+                WHERE
+                    due.user_id = account.user_id
+                    AND due.state = 'held'
+                    AND due.expires_at <= now()
+            )
+        ELSE 0
+    END AS due
+FROM credit_users($1::uuid[]) AS known (id)
+LEFT JOIN user_credits AS account ON known.id = account.user_id
