@@ -288,11 +288,9 @@ async def expired_unrecorded_at(
 async def get_account(
     connection: _Connection, user_id: UUID
 ) -> tuple[datetime, Account | None, bool]:
-    """Reads an account in one statement.
+    """Reads the time, an account less what is due to expire, and whether its user exists.
 
-    Returns:
-        The database's time, the account less what is due to expire (None if it was never opened),
-        and whether the user exists.
+    The account is None if it was never opened.
     """
     row = await connection.fetchrow(SQL["get_account"], user_id)
     assert row is not None  # noqa: S101  # the time alone is a row
@@ -316,14 +314,9 @@ async def find_faults(
 async def changed_accounts(
     connection: _Connection, seen: Collection[tuple[UUID, int, int, datetime | None]]
 ) -> list[Account]:
-    """Reads those accounts that differ from what was seen of them.
+    """Reads those accounts, less what is due to expire, that differ from what was seen of them.
 
-    Args:
-        connection: to the database.
-        seen: user, seq, number of policy changes and time of the last change of each account.
-
-    Returns:
-        The accounts, less what is due to expire; none for a user without an account.
+    That is user, seq, number of policy changes and time of the last change of each account.
     """
     rows = await connection.fetch(SQL["changed_accounts"], *_columns(seen))
     return [_account_less_due(row) for row in rows]
@@ -374,21 +367,10 @@ async def list_entries(
     limit: int,
     looks_at: int,
 ) -> tuple[int | None, list[Entry]]:
-    """Lists entries, newest first.
+    """Lists entries with `older_than_all` < seq <= `newest`, newest first.
 
-    Args:
-        connection: to the database.
-        user_id: whose.
-        newest: the seq to start at; None: the newest entry.
-        older_than_all: the seq to stop before.
-        types: only these types; None: the entries that moved the balance.
-        reference: only with this reference; None: any.
-        related_seq: only those that settle this entry; None: any.
-        limit: how many at most.
-        looks_at: how many entries to look at, from the first, before it comes back short.
-
-    Returns:
-        The seq that it started at, None if the user has no account; and the entries.
+    It returns `limit` entries at most, and looks at no more than `looks_at` to find them. It also
+    returns the seq that it started at, which is None if the user has no account.
     """
     rows = await connection.fetch(
         SQL["list_entries"],

@@ -1,6 +1,6 @@
 """Watching accounts: one poll per process for all its watched users together.
 
-The book is the truth, so a change made through any replica is found, and the writers pay nothing
+The ledger is the truth, so a change made through any replica is found, and the writers pay nothing
 for it. (NOTIFY inside the writing transactions was tried: it halved throughput.)
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import structlog
@@ -28,26 +27,17 @@ POLL_SECONDS = 0.1
 WATCHERS_MAX = 10_000
 
 
-def is_newer(account: Account, shown: Account) -> bool:
-    """Whether a reading of an account is later than the one that was shown.
-
-    The poll and the first reading of a listener go separate ways, so that the older of two states
-    may come last.
-    """
-    return _version(account) > _version(shown)
-
-
-def _version(account: Account) -> tuple[datetime, int, int]:
-    # The time comes first because a user who was deleted and created again counts from one.
-    time = account.last_updated or datetime.min.replace(tzinfo=UTC)
-    return time, account.seq, account.policy_changes
-
-
 class Watcher:
-    """One listener; it holds the newest state only, so a slow one costs the others nothing."""
+    """One listener; it holds the newest state only, so a slow one costs the others nothing.
 
-    def __init__(self, user_id: UUID) -> None:
+    Attributes:
+        user_id: whom it watches.
+        registered_in: the poll that was running, or had run last, when it was registered.
+    """
+
+    def __init__(self, user_id: UUID, registered_in: int) -> None:
         self.user_id = user_id
+        self.registered_in = registered_in
         self._newest: Account | None = None
         self._changed = asyncio.Event()
 
@@ -72,18 +62,22 @@ class Watchers:
         self._watchers: dict[UUID, set[Watcher]] = {}
         self._seen: dict[UUID, Account | None] = {}
         self._count = 0
+        self._polls = 0
         self._any = asyncio.Event()
 
     @contextmanager
     def watch(self, user_id: UUID) -> Iterator[Watcher]:
-        """Registers a listener for the length of the block; its first state comes with a poll.
+        """Registers a listener for the length of the block.
+
+        It gets the account as it is, and then each change. All of it is read later than whatever
+        the caller has read before the block, and in order.
 
         Raises:
             Overloaded: 10,000 are listening to this process.
         """
         if self._count >= WATCHERS_MAX:
             raise Overloaded
-        watcher = Watcher(user_id)
+        watcher = Watcher(user_id, self._polls)
         self._count += 1
         self._watchers.setdefault(user_id, set()).add(watcher)
         # Forgetting what was seen makes the next poll read the account again, for the newcomer.
@@ -100,26 +94,29 @@ class Watchers:
                 self._any.clear()
 
     async def poll(self) -> None:
-        """Looks for changes every 100 ms while anybody listens; runs until it is cancelled."""
+        """Looks for changes every 100 ms while there are listeners; runs until it is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await self._any.wait()
             started = loop.time()
             try:
+                self._polls += 1
                 for account in await self._reads.changes(self._seen):
                     self._tell(account)
             except LedgerUnavailable:
-                # Health and the log tell of it; the listeners wait, and miss no last state.
+                # Health and the log report it. The listeners wait and miss no last state.
                 await asyncio.sleep(POLL_SECONDS)
             except Exception:
-                # Whatever it is, it must not end the poll.
+                # No failure may end the poll.
                 _log.exception("watch poll failed")
             await asyncio.sleep(max(0.0, POLL_SECONDS - (loop.time() - started)))
 
     def _tell(self, account: Account) -> None:
-        listeners = self._watchers.get(account.user_id)
-        if listeners is None:
-            return
-        self._seen[account.user_id] = account
-        for watcher in listeners:
+        # A listener that came while the poll was running may have read a later state already. It
+        # waits for the next poll, which reads the account again: for it, nothing is seen yet.
+        listeners = self._watchers.get(account.user_id, set())
+        earlier = [each for each in listeners if each.registered_in < self._polls]
+        if len(earlier) == len(listeners) > 0:
+            self._seen[account.user_id] = account
+        for watcher in earlier:
             watcher.put(account)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from credit_service import fields
 from credit_service.errors import InvalidRequest, TransactionNotFound
 from credit_service.ledger.reads import HistoryQuery
-from credit_service.ledger.watch import is_newer
 from credit_service.rpc import access, call_log, page_tokens, requests, responses, validation
 from credit_service.rpc.batch_calls import BatchCalls
 from credit_service.rpc.hold_calls import HoldCalls
@@ -304,20 +303,18 @@ class CreditServicer(HoldCalls, BatchCalls):
     ) -> AsyncIterator[pb.WatchUserCreditResponse]:
         """Sends the account, and again whenever it changes."""
         user_id = fields.user_id(request.user_id)
+        account = await self._ledger.reads.account(user_id)
         with self._watchers.watch(user_id) as watcher:
-            account = await self._ledger.reads.account(user_id)
+            last = responses.user_credit(account, self._terms)
             seen = request.HasField("after_seq") and request.after_seq == account.seq
-            # A change of policy has no seq, so what was seen of one cannot be known.
+            # A change of policy has no seq, so it is unknown whether the caller has seen the last.
             if not seen or account.policy_changes:
-                yield pb.WatchUserCreditResponse(credit=responses.user_credit(account, self._terms))
-            told = account
+                yield pb.WatchUserCreditResponse(credit=last)
             while True:
-                account = await watcher.next()
-                if is_newer(account, told):
-                    told = account
-                    yield pb.WatchUserCreditResponse(
-                        credit=responses.user_credit(account, self._terms)
-                    )
+                credit = responses.user_credit(await watcher.next(), self._terms)
+                if credit != last:
+                    last = credit
+                    yield pb.WatchUserCreditResponse(credit=credit)
 
     async def GetUsageReport(
         self, request: pb.GetUsageReportRequest, context: Context

@@ -34,7 +34,7 @@ SELECT
         ELSE 0
     END AS due,
     CASE
-        WHEN account.user_id IS NOT NULL THEN true
+        WHEN account.user_id IS NOT NULL THEN TRUE
         ELSE EXISTS (SELECT FROM credit_users(ARRAY[$1::uuid]))
     END AS known
 FROM (SELECT now() AS now) AS clock

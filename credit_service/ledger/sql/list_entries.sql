@@ -1,6 +1,6 @@
 -- Lists a page of a user's entries, newest first, with the seq that the page begins at. Without
--- types: the entries that moved the balance. It looks at a bounded number of entries. A page without
--- entries is one row that has no more than that seq; a user without an account has no row.
+-- types: the entries that moved the balance. It looks at a bounded number of entries. A page
+-- without entries is one row that has no more than that seq; a user without an account has no row.
 SELECT
     page.newest,
     entry.user_id,
@@ -69,11 +69,11 @@ LEFT JOIN LATERAL (
         AND listed.seq > greatest($3::bigint, page.newest - $8::bigint)
         AND CASE
             WHEN $4::text[] IS NULL THEN listed.balance_change <> 0
-            ELSE listed.type = ANY($4::text[])
+            ELSE listed.type = any($4::text[])
         END
         AND ($5::text IS NULL OR listed.reference = $5::text)
         AND ($6::bigint IS NULL OR listed.related_seq = $6::bigint)
     ORDER BY listed.seq DESC
     LIMIT $7::bigint
-) AS entry ON true
+) AS entry ON TRUE
 ORDER BY entry.seq DESC
