@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from importlib import resources
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import orjson
-
+from credit_service.ledger.rows import (
+    account_row,
+    entry_row,
+    policy_row,
+    reversal_row,
+    to_account,
+    to_account_less_due,
+    to_columns,
+    to_entry,
+)
 from credit_service.rules.model import (
     Account,
     Entry,
     Hold,
-    Payment,
-    Policy,
     PolicyChange,
     Purchased,
     Returned,
     Reversal,
-    SpendCounters,
-    SpendLimits,
     Usage,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -39,14 +43,6 @@ SQL = {
     for file in (resources.files(__package__) / "sql").iterdir()
     if file.name.endswith(".sql")
 }
-
-# The columns of a table have one order everywhere: in its value's fields, here, and in the
-# statements.
-_METADATA = Entry._fields.index("metadata")
-_PAYMENT = Entry._fields.index("payment")
-_POLICY = Account._fields.index("policy")
-_COUNTERS = _POLICY + 2 + len(SpendLimits._fields)
-_NO_PAYMENT = (None,) * len(Payment._fields)
 
 
 class Known(NamedTuple):
@@ -69,7 +65,7 @@ class StaleAccountError(Exception):
 async def lock_accounts(connection: _Connection, user_ids: Collection[UUID]) -> dict[UUID, Account]:
     """Locks the rows of those users who have an account, until the transaction ends."""
     rows = await connection.fetch(SQL["lock_accounts"], user_ids)
-    return {row[0]: _account(row) for row in rows}
+    return {row[0]: to_account(row) for row in rows}
 
 
 async def find_locked(connection: _Connection, user_ids: Collection[UUID]) -> set[UUID]:
@@ -93,23 +89,23 @@ async def load_entries_by_key(
     """Reads the database's time and what is known of the pairs of user and key."""
     rows = await connection.fetch(SQL["load_entries_by_key"], user_ids, keys)
     found = (row[1:] for row in rows if row[1] is not None)
-    return rows[0][0], [Known(key, kept_call, _entry(row)) for key, kept_call, *row in found]
+    return rows[0][0], [Known(key, kept_call, to_entry(row)) for key, kept_call, *row in found]
 
 
 async def load_entries(
     connection: _Connection, entry_ids: Collection[EntryId]
 ) -> dict[EntryId, Entry]:
     """Reads the entries with these ids."""
-    user_ids, seqs = _columns(entry_ids)
+    user_ids, seqs = to_columns(entry_ids)
     rows = await connection.fetch(SQL["load_entries"], user_ids, seqs)
-    return {(row[0], row[1]): _entry(row) for row in rows}
+    return {(row[0], row[1]): to_entry(row) for row in rows}
 
 
 async def load_refunds(
     connection: _Connection, spend_ids: Collection[EntryId]
 ) -> dict[EntryId, int]:
     """Reads how many credits were given back of these spends."""
-    user_ids, seqs = _columns(spend_ids)
+    user_ids, seqs = to_columns(spend_ids)
     rows = await connection.fetch(SQL["load_refunds"], user_ids, seqs)
     return {(row[0], row[1]): row[2] for row in rows}
 
@@ -128,7 +124,7 @@ async def insert_entries(connection: _Connection, entries: Sequence[Entry]) -> N
     Raises:
         StaleAccountError: the database took another number of rows.
     """
-    columns = _columns(_entry_row(entry) for entry in entries)
+    columns = to_columns(entry_row(entry) for entry in entries)
     _expect(await connection.execute(SQL["insert_entries"], *columns), len(entries))
 
 
@@ -138,7 +134,7 @@ async def insert_accounts(connection: _Connection, accounts: Sequence[Account]) 
     Raises:
         asyncpg.UniqueViolationError: another transaction has opened one of them.
     """
-    columns = _columns(_account_row(account) for account in accounts)
+    columns = to_columns(account_row(account) for account in accounts)
     _expect(await connection.execute(SQL["insert_accounts"], *columns), len(accounts))
 
 
@@ -148,7 +144,7 @@ async def update_accounts(connection: _Connection, changes: Sequence[tuple[Accou
     Raises:
         StaleAccountError: one of them is no longer at that seq.
     """
-    columns = _columns((*_account_row(account), old_seq) for account, old_seq in changes)
+    columns = to_columns((*account_row(account), old_seq) for account, old_seq in changes)
     _expect(await connection.execute(SQL["update_accounts"], *columns), len(changes))
 
 
@@ -163,30 +159,30 @@ async def insert_purchases(connection: _Connection, entries: Sequence[Entry]) ->
         for e in entries
         if (p := e.payment) is not None
     )
-    _expect(await connection.execute(SQL["insert_purchases"], *_columns(rows)), len(entries))
+    _expect(await connection.execute(SQL["insert_purchases"], *to_columns(rows)), len(entries))
 
 
 async def upsert_refunds(connection: _Connection, spends: Sequence[Spent]) -> None:
     """Writes how many credits were given back of each spend."""
     rows = ((s.entry.user_id, s.entry.seq, s.entry.amount, s.refunded) for s in spends)
-    _expect(await connection.execute(SQL["upsert_refunds"], *_columns(rows)), len(spends))
+    _expect(await connection.execute(SQL["upsert_refunds"], *to_columns(rows)), len(spends))
 
 
 async def upsert_holds(connection: _Connection, holds: Collection[Hold]) -> None:
     """Writes holds that were made or changed."""
-    columns = _columns(holds)
+    columns = to_columns(holds)
     _expect(await connection.execute(SQL["upsert_holds"], *columns), len(holds))
 
 
 async def insert_policy_changes(connection: _Connection, changes: Collection[PolicyChange]) -> None:
     """Records changes of what accounts may do."""
-    columns = _columns(_policy_row(change) for change in changes)
+    columns = to_columns(policy_row(change) for change in changes)
     _expect(await connection.execute(SQL["insert_policy_changes"], *columns), len(changes))
 
 
 async def insert_kept_keys(connection: _Connection, keys: Collection[KeptKey]) -> None:
     """Records the keys of calls that were answered with the entry of another call."""
-    _expect(await connection.execute(SQL["insert_kept_keys"], *_columns(keys)), len(keys))
+    _expect(await connection.execute(SQL["insert_kept_keys"], *to_columns(keys)), len(keys))
 
 
 async def insert_reversals(connection: _Connection, reversals: Collection[Reversal]) -> None:
@@ -196,7 +192,7 @@ async def insert_reversals(connection: _Connection, reversals: Collection[Revers
         asyncpg.UniqueViolationError: another transaction has recorded one of them, or the first
             revision of one of them.
     """
-    columns = _columns(_reversal_row(reversal) for reversal in reversals)
+    columns = to_columns(reversal_row(reversal) for reversal in reversals)
     _expect(await connection.execute(SQL["insert_reversals"], *columns), len(reversals))
 
 
@@ -212,7 +208,7 @@ async def load_reversals(
     Returns:
         The recorded revisions by such pairs; their entries are not filled in.
     """
-    rows = await connection.fetch(SQL["load_reversals"], *_columns(revisions))
+    rows = await connection.fetch(SQL["load_reversals"], *to_columns(revisions))
     return {(row[0], row[1]): Reversal(*row) for row in rows}
 
 
@@ -232,7 +228,7 @@ async def find_payer(connection: _Connection, payment_ref: str) -> UUID | None:
 
 async def load_holds(connection: _Connection, hold_ids: Collection[EntryId]) -> dict[EntryId, Hold]:
     """Reads the holds with these ids."""
-    user_ids, seqs = _columns(hold_ids)
+    user_ids, seqs = to_columns(hold_ids)
     rows = await connection.fetch(SQL["load_holds"], user_ids, seqs)
     return {(row[0], row[1]): Hold(*row) for row in rows}
 
@@ -295,7 +291,7 @@ async def get_account(
     row = await connection.fetchrow(SQL["get_account"], user_id)
     assert row is not None  # noqa: S101  # the time alone is a row
     now, *columns, known = row
-    return now, None if columns[0] is None else _account_less_due(columns), known
+    return now, None if columns[0] is None else to_account_less_due(columns), known
 
 
 async def list_accounts(connection: _Connection, after: UUID, limit: int) -> list[UUID]:
@@ -318,14 +314,14 @@ async def changed_accounts(
 
     That is user, seq, number of policy changes and time of the last change of each account.
     """
-    rows = await connection.fetch(SQL["changed_accounts"], *_columns(seen))
-    return [_account_less_due(row) for row in rows]
+    rows = await connection.fetch(SQL["changed_accounts"], *to_columns(seen))
+    return [to_account_less_due(row) for row in rows]
 
 
 async def list_known_accounts(connection: _Connection, user_ids: Collection[UUID]) -> list[Account]:
     """Reads the accounts of those users who exist; an account that was never opened is empty."""
     rows = await connection.fetch(SQL["list_known_accounts"], user_ids)
-    return [Account(row[0]) if row[1] is None else _account_less_due(row) for row in rows]
+    return [Account(row[0]) if row[1] is None else to_account_less_due(row) for row in rows]
 
 
 async def report_usage(
@@ -383,69 +379,8 @@ async def list_entries(
         limit,
         looks_at,
     )
-    entries = [_entry(row[1:]) for row in rows if row[1] is not None]
+    entries = [to_entry(row[1:]) for row in rows if row[1] is not None]
     return rows[0][0] if rows else None, entries
-
-
-def _columns(rows: Iterable[tuple[object, ...]]) -> list[Sequence[object]]:
-    """Turns one or more rows into the columns that unnest takes, which fills short ones with NULL.
-
-    So a column of NULLs alone is sent empty: the driver looks at every value of a column twice.
-    """
-    columns = zip(*rows, strict=True)
-    return [() if column.count(None) == len(column) else column for column in columns]
-
-
-def _account_row(account: Account) -> tuple[object, ...]:
-    frozen, min_balance, limits = account.policy
-    return (
-        *account[:_POLICY],
-        frozen,
-        min_balance,
-        *limits,
-        *account.counters,
-        account.policy_changes,
-    )
-
-
-def _policy_row(change: PolicyChange) -> tuple[object, ...]:
-    frozen, min_balance, limits = change.policy
-    return (*change[:-1], frozen, min_balance, *limits)
-
-
-def _reversal_row(reversal: Reversal) -> tuple[object, ...]:
-    # All but the entry, the last field, which is written by itself.
-    return reversal[:-1]
-
-
-def _account(row: Sequence[Any] | asyncpg.Record) -> Account:
-    limits = SpendLimits(*row[_POLICY + 2 : _COUNTERS])
-    policy = Policy(row[_POLICY], row[_POLICY + 1], limits)
-    return Account._make((*row[:_POLICY], policy, SpendCounters(*row[_COUNTERS:-1]), row[-1]))
-
-
-def _account_less_due(row: Sequence[Any] | asyncpg.Record) -> Account:
-    *columns, due = row
-    account = _account(columns)
-    return account._replace(held=account.held - due) if due else account
-
-
-def _entry_row(entry: Entry) -> tuple[object, ...]:
-    metadata = orjson.dumps(entry.metadata).decode() if entry.metadata else None
-    return (
-        *entry[:_METADATA],
-        metadata,
-        *entry[_METADATA + 1 : _PAYMENT],
-        *(entry.payment or _NO_PAYMENT),
-        entry.hold_seq,
-    )
-
-
-def _entry(row: Sequence[Any] | asyncpg.Record) -> Entry:
-    *head, payment_ref, amount_minor, currency, hold_seq = row
-    head[_METADATA] = orjson.loads(head[_METADATA]) if head[_METADATA] else {}
-    payment = Payment(payment_ref, amount_minor, currency) if payment_ref is not None else None
-    return Entry(*(*head, payment, hold_seq))
 
 
 def _expect(tag: str, rows: int) -> None:

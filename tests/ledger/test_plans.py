@@ -15,7 +15,7 @@ from kit.requests import payment
 from kit.services import running, server_settings
 from kit.waiting import eventually
 
-from credit_service.ledger import store
+from credit_service.ledger import rows, store
 from credit_service.rules.model import (
     Account,
     Entry,
@@ -141,7 +141,7 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         "load_reversals": [["re_1", "re_1", "re_2"], [1, 7, 1]],
         "load_returned": [["pi_1", "pi_2"]],
         "insert_reversals": columns(reversal),
-        "insert_entries": store._columns([store._entry_row(entry)]),
+        "insert_entries": rows.to_columns([rows.entry_row(entry)]),
         "insert_purchases": [["pi_new"], [user_id], [seq + 1], [5], [1], ["eur"], [now]],
         "upsert_refunds": [[user_id, user_id], [2, 4], [1, 1], [1, 1]],
         "count_entries_before": [user_id, early],
@@ -152,11 +152,11 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
 def columns(value: Account | Hold | KeptKey | PolicyChange | Reversal) -> list[object]:
     match value:
         case Account():
-            row = store._account_row(value)
+            row = rows.account_row(value)
         case PolicyChange():
-            row = store._policy_row(value)
+            row = rows.policy_row(value)
         case Reversal():
-            row = store._reversal_row(value)
+            row = rows.reversal_row(value)
         case _:
             row = value
     return [[part] for part in row]
