@@ -69,7 +69,13 @@ CREATE TABLE user_credits (
     CONSTRAINT floor_in_range CHECK (min_balance >= -1000000000000
         AND min_balance <= 1000000000000),
     CONSTRAINT limits_are_positive CHECK (limit_per_minute > 0 AND limit_per_hour > 0
-        AND limit_per_day > 0)
+        AND limit_per_day > 0),
+    CONSTRAINT times_can_be_shown CHECK (last_updated >= '0001-01-01 00:00:00+00'::timestamptz
+        AND last_updated < '10000-01-01 00:00:00+00'::timestamptz
+        AND next_hold_expiry >= '0001-01-01 00:00:00+00'::timestamptz
+        AND next_hold_expiry < '10000-01-01 00:00:00+00'::timestamptz
+        AND counted_at >= '0001-01-01 00:00:00+00'::timestamptz
+        AND counted_at < '10000-01-01 00:00:00+00'::timestamptz)
 ) WITH (fillfactor=70);
 
 CREATE TRIGGER accounts_go_with_their_user
@@ -151,7 +157,9 @@ CREATE TABLE credit_transactions (
     END),
     CONSTRAINT key_is_present CHECK ((call IN ('adopted', 'expiry', 'ReversePurchase'))
         OR idempotency_key IS NOT NULL AND length(idempotency_key) >= 1
-        AND length(idempotency_key) <= 128)
+        AND length(idempotency_key) <= 128),
+    CONSTRAINT time_can_be_shown CHECK ("timestamp" >= '0001-01-01 00:00:00+00'::timestamptz
+        AND "timestamp" < '10000-01-01 00:00:00+00'::timestamptz)
 );
 
 CREATE INDEX entries_by_what_they_settle ON credit_transactions (user_id, related_seq)
@@ -239,7 +247,11 @@ CREATE TABLE credit_holds (
         WHEN 'expired' THEN (captured >= 1) = (captured_seq IS NOT NULL)
         ELSE captured = 0 AND captured_seq IS NULL
     END),
-    CONSTRAINT life_is_limited CHECK (expires_at <= (created_at + '72:00:00'::interval))
+    CONSTRAINT life_is_limited CHECK (expires_at <= (created_at + '72:00:00'::interval)),
+    CONSTRAINT times_can_be_shown CHECK (created_at >= '0001-01-01 00:00:00+00'::timestamptz
+        AND created_at < '10000-01-01 00:00:00+00'::timestamptz
+        AND expires_at >= '0001-01-01 00:00:00+00'::timestamptz
+        AND expires_at < '10000-01-01 00:00:00+00'::timestamptz)
 );
 
 CREATE INDEX open_holds ON credit_holds (user_id, expires_at) WHERE state = 'held';
@@ -302,7 +314,9 @@ CREATE TABLE credit_reversals (
     CONSTRAINT revision_counts_from_one CHECK (revision >= 1),
     CONSTRAINT money_in_range CHECK (paid_minor >= 1 AND paid_minor <= 1000000000000
         AND reversed_minor >= 0 AND reversed_minor <= 1000000000000),
-    CONSTRAINT opens_its_own_ref CHECK (opens_ref = reversal_ref)
+    CONSTRAINT opens_its_own_ref CHECK (opens_ref = reversal_ref),
+    CONSTRAINT time_can_be_shown CHECK (recorded_at >= '0001-01-01 00:00:00+00'::timestamptz
+        AND recorded_at < '10000-01-01 00:00:00+00'::timestamptz)
 );
 
 CREATE INDEX reversals_by_payment ON credit_reversals (payment_ref);

@@ -34,6 +34,9 @@ HOLD_STATES: dict[HoldState, pb.HoldState.ValueType] = {
 HOLD_STATE_NAMES = {value: name for name, value in HOLD_STATES.items()}
 TYPE_NAMES = {value: name for name, value in TYPES.items()}
 
+# Where the text of an adopted entry is cut, in characters. Those of calls are bounded by `fields`.
+_ADOPTED_TEXT_MAX = 10_000
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY_SECONDS = 24 * 60 * 60
 
@@ -64,6 +67,10 @@ def user_credit(account: Account, terms: Terms) -> pb.UserCredit:
 def transaction(entry: Entry, *, written: bool = True) -> pb.CreditTransaction:
     """Renders an entry; one that was only validated has no id and no place in the book."""
     user_id = str(entry.user_id)
+    description, metadata = entry.description, entry.metadata
+    if entry.call == "adopted":
+        description = description[:_ADOPTED_TEXT_MAX]
+        metadata = {name: text[:_ADOPTED_TEXT_MAX] for name, text in metadata.items()}
     message = pb.CreditTransaction(
         user_id=user_id,
         type=TYPES[entry.type],
@@ -72,7 +79,7 @@ def transaction(entry: Entry, *, written: bool = True) -> pb.CreditTransaction:
         held_change=entry.held_change,
         balance_after=entry.balance_after,
         held_after=entry.held_after,
-        description=entry.description,
+        description=description,
         timestamp=timestamp(entry.timestamp),
         reference=entry.reference,
         idempotency_key=entry.idempotency_key or "",
@@ -90,8 +97,8 @@ def transaction(entry: Entry, *, written: bool = True) -> pb.CreditTransaction:
         message.unit_cost = entry.unit_cost
     if entry.price_version is not None:
         message.price_version = entry.price_version
-    if entry.metadata:
-        message.metadata.update(entry.metadata)
+    if metadata:
+        message.metadata.update(metadata)
     if entry.related_seq is not None:
         message.related_transaction_id = transaction_id(user_id, entry.related_seq)
     if entry.hold_seq is not None and (written or entry.type != "hold"):

@@ -9,6 +9,8 @@ import pytest
 
 USER, STRANGER = UUID(int=1), UUID(int=2)
 TIME = datetime(2024, 5, 1, tzinfo=UTC)
+# What the driver sends as -infinity and infinity, times that no answer can show.
+ENDLESS = (datetime.min, datetime.max)  # noqa: DTZ901
 
 ACCOUNT = {
     "user_id": STRANGER,
@@ -269,6 +271,18 @@ REFUSED = [
     ("credit_holds", "captured_when_said", HOLD | {"captured": 1}),
     ("credit_holds", "captured_when_said", CAPTURED | {"state": "expired", "captured": 0}),
     ("credit_holds", "life_is_limited", HOLD | {"expires_at": TIME + timedelta(hours=73)}),
+    *(
+        (table, constraint, row | dict.fromkeys(names, time))
+        for table, constraint, row, names in (
+            ("user_credits", "times_can_be_shown", ACCOUNT, ["last_updated"]),
+            ("user_credits", "times_can_be_shown", ACCOUNT, ["next_hold_expiry"]),
+            ("user_credits", "times_can_be_shown", ACCOUNT, ["counted_at"]),
+            ("credit_transactions", "time_can_be_shown", ADOPTED, ["timestamp"]),
+            ("credit_holds", "times_can_be_shown", HOLD, ["created_at", "expires_at"]),
+            ("credit_reversals", "time_can_be_shown", REVERSED, ["recorded_at"]),
+        )
+        for time in ENDLESS
+    ),
     ("credit_policy_changes", "one_change_per_place", CHANGE | {"change": 1}),
     ("credit_policy_changes", "change_belongs_to_an_account", CHANGE | {"user_id": STRANGER}),
     ("credit_reversals", "one_record_per_revision", REVERSED | {"reversal_ref": "re_1"}),

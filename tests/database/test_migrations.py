@@ -127,7 +127,8 @@ async def test_an_empty_database_becomes_whole_and_the_service_may_use_it(make_d
         "applying 0005_due_holds",
         "applying 0006_kept_keys",
         "applying 0007_one_payment_per_reversal",
-        "7 migrations applied, the database is at 0007_one_payment_per_reversal",
+        "applying 0008_times_in_range",
+        "8 migrations applied, the database is at 0008_times_in_range",
         "credit_service may read and add entries, and change none",
     ]
     assert await pending(database) == []
@@ -145,7 +146,7 @@ async def test_a_second_run_changes_nothing(make_database):
     assert "ROW LEVEL SECURITY" in before
     assert "statement_timeout=2000ms" in before
     told = await migrate(database)
-    assert told[0] == "0 migrations applied, the database is at 0007_one_payment_per_reversal"
+    assert told[0] == "0 migrations applied, the database is at 0008_times_in_range"
     assert await dump(database) == before
 
 
