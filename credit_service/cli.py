@@ -235,7 +235,7 @@ def _database(settings: Settings) -> Iterator[tuple[str, str]]:
 async def _migrate(owner_url: str, service_url: str) -> None:
     setting = "CREDIT_DATABASE_URL"
     try:
-        connection = await Address(service_url).connect()
+        connection = await Address(service_url, 0).connect()
         try:
             service_role = await connection.fetchval("SELECT current_user")
         finally:
@@ -262,7 +262,7 @@ async def _verify(service_url: str, user_id: UUID | None) -> tuple[int, int]:
 
     try:
         # A standby's book can be verified too.
-        connection = await Address(service_url).connect(writable=False)
+        connection = await Address(service_url, 0).connect(writable=False)
         try:
             return await book.verify(connection, user_id, print, progress)
         finally:

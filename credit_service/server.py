@@ -16,6 +16,7 @@ from grpc_health.v1.health import aio as health_aio
 
 from credit_service.database import migrations
 from credit_service.database.postgres import Absence, absence, missing_protection
+from credit_service.database.statements import loses_statements
 from credit_service.ledger import sweeper
 from credit_service.ledger.lanes import Lanes
 from credit_service.ledger.ledger import Ledger
@@ -158,10 +159,13 @@ def _require_rights() -> None:
 
 async def _database_ready(settings: Settings, stop: asyncio.Event) -> bool:
     """Waits for the database and checks it; False when told to stop meanwhile."""
+    address = settings.writers.address
     pause = 0.25
     while not stop.is_set():
         try:
-            connection = await settings.writers.address.connect()
+            if address.statements.size and await loses_statements(address.connect):
+                address.statements.give_up("seen at the start")
+            connection = await address.connect()
             try:
                 await _check_database(connection, settings)
             finally:
@@ -172,6 +176,8 @@ async def _database_ready(settings: Settings, stop: asyncio.Event) -> bool:
                 " with CREDIT_MIGRATE_URL as the owner of the tables"
             ) from error
         except Exception as error:
+            if address.statements.notice(error):
+                continue
             why = absence(error)
             if why is None:
                 raise

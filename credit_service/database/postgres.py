@@ -8,13 +8,15 @@ because a transaction pooler drops what a connection asks for at its start.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from ssl import SSLCertVerificationError
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import asyncpg
+
+from credit_service.database.statements import Connection, StatementCache
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
@@ -116,10 +118,15 @@ class Address:
         url: as libpq takes it, for the service's role; it may name several hosts.
         statement_cache_size: prepared statements kept per connection; 0 behind a transaction
             pooler that does not track them.
+        statements: how many are kept at present.
     """
 
     url: str
     statement_cache_size: int = 100
+    statements: StatementCache = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "statements", StatementCache(self.statement_cache_size))
 
     async def connect(
         self, *, writable: bool = True, command_seconds: float | None = COMMAND_TIMEOUT_SECONDS
@@ -151,12 +158,25 @@ class Address:
     async def _connect(
         self, url: str, wanted: str, command_seconds: float | None
     ) -> asyncpg.Connection:
+        while True:
+            kept = self.statements.size
+            connection = await self._connect_keeping(kept, url, wanted, command_seconds)
+            # A pooler may have been noticed meanwhile.
+            if kept == self.statements.size:
+                return connection
+            connection.terminate()
+
+    @staticmethod
+    async def _connect_keeping(
+        kept: int, url: str, wanted: str, command_seconds: float | None
+    ) -> asyncpg.Connection:
         try:
             connection: asyncpg.Connection = await asyncpg.connect(  # type: ignore[call-overload]
                 url,
                 timeout=CONNECT_TIMEOUT_SECONDS,
                 command_timeout=command_seconds,
-                statement_cache_size=self.statement_cache_size,
+                statement_cache_size=kept,
+                connection_class=Connection,
                 target_session_attrs=wanted,  # the stubs do not know that it may be a text
             )
         except asyncpg.TargetServerAttributeNotMatched:

@@ -9,6 +9,7 @@ import asyncpg
 
 from credit_service.errors import LedgerUnavailable, UserNotFound
 from credit_service.ledger import store
+from credit_service.ledger.read_pool import repeated
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -113,6 +114,7 @@ class AccountReads:
                         _settle(answer, user_id, accounts.get(user_id))
         self._task = None
 
+    @repeated
     async def _fetch(self, user_ids: set[UUID]) -> dict[UUID, Account]:
         async with self._reading() as connection:
             found = await changed_accounts(

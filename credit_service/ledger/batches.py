@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import asyncpg
 import structlog
 
+from credit_service.database import statements
 from credit_service.database.postgres import unreachable
 from credit_service.errors import CreditError, InternalError, LedgerUnavailable, Overloaded
 from credit_service.ledger import metrics, store
@@ -31,7 +32,7 @@ _ATTEMPTS = 5
 
 # Another transaction was in the way and is gone by the next attempt: a serialization failure or
 # deadlock, a collision over a new account or payment, a user deleted meanwhile, a guard that
-# failed, a plan outdated by DDL.
+# failed, a plan outdated by DDL, prepared statements that a pooler has lost.
 _COLLISIONS = (
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
@@ -39,6 +40,7 @@ _COLLISIONS = (
     asyncpg.ForeignKeyViolationError,
     asyncpg.InvalidCachedStatementError,
     asyncpg.OutdatedSchemaCacheError,
+    *statements.LOST,
     store.StaleAccountError,
 )
 

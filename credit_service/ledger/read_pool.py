@@ -1,10 +1,14 @@
-"""Connections for the reads, lent by a pool of their own, and only to a book that is no old one."""
+"""Connections for the reads: a pool of their own, only to a server that can be written."""
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager, suppress
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+import asyncpg
+
+from credit_service.database import statements
 from credit_service.database.postgres import (
     ACQUIRE_TIMEOUT_SECONDS,
     spoils_connection,
@@ -13,11 +17,40 @@ from credit_service.database.postgres import (
 from credit_service.errors import LedgerUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from asyncpg.pool import PoolConnectionProxy
 
     from credit_service.database.postgres import Address
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+# A prepared statement is of no use any more. Prepared again, it is.
+_OUTDATED = (
+    *statements.LOST,
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.OutdatedSchemaCacheError,
+)
+
+
+class StatementOutdatedError(Exception):
+    """A read met a prepared statement that is of no use any more; it can be read again at once."""
+
+
+def repeated(read: Callable[_P, Awaitable[_T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
+    """Makes a read once more if it met an outdated statement; what it raises else stays."""
+
+    @wraps(read)
+    async def twice(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with suppress(StatementOutdatedError):
+            return await read(*args, **kwargs)
+        try:
+            return await read(*args, **kwargs)
+        except StatementOutdatedError as fault:
+            raise LedgerUnavailable from fault
+
+    return twice
 
 
 class ReadPool:
@@ -36,6 +69,7 @@ class ReadPool:
             size: connections at most.
         """
         self._pool = address.pool(size)
+        self._statements = address.statements
         self._writable = True
         self.count, self.idle = self._pool.get_size, self._pool.get_idle_size
 
@@ -54,6 +88,7 @@ class ReadPool:
         Raises:
             LedgerUnavailable: there is none within a second, the database is away, or the last
                 server that was checked cannot be written.
+            StatementOutdatedError: as its name says; `repeated` makes the read once more.
         """
         if not self._writable:
             raise LedgerUnavailable
@@ -81,6 +116,7 @@ class ReadPool:
                     connection.terminate()
                 raise
 
+    @repeated
     async def check(self) -> bool:
         """Asks whether the server can be written; while it cannot, nothing is lent."""
         try:
@@ -100,9 +136,13 @@ class ReadPool:
                 try:
                     yield connection
                 except Exception as fault:
-                    if spoils_connection(fault):
+                    if spoils_connection(fault) or isinstance(fault, statements.LOST):
                         connection.terminate()
                     raise
+        except _OUTDATED as fault:
+            if self._statements.notice(fault):
+                await self._pool.expire_connections()
+            raise StatementOutdatedError from fault
         except Exception as fault:
             if unreachable(fault):
                 raise LedgerUnavailable from fault

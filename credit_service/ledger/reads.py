@@ -21,6 +21,7 @@ from credit_service.errors import (
 )
 from credit_service.ledger import metrics, store
 from credit_service.ledger.account_reads import NEVER_SEEN, AccountReads, changed_accounts
+from credit_service.ledger.read_pool import repeated
 from credit_service.rules.holds import at
 from credit_service.rules.model import Account, transaction_id
 
@@ -82,6 +83,7 @@ class Reads:
         for state, count in (("open", pool.count), ("idle", pool.idle)):
             metrics.POOL_CONNECTIONS.labels(state).set_function(count)
 
+    @repeated
     async def payer(self, payment_ref: str) -> UUID:
         """Finds the user to whom a payment was credited.
 
@@ -104,6 +106,7 @@ class Reads:
         """
         return self._accounts.read(user_id)
 
+    @repeated
     async def account_with_entries(self, user_id: UUID, size: int) -> tuple[Account, list[Entry]]:
         """Reads an account as it is now, and its newest entries that moved the balance.
 
@@ -119,6 +122,7 @@ class Reads:
             _, account = await _account(connection, user_id)
             return account, await _newest_entries(connection, account, size)
 
+    @repeated
     async def account_at(
         self, user_id: UUID, time: datetime, size: int
     ) -> tuple[Account, list[Entry]]:
@@ -156,6 +160,7 @@ class Reads:
             )
             return then, await _newest_entries(connection, then, size)
 
+    @repeated
     async def history(self, query: HistoryQuery) -> tuple[list[Entry], int | None]:
         """Reads a page of entries, newest first.
 
@@ -193,6 +198,7 @@ class Reads:
         onward = entries[-1].seq - 1 if len(entries) == query.page_size else bottom
         return entries, onward if onward > oldest_excluded else None
 
+    @repeated
     async def entry_at(self, user_id: UUID, seq: int) -> Entry | None:
         """Reads an entry of the user by its seq; None if there is none.
 
@@ -206,6 +212,7 @@ class Reads:
                 await _require_user(connection, user_id)
             return entry
 
+    @repeated
     async def entry_under(self, user_id: UUID, key: str) -> Entry | None:
         """Reads the entry that a call with this key made or was answered with; None without one.
 
@@ -220,6 +227,7 @@ class Reads:
                 return None
             return known[0].entry
 
+    @repeated
     async def hold(self, user_id: UUID, seq: int) -> Hold:
         """Reads a hold in its present state.
 
@@ -237,6 +245,7 @@ class Reads:
                 raise HoldNotFound(transaction_id(user_id, seq))
         return at(found[0], now)
 
+    @repeated
     async def holds(
         self, user_id: UUID, *, state: HoldState | None, newest: int | None, page_size: int
     ) -> tuple[list[Hold], int | None]:
@@ -268,6 +277,7 @@ class Reads:
         onward = found[page_size].seq if len(found) > page_size else None
         return [at(hold, now) for hold in found[:page_size]], onward
 
+    @repeated
     async def changes(self, seen: Mapping[UUID, Account | None]) -> list[Account]:
         """Reads those accounts that differ from what was seen of them; None: never seen.
 
@@ -285,6 +295,7 @@ class Reads:
         async with self._pool.lend() as connection:
             return await changed_accounts(connection, asked)
 
+    @repeated
     async def usage(self, user_id: UUID | None, start: datetime, end: datetime) -> list[Usage]:
         """Adds up the entries with start <= time < end, of one user or all.
 
@@ -313,6 +324,7 @@ class Reads:
                 seconds=REPORT_SECONDS,
             )
 
+    @repeated
     async def due_users(self, limit: int, without: Collection[UUID]) -> list[tuple[UUID, int]]:
         """Finds users with holds whose time has passed and is not recorded yet.
 

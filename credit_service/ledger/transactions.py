@@ -207,7 +207,7 @@ class Transactions:
     async def _roll_back(self, connection: asyncpg.Connection, fault: Exception) -> None:
         # On a silent or broken line a ROLLBACK would only wait for its own time limit, and another
         # connection may lead to a server that can be written.
-        if spoils_connection(fault):
+        if spoils_connection(fault) or self._address.statements.notice(fault):
             connection.terminate()
         try:
             if connection.is_in_transaction():
