@@ -20,7 +20,7 @@ from credit_service.database.statements import loses_statements
 from credit_service.ledger import sweeper
 from credit_service.ledger.lanes import Lanes
 from credit_service.ledger.ledger import Ledger
-from credit_service.ledger.read_pool import ReadPool
+from credit_service.ledger.read_connections import ReadPool
 from credit_service.ledger.reads import Reads
 from credit_service.ledger.watch import Watchers
 from credit_service.rpc import access, grpc_server

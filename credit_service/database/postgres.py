@@ -1,4 +1,4 @@
-"""How the service connects to PostgreSQL: time limits, which server is the right one, protection.
+"""How the service connects to PostgreSQL: time limits, the right server, missing protection.
 
 The limits form a ladder, each shorter than the next: waiting for a lock, a statement, a command of
 the driver, the caller's deadline. The first two are settings of the service's database role,
@@ -29,12 +29,12 @@ ROLE_LIMITS_MS: Mapping[str, int] = {
     "client_connection_check_interval": 1_000,
 }
 
-# Ways to join and read that no statement of lanes and reads wants, off for the service's role. Each
-# finds its few rows by an index; but a plan is kept, and one that was made while the book was short
-# would read all of a longer one until autovacuum has looked at it again.
+# Ways to join and read that are off for the service's role, because every statement of lanes and
+# reads finds its few rows by an index. PostgreSQL keeps plans: one that was made while a table was
+# short would go on to read all of it, until autovacuum analyses the table again.
 ROLE_PLANS_OFF = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin")
 
-# What reports and verification, which read much, say before they begin.
+# What reports and verification execute first, because they read much.
 ALL_PLANS = "; ".join(f"SET LOCAL {name} = on" for name in ROLE_PLANS_OFF)
 
 COMMAND_TIMEOUT_SECONDS = 3
@@ -43,14 +43,14 @@ ACQUIRE_TIMEOUT_SECONDS = 1
 
 
 class NotWritableError(ConnectionError):
-    """The server answers, but as a standby or read-only, so its book may be an old one."""
+    """The server answers, but as a standby or read-only, so it may lack the last writes."""
 
     def __init__(self) -> None:
         super().__init__("the server is a standby or read-only")
 
 
 class Absence(Enum):
-    """Why the database does not serve us, so that nothing is known of the call that asked."""
+    """Why the database does not serve us, so that the outcome of the call is unknown."""
 
     ELSEWHERE = "another server, or this one later: the connection is dropped"
     BUSY = "this server, a little later: the connection stays"

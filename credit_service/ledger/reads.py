@@ -20,8 +20,8 @@ from credit_service.errors import (
     UserNotFound,
 )
 from credit_service.ledger import metrics, store
-from credit_service.ledger.account_reads import NEVER_SEEN, AccountReads, changed_accounts
-from credit_service.ledger.read_pool import repeated
+from credit_service.ledger.read_connections import repeated
+from credit_service.ledger.shared_account_reads import NEVER_SEEN, AccountReads, changed_accounts
 from credit_service.rules.holds import at
 from credit_service.rules.model import Account, transaction_id
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from asyncpg.pool import PoolConnectionProxy
 
-    from credit_service.ledger.read_pool import ReadPool
+    from credit_service.ledger.read_connections import ReadPool
     from credit_service.rules.model import Entry, EntryType, Hold, HoldState, Usage
 
 # How many entries a filtered page of history looks at before it comes back short.
@@ -66,7 +66,7 @@ class HistoryQuery:
 
 
 class Reads:
-    """Reads the book through pools of its own; one statement, or one snapshot, per answer."""
+    """Reads the ledger through pools of its own; one statement, or one snapshot, per answer."""
 
     def __init__(self, pool: ReadPool, report_pool: ReadPool) -> None:
         """Takes its connections.
@@ -78,7 +78,7 @@ class Reads:
         self._pool = pool
         self._report_pool = report_pool
         self._accounts = AccountReads(pool.lend)
-        # Reports wait for each other rather than take the database from the spends.
+        # One report at a time, so that reports do not slow down the spends.
         self._report_turn = asyncio.Semaphore(1)
         for state, count in (("open", pool.count), ("idle", pool.idle)):
             metrics.POOL_CONNECTIONS.labels(state).set_function(count)
@@ -101,8 +101,8 @@ class Reads:
         """Reads an account as it is now.
 
         Returns:
-            A future. It raises UserNotFound where the user is not in the user table, and
-            LedgerUnavailable where the database is away.
+            A future. It raises UserNotFound if the user is not in the user table, and
+            LedgerUnavailable if the database is away.
         """
         return self._accounts.read(user_id)
 
@@ -143,7 +143,7 @@ class Reads:
         """
         async with self._pool.snapshot() as connection:
             now, account = await _account(connection, user_id)
-            # The newest entry may be a hair ahead of a clock that was set back.
+            # If the clock was set back, the newest entry may be a little ahead of it.
             if time > max(now, account.last_updated or now):
                 raise InvalidRequest("as_of", f"is still to come; it is {now.isoformat()} now.")
             seq = await store.count_entries_before(connection, user_id, time + _RESOLUTION)
@@ -308,7 +308,7 @@ class Reads:
             self._report_pool.lend() as connection,
             connection.transaction(isolation="repeatable_read"),
         ):
-            # A standby refuses the first, and so a report is never one of an old book.
+            # A standby refuses the first statement, so a report never lacks the last writes.
             await connection.execute(
                 "SET TRANSACTION READ WRITE;"
                 f" SET LOCAL statement_timeout = '{REPORT_SECONDS}s'; {ALL_PLANS}"
@@ -342,7 +342,7 @@ class Reads:
             return await store.find_due_users(connection, limit, without)
 
     async def check(self) -> bool:
-        """Tells whether a server answers that can be written; while none does, reads are refused.
+        """Tells whether a server that can be written answers; until one does, reads are refused.
 
         Called once a second.
         """

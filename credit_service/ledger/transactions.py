@@ -17,7 +17,7 @@ import asyncpg
 from credit_service.database.postgres import spoils_connection
 from credit_service.errors import CreditError, Refusal
 from credit_service.ledger import metrics, store
-from credit_service.ledger.load import load
+from credit_service.ledger.batch_loading import load
 from credit_service.rules import decide
 from credit_service.rules.model import Outcome
 

@@ -12,7 +12,14 @@ from kit.services import server_settings
 
 from credit_service import errors, status
 from credit_service.client import CreditClient
-from credit_service.ledger import account_reads, load, reads, store, transactions, verify
+from credit_service.ledger import (
+    batch_loading,
+    reads,
+    shared_account_reads,
+    store,
+    transactions,
+    verify,
+)
 from credit_service.rpc import access, interceptor
 from credit_service.rpc.servicer import CreditServicer
 from credit_service.v1 import credit_service_pb2 as pb
@@ -131,7 +138,9 @@ def test_every_statement_is_used_by_the_store_and_says_what_it_is_for():
 
 
 def test_every_function_of_the_store_has_a_caller():
-    callers = "".join(map(inspect.getsource, (transactions, load, account_reads, reads, verify)))
+    callers = "".join(
+        map(inspect.getsource, (transactions, batch_loading, shared_account_reads, reads, verify))
+    )
     functions = [name for name, value in vars(store).items() if inspect.iscoroutinefunction(value)]
     assert functions
     for name in functions:

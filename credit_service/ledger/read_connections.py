@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# A prepared statement is of no use any more. Prepared again, it is.
+# What a prepared statement raises that must be prepared again.
 _OUTDATED = (
     *statements.LOST,
     asyncpg.InvalidCachedStatementError,
@@ -35,11 +35,15 @@ _OUTDATED = (
 
 
 class StatementOutdatedError(Exception):
-    """A read met a prepared statement that is of no use any more; it can be read again at once."""
+    """A prepared statement must be prepared again; the read can be made again at once."""
 
 
 def repeated(read: Callable[_P, Awaitable[_T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
-    """Makes a read once more if it met an outdated statement; what it raises else stays."""
+    """Makes a read once more if it met an outdated statement.
+
+    Raises:
+        LedgerUnavailable: it met one again.
+    """
 
     @wraps(read)
     async def twice(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -54,11 +58,10 @@ def repeated(read: Callable[_P, Awaitable[_T]]) -> Callable[_P, Coroutine[Any, A
 
 
 class ReadPool:
-    """Lends connections to a server that can be written, because a standby's book may be old.
+    """Lends connections to a server that can be written: a standby may lack the last writes.
 
-    A connection is refused when it is made to another server. A server becomes a standby by a
-    restart, which ends its connections, but a pooler may lead one that is open to another server,
-    and an administrator may make a server read-only: `check` finds that.
+    A new connection to any other server is refused. An open connection can still come to lead to
+    one: through a pooler, or if an administrator makes the server read-only. `check` notices that.
     """
 
     def __init__(self, address: Address, size: int) -> None:
@@ -88,7 +91,7 @@ class ReadPool:
         Raises:
             LedgerUnavailable: there is none within a second, the database is away, or the last
                 server that was checked cannot be written.
-            StatementOutdatedError: as its name says; `repeated` makes the read once more.
+            StatementOutdatedError: the read can be made again; `repeated` does it.
         """
         if not self._writable:
             raise LedgerUnavailable
@@ -99,7 +102,7 @@ class ReadPool:
     async def snapshot(self) -> AsyncIterator[PoolConnectionProxy]:
         """Lends a connection on which all statements of the block see the same moment.
 
-        It costs two round trips, so an answer that needs one statement only does without.
+        It costs two round trips, so a read of one statement uses `lend`.
 
         Raises:
             LedgerUnavailable: as `lend` raises it.

@@ -14,9 +14,9 @@ from kit.waiting import patience
 from credit_service.database.postgres import Address
 from credit_service.errors import UserNotFound
 from credit_service.ledger import store
-from credit_service.ledger.account_reads import AccountReads
-from credit_service.ledger.read_pool import ReadPool
+from credit_service.ledger.read_connections import ReadPool
 from credit_service.ledger.reads import Reads
+from credit_service.ledger.shared_account_reads import AccountReads
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 

@@ -9,7 +9,7 @@ import asyncpg
 
 from credit_service.errors import LedgerUnavailable, UserNotFound
 from credit_service.ledger import store
-from credit_service.ledger.read_pool import repeated
+from credit_service.ledger.read_connections import repeated
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -69,15 +69,16 @@ async def _in_parts(
 
 
 class AccountReads:
-    """Reads accounts with one statement at a time, for all that wait; a lone call waits for none.
+    """Reads accounts with one statement at a time, for all calls that wait.
 
-    A read begins after it was asked for, so it shows every write answered before.
+    A call that finds no statement running is served at once. The statement for a call begins after
+    the call came, so it shows every write that was answered before.
     """
 
     def __init__(
         self, reading: Callable[[], AbstractAsyncContextManager[PoolConnectionProxy]]
     ) -> None:
-        """Takes what lends a connection; it raises LedgerUnavailable where there is none."""
+        """Takes a function that lends a connection, or raises LedgerUnavailable."""
         self._reading = reading
         self._asked: list[tuple[UUID, asyncio.Future[Account]]] = []
         self._task: asyncio.Task[None] | None = None
@@ -86,8 +87,8 @@ class AccountReads:
         """Asks for an account.
 
         Returns:
-            A future of the account. It raises UserNotFound where the user is unknown, and
-            LedgerUnavailable where the database is away.
+            A future of the account. It raises UserNotFound if the user is unknown, and
+            LedgerUnavailable if the database is away.
         """
         answer: asyncio.Future[Account] = asyncio.get_running_loop().create_future()
         self._asked.append((user_id, answer))
@@ -102,7 +103,7 @@ class AccountReads:
                 accounts = await self._fetch({user_id for user_id, _ in asked})
             except Exception as error:
                 if isinstance(error, LedgerUnavailable):
-                    # Those who asked meanwhile would find the same, after waiting as long again.
+                    # The calls that came meanwhile would wait as long again, for the same answer.
                     asked += self._asked
                     self._asked = []
                 for _, answer in asked:
@@ -122,8 +123,8 @@ class AccountReads:
             )
             accounts = {account.user_id: account for account in found}
             if without_account := user_ids - accounts.keys():
-                # One statement for user and account: of a user who is deleted and created again
-                # between two statements it would show an account that never was.
+                # User and account in one statement. Between two, a user could be deleted and
+                # created again, and the answer would show an account that never existed.
                 known = await _in_parts(
                     store.list_known_accounts, connection, list(without_account)
                 )
