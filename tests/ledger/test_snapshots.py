@@ -196,7 +196,9 @@ async def test_a_hold_captured_while_the_account_is_read_is_not_shown_as_expired
         " $$ BEGIN PERFORM pg_advisory_lock_shared(1), pg_advisory_unlock_shared(1);"
         " RETURN true; END $$"
     )
-    hold = (await client.hold_credits(user_id, amount=60, ttl=timedelta(seconds=1))).hold
+    # The read must begin before the hold expires.
+    ttl = timedelta(seconds=patience(2))
+    hold = (await client.hold_credits(user_id, amount=60, ttl=ttl)).hold
     await database.wait_longer_for_locks()
     async with running(server_settings(database.service_url)) as slow:
         reader = await slow.client(deadline_seconds=patience(20))
