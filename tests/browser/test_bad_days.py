@@ -9,7 +9,7 @@ import pytest
 from kit.browser_pages import balance, details, opened
 from kit.programs import free_port
 from kit.services import running, server_settings
-from kit.waiting import eventually
+from kit.waiting import eventually, patience
 from kit.web_pages import Site, running_site
 from kit.web_shops import running_shop
 from playwright.async_api import expect
@@ -130,7 +130,8 @@ async def test_a_token_that_is_about_to_end_is_renewed_without_a_trace_on_the_pa
 ):
     user_id = await database.user(100)
     site = Site(fresh_token=f"{user_id}")
-    site.signs_in(user_id, time.time() + 8)  # the stream ends 5 s before its token does
+    # The stream ends 5 s before its token does.
+    site.signs_in(user_id, time.time() + 5 + patience(3))
     async with running_site(site, service.target) as url, opened(chromium, url) as page:
         await page.evaluate(
             "document.addEventListener('credits-signed-out', () => shown.push('signed out'))"
@@ -162,7 +163,7 @@ async def test_a_token_that_has_ended_is_renewed_once_by_the_call_that_finds_out
 async def test_a_token_that_cannot_be_renewed_signs_the_page_out(chromium, service, database):
     user_id = await database.user(100)
     site = Site()
-    site.signs_in(user_id, time.time() + 7)
+    site.signs_in(user_id, time.time() + 5 + patience(2))
     async with running_site(site, service.target) as url, opened(chromium, url) as page:
         await expect(balance(page)).to_have_text("100")
         site.fresh_token = ""
