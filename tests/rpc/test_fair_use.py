@@ -15,6 +15,7 @@ from kit.waiting import eventually, patience
 
 from credit_service.client import item_error
 from credit_service.errors import (
+    AboveSpendLimit,
     AccountFrozen,
     HoldExpired,
     IdempotencyKeyReused,
@@ -158,7 +159,7 @@ async def test_what_is_unset_stays_and_zero_removes_a_limit(database, client):
     assert third.policy == pb.AccountPolicy(
         frozen=False, min_balance=0, spend_limits=limits(1, 2, 3)
     )
-    with pytest.raises(SpendLimitExceeded):
+    with pytest.raises(AboveSpendLimit):
         await client.spend_credits(user_id, amount=50)
     fourth = await client.set_account_policy(user_id, spend_limits=limits(hour=60))
     assert fourth.policy.spend_limits == limits(hour=60)
