@@ -68,7 +68,9 @@ async def test_answers_that_are_not_read_take_little_memory_and_others_are_serve
                 await eventually(all_are_held_or_refused, seconds=60)
                 assert read.value("credit_open_calls") > 0
                 assert PAGE_BYTES < read.value("credit_unsent_bytes") <= CONNECTION_UNSENT_BYTES_MAX
-                assert resident_bytes(service.popen.pid) - before < 60 * 1024 * 1024
+                # Half of what the answers would take; a few are being made at the same time.
+                grown = resident_bytes(service.popen.pid) - before
+                assert grown < CALLS * PAGE_BYTES / 2
                 assert (await client.spend_credits(user_id, amount=1)).credit.balance == 749
 
             async def all_is_given_back():
