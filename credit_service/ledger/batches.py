@@ -130,7 +130,7 @@ class BatchRunner:
         return left
 
     async def find_locked(self, batch: list[Waiting]) -> set[UUID] | None:
-        """Tells whose account's row another transaction has locked at this moment.
+        """Finds the users whose account rows another transaction has locked at this moment.
 
         Args:
             batch: calls of these users.
@@ -159,7 +159,7 @@ class BatchRunner:
                 commands = [waiting.command for waiting in batch]
                 answers = await self._transactions.run(commands, way)
             except CommitLostError as fault:
-                # Run again on a fresh connection: under the lock the keys tell whether it happened.
+                # Run again on a new connection: under the lock, the keys show whether it happened.
                 note(fault, batch)
                 way = way._replace(lost=[*way.lost, *fault.entries])
             except _COLLISIONS as fault:

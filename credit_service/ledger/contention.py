@@ -1,7 +1,7 @@
 """Contended rows: accounts that another transaction keeps locked, and the calls that wait for them.
 
-Whoever found such a row serves its user apart from the others for a while, so that only that user
-waits for it.
+When a lane finds such a row, its user is served apart from the others for a while, so that only
+that user waits for it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The writer lanes: group commit over row locks.
 
-A lane has a queue and at most one transaction in flight. While that runs, commands pile up, and the
-next batch is the whole pile, up to a bound. A call's handler owns no transaction: it waits on a
-future, and when it is cancelled it only stops listening. Futures are resolved after the COMMIT and
-never before.
+A lane has a queue and no more than one transaction in flight. While it runs, commands wait in the
+queue, and the next batch is the whole queue, up to a bound. The handler of a call owns no
+transaction: it waits for a future, and when it is cancelled it only stops waiting. Futures are
+resolved after the COMMIT and never before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The front of the book: submit a command and await its outcome; the reads."""
+"""The ledger as callers see it: submit a command and await its outcome; the reads."""
 
 from __future__ import annotations
 

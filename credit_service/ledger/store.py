@@ -69,12 +69,12 @@ async def lock_accounts(connection: _Connection, user_ids: Collection[UUID]) -> 
 
 
 async def find_locked(connection: _Connection, user_ids: Collection[UUID]) -> set[UUID]:
-    """Tells whose account's row another transaction has locked; waits for none of them."""
+    """Finds whose account row another transaction has locked; waits for none of them."""
     return {row[0] for row in await connection.fetch(SQL["find_locked"], user_ids)}
 
 
 async def find_users(connection: _Connection, user_ids: Collection[UUID]) -> set[UUID]:
-    """Tells which of the users exist."""
+    """Finds which of the users exist."""
     return {row[0] for row in await connection.fetch(SQL["find_users"], user_ids)}
 
 
@@ -119,7 +119,7 @@ async def load_purchases(
 
 
 async def insert_entries(connection: _Connection, entries: Sequence[Entry]) -> None:
-    """Adds entries to the book.
+    """Adds entries to the ledger.
 
     Raises:
         StaleAccountError: the database took another number of rows.

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-# How long it waits when nothing is due, and at most after failures; each doubles the pause.
+# How long it waits when nothing is due, and the maximum after failures, each of which doubles it.
 _PAUSE_SECONDS = 1.0
 _PAUSE_SECONDS_MAX = 10.0
 
-# How many due holds one look at the book finds.
+# How many due holds one look at the ledger finds.
 _LOOK = 5_000
 
 # A round of commands ends about so many holds. It takes no longer than this, or the next is
@@ -74,7 +74,7 @@ class Sweeper:
     """Records what is due, in rounds that leave time to the callers."""
 
     def __init__(self, ledger: Ledger) -> None:
-        """Takes the book."""
+        """Takes the ledger."""
         self._ledger = ledger
         self._left_out = Contention(_LEFT_OUT_SECONDS)
         self._round = _ROUND_MIN

@@ -1,8 +1,8 @@
 """A batch of commands as one READ COMMITTED transaction.
 
 Lock the accounts in the order of their users, load in a new statement what the commands refer to,
-decide in Python, write each row once, commit. Nobody is answered before the COMMIT, the refused
-neither, for a refusal may rest on an entry of the same batch.
+decide in Python, write each row once, commit. No call is answered before the COMMIT, not even a
+refused one, because a refusal may depend on an entry of the same batch.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class WriterSettings:
         adds_users: whether a purchase, grant or policy for an unknown user adds the user.
         lanes: writer lanes, each with a connection of its own.
         queue_limit: commands that may wait in a lane; more are refused.
-        batch_limit: commands that a transaction takes at most.
+        batch_limit: the maximum number of commands in a transaction.
     """
 
     address: Address
@@ -93,7 +93,7 @@ class Way(NamedTuple):
 
 
 class Transactions:
-    """One connection, made when it is needed, and at most one transaction on it."""
+    """One connection, made when it is needed, with no more than one transaction on it."""
 
     def __init__(self, settings: WriterSettings) -> None:
         """Connects to nothing as yet."""
@@ -144,7 +144,7 @@ class Transactions:
         ]
 
     async def find_locked(self, user_ids: set[UUID]) -> set[UUID]:
-        """Tells whose account's row another transaction has locked at this moment.
+        """Finds the users whose account rows another transaction has locked at this moment.
 
         Args:
             user_ids: whose accounts to look at.

@@ -1,4 +1,4 @@
-"""The state of a batch: the part of the book that it needs, as loaded and then as decided."""
+"""The state of a batch: the part of the ledger that it needs, as loaded and then as decided."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(slots=True)
 class UserState:
-    """The part of the book about one user.
+    """The part of the ledger about one user.
 
-    What commands refer to is loaded before the first is decided. What they post is added, so that
-    later commands of the batch find it as if it had been loaded.
+    Everything that commands refer to is loaded before the first is decided. What they post is
+    added, so that later commands of the batch find it as if it had been loaded.
 
     Attributes:
         now: the time of the batch, by the database's clock.
@@ -111,12 +111,12 @@ class UserState:
         description: str = "",
         reference: str = "",
     ) -> Entry:
-        """Makes the user's next entry; `post` takes it into the book.
+        """Makes the user's next entry; `post` adds it to the ledger.
 
         A keyed command brings key, metadata, description and reference along.
 
         Raises:
-            BalanceLimitExceeded: the balance would leave the range of the book.
+            BalanceLimitExceeded: the balance would leave the range that the ledger allows.
         """
         account = self.account
         metadata = _NO_METADATA
@@ -156,7 +156,7 @@ class UserState:
         )
 
     def post(self, entry: Entry, *, counted: int = 0) -> None:
-        """Takes an entry into the book as this batch sees it.
+        """Adds an entry to the ledger as this batch sees it.
 
         Args:
             entry: the user's next entry.
@@ -178,12 +178,12 @@ class UserState:
         self.kept_keys.append(KeptKey(entry.user_id, key, entry.seq, call))
 
     def put_refunded(self, spend: Spent) -> None:
-        """Takes a spend into the book of which more was given back."""
+        """Records that more of a spend was refunded."""
         self.spends[spend.entry.seq] = spend
         self.refunded.add(spend.entry.seq)
 
     def put_hold(self, hold: Hold) -> None:
-        """Takes a hold into the book that was made or changed; the account counts the open ones."""
+        """Records a hold that was made or changed; the account counts the open ones."""
         before = self.holds.get(hold.seq)
         self.holds[hold.seq] = hold
         self.changed_holds.add(hold.seq)
@@ -198,14 +198,14 @@ class UserState:
             self.account = self.account._replace(open_holds=open_holds, next_hold_expiry=expiry)
 
     def put_policy(self, policy: Policy, caller: str) -> None:
-        """Takes a changed policy into the book, and who changed it."""
+        """Records a changed policy, and who changed it."""
         account, time = self.account, self.time
         change = account.policy_changes + 1
         self.account = account._replace(last_updated=time, policy=policy, policy_changes=change)
         self.policy_changes.append(PolicyChange(account.user_id, change, time, caller, policy))
 
     def undo(self, account: Account, posted: int) -> None:
-        """Takes back what was posted since; spends post entries and nothing else.
+        """Removes what was posted since; spends post entries and nothing else.
 
         Args:
             account: the account as it was.
@@ -221,7 +221,7 @@ class UserState:
 
 @dataclass(slots=True)
 class BatchState:
-    """The book as a batch sees it.
+    """The ledger as a batch sees it.
 
     Attributes:
         now: the time of the batch, by the database's clock.
@@ -274,7 +274,7 @@ class BatchState:
         return user is not None and user.more_due and not isinstance(command, Expire)
 
     def put_purchase(self, payment_ref: str, entry: Entry) -> None:
-        """Takes a credited payment into the book."""
+        """Records a credited payment."""
         bought = Purchased(entry.user_id, entry.seq, entry.amount, entry)
         self.purchases[payment_ref] = self.bought[payment_ref] = bought
 

@@ -1,8 +1,8 @@
 """What each command does to an account. Pure functions; nothing here waits.
 
-The law: `held >= 0` always, and after any spend or hold `balance - held >= min_balance`. The floor
-is a rule of the entry, which keeps it; an account itself may lie below it, in debt. Every verb is
-two numbers, a change of balance and a change of held:
+Two rules always hold: `held >= 0`, and after any spend or hold `balance - held >= min_balance`. The
+floor is checked when a spend or hold is made; an account may still be below it, for example in
+debt. Every entry is two numbers, a change of balance and a change of held:
 
     purchase n, grant n                     +n  0
     spend n                                 -n  0
@@ -12,9 +12,9 @@ two numbers, a change of balance and a change of held:
     release or expire a hold of n            0 -n
     reverse m (m < 0 gives back)            -m  0
 
-A command is decided in this order, and the order is meaning: its idempotency key, the state of
+A command is decided in this order, which is part of the contract: its idempotency key, the state of
 what it refers to, price and expected cost, limits, the balance. So the repeat of a paid spend
-succeeds on an empty account. A refusal is raised and leaves no trace.
+succeeds on an empty account. A refusal is raised and changes nothing.
 """
 
 from __future__ import annotations

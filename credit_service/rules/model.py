@@ -157,7 +157,10 @@ class RequestIdentity(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One line of the book. `requested_amount` is None where the caller said "all" or a charge."""
+    """An entry of the ledger.
+
+    `requested_amount` is None where the caller asked for all or named an operation.
+    """
 
     user_id: UUID
     seq: int
@@ -253,7 +256,7 @@ class Hold(NamedTuple):
 
 
 class PolicyChange(NamedTuple):
-    """What an account may do since a change, and who changed it."""
+    """A change of what an account may do: who made it, when, and the policy since."""
 
     user_id: UUID
     change: int

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Priced(TypedDict):
-    """The part of an entry or hold that tells how its amount came about."""
+    """The part of an entry or hold that says how its amount came about."""
 
     amount: int
     operation: str | None

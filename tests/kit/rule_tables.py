@@ -104,7 +104,7 @@ class Writes:
 
 @dataclass(frozen=True)
 class Replays:
-    """The entry with this seq in Alice's book, and her account as it is now."""
+    """The entry with this seq of Alice's, and her account as it is now."""
 
     seq: int
 

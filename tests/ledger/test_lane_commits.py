@@ -120,7 +120,7 @@ async def test_a_commit_in_flight_elsewhere_is_never_overtaken(database, proxy):
         (left,) = submit(cut_off, command)
         await held.met.wait()
         left.cancel()
-        # Whether it will arrive nobody can tell, so neither yes nor no is an answer.
+        # It may still arrive or not, so neither yes nor no is the right answer.
         assert kinds(await ask(other, command)) == [LedgerUnavailable]
         held.release()
         await eventually(lambda: written(database, command))
@@ -166,7 +166,7 @@ async def test_one_key_from_two_lanes_at_once_makes_one_entry(database, proxy):
         first = submit(one, command)
         await held.met.wait()
         second = submit(two, command)
-        # The other lane now stands before the lock; what it reads next must be read afterwards.
+        # The other lane now waits for the lock; what it reads next must be read after it.
         await eventually(database.waits_for_a_lock, every=0.005)
         held.release()
         given = await answers(first + second)

@@ -1,4 +1,4 @@
-"""Rows that somebody else keeps locked: whom they hold up, and for how long."""
+"""Rows that another transaction keeps locked: which calls they hold up, and for how long."""
 
 import asyncio
 

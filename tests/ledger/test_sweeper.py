@@ -1,4 +1,4 @@
-"""The sweeper: what nobody touches is recorded all the same, once, whatever goes wrong."""
+"""The sweeper: expiries that no call touches are recorded too, once, whatever goes wrong."""
 
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -18,7 +18,7 @@ def service(database, url=None, **changes):
 
 @asynccontextmanager
 async def in_a_transaction(database):
-    """A connection of the owner's in a transaction, rolled back if nobody commits it."""
+    """A connection of the owner's in a transaction, rolled back unless it is committed."""
     connection = await database.connect()
     try:
         await connection.execute("BEGIN")

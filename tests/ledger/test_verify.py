@@ -1,4 +1,4 @@
-"""`credit-service verify` adds the book up again and names every account that does not fit."""
+"""`credit-service verify` adds up the ledger and names every account that does not fit."""
 
 import asyncio
 import os
@@ -11,6 +11,7 @@ from kit.requests import payment
 from kit.services import running, server_settings
 
 from credit_service.ledger import verify
+from credit_service.ledger.store import SQL
 from credit_service.v1 import credit_service_pb2 as pb
 
 
@@ -277,6 +278,34 @@ async def test_accounts_beyond_the_first_chunk_are_verified_too(database, monkey
     assert found == (12, 3)
     assert [line.split(":")[0] for line in said] == [str(users[n]) for n in (4, 5, 11)]
     assert progress == [5, 10, 12]
+
+
+async def test_accounts_that_take_too_long_together_are_verified_in_halves(database, monkeypatch):
+    users = sorted([await database.user(5) for _ in range(5)])
+    await damage(database, "UPDATE user_credits SET balance = 6 WHERE user_id = $1", users[3])
+    # Every statement over more than one account is cancelled by the server.
+    await database.execute(
+        """
+        CREATE FUNCTION wait_for_more(accounts uuid[]) RETURNS boolean LANGUAGE plpgsql AS $$
+        BEGIN
+            IF cardinality(accounts) > 1 THEN PERFORM pg_sleep(60); END IF;
+            RETURN true;
+        END $$
+        """
+    )
+    # A condition without a column is checked once, before the first row.
+    slow = f"SELECT * FROM ({SQL['find_faults']}) AS found WHERE wait_for_more($1::uuid[])"
+    monkeypatch.setitem(SQL, "find_faults", slow)
+    monkeypatch.setattr(verify, "_SECONDS_TOGETHER", 0.05)
+    connection = await database.connect()
+    said, progress = [], []
+    try:
+        found = await verify.verify(connection, None, said.append, progress.append)
+    finally:
+        await connection.close()
+    assert found == (5, 1)
+    assert [line.split(":")[0] for line in said] == [str(users[3])]
+    assert progress == [5]
 
 
 async def test_a_user_without_an_account_is_not_taken_for_one_that_adds_up(database):

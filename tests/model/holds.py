@@ -1,8 +1,8 @@
-"""One account with holds once more, as simply as it can be told: a list of lines, and sums over it.
+"""One account with holds a second time, as simply as possible: a list of lines, and sums over it.
 
 Written from the words of the contract and not from the service's rules, so that the two can
-disagree. What is held, what became of a hold and what is left of a capture are added up anew for
-each request. Times are numbers of seconds.
+disagree. What is held, what became of a hold and what is left of a capture are added up for each
+request. Times are numbers of seconds.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ DAY_SECONDS = 24 * 3600
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A call as its caller words it; `hold` and `transaction` are places in the book."""
+    """A call as its caller words it; `hold` and `transaction` are places in the list of lines."""
 
     call: str
     key: str = ""
@@ -32,7 +32,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A line of the book; `hold` is the hold that it made, ended or captured late."""
+    """An entry; `hold` is the hold that it made, ended or captured late."""
 
     seq: int
     type: str
@@ -73,7 +73,7 @@ def _refuse(reason, **facts):
 
 
 class ModelHolds:
-    """The book of one account, each line beside the request that made it.
+    """The lines of one account, each beside the request that made it.
 
     `kept` has the requests that were answered with a line which another request had made.
     """
@@ -103,7 +103,7 @@ class ModelHolds:
         return [seq for seq in self.ends if self.state(seq) == "held"]
 
     def state(self, hold):
-        """What has become of a hold, as far as the book says."""
+        """What has become of a hold, as far as the lines say."""
         for _, line in self.lines:
             if line.hold == hold and line.held_change < 0:
                 ended = {"capture": "captured", "release": "released", "expire": "expired"}

@@ -1,8 +1,8 @@
-"""The ledger once more, as simply as it can be told: lists of entries, and sums over them.
+"""The ledger a second time, as simply as possible: lists of entries, and sums over them.
 
-Written from the words of the contract and not from the service's rules, so that the two can
-disagree. One request at a time, nothing kept but the entries; balances, what is left of a spend and
-what a payment bought are added up anew for each request.
+Written from the contract and not from the service's rules, so that the two can disagree. One
+request at a time, and only entries and keys are kept: balances, what is left of a spend and
+what a payment bought are added up for each request.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ BALANCE_LIMIT = 1_000_000_000_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A write as its caller words it; `note` stands for all that is not compared."""
+    """A write as its caller words it; `note` is everything that is not compared."""
 
     call: str
     user: UUID
@@ -31,7 +31,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A line of the book, as far as a caller sees it; its time is not told beforehand."""
+    """An entry, as far as a caller sees it; its time cannot be known beforehand."""
 
     seq: int
     type: str
@@ -74,7 +74,7 @@ class Refused:
 
 
 class ModelLedger:
-    """Every user's book, each entry beside the request that made it.
+    """The entries of every user, each beside the request that made it.
 
     `kept` has the requests that were answered with an entry which another request had made.
     """
@@ -88,7 +88,7 @@ class ModelLedger:
         return sum(entry.balance_change for _, entry in self.books[user])
 
     def open(self, user, key, balance):
-        """Takes over a balance from before the book."""
+        """Adopts a balance from before the ledger."""
         kind = "grant" if balance > 0 else "reversal"
         entry = Entry(
             seq=1,

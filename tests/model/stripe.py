@@ -1,4 +1,4 @@
-"""What Stripe's payments should leave in the book: sums over payments, without a single event.
+"""What Stripe's payments should leave in the ledger: sums over payments, without a single event.
 
 Written from the words of the contract and not from the bridge's rules, so that the two can
 disagree.
@@ -12,7 +12,7 @@ class Payment:
     """One payment as Stripe now has it.
 
     Attributes:
-        ref: what the book calls it.
+        ref: what the ledger calls it.
         user: who paid for credits; None: for something else.
         credits: that it buys.
         amount: in minor units, as all money here.

@@ -39,7 +39,7 @@ FACTS = {
 
 
 def entry(**rest):
-    """An entry of a user whose book had three and whose account held 5 of 105 credits."""
+    """An entry of a user who had three and whose account held 5 of 105 credits."""
     empty = dict.fromkeys(Entry._fields)
     common = {
         "user_id": ALICE,

@@ -1,7 +1,7 @@
 """The rules of captures as a table: in time, late, in part, beyond what is held, and refunded.
 
-Every row runs with what came before loaded from the book and decided in the same batch, and each
-time it is validated first, which must change nothing and tell the same.
+Every row runs with what came before loaded from the ledger and decided in the same batch, and each
+time it is validated first, which must change nothing and give the same answer.
 """
 
 from datetime import timedelta

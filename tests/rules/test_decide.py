@@ -2,7 +2,7 @@
 
 In the order in which a command is decided, after its key (test_rules_keys): the state of what it
 refers to, price and expected cost, the balance. Every row runs four ways: with what was there
-loaded from the book or decided in the same batch, and for real or only validated.
+loaded from the ledger or decided in the same batch, and for real or only validated.
 """
 
 from dataclasses import replace
@@ -314,7 +314,7 @@ ROWS = [
         refund(1),
         Writes(+10, 0, 10),
     ),
-    # Last, the range of the book.
+    # Last, the range that the ledger allows.
     row(
         "up to the highest balance", given(BALANCE_MAX - 5), purchase(5), Writes(+5, 0, BALANCE_MAX)
     ),

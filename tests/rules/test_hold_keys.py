@@ -1,7 +1,7 @@
 """Keys of holds, captures and releases: a repeat is distinguished from another request.
 
-Every row runs with what came before loaded from the book and decided in the same batch, and each
-time it is validated first, which must change nothing and tell the same.
+Every row runs with what came before loaded from the ledger and decided in the same batch, and each
+time it is validated first, which must change nothing and give the same answer.
 """
 
 from datetime import timedelta

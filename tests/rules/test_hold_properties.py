@@ -1,6 +1,6 @@
 """The rules of holds against the model: random batches, repeated, altered, and time moving on.
 
-Every ordinary run draws the same examples (derandomized); with `--long` they are drawn anew.
+Every ordinary run draws the same examples (derandomized); with `--long` each run draws new ones.
 """
 
 from dataclasses import dataclass

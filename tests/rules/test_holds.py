@@ -1,7 +1,7 @@
 """The rules of holds as a table: making, releasing and extending them, and their ends by time.
 
-Every row runs with what came before loaded from the book and decided in the same batch, and each
-time it is validated first, which must change nothing and tell the same.
+Every row runs with what came before loaded from the ledger and decided in the same batch, and each
+time it is validated first, which must change nothing and give the same answer.
 """
 
 from dataclasses import asdict, dataclass, field, replace

@@ -1,6 +1,6 @@
 """Idempotency keys as a table: the key is looked at before everything else.
 
-Every row runs four ways: with what came before loaded from the book or decided in the same batch,
+Every row runs four ways: with what came before loaded from the ledger or decided in the same batch,
 and for real or only validated.
 """
 

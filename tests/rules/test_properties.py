@@ -1,7 +1,7 @@
 """The rules against the model: random batches of requests, repeated, altered and mixed by user.
 
 Every ordinary run draws the same examples (derandomized), so that it fails today if it fails at
-all; with `--long` they are drawn anew each time, and Hypothesis prints how to repeat a failure.
+all; with `--long` new ones are drawn each time, and Hypothesis prints how to repeat a failure.
 """
 
 from dataclasses import dataclass

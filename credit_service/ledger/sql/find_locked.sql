@@ -1,4 +1,4 @@
--- Finds the accounts whose rows somebody else has locked at this moment.
+-- Finds the accounts whose rows another transaction has locked at this moment.
 WITH unlocked AS (
     SELECT user_id
     FROM user_credits

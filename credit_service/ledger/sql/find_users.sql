@@ -1,2 +1,2 @@
--- Tells which of these users exist.
+-- Finds which of these users exist.
 SELECT known.id FROM credit_users($1::uuid[]) AS known (id)

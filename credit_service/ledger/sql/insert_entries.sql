@@ -1,4 +1,4 @@
--- Adds entries to the book; the caller asserts the count of rows.
+-- Adds entries to the ledger; the caller asserts the count of rows.
 INSERT INTO credit_transactions (
     user_id, seq, type, call, amount, requested_amount, balance_change, held_change,
     balance_after, held_after, floor, description, timestamp, operation, quantity, unit_cost,
