@@ -79,16 +79,19 @@ class BatchCalls(pb_grpc.CreditServiceServicer):
         whole = [spend for spend in spends if isinstance(spend, Spend)]
         if len({spend.user_id for spend in whole}) > 1:
             raise InvalidRequest("items", "are of several users; an atomic batch is of one.")
-        if len(whole) < len(spends):
-            return [s if isinstance(s, Refusal) else BatchAborted() for s in spends]
+        if not whole:
+            return spends  # type: ignore[return-value]  # all of them are refusals
+        refused = len(whole) < len(spends)
         command = SpendTogether(
-            user_id=whole[0].user_id, caller=whole[0].caller, spends=tuple(whole)
+            user_id=whole[0].user_id, caller=whole[0].caller, spends=tuple(whole), refused=refused
         )
         try:
-            outcome = await requests.submit(self._ledger, command, context)
+            parts = (await requests.submit(self._ledger, command, context)).parts
         except UserNotFound as refusal:
-            return [refusal, *(BatchAborted() for _ in whole[1:])]
-        return outcome.parts
+            first = BatchAborted() if refused else refusal
+            parts = (first, *(BatchAborted() for _ in whole[1:]))
+        answered = iter(parts)
+        return [s if isinstance(s, Refusal) else next(answered) for s in spends]
 
 
 def _require_different_keys(items: Sequence[pb.BatchSpendItem]) -> None:

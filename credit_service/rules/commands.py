@@ -197,10 +197,15 @@ class SetPolicy(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpendTogether(Command):
-    """Spends of one user, all or none."""
+    """Spends of one user, all or none.
+
+    Attributes:
+        refused: whether another item of the batch is malformed, so that none is carried out.
+    """
 
     call = "BatchSpendCredits"
     spends: tuple[Spend, ...]
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

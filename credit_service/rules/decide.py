@@ -160,6 +160,9 @@ def _spend_together(state: BatchState, command: SpendTogether, terms: Terms) -> 
     user = state.user(command.user_id)
     before, posted = user.account, len(user.posted)
     parts: list[Outcome | CreditError] = []
+    if command.refused:
+        parts = [_paid_before(user, spend) or BatchAborted() for spend in command.spends]
+        return Outcome(None, before, replayed=False, parts=tuple(parts))
     for spend in command.spends:
         try:
             parts.append(decide(state, spend, terms))

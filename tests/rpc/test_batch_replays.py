@@ -3,7 +3,12 @@
 from kit.batches import ATOMIC, INDEPENDENT, MODES, errors, item
 
 from credit_service.client import item_error
-from credit_service.errors import BatchAborted, IdempotencyKeyReused, InsufficientCredits
+from credit_service.errors import (
+    BatchAborted,
+    IdempotencyKeyReused,
+    InsufficientCredits,
+    InvalidRequest,
+)
 from credit_service.v1 import credit_service_pb2 as pb
 
 
@@ -79,6 +84,23 @@ async def test_a_refused_atomic_batch_tells_paid_items_from_those_that_did_not_h
     assert errors(results) == [None, aborted, InsufficientCredits, aborted, aborted, None]
     assert [result.replayed for result in results] == [True, False, False, False, False, True]
     assert [results[n].transaction.idempotency_key for n in (0, 5)] == ["first", "last"]
+    assert await database.book() == before
+
+
+async def test_a_malformed_item_does_not_hide_that_another_was_paid(database, client):
+    user_id = await database.user(20)
+    await client.spend_credits(user_id, amount=4, idempotency_key="paid")
+    before = await database.book()
+    for items, expected in (
+        ([item(user_id, 4, "paid"), item(user_id, 0, "bad")], [None, InvalidRequest]),
+        (
+            [item(user_id, 0, "bad"), item(user_id, 1, "new"), item(user_id, 4, "paid")],
+            [InvalidRequest, BatchAborted, None],
+        ),
+        ([item(user_id, 0, "bad"), item(user_id, 0, "worse")], [InvalidRequest] * 2),
+    ):
+        results = await client.batch_spend_credits(items, mode=ATOMIC)
+        assert errors(results) == expected
     assert await database.book() == before
 
 
