@@ -17,10 +17,12 @@ from enum import StrEnum
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
+from kit.waiting import patience
+
 # The statements of a lane's transaction, in their order.
 BEGIN = "^BEGIN"
 LOCK = "FOR NO KEY UPDATE$"
-LOAD_KEYS = "AS asked \\(user_id, idempotency_key\\)"
+LOAD_KEYS = "AS asked \\(user_id, key\\)"
 UPDATE = "^UPDATE user_credits"
 INSERT = "^INSERT INTO credit_transactions"
 COMMIT = "^COMMIT"
@@ -40,6 +42,14 @@ class Kind(StrEnum):
     HOLD = "hold"  # it is on its way until it is released
 
 
+class _Met(asyncio.Event):
+    """Set when a fault has struck. One that strikes nothing fails its test, which does not hang."""
+
+    async def wait(self) -> bool:
+        async with asyncio.timeout(patience(30)):
+            return await super().wait()
+
+
 @dataclass(eq=False)
 class Fault:
     """A fault that waits for the n-th matching message, and meets as many as `times` from there."""
@@ -48,7 +58,7 @@ class Fault:
     kind: Kind
     nth: int
     times: int
-    met: asyncio.Event = field(default_factory=asyncio.Event)
+    met: _Met = field(default_factory=_Met)
     released: asyncio.Event = field(default_factory=asyncio.Event)
     seen: int = 0
 
