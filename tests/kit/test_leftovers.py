@@ -61,7 +61,8 @@ def _nothing_is_left_of(directory):
 def test_a_signal_to_all_of_a_run_leaves_neither_its_directory_nor_a_program(number, tmp_path):
     with _started(["-c", RUN, tmp_path], PYTHONPATH=str(ROOT / "tests")) as run:
         directory = Path(run.stdout.readline().strip())
-        assert len(processes(directory, by_mark=True)) == 1
+        # The kernel shows a program's environment only some time after it has been started.
+        _wait_until(lambda: len(processes(directory, by_mark=True)) == 1)
         os.killpg(run.pid, number)  # as a terminal does
         run.wait()
     assert _nothing_is_left_of(directory)
