@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from uuid import uuid4
 
 import httpx
+from kit.in_process import start
 from kit.stripe_fakes import KEY, SECRET
 from kit.waiting import patience
 from stripe import WebhookSignature
@@ -95,20 +96,11 @@ def bridge_settings(credit_target: str, **changes: object) -> server.Settings:
 async def running_bridge(settings: server.Settings) -> AsyncIterator[Bridge]:
     """Runs a bridge in this process for the length of the block, and stops it."""
     stop = asyncio.Event()
-    ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    async def started(port: int) -> None:
-        ready.set_result(port)
-
-    task = asyncio.create_task(server.serve(settings, stop, started))
-    await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
-    if not ready.done():
-        task.result()
-        raise AssertionError("the bridge ended before it started")
-    url = f"http://127.0.0.1:{ready.result()}"
+    port, task = await start(server.serve, settings, stop)
+    url = f"http://127.0.0.1:{port}"
     async with httpx.AsyncClient(base_url=url, timeout=patience(20)) as http:
         try:
-            yield Bridge(ready.result(), stop, task, http)
+            yield Bridge(port, stop, task, http)
         finally:
             stop.set()
     await task

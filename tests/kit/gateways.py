@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import httpx
+from kit.in_process import start
 from kit.openapi import check_answer, check_schema
 from kit.stripe_fakes import Program
 from kit.waiting import eventually, patience
@@ -151,17 +152,8 @@ def gateway_settings(credit_target: str, **changes: object) -> server.Settings:
 async def running_gateway(settings: server.Settings) -> AsyncIterator[Gateway]:
     """Runs a gateway in this process for the length of the block, and stops it."""
     stop = asyncio.Event()
-    ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    async def started(port: int) -> None:
-        ready.set_result(port)
-
-    task = asyncio.create_task(server.serve(settings, stop, started))
-    await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
-    if not ready.done():
-        task.result()
-        raise AssertionError("the gateway ended before it started")
-    url = f"http://127.0.0.1:{ready.result()}"
+    port, task = await start(server.serve, settings, stop)
+    url = f"http://127.0.0.1:{port}"
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
     async with httpx.AsyncClient(
         base_url=url,
@@ -170,7 +162,7 @@ async def running_gateway(settings: server.Settings) -> AsyncIterator[Gateway]:
         event_hooks={"response": [check_answer]},
     ) as http:
         try:
-            yield Gateway(ready.result(), stop, task, http)
+            yield Gateway(port, stop, task, http)
         finally:
             stop.set()
             await task

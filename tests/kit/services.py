@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields, replace
 
+from kit.in_process import start
 from kit.waiting import patience
 
 from credit_service import server
@@ -85,17 +86,8 @@ def server_settings(service_url: str, **changes: object) -> server.Settings:
 async def running(settings: server.Settings) -> AsyncIterator[Service]:
     """Runs the service in this process for the length of the block, and drains it."""
     stop = asyncio.Event()
-    ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    async def started(port: int) -> None:
-        ready.set_result(port)
-
-    task = asyncio.create_task(server.serve(settings, stop, started))
-    await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
-    if not ready.done():
-        task.result()
-        raise AssertionError("the service ended before it started")
-    service = Service(ready.result(), settings, stop)
+    port, task = await start(server.serve, settings, stop)
+    service = Service(port, settings, stop)
     try:
         async with service.clients:
             yield service
