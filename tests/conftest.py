@@ -10,9 +10,10 @@ from urllib.parse import urlsplit
 import asyncpg
 import grpc
 import pytest
-import uvloop
 from hypothesis import HealthCheck, settings
+from kit import time_limits
 from kit.databases import Database
+from kit.failures_at_once import FailuresAtOnce
 from kit.fault_proxy import fault_proxy
 from kit.leftovers import run_directory
 from kit.paths import ROOT
@@ -28,6 +29,7 @@ _OWNER_URL = "TEST_CLUSTER_OWNER_URL"
 _SERVICE_URL = "TEST_CLUSTER_SERVICE_URL"
 _TEMPLATE = "migrated"
 _ROOM_BYTES = 2 << 30  # the storms write more than the rest
+_LIMIT_MAX_SECONDS = 1200  # so that a test which hangs is seen before the whole run is given up
 _SLOWEST_ROOMS = (
     "docs",
     "processes",
@@ -52,11 +54,14 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
+    config.pluginmanager.register(time_limits)
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
+    if config.getoption("numprocesses", None):
+        config.pluginmanager.register(FailuresAtOnce(config))
     measure_pace()
     # Read by pytest-timeout, in the workers too.
-    os.environ.setdefault("PYTEST_TIMEOUT", f"{patience(120):.0f}")
+    os.environ.setdefault("PYTEST_TIMEOUT", f"{_limit(120):.0f}")
     # Programs show what they print at once on a machine that does not set this.
     os.environ.pop("PYTHONUNBUFFERED", None)
     # A program that finds no compiled modules takes twice as long to start.
@@ -129,12 +134,16 @@ def pytest_report_header():
 def pytest_collection_modifyitems(config, items):
     for item in items:
         if mark := item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(patience(mark.args[0])), append=False)
+            item.add_marker(pytest.mark.timeout(_limit(mark.args[0])), append=False)
     if not config.option.long:
         config.hook.pytest_deselected(items=[item for item in items if "long" in item.keywords])
         items[:] = [item for item in items if "long" not in item.keywords]
     storms = {item.path for item in items if "long" in item.keywords}
     items.sort(key=lambda item: (item.path not in storms, _place(item)))
+
+
+def _limit(seconds):
+    return min(patience(seconds), _LIMIT_MAX_SECONDS)
 
 
 def _place(item):
@@ -150,10 +159,6 @@ def pytest_runtest_protocol(item):
         if "long" in item.keywords:
             patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
         return (yield)
-
-
-def pytest_asyncio_loop_factories(config, item):
-    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture
