@@ -39,6 +39,12 @@ GRANT INSERT (id) ON auth.users TO credit_service;
 -- next_hold_expiry is at or before the earliest expiry of the open holds, so that a batch need not
 -- look for expired holds. The counters spent_this_... belong to the minute, hour and day in UTC
 -- that counted_at lies in.
+--
+-- in_grants is what is left of all grants of the account, and pinned is the part of it that holds
+-- have set aside; balance - in_grants is the pool. grants_made counts all grants there ever were,
+-- so that nothing need be looked up where there was none. next_lapse is at or before the earliest
+-- expire_time of the open grants. No allowance is due before allowance_until. An allowance_amount
+-- of 0 is none; null is as configured.
 CREATE TABLE user_credits (
     user_id uuid NOT NULL,
     balance bigint NOT NULL DEFAULT 0,
@@ -57,6 +63,15 @@ CREATE TABLE user_credits (
     spent_this_hour bigint NOT NULL DEFAULT 0,
     spent_this_day bigint NOT NULL DEFAULT 0,
     policy_changes bigint NOT NULL DEFAULT 0,
+    in_grants bigint NOT NULL DEFAULT 0,
+    pinned bigint NOT NULL DEFAULT 0,
+    open_grants bigint NOT NULL DEFAULT 0,
+    grants_made bigint NOT NULL DEFAULT 0,
+    next_lapse timestamptz,
+    allowance_until timestamptz,
+    allowance_amount bigint,
+    allowance_period text,
+    allowance_carry_over bigint,
     CONSTRAINT one_account_per_user PRIMARY KEY (user_id),
     CONSTRAINT account_belongs_to_a_user FOREIGN KEY (user_id)
         REFERENCES auth.users(id) ON DELETE CASCADE,
@@ -75,7 +90,24 @@ CREATE TABLE user_credits (
         AND next_hold_expiry >= '0001-01-01 00:00:00+00'::timestamptz
         AND next_hold_expiry < '10000-01-01 00:00:00+00'::timestamptz
         AND counted_at >= '0001-01-01 00:00:00+00'::timestamptz
-        AND counted_at < '10000-01-01 00:00:00+00'::timestamptz)
+        AND counted_at < '10000-01-01 00:00:00+00'::timestamptz),
+    CONSTRAINT pinned_within_grants CHECK (pinned <= in_grants),
+    CONSTRAINT pinned_within_held CHECK (pinned >= 0 AND pinned <= GREATEST(held, 0::bigint)),
+    CONSTRAINT debt_only_with_grants_all_pinned CHECK (balance >= in_grants OR in_grants = pinned),
+    CONSTRAINT open_grants_have_credits CHECK (open_grants >= 0 AND (open_grants = 0
+        OR in_grants > 0)),
+    CONSTRAINT grants_were_made CHECK (grants_made >= open_grants AND (grants_made > 0
+        OR in_grants = 0)),
+    CONSTRAINT lapse_expected_with_open_grants CHECK (open_grants > 0 OR next_lapse IS NULL),
+    CONSTRAINT allowance_is_complete
+        CHECK ((num_nulls(allowance_amount, allowance_period, allowance_carry_over) IN (0, 3))
+        AND allowance_amount >= 0 AND allowance_amount <= 1000000000000 AND (allowance_period
+        IN ('day', 'week', 'month')) AND allowance_carry_over >= 0
+        AND allowance_carry_over <= 1000),
+    CONSTRAINT grant_times_can_be_shown CHECK (next_lapse >= '0001-01-01 00:00:00+00'::timestamptz
+        AND next_lapse < '10000-01-01 00:00:00+00'::timestamptz
+        AND allowance_until >= '0001-01-01 00:00:00+00'::timestamptz
+        AND allowance_until < '10000-01-01 00:00:00+00'::timestamptz)
 ) WITH (fillfactor=70);
 
 CREATE TRIGGER accounts_go_with_their_user
@@ -135,8 +167,6 @@ CREATE TABLE credit_transactions (
     CONSTRAINT payment_is_complete
         CHECK ((num_nulls(payment_ref, payment_amount_minor, payment_currency) IN (0, 3))
         AND (payment_amount_minor IS NULL OR payment_amount_minor >= 0)),
-    CONSTRAINT type_is_known CHECK (type
-        IN ('purchase', 'spend', 'refund', 'grant', 'reversal', 'hold', 'capture', 'release', 'expire')),
     CONSTRAINT spend_keeps_the_floor CHECK ((type NOT IN ('spend', 'hold')) OR call = 'adopted'
         OR floor IS NOT NULL AND (balance_after - held_after) >= floor),
     CONSTRAINT capture_keeps_the_floor CHECK (type <> 'capture' OR balance_change >= held_change
@@ -146,20 +176,25 @@ CREATE TABLE credit_transactions (
         AND amount = (quantity * unit_cost)),
     CONSTRAINT hold_is_named CHECK ((hold_seq IS NOT NULL) = (type
         IN ('hold', 'capture', 'release', 'expire'))),
+    CONSTRAINT time_can_be_shown CHECK ("timestamp" >= '0001-01-01 00:00:00+00'::timestamptz
+        AND "timestamp" < '10000-01-01 00:00:00+00'::timestamptz),
+    CONSTRAINT type_is_known CHECK (type
+        IN ('purchase', 'spend', 'refund', 'grant', 'reversal', 'hold', 'capture', 'release', 'expire', 'adjustment', 'lapse', 'revocation')),
     CONSTRAINT changes_follow_type CHECK (CASE
         WHEN type IN ('purchase', 'refund', 'grant') THEN balance_change = amount
             AND held_change = 0
-        WHEN type = 'spend' THEN balance_change = -amount AND held_change = 0
-        WHEN type = 'reversal' THEN abs(balance_change) = amount AND held_change = 0
+        WHEN type IN ('spend', 'lapse', 'revocation') THEN balance_change = -amount
+            AND held_change = 0
+        WHEN type IN ('reversal', 'adjustment') THEN abs(balance_change) = amount
+            AND held_change = 0
         WHEN type = 'hold' THEN balance_change = 0 AND held_change = amount
         WHEN type = 'capture' THEN balance_change = -amount AND held_change <= 0
         ELSE balance_change = 0 AND held_change = -amount
     END),
-    CONSTRAINT key_is_present CHECK ((call IN ('adopted', 'expiry', 'ReversePurchase'))
+    CONSTRAINT key_is_present CHECK ((call
+        IN ('adopted', 'expiry', 'lapse', 'allowance', 'ReversePurchase'))
         OR idempotency_key IS NOT NULL AND length(idempotency_key) >= 1
-        AND length(idempotency_key) <= 128),
-    CONSTRAINT time_can_be_shown CHECK ("timestamp" >= '0001-01-01 00:00:00+00'::timestamptz
-        AND "timestamp" < '10000-01-01 00:00:00+00'::timestamptz)
+        AND length(idempotency_key) <= 128)
 );
 
 CREATE INDEX entries_by_what_they_settle ON credit_transactions (user_id, related_seq)
@@ -277,6 +312,9 @@ CREATE TABLE credit_policy_changes (
     limit_per_minute bigint,
     limit_per_hour bigint,
     limit_per_day bigint,
+    allowance_amount bigint,
+    allowance_period text,
+    allowance_carry_over bigint,
     CONSTRAINT one_change_per_place PRIMARY KEY (user_id, change),
     CONSTRAINT change_belongs_to_an_account FOREIGN KEY (user_id)
         REFERENCES user_credits(user_id) ON DELETE CASCADE
@@ -296,6 +334,9 @@ GRANT INSERT, SELECT ON credit_policy_changes TO credit_service;
 --
 -- opens_ref is the reversal_ref on the row that was first recorded under it, and null on the
 -- others. It is unique, so that two payments cannot share a refund or dispute.
+--
+-- counted says how many of the credits that a revision took had lapsed or been revoked before, so
+-- that they did not move. What a later revision gives back of them is below zero.
 CREATE TABLE credit_reversals (
     reversal_ref text NOT NULL,
     revision bigint NOT NULL,
@@ -309,6 +350,7 @@ CREATE TABLE credit_reversals (
     recorded_at timestamptz NOT NULL,
     caller text NOT NULL,
     opens_ref text,
+    counted bigint NOT NULL DEFAULT 0,
     CONSTRAINT one_record_per_revision PRIMARY KEY (reversal_ref, revision),
     CONSTRAINT one_payment_per_reversal UNIQUE (opens_ref),
     CONSTRAINT revision_counts_from_one CHECK (revision >= 1),
@@ -355,6 +397,120 @@ CREATE TRIGGER kept_keys_are_never_truncated
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
 
 GRANT INSERT, SELECT ON credit_kept_keys TO credit_service;
+
+-- The grants in their present state. The entry at seq made the grant. Spends and holds draw on open
+-- ones. A closed one is used up or revoked, or its time was settled; it keeps what is pinned.
+--
+-- valid_for_us is how long it was to be valid as asked, in microseconds; null where a time was
+-- asked for. lapsed counts the credits of it that lapsed or were revoked, and counted those of them
+-- that reversals have counted.
+CREATE TABLE credit_grants (
+    user_id uuid NOT NULL,
+    seq bigint NOT NULL,
+    amount bigint NOT NULL,
+    remaining bigint NOT NULL,
+    pinned bigint NOT NULL,
+    priority bigint NOT NULL,
+    expire_time timestamptz,
+    valid_for_us bigint,
+    paid boolean NOT NULL,
+    series text,
+    revoked boolean NOT NULL,
+    open boolean NOT NULL,
+    lapsed bigint NOT NULL,
+    counted bigint NOT NULL,
+    CONSTRAINT one_grant_per_entry PRIMARY KEY (user_id, seq),
+    CONSTRAINT grant_belongs_to_an_account FOREIGN KEY (user_id)
+        REFERENCES user_credits(user_id) ON DELETE CASCADE,
+    CONSTRAINT amount_in_range CHECK (amount >= 1 AND amount <= 1000000000000),
+    CONSTRAINT remaining_within_amount CHECK (remaining <= amount),
+    CONSTRAINT pinned_within_remaining CHECK (pinned >= 0 AND pinned <= remaining),
+    CONSTRAINT open_with_credits CHECK (NOT open OR remaining > 0),
+    CONSTRAINT closed_keeps_only_what_is_pinned CHECK (open OR remaining = pinned),
+    CONSTRAINT counted_within_lapsed CHECK (counted >= 0 AND counted <= lapsed),
+    CONSTRAINT priority_in_range CHECK (priority >= 0 AND priority <= 100),
+    CONSTRAINT differs_from_the_pool CHECK (expire_time IS NOT NULL OR priority <> 50),
+    CONSTRAINT valid_for_a_time CHECK (valid_for_us > 0 AND (valid_for_us IS NULL
+        OR expire_time IS NOT NULL)),
+    CONSTRAINT series_has_a_length CHECK (length(series) >= 1 AND length(series) <= 64),
+    CONSTRAINT time_can_be_shown CHECK (expire_time >= '0001-01-01 00:00:00+00'::timestamptz
+        AND expire_time < '10000-01-01 00:00:00+00'::timestamptz)
+) WITH (fillfactor=70);
+
+CREATE INDEX open_grants ON credit_grants (user_id, priority, expire_time, paid, seq) WHERE open;
+CREATE INDEX grants_due ON credit_grants (expire_time) WHERE open;
+
+CREATE TRIGGER grants_go_with_their_account
+    BEFORE DELETE ON credit_grants
+    FOR EACH ROW EXECUTE FUNCTION refuse_to_change_the_book();
+CREATE TRIGGER grants_are_never_truncated
+    BEFORE TRUNCATE ON credit_grants
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
+
+GRANT INSERT, SELECT, UPDATE ON credit_grants TO credit_service;
+
+-- Every change of a grant, append-only: a grant is the sum of its changes, and what a hold has
+-- pinned is the sum of its own. The entry at seq made the change; step is its place among the
+-- changes that this entry made. lapsed_at is when the credits lapsed, on the changes that lapses
+-- made.
+CREATE TABLE credit_grant_changes (
+    user_id uuid NOT NULL,
+    seq bigint NOT NULL,
+    step bigint NOT NULL,
+    grant_seq bigint NOT NULL,
+    hold_seq bigint,
+    remaining_change bigint NOT NULL,
+    pinned_change bigint NOT NULL,
+    remaining_after bigint NOT NULL,
+    pinned_after bigint NOT NULL,
+    expire_after timestamptz,
+    lapsed_at timestamptz,
+    CONSTRAINT one_grant_change_per_step PRIMARY KEY (user_id, seq, step),
+    CONSTRAINT change_belongs_to_a_grant FOREIGN KEY (user_id, grant_seq)
+        REFERENCES credit_grants(user_id, seq) ON DELETE CASCADE,
+    CONSTRAINT step_counts_from_one CHECK (step >= 1),
+    CONSTRAINT changed_since_it_was_made CHECK (seq >= grant_seq),
+    CONSTRAINT pinned_within_remaining CHECK (pinned_after >= 0
+        AND pinned_after <= remaining_after),
+    CONSTRAINT only_a_hold_pins CHECK (pinned_change = 0 OR hold_seq IS NOT NULL),
+    CONSTRAINT time_can_be_shown CHECK (expire_after >= '0001-01-01 00:00:00+00'::timestamptz
+        AND expire_after < '10000-01-01 00:00:00+00'::timestamptz
+        AND lapsed_at >= '0001-01-01 00:00:00+00'::timestamptz
+        AND lapsed_at < '10000-01-01 00:00:00+00'::timestamptz)
+);
+
+CREATE INDEX changes_by_grant ON credit_grant_changes (user_id, grant_seq, seq, step);
+CREATE INDEX changes_by_hold ON credit_grant_changes (user_id, hold_seq)
+    WHERE hold_seq IS NOT NULL;
+CREATE INDEX changes_by_lapse ON credit_grant_changes USING brin (lapsed_at);
+
+CREATE TRIGGER grant_changes_never_change
+    BEFORE DELETE OR UPDATE ON credit_grant_changes
+    FOR EACH ROW EXECUTE FUNCTION refuse_to_change_the_book();
+CREATE TRIGGER grant_changes_are_never_truncated
+    BEFORE TRUNCATE ON credit_grant_changes
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
+
+GRANT INSERT, SELECT ON credit_grant_changes TO credit_service;
+
+-- Until when a user has had an allowance. It has no foreign key and outlives a deleted user, so
+-- that a user who is deleted and created again gets no second one in a period.
+CREATE TABLE credit_allowances (
+    user_id uuid NOT NULL,
+    until timestamptz NOT NULL,
+    CONSTRAINT one_allowance_per_user PRIMARY KEY (user_id),
+    CONSTRAINT time_can_be_shown CHECK (until >= '0001-01-01 00:00:00+00'::timestamptz
+        AND until < '10000-01-01 00:00:00+00'::timestamptz)
+);
+
+CREATE TRIGGER allowances_are_never_deleted
+    BEFORE DELETE ON credit_allowances
+    FOR EACH ROW EXECUTE FUNCTION refuse_to_change_the_book();
+CREATE TRIGGER allowances_are_never_truncated
+    BEFORE TRUNCATE ON credit_allowances
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
+
+GRANT INSERT, SELECT, UPDATE ON credit_allowances TO credit_service;
 
 -- Which migrations were applied.
 CREATE TABLE credit_migrations (

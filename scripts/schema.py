@@ -48,7 +48,13 @@ page (heap-only tuples).
 
 next_hold_expiry is at or before the earliest expiry of the open holds, so that a batch need not
 look for expired holds. The counters spent_this_... belong to the minute, hour and day in UTC that
-counted_at lies in.""",
+counted_at lies in.
+
+in_grants is what is left of all grants of the account, and pinned is the part of it that holds have
+set aside; balance - in_grants is the pool. grants_made counts all grants there ever were, so that
+nothing need be looked up where there was none. next_lapse is at or before the earliest expire_time
+of the open grants. No allowance is due before allowance_until. An allowance_amount of 0 is none;
+null is as configured.""",
     "credit_transactions": """\
 The entries, append-only. An entry is also the memory of its idempotency key. seq is assigned
 under the lock of the account.
@@ -70,7 +76,10 @@ Every revision of every refund and dispute; the highest revision of each counts.
 has no foreign key and outlives a deleted user.
 
 opens_ref is the reversal_ref on the row that was first recorded under it, and null on the others.
-It is unique, so that two payments cannot share a refund or dispute.""",
+It is unique, so that two payments cannot share a refund or dispute.
+
+counted says how many of the credits that a revision took had lapsed or been revoked before, so that
+they did not move. What a later revision gives back of them is below zero.""",
     "credit_kept_keys": """\
 The idempotency keys of calls that were answered with the entry of another call: the release of a
 hold that had ended, or a purchase whose payment had been credited. Every other key is in its entry.

@@ -24,6 +24,23 @@ ACCOUNT = {
     "spent_this_hour": 0,
     "spent_this_day": 0,
     "policy_changes": 0,
+    "in_grants": 0,
+    "pinned": 0,
+    "open_grants": 0,
+    "grants_made": 0,
+}
+# An account of 10 credits, all of them in a grant.
+WITH_GRANTS = ACCOUNT | {
+    "balance": 10,
+    "in_grants": 10,
+    "open_grants": 1,
+    "grants_made": 1,
+    "next_lapse": TIME,
+}
+ALLOWANCE = {
+    "allowance_amount": 20,
+    "allowance_period": "month",
+    "allowance_carry_over": 0,
 }
 
 PURCHASE = {
@@ -75,6 +92,7 @@ CAPTURE = MAKE_HOLD | {
 }
 RELEASE = CAPTURE | {"type": "release", "balance_change": 0, "balance_after": 70}
 EXPIRE = RELEASE | {"type": "expire", "call": "expiry", "idempotency_key": None}
+LAPSE = REVERSAL | {"type": "lapse", "call": "expiry", "idempotency_key": None}
 ADOPTED = PURCHASE | {
     "call": "adopted",
     "amount": 0,
@@ -111,6 +129,7 @@ REVERSED = {
     "payment_ref": "pi_0",
     "user_id": USER,
     "reversed_minor": 0,
+    "counted": 0,
     "paid_minor": 1,
     "currency": "eur",
     "reason": "refund",
@@ -118,6 +137,39 @@ REVERSED = {
     "caller": "test",
 }
 KEPT = {"user_id": USER, "key": "kept", "seq": 1, "call": "PurchaseCredits"}
+DATED = {
+    "user_id": USER,
+    "seq": 2,
+    "amount": 10,
+    "remaining": 10,
+    "pinned": 0,
+    "priority": 50,
+    "expire_time": TIME,
+    "paid": True,
+    "revoked": False,
+    "open": True,
+    "lapsed": 0,
+    "counted": 0,
+}
+SPENT_GRANT = DATED | {"remaining": 0, "open": False}
+GRANT_CHANGE = {
+    "user_id": USER,
+    "seq": 2,
+    "step": 1,
+    "grant_seq": 1,
+    "remaining_change": -4,
+    "pinned_change": 0,
+    "remaining_after": 6,
+    "pinned_after": 0,
+    "expire_after": TIME,
+}
+PIN = GRANT_CHANGE | {
+    "hold_seq": 2,
+    "remaining_change": 0,
+    "pinned_change": 4,
+    "pinned_after": 4,
+}
+ALLOWED_UNTIL = {"user_id": STRANGER, "until": TIME}
 CHANGE = {"user_id": USER, "change": 2, "changed_at": TIME, "caller": "test", "frozen": True}
 
 MOST, TOO_MUCH = 10**12, 10**12 + 1
@@ -166,6 +218,26 @@ ALLOWED = [
     ("credit_kept_keys", KEPT),
     ("credit_kept_keys", KEPT | {"call": "CaptureHold", "key": "k" * 128}),
     ("credit_kept_keys", KEPT | {"call": "ReleaseHold"}),
+    ("user_credits", WITH_GRANTS),
+    ("user_credits", WITH_GRANTS | {"balance": -5, "held": 10, "open_holds": 1, "pinned": 10}),
+    ("user_credits", WITH_GRANTS | {"open_grants": 0, "next_lapse": None}),
+    ("user_credits", WITH_GRANTS | {"next_lapse": None}),
+    ("user_credits", ACCOUNT | ALLOWANCE | {"allowance_until": TIME}),
+    ("user_credits", ACCOUNT | ALLOWANCE | {"allowance_amount": 0}),
+    ("credit_transactions", LAPSE),
+    ("credit_transactions", LAPSE | {"type": "revocation", "idempotency_key": "revoked"}),
+    ("credit_transactions", PURCHASE | {"type": "adjustment"}),
+    ("credit_transactions", REVERSAL | {"type": "adjustment"}),
+    ("credit_transactions", GRANT | {"call": "allowance", "idempotency_key": None}),
+    ("credit_grants", DATED),
+    ("credit_grants", DATED | {"pinned": 10, "open": False}),
+    ("credit_grants", DATED | {"valid_for_us": 1, "series": "pro"}),
+    ("credit_grants", DATED | {"expire_time": None, "priority": 49}),
+    ("credit_grants", SPENT_GRANT | {"lapsed": 5, "counted": 5}),
+    ("credit_grant_changes", GRANT_CHANGE),
+    ("credit_grant_changes", GRANT_CHANGE | {"expire_after": None, "lapsed_at": TIME}),
+    ("credit_grant_changes", PIN),
+    ("credit_allowances", ALLOWED_UNTIL),
 ]
 
 REFUSED = [
@@ -280,6 +352,12 @@ REFUSED = [
             ("credit_transactions", "time_can_be_shown", ADOPTED, ["timestamp"]),
             ("credit_holds", "times_can_be_shown", HOLD, ["created_at", "expires_at"]),
             ("credit_reversals", "time_can_be_shown", REVERSED, ["recorded_at"]),
+            ("user_credits", "grant_times_can_be_shown", WITH_GRANTS, ["next_lapse"]),
+            ("user_credits", "grant_times_can_be_shown", ACCOUNT, ["allowance_until"]),
+            ("credit_grants", "time_can_be_shown", DATED, ["expire_time"]),
+            ("credit_grant_changes", "time_can_be_shown", GRANT_CHANGE, ["expire_after"]),
+            ("credit_grant_changes", "time_can_be_shown", GRANT_CHANGE, ["lapsed_at"]),
+            ("credit_allowances", "time_can_be_shown", ALLOWED_UNTIL, ["until"]),
         )
         for time in ENDLESS
     ),
@@ -308,6 +386,82 @@ REFUSED = [
     ("credit_kept_keys", "key_has_a_length", KEPT | {"key": ""}),
     ("credit_kept_keys", "key_has_a_length", KEPT | {"key": "k" * 129}),
     ("credit_kept_keys", "call_makes_no_entry", KEPT | {"call": "SpendCredits"}),
+    ("user_credits", "pinned_within_held", WITH_GRANTS | {"pinned": 10}),
+    ("user_credits", "pinned_within_held", WITH_GRANTS | {"pinned": -1}),
+    (
+        "user_credits",
+        "pinned_within_grants",
+        WITH_GRANTS | {"held": 11, "open_holds": 1, "pinned": 11},
+    ),
+    ("user_credits", "debt_only_with_grants_all_pinned", WITH_GRANTS | {"balance": 9}),
+    (
+        "user_credits",
+        "debt_only_with_grants_all_pinned",
+        WITH_GRANTS | {"balance": 9, "held": 9, "open_holds": 1, "pinned": 9},
+    ),
+    ("user_credits", "open_grants_have_credits", WITH_GRANTS | {"in_grants": 0}),
+    ("user_credits", "open_grants_have_credits", ACCOUNT | {"open_grants": -1}),
+    ("user_credits", "grants_were_made", WITH_GRANTS | {"open_grants": 2}),
+    (
+        "user_credits",
+        "grants_were_made",
+        WITH_GRANTS | {"open_grants": 0, "next_lapse": None, "grants_made": 0},
+    ),
+    ("user_credits", "lapse_expected_with_open_grants", WITH_GRANTS | {"open_grants": 0}),
+    *(
+        ("user_credits", "allowance_is_complete", ACCOUNT | ALLOWANCE | change)
+        for change in (
+            {"allowance_amount": None},
+            {"allowance_period": None},
+            {"allowance_carry_over": None},
+            {"allowance_amount": -1},
+            {"allowance_amount": TOO_MUCH},
+            {"allowance_period": "year"},
+            {"allowance_carry_over": -1},
+        )
+    ),
+    ("credit_transactions", "changes_follow_type", LAPSE | {"balance_change": 10}),
+    ("credit_transactions", "changes_follow_type", LAPSE | {"held_change": -10}),
+    (
+        "credit_transactions",
+        "changes_follow_type",
+        PURCHASE | {"type": "revocation"},
+    ),
+    ("credit_transactions", "changes_follow_type", PURCHASE | {"type": "adjustment", "amount": 9}),
+    ("credit_grants", "one_grant_per_entry", DATED | {"seq": 1}),
+    ("credit_grants", "grant_belongs_to_an_account", DATED | {"user_id": STRANGER}),
+    ("credit_grants", "amount_in_range", SPENT_GRANT | {"amount": 0}),
+    ("credit_grants", "amount_in_range", DATED | {"amount": TOO_MUCH}),
+    ("credit_grants", "remaining_within_amount", DATED | {"remaining": 11}),
+    ("credit_grants", "pinned_within_remaining", DATED | {"pinned": 11}),
+    ("credit_grants", "pinned_within_remaining", DATED | {"pinned": -1}),
+    ("credit_grants", "open_with_credits", DATED | {"remaining": 0}),
+    ("credit_grants", "closed_keeps_only_what_is_pinned", DATED | {"open": False}),
+    ("credit_grants", "counted_within_lapsed", SPENT_GRANT | {"lapsed": 5, "counted": 6}),
+    ("credit_grants", "counted_within_lapsed", SPENT_GRANT | {"lapsed": 5, "counted": -1}),
+    ("credit_grants", "priority_in_range", DATED | {"priority": -1}),
+    ("credit_grants", "priority_in_range", DATED | {"priority": 101}),
+    ("credit_grants", "differs_from_the_pool", DATED | {"expire_time": None}),
+    ("credit_grants", "valid_for_a_time", DATED | {"valid_for_us": 0}),
+    (
+        "credit_grants",
+        "valid_for_a_time",
+        DATED | {"valid_for_us": 1, "expire_time": None, "priority": 49},
+    ),
+    ("credit_grants", "series_has_a_length", DATED | {"series": ""}),
+    ("credit_grants", "series_has_a_length", DATED | {"series": "s" * 65}),
+    ("credit_grant_changes", "one_grant_change_per_step", GRANT_CHANGE | {"seq": 1}),
+    ("credit_grant_changes", "change_belongs_to_a_grant", GRANT_CHANGE | {"grant_seq": 2}),
+    ("credit_grant_changes", "step_counts_from_one", GRANT_CHANGE | {"step": 0}),
+    ("credit_grant_changes", "changed_since_it_was_made", GRANT_CHANGE | {"seq": 0}),
+    (
+        "credit_grant_changes",
+        "pinned_within_remaining",
+        PIN | {"pinned_change": 7, "pinned_after": 7},
+    ),
+    ("credit_grant_changes", "pinned_within_remaining", PIN | {"pinned_after": -1}),
+    ("credit_grant_changes", "only_a_hold_pins", PIN | {"hold_seq": None}),
+    ("credit_allowances", "one_allowance_per_user", ALLOWED_UNTIL | {"user_id": USER}),
 ]
 
 
@@ -333,6 +487,9 @@ async def connection(database):
         ("credit_policy_changes", CHANGE | {"change": 1}),
         ("credit_reversals", REVERSED | {"reversal_ref": "re_1", "opens_ref": "re_1"}),
         ("credit_kept_keys", KEPT | {"key": "first"}),
+        ("credit_grants", DATED | {"seq": 1}),
+        ("credit_grant_changes", GRANT_CHANGE | {"seq": 1}),
+        ("credit_allowances", ALLOWED_UNTIL | {"user_id": USER}),
     ):
         await connection.execute(*insertion(table, row))
     yield connection
@@ -419,6 +576,9 @@ NEEDED = [
         ("credit_policy_changes", CHANGE),
         ("credit_reversals", REVERSED),
         ("credit_kept_keys", KEPT),
+        ("credit_grants", DATED | {"expire_time": None}),
+        ("credit_grant_changes", GRANT_CHANGE | {"expire_after": None}),
+        ("credit_allowances", ALLOWED_UNTIL),
     )
     for column, value in row.items()
     if value is not None

@@ -128,7 +128,8 @@ async def test_an_empty_database_becomes_whole_and_the_service_may_use_it(make_d
         "applying 0006_kept_keys",
         "applying 0007_one_payment_per_reversal",
         "applying 0008_times_in_range",
-        "8 migrations applied, the database is at 0008_times_in_range",
+        "applying 0010_grants",
+        "9 migrations applied, the database is at 0010_grants",
         "credit_service may read and add entries, and change none",
     ]
     assert await pending(database) == []
@@ -146,7 +147,7 @@ async def test_a_second_run_changes_nothing(make_database):
     assert "ROW LEVEL SECURITY" in before
     assert "statement_timeout=2000ms" in before
     told = await migrate(database)
-    assert told[0] == "0 migrations applied, the database is at 0008_times_in_range"
+    assert told[0] == "0 migrations applied, the database is at 0010_grants"
     assert await dump(database) == before
 
 

@@ -14,15 +14,35 @@ from credit_service.database.postgres import (
 )
 from credit_service.errors import UserDeleted
 
+GRANT = """
+    WITH granted AS (
+        INSERT INTO credit_grants (
+            user_id, seq, amount, remaining, pinned, priority, expire_time, paid, revoked, open,
+            lapsed, counted
+        )
+        SELECT user_id, 1, 100, 0, 0, 50, now(), true, false, false, 0, 0 FROM user_credits
+        RETURNING user_id
+    ),
+    changed AS (
+        INSERT INTO credit_grant_changes (
+            user_id, seq, step, grant_seq, remaining_change, pinned_change, remaining_after,
+            pinned_after
+        )
+        SELECT user_id, 1, 1, 1, 0, 0, 0, 0 FROM granted
+    )
+    INSERT INTO credit_allowances (user_id, until) SELECT user_id, now() FROM granted
+"""
+
 
 @pytest.fixture
 async def book(database, client):
-    """A database with a row in each table, written by the service."""
+    """A database with a row in each table; the grant is written by hand."""
     user_id = await database.user()
     await client.purchase_credits(user_id, 100, payment=payment("pi_book"))
     spent = await client.spend_credits(user_id, amount=30)
     await client.refund_credits(user_id, spent.transaction.id, amount=10)
     await client.purchase_credits(user_id, 100, payment=payment("pi_book"))
+    await database.execute(GRANT)
     return database
 
 
@@ -39,6 +59,13 @@ FORBIDDEN_TO_THE_SERVICE = [
     "UPDATE credit_kept_keys SET seq = seq",
     "DELETE FROM credit_kept_keys",
     "TRUNCATE credit_kept_keys",
+    "DELETE FROM credit_grants",
+    "TRUNCATE credit_grants CASCADE",
+    "UPDATE credit_grant_changes SET remaining_change = remaining_change",
+    "DELETE FROM credit_grant_changes",
+    "TRUNCATE credit_grant_changes",
+    "DELETE FROM credit_allowances",
+    "TRUNCATE credit_allowances",
     "DELETE FROM user_credits",
     "TRUNCATE user_credits CASCADE",
     "INSERT INTO credit_migrations VALUES (9, 'x', 'x')",
@@ -108,6 +135,13 @@ FORBIDDEN_TO_THE_OWNER = {
     "UPDATE credit_kept_keys SET seq = 2": "credit_kept_keys",
     "DELETE FROM credit_kept_keys": "credit_kept_keys",
     "TRUNCATE credit_kept_keys": "credit_kept_keys",
+    "DELETE FROM credit_grants": "credit_grants",
+    "TRUNCATE credit_grants CASCADE": "credit_grants",
+    "UPDATE credit_grant_changes SET step = 2": "credit_grant_changes",
+    "DELETE FROM credit_grant_changes": "credit_grant_changes",
+    "TRUNCATE credit_grant_changes": "credit_grant_changes",
+    "DELETE FROM credit_allowances": "credit_allowances",
+    "TRUNCATE credit_allowances": "credit_allowances",
     "TRUNCATE auth.users CASCADE": "user_credits",
     # Not only the plain forms of a change reach the triggers.
     UPSERT: "credit_purchases",

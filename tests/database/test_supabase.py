@@ -41,6 +41,9 @@ BOOKS = (
     "credit_policy_changes",
     "credit_reversals",
     "credit_kept_keys",
+    "credit_grants",
+    "credit_grant_changes",
+    "credit_allowances",
 )
 
 SUPABASE = f"""

@@ -212,6 +212,9 @@ _BOOK = """
     UNION ALL SELECT row::text FROM credit_policy_changes AS row
     UNION ALL SELECT row::text FROM credit_reversals AS row
     UNION ALL SELECT row::text FROM credit_kept_keys AS row
+    UNION ALL SELECT row::text FROM credit_grants AS row
+    UNION ALL SELECT row::text FROM credit_grant_changes AS row
+    UNION ALL SELECT row::text FROM credit_allowances AS row
     ORDER BY 1
 """
 

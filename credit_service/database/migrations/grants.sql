@@ -36,7 +36,10 @@ BEGIN
             ('credit_holds', 'SELECT, INSERT, UPDATE'),
             ('credit_policy_changes', 'SELECT, INSERT'),
             ('credit_reversals', 'SELECT, INSERT'),
-            ('credit_kept_keys', 'SELECT, INSERT')
+            ('credit_kept_keys', 'SELECT, INSERT'),
+            ('credit_grants', 'SELECT, INSERT, UPDATE'),
+            ('credit_grant_changes', 'SELECT, INSERT'),
+            ('credit_allowances', 'SELECT, INSERT, UPDATE')
         ) AS wanted (book, rights)
         WHERE
             to_regclass(wanted.book) IS NOT NULL
