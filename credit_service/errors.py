@@ -127,6 +127,18 @@ class BalanceLimitExceeded(Refusal):
     limit: int
 
 
+@dataclass(eq=False)
+class TooManyGrants(Refusal):
+    """The account has `limit` open grants, the maximum. Grant without an expiry, or later."""
+
+    reason = "TOO_MANY_GRANTS"
+    text = (
+        "The account has {limit} open grants, which is the maximum; grant the credits without an"
+        " expiry, or wait until grants are used up or lapse."
+    )
+    limit: int
+
+
 class NotFound(Refusal):
     """What the request names does not exist for this user."""
 
@@ -174,6 +186,15 @@ class HoldNotFound(NotFound):
     reason = "HOLD_NOT_FOUND"
     text = "This user has no hold {hold_id}."
     hold_id: str
+
+
+@dataclass(eq=False)
+class GrantNotFound(NotFound):
+    """The user has no such grant. Credits without an expiry or priority are not a grant."""
+
+    reason = "GRANT_NOT_FOUND"
+    text = "This user has no grant {grant_id}."
+    grant_id: str
 
 
 @dataclass(eq=False)

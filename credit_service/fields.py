@@ -27,6 +27,8 @@ PAYMENT_REF_LENGTH_MAX = 255
 METADATA_PAIRS_MAX = 20
 METADATA_BYTES_MAX = 4096
 PAGE_SIZE_MAX = 1000
+PRIORITY_MAX = 100
+SERIES_LENGTH_MAX = 64
 
 A_USER = "3f2b8c1e-9d4a-4f6b-8a57-0c1d2e3f4a5b"
 
@@ -138,6 +140,20 @@ def limit(value: int, field: str) -> int:
     if not 0 <= value <= BALANCE_MAX:
         raise InvalidRequest(field, f"must be 0, for no limit, to {BALANCE_MAX}, not {value}.")
     return value
+
+
+def priority(value: int) -> int:
+    """Checks when credits are used: 0, first, to 100, last."""
+    if not 0 <= value <= PRIORITY_MAX:
+        raise InvalidRequest("priority", f"must be 0 to {PRIORITY_MAX}, not {value}.")
+    return value
+
+
+def series(text: str, field: str) -> str:
+    """Checks the name of a series of purchases: 1 to 64 printable ASCII characters."""
+    if not text:
+        raise InvalidRequest(field, "is missing.")
+    return _ascii(field, text, SERIES_LENGTH_MAX)
 
 
 def provider_ref(text: str, field: str) -> str:

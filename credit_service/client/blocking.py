@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from credit_service.client.blocking_accounts import BlockingAccountCalls
 from credit_service.client.blocking_credits import BlockingCreditCalls
+from credit_service.client.blocking_grants import BlockingGrantCalls
 from credit_service.client.blocking_holds import BlockingHoldCalls
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from credit_service.v1 import credit_service_pb2 as pb
 
 
-class BlockingCreditClient(BlockingCreditCalls, BlockingAccountCalls, BlockingHoldCalls):
+class BlockingCreditClient(
+    BlockingCreditCalls, BlockingGrantCalls, BlockingAccountCalls, BlockingHoldCalls
+):
     """Has every method of `CreditClient`, blocking; may be shared by threads.
 
     What is an asynchronous generator there is an ordinary one here.

@@ -8,13 +8,14 @@ from credit_service.client.blocking_connection import BlockingConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime, timedelta
     from uuid import UUID
 
     from credit_service.v1 import credit_service_pb2 as pb
 
 
 class BlockingCreditCalls(BlockingConnection):
-    """Prices and quotes; purchases, grants, spends, batches, refunds and reversals."""
+    """Prices and quotes; purchases, spends, batches, refunds and reversals."""
 
     def list_prices(self) -> pb.ListPricesResponse:
         """Reads the price list."""
@@ -40,6 +41,10 @@ class BlockingCreditCalls(BlockingConnection):
         amount: int,
         *,
         payment: pb.Payment | None,
+        expire_time: datetime | None = None,
+        valid_for: timedelta | None = None,
+        priority: int | None = None,
+        rollover: pb.Rollover | None = None,
         idempotency_key: str | None = None,
         description: str = "",
         reference: str = "",
@@ -53,6 +58,12 @@ class BlockingCreditCalls(BlockingConnection):
             amount: credits, 1 to 10^12.
             payment: the payment, which is credited once over all users and keys; only an operator
                 may leave it out.
+            expire_time: when what is left of the credits lapses (aware); None: see `valid_for`.
+            valid_for: how long after the purchase it lapses, at most 3,653 days; None, and no
+                `expire_time`: never.
+            priority: when the credits are used, 0 first, 100 last; None: 50.
+            rollover: how many credits of earlier purchases of a plan stay beside these; needs a
+                payment and an expiry.
             idempotency_key: the caller's key; None: one is made for this call.
             description: a text for people.
             reference: the caller's own reference.
@@ -70,37 +81,12 @@ class BlockingCreditCalls(BlockingConnection):
                 user_id,
                 amount,
                 payment=payment,
+                expire_time=expire_time,
+                valid_for=valid_for,
+                priority=priority,
+                rollover=rollover,
                 idempotency_key=idempotency_key,
                 description=description,
-                reference=reference,
-                metadata=metadata,
-                validate_only=validate_only,
-            )
-        )
-
-    def grant_credits(
-        self,
-        user_id: UUID | str,
-        amount: int,
-        *,
-        reason: str,
-        idempotency_key: str | None = None,
-        reference: str = "",
-        metadata: Mapping[str, str] | None = None,
-        validate_only: bool = False,
-    ) -> pb.GrantCreditsResponse:
-        """Grants credits without a payment; only an operator may.
-
-        Raises:
-            UserNotFound: the user is not known.
-            OutcomeUnknown: no final answer came.
-        """
-        return self.run(
-            self._client.grant_credits(
-                user_id,
-                amount,
-                reason=reason,
-                idempotency_key=idempotency_key,
                 reference=reference,
                 metadata=metadata,
                 validate_only=validate_only,

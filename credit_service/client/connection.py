@@ -23,7 +23,7 @@ from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
     from types import TracebackType
 
     from google.protobuf.message import Message
@@ -199,10 +199,26 @@ def ask(
         request.amount = amount
 
 
+def expire(
+    request: pb.PurchaseCreditsRequest | pb.GrantCreditsRequest,
+    expire_time: datetime | None,
+    valid_for: timedelta | None,
+) -> None:
+    """Puts when credits expire into the request that adds them."""
+    if expire_time is not None and valid_for is not None:
+        raise TypeError("name an expire_time or a valid_for, and not both")
+    if expire_time is not None:
+        request.expire_time.CopyFrom(_stamp(expire_time))
+    if valid_for is not None:
+        request.valid_for.FromTimedelta(valid_for)
+
+
 def timestamp(time: datetime | None) -> Timestamp | None:
     """Renders an aware datetime."""
-    if time is None:
-        return None
+    return None if time is None else _stamp(time)
+
+
+def _stamp(time: datetime) -> Timestamp:
     if time.tzinfo is None:
         raise ValueError("a time needs its zone, such as datetime.now(UTC)")
     stamp = Timestamp()

@@ -1,4 +1,4 @@
-"""The calls of CreditClient that price, purchase, grant, spend, refund and reverse credits."""
+"""The calls of CreditClient that price, purchase, spend, refund and reverse credits."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING
 from google.rpc import status_pb2
 
 from credit_service import status
-from credit_service.client.connection import Connection, ask, key
+from credit_service.client.connection import Connection, ask, expire, key
 from credit_service.errors import CreditError, InternalError
 from credit_service.v1 import credit_service_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import datetime, timedelta
     from uuid import UUID
 
 Payment = pb.Payment
 
 
 class CreditCalls(Connection):
-    """Prices and quotes; purchases, grants, spends, batches, refunds and reversals."""
+    """Prices and quotes; purchases, spends, batches, refunds and reversals."""
 
     async def list_prices(self) -> pb.ListPricesResponse:
         """Reads the price list."""
@@ -51,6 +52,10 @@ class CreditCalls(Connection):
         amount: int,
         *,
         payment: pb.Payment | None,
+        expire_time: datetime | None = None,
+        valid_for: timedelta | None = None,
+        priority: int | None = None,
+        rollover: pb.Rollover | None = None,
         idempotency_key: str | None = None,
         description: str = "",
         reference: str = "",
@@ -64,6 +69,12 @@ class CreditCalls(Connection):
             amount: credits, 1 to 10^12.
             payment: the payment, which is credited once over all users and keys; only an operator
                 may leave it out.
+            expire_time: when what is left of the credits lapses (aware); None: see `valid_for`.
+            valid_for: how long after the purchase it lapses, at most 3,653 days; None, and no
+                `expire_time`: never.
+            priority: when the credits are used, 0 first, 100 last; None: 50.
+            rollover: how many credits of earlier purchases of a plan stay beside these; needs a
+                payment and an expiry.
             idempotency_key: the caller's key; None: one is made for this call.
             description: a text for people.
             reference: the caller's own reference.
@@ -80,41 +91,16 @@ class CreditCalls(Connection):
             user_id=str(user_id),
             amount=amount,
             payment=payment,
+            priority=priority,
+            rollover=rollover,
             idempotency_key=key(idempotency_key),
             description=description,
             reference=reference,
             metadata=metadata,
             validate_only=validate_only,
         )
+        expire(request, expire_time, valid_for)
         return await self.write(self.stub.PurchaseCredits, request)
-
-    async def grant_credits(
-        self,
-        user_id: UUID | str,
-        amount: int,
-        *,
-        reason: str,
-        idempotency_key: str | None = None,
-        reference: str = "",
-        metadata: Mapping[str, str] | None = None,
-        validate_only: bool = False,
-    ) -> pb.GrantCreditsResponse:
-        """Grants credits without a payment; only an operator may.
-
-        Raises:
-            UserNotFound: the user is not known.
-            OutcomeUnknown: no final answer came.
-        """
-        request = pb.GrantCreditsRequest(
-            user_id=str(user_id),
-            amount=amount,
-            reason=reason,
-            idempotency_key=key(idempotency_key),
-            reference=reference,
-            metadata=metadata,
-            validate_only=validate_only,
-        )
-        return await self.write(self.stub.GrantCredits, request)
 
     async def spend_credits(
         self,

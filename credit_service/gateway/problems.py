@@ -66,6 +66,7 @@ ROWS: Mapping[tuple[Source, str], Row] = {
         404, "TRANSACTION_NOT_FOUND", "There is no such transaction."
     ),
     ("service", "HOLD_NOT_FOUND"): Row(404, "HOLD_NOT_FOUND", "There is no such hold."),
+    ("service", "GRANT_NOT_FOUND"): Row(404, "GRANT_NOT_FOUND", "There is no such grant."),
     ("service", "PRICE_CHANGED"): Row(409, "PRICE_CHANGED", figures=("cost", "price_version")),
     ("service", "HOLD_NOT_ACTIVE"): Row(409, "HOLD_NOT_ACTIVE", figures=("state",)),
     ("service", "HOLD_EXPIRED"): Row(409, "HOLD_EXPIRED"),
@@ -75,6 +76,9 @@ ROWS: Mapping[tuple[Source, str], Row] = {
     ),
     ("service", "ABOVE_SPEND_LIMIT"): Row(
         409, "ABOVE_SPEND_LIMIT", figures=("required", "window", "limit")
+    ),
+    ("service", "TOO_MANY_GRANTS"): Row(
+        409, "TOO_MANY_GRANTS", "This account has the maximum number of grants.", ("limit",)
     ),
     ("service", "IDEMPOTENCY_KEY_REUSED"): Row(
         409, "IDEMPOTENCY_KEY_REUSED", "This key belongs to another request; take a new one."

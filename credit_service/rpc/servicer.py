@@ -79,6 +79,8 @@ class CreditServicer(HoldCalls, BatchCalls):
             **requests.common(request),
             amount=fields.amount(request.amount),
             payment=validation.payment(request.payment) if request.HasField("payment") else None,
+            life=validation.life(request),
+            rollover=validation.rollover(request),
         )
         outcome = await requests.submit(self._ledger, command, context)
         return pb.PurchaseCreditsResponse(
@@ -133,6 +135,8 @@ class CreditServicer(HoldCalls, BatchCalls):
             validate_only=request.validate_only,
             caller=access.CALLER.get().name,
             amount=fields.amount(request.amount),
+            life=validation.life(request),
+            paid=validation.paid(request.category),
         )
         outcome = await requests.submit(self._ledger, command, context)
         return pb.GrantCreditsResponse(

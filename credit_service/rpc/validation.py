@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from credit_service import fields
 from credit_service.errors import InvalidRequest
+from credit_service.rules.commands import Life, Rollover
 from credit_service.rules.model import Payment, parse_transaction_id
+from credit_service.v1 import credit_service_pb2 as pb
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -18,13 +20,14 @@ if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
     from google.protobuf.timestamp_pb2 import Timestamp
 
-    from credit_service.v1 import credit_service_pb2 as pb
-
 PAGE_SIZE_DEFAULT = 50
 QUOTE_ITEMS_MAX = 100
 TTL_DEFAULT = timedelta(minutes=15)
 TTL_MIN = timedelta(seconds=1)
 TTL_MAX = timedelta(hours=24)
+VALID_FOR_MIN = timedelta(seconds=1)
+# Ten years, with as many leap days as ten years can have.
+VALID_FOR_MAX = timedelta(days=3653)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECONDS_MIN = int((datetime.min.replace(tzinfo=UTC) - _EPOCH).total_seconds())
@@ -35,11 +38,46 @@ def ttl(message: Duration | None) -> timedelta:
     """Checks how long to hold: 1 second to 24 hours; unset means 15 minutes."""
     if message is None:
         return TTL_DEFAULT
-    seconds = message.seconds + message.nanos / 10**9
-    if not TTL_MIN.total_seconds() <= seconds <= TTL_MAX.total_seconds():
-        written = f"{seconds:,}".removesuffix(".0")
-        raise InvalidRequest("ttl", f"must be 1 second to 24 hours, not {written} seconds.")
-    return timedelta(seconds=message.seconds, microseconds=message.nanos // 1000)
+    return _duration(message, "ttl", TTL_MIN, TTL_MAX, "24 hours")
+
+
+def life(request: pb.PurchaseCreditsRequest | pb.GrantCreditsRequest) -> Life:
+    """Checks when credits are used and expire; whether that lies ahead is decided by the rules."""
+    expire_time = valid_for = None
+    match request.WhichOneof("life"):
+        case "expire_time":
+            expire_time = time(request.expire_time, "expire_time", round_up=False)
+        case "valid_for":
+            valid_for = _duration(
+                request.valid_for, "valid_for", VALID_FOR_MIN, VALID_FOR_MAX, "3,653 days"
+            )
+        case _:
+            pass
+    if request.HasField("priority"):
+        return Life(expire_time, valid_for, fields.priority(request.priority))
+    return Life(expire_time, valid_for)
+
+
+def rollover(request: pb.PurchaseCreditsRequest) -> Rollover | None:
+    """Checks which earlier grants a purchase limits; only a payment with an expiry may."""
+    if not request.HasField("rollover"):
+        return None
+    if not request.HasField("payment"):
+        raise InvalidRequest("rollover", "needs a payment.")
+    if request.WhichOneof("life") is None:
+        raise InvalidRequest("rollover", "needs an expire_time or a valid_for.")
+    message = request.rollover
+    return Rollover(
+        fields.series(message.series, "rollover.series"),
+        fields.amount_or_none(message.cap, "rollover.cap"),
+    )
+
+
+def paid(category: pb.GrantCategory.ValueType) -> bool:
+    """Checks a category: whether credits count as paid for; unset means that they do not."""
+    if category not in pb.GrantCategory.values():
+        raise InvalidRequest("category", f"is {category}, which is no category of a grant.")
+    return category == pb.GRANT_CATEGORY_PAID
 
 
 def payment(message: pb.Payment) -> Payment:
@@ -75,6 +113,21 @@ def time(stamp: Timestamp, field: str, *, round_up: bool) -> datetime:
         return whole + timedelta(microseconds=1) if round_up and stamp.nanos % 1000 else whole
     except OverflowError:
         raise InvalidRequest(field, "is not a time between the years 1 and 9999.") from None
+
+
+def _duration(
+    message: Duration, field: str, shortest: timedelta, longest: timedelta, longest_words: str
+) -> timedelta:
+    # As whole nanoseconds: a float cannot tell ten years from ten years and a nanosecond.
+    nanos = message.seconds * 10**9 + message.nanos
+    if not _nanos(shortest) <= nanos <= _nanos(longest):
+        seconds = f"{message.seconds + message.nanos / 10**9:,}".removesuffix(".0")
+        raise InvalidRequest(field, f"must be 1 second to {longest_words}, not {seconds} seconds.")
+    return timedelta(seconds=message.seconds, microseconds=message.nanos // 1000)
+
+
+def _nanos(whole: timedelta) -> int:
+    return whole // timedelta(microseconds=1) * 1000
 
 
 def period(

@@ -10,7 +10,7 @@ from credit_service.rules.model import RequestIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import timedelta
+    from datetime import datetime, timedelta
     from uuid import UUID
 
     from credit_service.rules.model import Payment
@@ -30,6 +30,35 @@ class Charge(NamedTuple):
     operation: str | None = None
     quantity: int | None = None
     expected_cost: int | None = None
+
+
+# The priority of the pool, and of a grant that says nothing else.
+PRIORITY_DEFAULT = 50
+
+
+class Life(NamedTuple):
+    """When credits are used and when they expire, as asked.
+
+    Attributes:
+        expire_time: when they expire; None where `valid_for` says so, or never.
+        valid_for: how long after their entry they expire; None where `expire_time` says so, or
+            never.
+        priority: 0, used first, to 100, used last.
+    """
+
+    expire_time: datetime | None = None
+    valid_for: timedelta | None = None
+    priority: int = PRIORITY_DEFAULT
+
+
+UNDATED = Life()
+
+
+class Rollover(NamedTuple):
+    """Up to `cap` credits of the older open grants of a series stay beside the new one."""
+
+    series: str
+    cap: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +92,8 @@ class Purchase(Keyed):
     call = "PurchaseCredits"
     amount: int
     payment: Payment | None
+    life: Life = UNDATED
+    rollover: Rollover | None = None
 
     def request(self) -> RequestIdentity:
         """See `Keyed`."""
@@ -119,10 +150,12 @@ class Refund(Keyed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant(Keyed):
-    """Gives `amount` credits without a payment."""
+    """Gives `amount` credits without a payment; `paid`: they count as paid for all the same."""
 
     call = "GrantCredits"
     amount: int
+    life: Life = UNDATED
+    paid: bool = False
 
     def request(self) -> RequestIdentity:
         """See `Keyed`."""

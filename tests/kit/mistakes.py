@@ -126,6 +126,40 @@ TTL = [
     for seconds, nanos in ((0, 0), (0, 999_999_999), (-1, 0), (86_400, 1), (31_536_000, 0))
 ]
 
+LIFE = [
+    *times("expire_time"),
+    *(
+        ({"valid_for": Duration(seconds=seconds, nanos=nanos)}, "valid_for", "1 second to 3,653")
+        for seconds, nanos in ((0, 0), (0, 999_999_999), (-1, 0), (3653 * 86_400, 1), (10**11, 0))
+    ),
+    *(({"priority": n}, "priority", "must be 0 to 100") for n in (-1, 101, INT32_MIN)),
+]
+
+
+def rollovers(**life: object) -> list[Mistake]:
+    return [
+        ({"rollover": pb.Rollover(series="plan", cap=0)}, "rollover", "needs an expire_time"),
+        *(
+            (life | {"rollover": pb.Rollover(series=name, cap=0)}, "rollover.series", words)
+            for name, words in (
+                ("", "is missing"),
+                ("s" * 65, "has 65 characters; the maximum is 64"),
+                ("s\x00", "only printable ASCII"),
+                ("série", "only printable ASCII"),
+            )
+        ),
+        *(
+            (life | {"rollover": pb.Rollover(series="plan", cap=n)}, "rollover.cap", "must be 0 to")
+            for n in AMOUNTS[1:]
+        ),
+        (
+            life | {"rollover": pb.Rollover(series="plan", cap=0), "payment": None},
+            "rollover",
+            "needs a payment",
+        ),
+    ]
+
+
 MISTAKES: dict[str, list[Mistake]] = {
     "GetUserCredit": [
         *USER,
@@ -150,6 +184,8 @@ MISTAKES: dict[str, list[Mistake]] = {
             ({"payment": payment(currency=code)}, "payment.currency", "three-letter code")
             for code in ("", "EUR", "eu", "euro", "€", "e\x00r", "eur\n")
         ),
+        *LIFE,
+        *rollovers(valid_for=Duration(seconds=1)),
     ],
     "SpendCredits": [
         *WRITE,
@@ -228,6 +264,8 @@ MISTAKES: dict[str, list[Mistake]] = {
         ({"reason": "r" * 501}, "reason", "has 501 characters; the maximum is 500"),
         *(({"reason": text}, "reason", "control characters") for text in CONTROLS),
         ({"reference": "r" * 256}, "reference", "the maximum is 255"),
+        *LIFE,
+        *(({"category": kind}, "category", f"is {kind}") for kind in (3, 99, -1)),
     ],
     "ReversePurchase": [
         *(

@@ -53,7 +53,9 @@ export type TransactionType =
   | "release"
   | "expire"
   | "grant"
-  | "reversal";
+  | "reversal"
+  | "lapse"
+  | "revocation";
 
 export interface Transaction {
   readonly id: string;

@@ -1,0 +1,67 @@
+"""The calls of CreditClient that grant credits and show grants."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from credit_service.client.connection import Connection, expire, key
+from credit_service.v1 import credit_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime, timedelta
+    from uuid import UUID
+
+
+class GrantCalls(Connection):
+    """Grants of credits, with and without an expiry."""
+
+    async def grant_credits(
+        self,
+        user_id: UUID | str,
+        amount: int,
+        *,
+        reason: str,
+        expire_time: datetime | None = None,
+        valid_for: timedelta | None = None,
+        priority: int | None = None,
+        category: pb.GrantCategory.ValueType = pb.GRANT_CATEGORY_PROMOTIONAL,
+        idempotency_key: str | None = None,
+        reference: str = "",
+        metadata: Mapping[str, str] | None = None,
+        validate_only: bool = False,
+    ) -> pb.GrantCreditsResponse:
+        """Grants credits without a payment; only an operator may.
+
+        Args:
+            user_id: who gets them.
+            amount: credits, 1 to 10^12.
+            reason: for people.
+            expire_time: when what is left of the credits lapses (aware); None: see `valid_for`.
+            valid_for: how long after the grant it lapses, at most 3,653 days; None, and no
+                `expire_time`: never.
+            priority: when the credits are used, 0 first, 100 last; None: 50.
+            category: whether finance counts them as promotional or as paid.
+            idempotency_key: the caller's key; None: one is made for this call.
+            reference: the caller's own reference.
+            metadata: the caller's own facts.
+            validate_only: check everything, write nothing.
+
+        Raises:
+            TooManyGrants: the account has the maximum number of open grants.
+            UserNotFound: the user is not known.
+            OutcomeUnknown: no final answer came.
+        """
+        request = pb.GrantCreditsRequest(
+            user_id=str(user_id),
+            amount=amount,
+            reason=reason,
+            priority=priority,
+            category=category,
+            idempotency_key=key(idempotency_key),
+            reference=reference,
+            metadata=metadata,
+            validate_only=validate_only,
+        )
+        expire(request, expire_time, valid_for)
+        return await self.write(self.stub.GrantCredits, request)
