@@ -25,6 +25,8 @@ TYPES = {
 _TYPE_NAMES = {value: name for name, value in TYPES.items()}
 _STATES = {value: name.removeprefix("HOLD_STATE_").lower() for name, value in pb.HoldState.items()}
 
+_NOTED = {pb.TRANSACTION_TYPE_GRANT, pb.TRANSACTION_TYPE_REVOCATION}
+
 # The account of a user whom the service does not know yet.
 NO_ACCOUNT = pb.UserCredit()
 
@@ -55,12 +57,16 @@ def account(credit: pb.UserCredit) -> Json:
         "frozen": credit.frozen,
         "seq": credit.seq,
         "updated_at": _stamp(credit.last_updated) if credit.HasField("last_updated") else None,
+        "expiring": [
+            {"amount": lapsing.amount, "at": _stamp(lapsing.expire_time)}
+            for lapsing in credit.expiring
+        ],
     }
 
 
 def transaction(entry: pb.CreditTransaction, *, grant_descriptions: bool) -> Json:
-    """Renders an entry; the description of a grant may be a note by the staff."""
-    shown = grant_descriptions or entry.type != pb.TRANSACTION_TYPE_GRANT
+    """Renders an entry; the description of a grant or revocation may be a note by the staff."""
+    shown = grant_descriptions or entry.type not in _NOTED
     priced = entry.quantity > 0
     return {
         "id": entry.id,

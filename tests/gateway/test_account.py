@@ -50,6 +50,7 @@ async def test_the_account_shows_what_can_be_spent(database, client, gateway):
         "min_balance": 5,
         "frozen": False,
         "seq": 2,
+        "expiring": [],
     }
 
 

@@ -12,6 +12,13 @@ export interface Account {
   readonly frozen: boolean;
   readonly seq: number;
   readonly updated_at: string | null;
+  /** The next times at which credits expire, three at most, earliest first. */
+  readonly expiring: readonly Expiring[];
+}
+
+export interface Expiring {
+  readonly amount: number;
+  readonly at: string;
 }
 
 export interface Snapshot {

@@ -15,6 +15,7 @@ export const texts = {
   balance: "Credits",
   unknown: "Balance not known yet",
   held: { one: "{n} held for running jobs", other: "{n} held for running jobs" },
+  expiring: { one: "{n} expires on {date}", other: "{n} expire on {date}" },
   owed: { one: "{n} credit owed", other: "{n} credits owed" },
   frozen: "This account is frozen. Please contact support.",
   asOf: "as of {time}",
@@ -1014,7 +1015,7 @@ class CreditsElement extends Base {
   }
 }
 
-/** The headline: what can be spent now, with what is held, owed or old beneath it. */
+/** The headline: what can be spent now, with what is held, owed, expiring or old beneath it. */
 export class CreditsBalance extends CreditsElement {
   static css = `
     .headline { font-size: var(--credits-headline, 2.25rem); font-weight: 700; line-height: 1.1; margin: 0.1em 0; }
@@ -1057,6 +1058,8 @@ export class CreditsBalance extends CreditsElement {
       }
       if (account.balance < 0) details.push([this.say("owed", { n: -account.balance }), "owed"]);
       if (account.held > 0) details.push([this.say("held", { n: account.held })]);
+      const [next] = account.expiring;
+      if (next) details.push([this.say("expiring", this.#onTheDayOf(next, account.expiring))]);
       if (account.frozen) details.push([this.say("frozen")]);
       if (asOf) details.push([this.say("asOf", { time: this.time(asOf, { timeStyle: "short" }) })]);
       // Changes are spoken, the first sight is not.
@@ -1068,6 +1071,17 @@ export class CreditsBalance extends CreditsElement {
     value.part.toggle("debt", Boolean(account && account.balance < 0));
     value.classList.toggle("bad", Boolean(account && account.balance < 0));
     lines.replaceChildren(...details.map(([text, kind]) => make("p", { text, class: kind })));
+  }
+
+  /** All that expires on the day of the next to expire, in the reader's time zone. */
+  #onTheDayOf(next, expiring) {
+    const year = (iso) => this.time(iso, { year: "numeric" });
+    const thisYear = year(next.at) === year(new Date());
+    const day = (iso) =>
+      this.time(iso, { day: "numeric", month: "long", year: thisYear ? undefined : "numeric" });
+    const date = day(next.at);
+    const n = expiring.reduce((sum, { at, amount }) => sum + (day(at) === date ? amount : 0), 0);
+    return { n, date };
   }
 }
 
