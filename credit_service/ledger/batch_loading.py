@@ -12,7 +12,7 @@ from credit_service.rules.commands import (
     Command,
     Expire,
     Extend,
-    Grant,
+    GiveCredits,
     Keyed,
     Purchase,
     Refund,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from credit_service.rules.model import Hold
 
 # Where the service adds users by itself, these calls may be a user's first.
-_OPENING = (Purchase, Grant, SetPolicy)
+_OPENING = (Purchase, GiveCredits, SetPolicy)
 
 _SETTLING = (Capture, Release, Extend)
 

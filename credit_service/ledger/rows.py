@@ -44,7 +44,7 @@ def to_columns(rows: Iterable[tuple[object, ...]]) -> list[Sequence[object]]:
 
 def account_row(account: Account) -> tuple[object, ...]:
     """The row of an account."""
-    frozen, min_balance, limits = account.policy
+    frozen, min_balance, limits, _ = account.policy
     return (
         *account[:_POLICY],
         frozen,
@@ -57,21 +57,24 @@ def account_row(account: Account) -> tuple[object, ...]:
 
 def policy_row(change: PolicyChange) -> tuple[object, ...]:
     """The row of a change of policy."""
-    frozen, min_balance, limits = change.policy
+    frozen, min_balance, limits, _ = change.policy
     return (*change[:-1], frozen, min_balance, *limits)
 
 
 def reversal_row(reversal: Reversal) -> tuple[object, ...]:
     """The row of a reversal."""
-    # All but the entry, the last field, which is written by itself.
-    return reversal[:-1]
+    # All but the entry, which is written by itself.
+    return reversal[:-2]
 
 
 def to_account(row: Sequence[Any] | asyncpg.Record) -> Account:
     """The account of a row."""
     limits = SpendLimits(*row[_POLICY + 2 : _COUNTERS])
     policy = Policy(row[_POLICY], row[_POLICY + 1], limits)
-    return Account._make((*row[:_POLICY], policy, SpendCounters(*row[_COUNTERS:-1]), row[-1]))
+    counters = SpendCounters(*row[_COUNTERS:-1])
+    return Account(row[0])._replace(
+        **dict(zip(Account._fields, (*row[:_POLICY], policy, counters, row[-1]), strict=False))
+    )
 
 
 def to_account_less_due(row: Sequence[Any] | asyncpg.Record) -> Account:

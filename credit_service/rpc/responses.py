@@ -24,6 +24,8 @@ TYPES: dict[EntryType, pb.TransactionType.ValueType] = {
     "capture": pb.TRANSACTION_TYPE_CAPTURE,
     "release": pb.TRANSACTION_TYPE_RELEASE,
     "expire": pb.TRANSACTION_TYPE_EXPIRE,
+    "lapse": pb.TRANSACTION_TYPE_LAPSE,
+    "revocation": pb.TRANSACTION_TYPE_REVOCATION,
 }
 HOLD_STATES: dict[HoldState, pb.HoldState.ValueType] = {
     "held": pb.HOLD_STATE_HELD,

@@ -12,7 +12,7 @@ from credit_service.rpc import access, call_log, page_tokens, requests, response
 from credit_service.rpc.batch_calls import BatchCalls
 from credit_service.rpc.hold_calls import HoldCalls
 from credit_service.rules.commands import (
-    Grant,
+    GiveCredits,
     Purchase,
     Refund,
     Reverse,
@@ -126,7 +126,7 @@ class CreditServicer(HoldCalls, BatchCalls):
         self, request: pb.GrantCreditsRequest, context: Context
     ) -> pb.GrantCreditsResponse:
         """Gives credits without a payment."""
-        command = Grant(
+        command = GiveCredits(
             user_id=fields.user_id(request.user_id),
             idempotency_key=fields.idempotency_key(request.idempotency_key),
             description=fields.reason(request.reason),

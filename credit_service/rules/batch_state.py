@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from credit_service.rules.commands import Command
+    from credit_service.rules.grant_values import Grant, GrantChange
     from credit_service.rules.model import EntryType
 
 _NO_METADATA: Mapping[str, str] = MappingProxyType({})
@@ -56,8 +57,17 @@ class UserState:
         kept_keys: the new keys of calls that were answered with the entry of another call.
         changed_holds: the seqs of holds that were made or changed.
         policy_changes: changes of what the account may do.
-        more_due: whether more holds are due than the batch takes. Then nothing is decided about the
-            account: it is as it was at the instant when the last of those ended.
+        grants: by seq, the grants that commands, holds and entries refer to, those that are due,
+            and the others that have a rest, in burn order as far as the batch may draw on them.
+        pins: by the seq of an open hold, what it has set aside of which grant.
+        drawn: by the seq of an entry, its changes of grants: of entries that are refunded.
+        reversed: by the seq of a purchase, the changes that its reversals made, in order: of every
+            loaded grant of which reversals return more than they have counted.
+        grant_changes: the new changes of grants, in order.
+        grants_before: for each of the new changes, and for each other change of a grant, the seq
+            and the grant as it was.
+        more_due: whether more is due than the batch takes. Then nothing is decided about the
+            account: it is as it was at the instant of the last that the batch took.
     """
 
     now: datetime
@@ -73,6 +83,12 @@ class UserState:
     kept_keys: list[KeptKey] = field(default_factory=list)
     changed_holds: set[int] = field(default_factory=set)
     policy_changes: list[PolicyChange] = field(default_factory=list)
+    grants: dict[int, Grant] = field(default_factory=dict)
+    pins: dict[int, dict[int, int]] = field(default_factory=dict)
+    drawn: dict[int, list[GrantChange]] = field(default_factory=dict)
+    reversed: dict[int, list[GrantChange]] = field(default_factory=dict)
+    grant_changes: list[GrantChange] = field(default_factory=list)
+    grants_before: list[tuple[int, Grant | None]] = field(default_factory=list)
     more_due: bool = False
 
     @property
@@ -84,6 +100,11 @@ class UserState:
     def is_changed(self) -> bool:
         """Whether the account's row must be written."""
         return self.account is not self.loaded
+
+    @property
+    def changed_grants(self) -> set[int]:
+        """The seqs of the grants that were made or changed."""
+        return {seq for seq, _ in self.grants_before}
 
     @property
     def time(self) -> datetime:

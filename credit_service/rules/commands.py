@@ -6,13 +6,14 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from credit_service.rules.model import RequestIdentity
+from credit_service.rules.model import PRIORITY_DEFAULT, RequestIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime, timedelta
     from uuid import UUID
 
+    from credit_service.rules.grant_values import Allowance
     from credit_service.rules.model import Payment
 
 
@@ -30,10 +31,6 @@ class Charge(NamedTuple):
     operation: str | None = None
     quantity: int | None = None
     expected_cost: int | None = None
-
-
-# The priority of the pool, and of a grant that says nothing else.
-PRIORITY_DEFAULT = 50
 
 
 class Life(NamedTuple):
@@ -97,8 +94,10 @@ class Purchase(Keyed):
 
     def request(self) -> RequestIdentity:
         """See `Keyed`."""
-        ref = self.payment.ref if self.payment else None
-        return RequestIdentity(self.call, amount=self.amount, payment=ref)
+        if self.payment is not None:
+            # The payment decides, and its first life stands.
+            return RequestIdentity(self.call, amount=self.amount, payment=self.payment.ref)
+        return RequestIdentity(self.call, amount=self.amount)._replace(**self.life._asdict())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +148,7 @@ class Refund(Keyed):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Grant(Keyed):
+class GiveCredits(Keyed):
     """Gives `amount` credits without a payment; `paid`: they count as paid for all the same."""
 
     call = "GrantCredits"
@@ -159,7 +158,20 @@ class Grant(Keyed):
 
     def request(self) -> RequestIdentity:
         """See `Keyed`."""
-        return RequestIdentity(self.call, amount=self.amount)
+        asked = RequestIdentity(self.call, amount=self.amount, category=self.paid)
+        return asked._replace(**self.life._asdict())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevokeGrant(Keyed):
+    """Takes what is left of the grant at `grant_seq` and no hold has set aside, once."""
+
+    call = "RevokeGrant"
+    grant_seq: int
+
+    def request(self) -> RequestIdentity:
+        """See `Keyed`."""
+        return RequestIdentity(self.call, transaction_id=self.grant_seq)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +238,7 @@ class SetPolicy(Command):
     frozen: bool | None
     min_balance: int | None
     limits: tuple[int, int, int] | None
+    allowance: Allowance | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +256,6 @@ class SpendTogether(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expire(Command):
-    """Records the holds of a user whose time has passed; the service's own command."""
+    """Records the holds and grants of a user whose time has passed; the service's own command."""
 
     call = "expiry"

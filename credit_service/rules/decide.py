@@ -39,7 +39,7 @@ from credit_service.rules.commands import (
     Command,
     Expire,
     Extend,
-    Grant,
+    GiveCredits,
     Keyed,
     MakeHold,
     Purchase,
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from credit_service.rules.batch_state import BatchState, UserState
+    from credit_service.rules.grant_values import Grant
     from credit_service.rules.model import Account, EntryType
     from credit_service.rules.terms import Terms
 
@@ -90,11 +91,28 @@ def _require_same_request(user: UserState, command: Keyed, earlier: Entry) -> No
     kept_call = user.kept_calls.get(command.idempotency_key)
     recorded = earlier.request() if kept_call is None else earlier.answers(kept_call)
     asked = command.request()
+    if earlier.payment is None and earlier.type in {"purchase", "grant"}:
+        recorded = _with_life(recorded, user.grants.get(earlier.seq), asked)
     if asked == recorded:
         return
     for name, new, old in zip(RequestIdentity._fields, asked, recorded, strict=True):
         if new != old:
             raise IdempotencyKeyReused(name, transaction_id(earlier.user_id, earlier.seq))
+
+
+def _with_life(
+    recorded: RequestIdentity, made: Grant | None, asked: RequestIdentity
+) -> RequestIdentity:
+    """Adds what an earlier request for credits said about their use, which their grant keeps."""
+    if made is None:
+        # Whether credits of the pool are paid is not kept.
+        return recorded._replace(category=asked.category)
+    return recorded._replace(
+        expire_time=made.asked_time,
+        valid_for=made.valid_for,
+        priority=made.priority,
+        category=made.paid if recorded.call == "GrantCredits" else None,
+    )
 
 
 def _purchase(state: BatchState, command: Purchase, _terms: Terms) -> Outcome:
@@ -125,7 +143,7 @@ def _purchase(state: BatchState, command: Purchase, _terms: Terms) -> Outcome:
     return outcome
 
 
-def _grant(state: BatchState, command: Grant, _terms: Terms) -> Outcome:
+def _grant(state: BatchState, command: GiveCredits, _terms: Terms) -> Outcome:
     user = state.user(command.user_id)
     entry = user.entry(
         command,
@@ -260,7 +278,7 @@ _RULES: dict[type[Command], Callable[[BatchState, Any, Terms], Outcome]] = {
     Purchase: _purchase,
     Spend: _spend,
     Refund: _refund,
-    Grant: _grant,
+    GiveCredits: _grant,
     Reverse: reversals.reverse,
     MakeHold: holds.make,
     Capture: holds.capture,

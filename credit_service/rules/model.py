@@ -13,9 +13,10 @@ from credit_service.fields import BALANCE_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from credit_service.errors import CreditError
+    from credit_service.rules.grant_values import Allowance
 
 # User and seq, which together name an entry, and the hold that it made.
 EntryId = tuple[UUID, int]
@@ -30,8 +31,13 @@ EntryType = Literal[
     "capture",
     "release",
     "expire",
+    "lapse",
+    "revocation",
 ]
 HoldState = Literal["held", "captured", "released", "expired"]
+
+# The priority of the pool, and of credits whose caller named none.
+PRIORITY_DEFAULT = 50
 
 
 def transaction_id(user_id: UUID | str, seq: int) -> str:
@@ -70,11 +76,13 @@ class Policy(NamedTuple):
         frozen: whether it may neither spend nor hold.
         min_balance: its own floor, in credits; None: the configured one.
         limits: what it may spend.
+        allowance: its own free credits; None: the configured ones.
     """
 
     frozen: bool = False
     min_balance: int | None = None
     limits: SpendLimits = NO_LIMITS
+    allowance: Allowance | None = None
 
 
 class SpendCounters(NamedTuple):
@@ -92,6 +100,12 @@ class Account(NamedTuple):
     Attributes:
         next_hold_expiry: at or before the earliest expiry of the open holds; None without any.
         policy_changes: how often the policy was changed.
+        in_grants: the part of the balance that grants hold; the rest is the pool.
+        pinned: the part of `in_grants` that holds have set aside; it is part of `held` too.
+        open_grants: how many grants spends and holds may draw on.
+        grants_made: how many grants there ever were.
+        next_lapse: at or before the earliest expiry of the open grants; None where none expires.
+        allowance_until: until when no allowance is due; None where none was given.
     """
 
     user_id: UUID
@@ -104,6 +118,12 @@ class Account(NamedTuple):
     policy: Policy = Policy()
     counters: SpendCounters = SpendCounters()
     policy_changes: int = 0
+    in_grants: int = 0
+    pinned: int = 0
+    open_grants: int = 0
+    grants_made: int = 0
+    next_lapse: datetime | None = None
+    allowance_until: datetime | None = None
 
     @property
     def available(self) -> int:
@@ -122,7 +142,7 @@ class Account(NamedTuple):
             self.next_hold_expiry,
             self.policy,
             counters,
-            self.policy_changes,
+            *self[9:],
         )
 
 
@@ -145,6 +165,11 @@ class RequestIdentity(NamedTuple):
         transaction_id: the seq of the entry to refund.
         hold_id: the seq of the hold to capture or release.
         payment: the reference of the payment.
+        expire_time: when the credits expire, as asked. This and what follows is compared only
+            where there is no payment.
+        valid_for: how long they are valid, as asked.
+        priority: their priority.
+        category: whether they are paid credits; None where that makes no difference.
     """
 
     call: str
@@ -154,6 +179,10 @@ class RequestIdentity(NamedTuple):
     transaction_id: int | None = None
     hold_id: int | None = None
     payment: str | None = None
+    expire_time: datetime | None = None
+    valid_for: timedelta | None = None
+    priority: int = PRIORITY_DEFAULT
+    category: bool | None = None
 
 
 class Entry(NamedTuple):
@@ -191,12 +220,15 @@ class Entry(NamedTuple):
         """The request of a call that was answered with this entry and did not make it.
 
         Args:
-            call: its RPC. It was a purchase by a payment that had been credited, or the release of
-                a hold that had ended: a ReleaseHold, or a CaptureHold of 0 credits.
+            call: its RPC. It was a purchase by a payment that had been credited, the release of a
+                hold that had ended (a ReleaseHold, or a CaptureHold of 0 credits), or a RevokeGrant
+                of the grant that this entry made and of which nothing was left.
         """
         if call == "PurchaseCredits":
             ref = self.payment.ref if self.payment else None
             return RequestIdentity(call, amount=self.requested_amount, payment=ref)
+        if call == "RevokeGrant":
+            return RequestIdentity(call, transaction_id=self.seq)
         amount = 0 if call == "CaptureHold" else None
         return RequestIdentity(call, amount=amount, hold_id=self.hold_seq)
 
@@ -316,6 +348,8 @@ class Reversal(NamedTuple):
         seq: the seq of the entry that it made; None when it moved no credits.
         opens_ref: the reversal_ref, where no other revision of it was recorded before, else None.
             It is unique, so that two payments cannot both record a first revision.
+        counted: how many of the credits that it returns had lapsed or been revoked; below zero
+            where it counts fewer of them than the revisions before.
         entry: that entry; None also where it was not loaded.
     """
 
@@ -331,6 +365,7 @@ class Reversal(NamedTuple):
     recorded_at: datetime
     caller: str
     opens_ref: str | None = None
+    counted: int = 0
     entry: Entry | None = None
 
 

@@ -8,7 +8,7 @@ from kit.services import writer_settings
 from kit.waiting import patience
 
 from credit_service.ledger.lanes import Lanes
-from credit_service.rules.commands import Charge, Grant, Purchase, Refund, Reverse, Spend
+from credit_service.rules.commands import Charge, GiveCredits, Purchase, Refund, Reverse, Spend
 from credit_service.rules.model import Payment
 
 
@@ -47,7 +47,7 @@ def refund(user_id, seq, amount=None, key=None, **changes):
 
 
 def grant(user_id, amount=1, key=None, **changes):
-    return Grant(amount=amount, **_common(user_id, key, changes))
+    return GiveCredits(amount=amount, **_common(user_id, key, changes))
 
 
 def reverse(user_id, payment_ref, reversal_ref="re_1", revision=1, reversed_minor=999, **changes):
