@@ -157,7 +157,7 @@ class Policy:
     max_credits_per_purchase: int = CREDITS_MAX
     allowed_currencies: frozenset[str] = frozenset()
     invoice_billing_reasons: frozenset[str] = frozenset(
-        {"subscription_create", "subscription_cycle"}
+        {"subscription_create", "subscription_cycle", "subscription_update"}
     )
 
 

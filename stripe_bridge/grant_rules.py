@@ -6,6 +6,7 @@ money.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 from stripe_bridge.catalog import CREDITS_MAX
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from stripe_bridge.model import Notice
 
 
+FREE = Nothing("free_order")
+
+
 class Line(NamedTuple):
     """A line of a session or an invoice, with price and quantity as Stripe shows them.
 
@@ -28,11 +32,13 @@ class Line(NamedTuple):
         price: its id, or the price object.
         quantity: the number of units.
         is_free: it cost nothing, because of a trial or a full discount.
+        share: which part of a plan's period it is for; 1 for everything else.
     """
 
     price: object
     quantity: object
     is_free: bool
+    share: Fraction = Fraction(1)
 
 
 def make_grant(
@@ -90,28 +96,35 @@ def listed_credits(
     Raises:
         Unresolved: price_unknown, quantity_malformed.
     """
-    listed = [
-        (each, line)
-        for line in lines
-        if (each := policy.catalog.credits_of(line.price)) is not None
-    ]
+    given = [credits_of(line, source_id, policy) for line in lines]
+    listed = [each for each in given if each is not None]
     if not listed:
         return unlisted(source_id, marked=marked)
-    paid = [
-        (each, line.quantity)
-        for each, line in listed
-        if policy.allow_free_orders or not line.is_free
-    ]
+    paid = [each for each in listed if not isinstance(each, Nothing)]
     if not paid:
-        return Nothing("free_order")
-    total = 0
-    for each, quantity in paid:
-        if type(quantity) is not int or not 0 <= quantity <= CREDITS_MAX:
-            raise Unresolved(
-                "quantity_malformed", f"A line of {source_id} has no whole quantity, 0 to 10^12."
-            )
-        total += each * quantity
-    return total or Nothing("no_credits")
+        return FREE
+    return sum(paid) or Nothing("no_credits")
+
+
+def credits_of(line: Line, source_id: str, policy: Policy) -> int | Nothing | None:
+    """Says which credits a line gives.
+
+    Returns:
+        Credits, rounded down; Nothing: it cost nothing; None: its price is not listed.
+
+    Raises:
+        Unresolved: quantity_malformed.
+    """
+    each, quantity = policy.catalog.credits_of(line.price), line.quantity
+    if each is None:
+        return None
+    if line.is_free and not policy.allow_free_orders:
+        return FREE
+    if type(quantity) is not int or not 0 <= quantity <= CREDITS_MAX:
+        raise Unresolved(
+            "quantity_malformed", f"A line of {source_id} has no whole quantity, 0 to 10^12."
+        )
+    return int(each * quantity * line.share)
 
 
 def unlisted(source_id: str, *, marked: bool) -> Nothing:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from uuid import UUID
 
 # committed: written now; replayed: written before; nothing: there is nothing to write; conflict:
 # the credit service has other figures under that name, which stay.
 Outcome = Literal["conflict", "committed", "replayed", "nothing"]
+_GRAVEST_FIRST = get_args(Outcome)
 
 
 class Needed(StrEnum):
@@ -34,7 +36,6 @@ class Notice(StrEnum):
     OTHER_CURRENCY = "reversal_in_other_currency"
     PARTLY_RETURNED = "dispute_partly_returned"
     LOST_AND_RETURNED = "dispute_lost_and_returned"
-    PLAN_CHANGE = "plan_change"
 
 
 def ref(stripe_id: str) -> str:
@@ -159,6 +160,14 @@ class Settled:
     reason: str
     refs: tuple[str, ...] = ()
     alerts: bool = False
+
+    @classmethod
+    def of_all(cls, settled: Sequence[Settled]) -> Settled:
+        """Makes one result of several, at least one: the gravest outcome, all of the references."""
+        gravest = min(settled, key=lambda each: _GRAVEST_FIRST.index(each.outcome))
+        refs = dict.fromkeys(ref for each in settled for ref in each.refs)
+        alerts = any(each.alerts for each in settled)
+        return cls(gravest.outcome, gravest.reason, tuple(refs), alerts)
 
 
 class Unresolved(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from stripe_bridge.fields import child, id_of, minor, optional_id
+from stripe_bridge.fields import child, id_of, minor, optional_id, whole_list
 from stripe_bridge.model import Unresolved
 from stripe_bridge.stripe_api import StripeAway, StripeMissing, StripeRefuses
 
@@ -78,6 +78,11 @@ class Payments:
         ]
         contributed = _sum(payments) if payments else None
         return PaidInvoice(await self._stripe.read(invoice_id), contributed)
+
+    async def lines_of(self, invoice: Object) -> list[Object]:
+        """Finds all lines of an invoice that was read."""
+        shown = whole_list(invoice.get("lines"))
+        return await self._stripe.invoice_lines(id_of(invoice)) if shown is None else shown
 
     async def all_refunded(self, *, intent_id: str | None, invoice_id: str | None) -> bool:
         """Returns whether all the money of an intent or of an invoice's payments was refunded.

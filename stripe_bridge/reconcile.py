@@ -131,7 +131,7 @@ async def reconcile(
     await settle_all(
         "invoices",
         lambda after: stripe.invoices(created={"gte": created}, status="paid", **after),
-        settler.purchases.invoice,
+        settler.invoice,
     )
     # An intent may carry our metadata and have no session.
     await settle_all(

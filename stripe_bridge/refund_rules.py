@@ -8,6 +8,7 @@ inside one currency.
 from __future__ import annotations
 
 from stripe_bridge.fields import MINOR_MAX, Object, currency, id_of, minor
+from stripe_bridge.invoice_lines import billed, cost_with_tax, is_credit
 from stripe_bridge.model import Basis, Nothing, Notice, Reversal, Unresolved
 
 
@@ -37,11 +38,17 @@ def basis_of_intent(intent_id: str, charge: Object) -> Basis:
     return Basis(intent_id, paid, paid_in, paid, paid, paid_in)
 
 
-def basis_of_invoice(invoice: Object, contributed_minor: int | None, charge: Object) -> Basis:
-    """Says what was paid for an invoice: the sum of its payments, those outside Stripe included.
+def basis_of_invoice(
+    invoice: Object, lines: list[Object], contributed_minor: int | None, charge: Object
+) -> Basis:
+    """Says what was paid for an invoice: all that it billed.
+
+    Its payments, those outside Stripe included, and the customer's balance paid it together. Credit
+    lines of a change of plan are no part of this: a refund of all the money takes all the credits.
 
     Args:
-        invoice: as API versions since 2025-03-31 show it, whose `amount_paid` counts every payment.
+        invoice: as API versions since 2025-03-31 show it.
+        lines: all of its lines.
         contributed_minor: the part that the charge paid; None: Stripe does not show it, and the
             whole charge counts.
         charge: one of the charges that paid it.
@@ -49,10 +56,20 @@ def basis_of_invoice(invoice: Object, contributed_minor: int | None, charge: Obj
     Raises:
         Unresolved: id_malformed, amount_malformed, currency_malformed.
     """
-    paid, paid_in = paid_amount(invoice, "amount_paid")
+    paid = billed(invoice, lines)
     charged, charged_in = paid_amount(charge, "amount")
-    contributed = charged if contributed_minor is None else contributed_minor
-    return Basis(id_of(invoice), paid, paid_in, min(contributed, paid), charged, charged_in)
+    after_credits = paid + sum(cost_with_tax(line) for line in lines if is_credit(line))
+    if paid <= 0 or after_credits <= 0:
+        raise Unresolved("amount_malformed", f"The total of {id_of(invoice)} is 0.")
+    contributed = min(charged if contributed_minor is None else contributed_minor, after_credits)
+    return Basis(
+        id_of(invoice),
+        paid,
+        currency(invoice),
+        paid * contributed // after_credits,
+        charged,
+        charged_in,
+    )
 
 
 def of_capture(intent: Object) -> Reversal | None:

@@ -1,16 +1,17 @@
-"""Reverses the credits of refunded and disputed payments."""
+"""Reverses the credits of refunded and disputed payments, and of plans that were given back."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, get_args
+from typing import TYPE_CHECKING, Protocol
 
-from stripe_bridge import dispute_rules, refund_rules
+from stripe_bridge import dispute_rules, plan_change_rules, refund_rules
 from stripe_bridge.decide import decide
 from stripe_bridge.fields import id_of, optional_id
-from stripe_bridge.model import Nothing, Outcome, Settled, Unresolved
+from stripe_bridge.model import Nothing, Settled, Unresolved
 
 if TYPE_CHECKING:
+    from stripe_bridge.catalog import Policy
     from stripe_bridge.credit_api import CreditWrites
     from stripe_bridge.fields import Object
     from stripe_bridge.model import Basis, Reversal
@@ -18,27 +19,31 @@ if TYPE_CHECKING:
     from stripe_bridge.purchases import Purchases
     from stripe_bridge.stripe_api import StripeReads
 
-_GRAVEST_FIRST = get_args(Outcome)
-
 
 class _Rule(Protocol):
     def __call__(self, obj: Object, /, *, basis: Basis) -> Reversal | Nothing: ...
 
 
 class Reversals:
-    """Reverses the purchases of refunded and disputed charges.
+    """Reverses the purchases of refunded and disputed charges, and of credited lines.
 
     Every method raises as `Settler` does.
     """
 
     def __init__(
-        self, stripe: StripeReads, payments: Payments, writes: CreditWrites, purchases: Purchases
+        self,
+        stripe: StripeReads,
+        payments: Payments,
+        writes: CreditWrites,
+        purchases: Purchases,
+        policy: Policy,
     ) -> None:
         """Reverses through `writes`; credits a missing purchase through `purchases` first."""
         self._stripe = stripe
         self._payments = payments
         self._writes = writes
         self._purchases = purchases
+        self._policy = policy
 
     async def refund(self, obj: Object, *, failed: bool = False) -> Settled:
         """Reverses the share of a refund; `failed`: it failed, whatever its status says."""
@@ -94,10 +99,54 @@ class Reversals:
             raise unresolved[0]
         if not settled:
             return Settled("nothing", "no_refunds")
-        gravest = min(settled, key=lambda each: _GRAVEST_FIRST.index(each.outcome))
-        refs = dict.fromkeys(ref for each in settled for ref in each.refs)
-        alerts = any(each.alerts for each in settled)
-        return Settled(gravest.outcome, gravest.reason, tuple(refs), alerts)
+        return Settled.of_all(settled)
+
+    async def credit_lines(self, obj: Object) -> list[Settled]:
+        """Reverses what the credit lines of an invoice give back of earlier ones, if it is paid.
+
+        A line that cannot be settled does not stop the others.
+        """
+        if self._policy.catalog.is_empty or not plan_change_rules.may_credit(obj):
+            return []
+        lines = await self._stripe.invoice_lines(id_of(obj))
+        settled: list[Settled] = []
+        unresolved: list[Unresolved] = []
+        for line in plan_change_rules.listed_credit_lines(lines, self._policy):
+            try:
+                settled.append(await self._credited(line, lines))
+            except Unresolved as problem:
+                unresolved.append(problem)
+        if unresolved:
+            raise unresolved[0]
+        return settled
+
+    async def _credited(self, line: Object, lines: list[Object]) -> Settled:
+        """Reverses what one credit line gives back; credits its purchase first if it is missing."""
+        items = plan_change_rules.credited_by(line, lines)
+        credited = await self._stripe.read(items.invoice_id)
+        reversal = plan_change_rules.of_credit_line(
+            line,
+            items,
+            credited=credited,
+            lines=await self._stripe.invoice_lines(items.invoice_id),
+            policy=self._policy,
+        )
+        if isinstance(reversal, Nothing):
+            return Settled("nothing", reversal.reason)
+        if settled := await self._writes.reverse(reversal):
+            return settled
+        if credited.get("status") in ("draft", "open"):
+            raise Unresolved(
+                "credited_invoice_unpaid",
+                f"{id_of(line)} gives back a part of {items.invoice_id}, which is not paid yet.",
+            )
+        bought = await self._purchases.invoice(credited)
+        # In a dry run the purchase is still missing, so only the purchase can be reported.
+        return (
+            bought
+            if bought.outcome == "nothing"
+            else await self._writes.reverse(reversal) or bought
+        )
 
     async def _refunded(self, refund: Object, charge: Object, *, failed: bool = False) -> Settled:
         rule = partial(refund_rules.of_refund, failed=failed)
@@ -118,7 +167,10 @@ class Reversals:
         # Only now, because most purchases are known by their payment intent.
         paid = await self._payments.invoice_of_charge(charge)
         if paid is not None:
-            basis = refund_rules.basis_of_invoice(paid.invoice, paid.contributed_minor, charge)
+            lines = await self._payments.lines_of(paid.invoice)
+            basis = refund_rules.basis_of_invoice(
+                paid.invoice, lines, paid.contributed_minor, charge
+            )
             bases[basis.paid_by] = basis
             if settled := await self._reverse(obj, rule, basis):
                 return settled

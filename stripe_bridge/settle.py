@@ -48,7 +48,7 @@ class Settler:
         self.validate_only = validate_only
         writes, payments = CreditWrites(credits, validate_only=validate_only), Payments(stripe)
         self.purchases = Purchases(stripe, payments, writes, policy)
-        self.reversals = Reversals(stripe, payments, writes, self.purchases)
+        self.reversals = Reversals(stripe, payments, writes, self.purchases, policy)
 
     async def payment_intent(self, obj: Object) -> Settled:
         """Settles what a payment intent received, which may be less than it asked for."""
@@ -63,6 +63,11 @@ class Settler:
             return settled
         intent = payment if isinstance(payment, dict) else await self._stripe.read(str(payment))
         return await self.reversals.uncaptured(intent) or settled
+
+    async def invoice(self, obj: Object) -> Settled:
+        """Settles what an invoice sold, and what its credit lines give back of earlier invoices."""
+        bought = await self.purchases.invoice(obj)
+        return Settled.of_all([bought, *await self.reversals.credit_lines(obj)])
 
     async def event(self, kind: str, obj: Object) -> Settled:
         """Settles a snapshot event of type `kind` about `obj`."""
@@ -144,7 +149,7 @@ async def _payment(settler: Settler, obj: Object) -> Settled:
 
 
 def _invoice(settler: Settler, obj: Object) -> Awaitable[Settled]:
-    return settler.purchases.invoice(obj)
+    return settler.invoice(obj)
 
 
 def _charge(settler: Settler, obj: Object) -> Awaitable[Settled]:

@@ -12,8 +12,9 @@ def invoice(stripe: Stripe, given: Object) -> Object:
 
     Args:
         stripe: the fake.
-        given: `lines` (each price, quantity, and where wanted amount, discount, proration,
-            metadata, and item: it is billed once); `metadata` and `customer_metadata` (of the
+        given: `lines` (each price, quantity, and where wanted id, amount, discount, tax, proration,
+            period, metadata, item: it is billed once, and `credits`: the line that it gives back,
+            with id and invoice); `metadata` and `customer_metadata` (of the
             subscription and of the customer); `customer` and `subscription` to use those of an
             earlier invoice; `balance`, the part that the customer's credit balance pays;
             `payments`, which pay the rest (each amount, and off_stripe for money from outside
@@ -72,6 +73,7 @@ def _make(stripe: Stripe, given: Object) -> Object:
     lines = [_line(stripe, each, id_, subscription) for each in given["lines"]]
     subtotal = sum(line["amount"] for line in lines)
     total = subtotal - sum(line["discount_amounts"][0]["amount"] for line in lines)
+    total += sum(tax["amount"] for line in lines for tax in line["taxes"])
     balance = int(given.get("balance", 0))
     due = max(0, total - balance)
     currency = given.get("currency") or (lines[0]["currency"] if lines else "eur")
@@ -83,7 +85,8 @@ def _make(stripe: Stripe, given: Object) -> Object:
             "billing_reason": given.get("billing_reason", "subscription_cycle"),
             "collection_method": "charge_automatically", "currency": currency,
             "customer": customer, "customer_email": "ada@example.com", "description": None,
-            "discounts": [], "livemode": live, "metadata": given.get("invoice_metadata") or {},
+            "discounts": [], "ending_balance": total - balance - due, "livemode": live,
+            "metadata": given.get("invoice_metadata") or {},
             "number": f"FAKE-{state.counts().get('invoice', 0) + 1:04d}",
             "parent": None if manual else {
                 "quote_details": None, "type": "subscription_details",
@@ -92,6 +95,8 @@ def _make(stripe: Stripe, given: Object) -> Object:
                 },
             },
             "period_end": state.now(), "period_start": state.now() - _MONTH_SECONDS,
+            "post_payment_credit_notes_amount": 0,
+            "pre_payment_credit_notes_amount": 0,
             "starting_balance": -balance, "status": given.get("status", "paid"),
             "subtotal": subtotal, "total": total,
             "status_transitions": {"finalized_at": state.now(), "paid_at": state.now()},
@@ -151,18 +156,22 @@ def _line(stripe: Stripe, given: Object, invoice_id: str, subscription: str | No
     price = found(stripe, "price", given["price"], param="lines[price]")
     quantity = int(given.get("quantity", 1))
     amount = given.get("amount", price["unit_amount"] * quantity)
+    tax = {"amount": int(given.get("tax", 0)), "tax_behavior": "exclusive"}
+    period = {"end": stripe.state.now() + _MONTH_SECONDS, "start": stripe.state.now()}
     discount = {"amount": int(given.get("discount", 0)), "discount": "di_fake"}
     return {
-        "id": stripe.state.new_id("line_item"), "object": "line_item", "amount": amount,
+        "id": given.get("id") or stripe.state.new_id("line_item"), "object": "line_item",
+        "amount": amount,
         "currency": price["currency"], "description": price["nickname"],
         "discount_amounts": [discount], "discountable": True, "discounts": [],
         "invoice": invoice_id, "livemode": stripe.state.live,
         "metadata": given.get("metadata") or {},
         "parent": _line_parent(stripe, given, subscription),
-        "period": {"end": stripe.state.now() + _MONTH_SECONDS, "start": stripe.state.now()},
+        "period": given.get("period") or period,
         "pricing": {"price_details": {"price": price["id"], "product": price["product"]},
                     "type": "price_details", "unit_amount_decimal": price["unit_amount_decimal"]},
-        "quantity": quantity, "subscription": subscription, "subtotal": amount, "taxes": [],
+        "quantity": quantity, "subscription": subscription, "subtotal": amount,
+        "taxes": [tax] if tax["amount"] else [],
     }  # fmt: skip
 
 
@@ -171,7 +180,8 @@ def _line_parent(stripe: Stripe, given: Object, subscription: str | None) -> Obj
     billed_once = bool(given.get("item")) or subscription is None
     details: Object = {
         "invoice_item": stripe.state.new_id("item") if proration or billed_once else None,
-        "proration": proration, "proration_details": None, "subscription": subscription,
+        "proration": proration, "proration_details": {"credited_items": _credited(given)},
+        "subscription": subscription,
     }  # fmt: skip
     if billed_once:
         return {
@@ -183,3 +193,8 @@ def _line_parent(stripe: Stripe, given: Object, subscription: str | None) -> Obj
         "invoice_item_details": None, "subscription_item_details": details,
         "type": "subscription_item_details",
     }  # fmt: skip
+
+
+def _credited(given: Object) -> Object | None:
+    line = given.get("credits")
+    return line and {"invoice": line["invoice"], "invoice_line_items": [line["id"]]}

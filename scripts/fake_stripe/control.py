@@ -14,7 +14,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from . import billing, money_back, payments
+from . import billing, money_back, payments, plans
 from .deliveries import Couriers, Pace
 from .faults import ApiFault
 from .payments import Refused, found
@@ -107,6 +107,9 @@ class Control:
             "lose": lambda body: self._disputed(money_back.lose, body),
             "change_dispute": lambda body: self._disputed(money_back.change_dispute, body),
             "invoice": lambda body: billing.invoice(stripe, body),
+            "subscribe": lambda body: plans.subscribe(stripe, body),
+            "renew": lambda body: plans.renew(stripe, body),
+            "change_plan": lambda body: plans.change_plan(stripe, body),
             "edit": self._edit,
             "event": self._event,
             "resend": self._resend,

@@ -112,8 +112,10 @@ def _line(state: State, made: Object, view: Object, date: str) -> None:
     view |= {
         "price": price and shown(state, price, date),
         "proration": item["proration"],
+        "proration_details": item["proration_details"],
         "subscription": item["subscription"],
         "subscription_item": item.get("subscription_item"),
+        "tax_amounts": [{"amount": tax["amount"], "inclusive": False} for tax in view.pop("taxes")],
         "type": "invoiceitem" if item["invoice_item"] else "subscription",
     }
 

@@ -55,7 +55,8 @@ def test_without_any_variable_it_serves_this_machine_and_trusts_no_caller(read):
     assert policy.catalog == Catalog()
     assert not policy.allow_client_reference_id
     assert not policy.allow_free_orders
-    assert policy.invoice_billing_reasons == {"subscription_create", "subscription_cycle"}
+    reasons = {"subscription_create", "subscription_cycle", "subscription_update"}
+    assert policy.invoice_billing_reasons == reasons
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """Monthly credits: which lines of a subscription's invoice count, in the old and the new layout."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
 from kit.bridge_rules import BY_PRICE_ID, NO_CATALOGUE, POLICY, judged, needed, unresolved
 from kit.stripe_bodies import STUDIO, USER, thing
 
-from stripe_bridge.model import Nothing, Notice
+from stripe_bridge.model import Nothing
 
 OTHER_USER = "00000000-0000-4000-8000-0000000000aa"
 OLD, NEW = "2022-08-01/invoice.paid", "2025-03-31.basil/invoice.paid"
@@ -30,58 +31,74 @@ def unowned(name, **changes):
     return invoice | changes
 
 
-@pytest.mark.parametrize("name", [OLD, NEW])
-def test_prorations_give_no_credits(name):
-    invoice = thing(name)
-    proration = lines(invoice)[0]
-    if name == OLD:
-        proration["price"]["id"] = STUDIO
-    else:
-        proration["pricing"]["price_details"]["price"] = STUDIO
-    assert judged(invoice, BY_PRICE_ID) == judged(thing(name), BY_PRICE_ID)
-    assert judged(invoice, BY_PRICE_ID).credits == 500
-    del lines(invoice)[1]
-    assert judged(invoice, BY_PRICE_ID) == Nothing("no_subscription_lines")
-
-
-def test_a_proration_of_a_subscription_line_gives_no_credits_either():
-    for invoice in changed_plan():
-        assert judged(invoice, BY_PRICE_ID) == Nothing("plan_change", alerts=True)
-
-
 def changed_plan(**changes):
-    """Invoices of -500 for the old price and 1,900 for the listed one, in either layout."""
+    """An invoice in either layout: -500 for an unlisted price, 950 for half a month of STUDIO.
+
+    The new layout shows no whole price, so its lines are read.
+    """
     new, old = thing(NEW, **changes), thing(OLD, **changes)
     lines(new)[1]["parent"]["subscription_item_details"]["proration"] = True
     lines(old)[1]["proration"] = True
-    return new, old
+    read = lines(thing(NEW))
+    read[1]["parent"]["subscription_item_details"]["proration"] = True
+    read[1]["pricing"]["price_details"]["price"] = lines(old)[1]["price"]
+    for line in (lines(new)[1], lines(old)[1], read[1]):
+        # April has 30 days.
+        line["period"] = {"start": april(15), "end": april(30)}
+        line["amount"] = 950
+    return [(new, read), (old, lines(old))]
+
+
+def april(day):
+    return int(datetime(2025, 4, day, tzinfo=UTC).timestamp())
+
+
+def test_a_proration_that_bills_a_listed_price_gives_its_credits_in_the_share_of_the_time():
+    for invoice, read in changed_plan(billing_reason="subscription_update"):
+        assert judged(invoice, BY_PRICE_ID, read).credits == 250
+
+
+def test_a_proration_is_read_with_its_price_where_the_layout_does_not_show_it():
+    (new, _), (old, _) = changed_plan()
+    assert needed(new, BY_PRICE_ID) == ("invoice_lines", new["id"])
+    assert judged(old, BY_PRICE_ID).credits == 250
+
+
+def test_a_proration_gives_its_credits_beside_those_of_the_next_month():
+    for (invoice, read), name in zip(changed_plan(), (NEW, OLD), strict=True):
+        assert judged(invoice, BY_PRICE_ID, [*read, lines(thing(name))[1]]).credits == 750
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"period": None},
+        {"period": {"start": 5, "end": 5}},
+        {"period": {"start": "1", "end": 2}},
+        {"price": {"id": STUDIO, "recurring": None}, "plan": None},
+        {"price": {"id": STUDIO, "recurring": {"interval": "eon", "interval_count": 1}}},
+        {"price": {"id": STUDIO, "recurring": {"interval": "month", "interval_count": 0}}},
+    ],
+)
+def test_a_proration_whose_share_of_a_period_is_unknown_waits_for_a_person(broken):
+    _, (old, read) = changed_plan()
+    read[1] |= broken
+    assert unresolved(old, BY_PRICE_ID, read) == "period_unknown"
+
+
+def test_a_proration_of_an_unlisted_price_and_one_that_gives_back_give_no_credits():
+    for invoice, read in changed_plan():
+        assert judged(invoice, BY_PRICE_ID, read[:1]) == Nothing("no_subscription_lines")
+        read[1]["amount"] = -950
+        assert judged(invoice, BY_PRICE_ID, read) == Nothing("no_subscription_lines")
 
 
 @pytest.mark.parametrize("reason", ["subscription_create", "subscription_update"])
-def test_a_paid_plan_change_that_gives_nothing_calls_a_person_whatever_the_settings_allow(reason):
-    for invoice in changed_plan(billing_reason=reason):
-        for reasons in ({"subscription_create"}, {"subscription_update", "subscription_create"}):
-            policy = replace(BY_PRICE_ID, invoice_billing_reasons=frozenset(reasons))
-            verdict = judged(invoice, policy)
-            allowed = reason in reasons
-            assert verdict == Nothing("plan_change" if allowed else "billing_reason", alerts=True)
-
-
-def test_a_plan_change_that_was_not_paid_or_not_to_a_listed_price_is_silent():
-    for invoice in changed_plan():
-        for line, amount in zip(lines(invoice), (-1900, 500), strict=True):
-            line["amount"] = amount
-        assert judged(invoice, BY_PRICE_ID) == Nothing("no_subscription_lines")
-    for invoice in changed_plan():
-        assert judged(invoice, NO_CATALOGUE) == Nothing("no_subscription_lines")
-
-
-def test_a_plan_change_paid_with_the_next_month_is_noticed_beside_its_credits():
-    (invoice, _), month = changed_plan(), lines(thing(NEW))[1]
-    lines(invoice).append(month)
-    verdict = judged(invoice, BY_PRICE_ID)
-    assert (verdict.credits, verdict.notice) == (500, Notice.PLAN_CHANGE)
-    assert judged(thing(NEW), BY_PRICE_ID).notice is None
+def test_a_paid_plan_change_calls_a_person_where_its_billing_reason_is_not_allowed(reason):
+    policy = replace(BY_PRICE_ID, invoice_billing_reasons=frozenset({"subscription_cycle"}))
+    for invoice, read in changed_plan(billing_reason=reason):
+        assert judged(invoice, policy, read) == Nothing("billing_reason", alerts=True)
+        assert judged(invoice, NO_CATALOGUE, read).alerts is False
 
 
 @pytest.mark.parametrize("name", [OLD, NEW])
@@ -133,12 +150,14 @@ def test_a_line_that_cost_nothing_gives_nothing_whatever_else_was_paid(name, fre
     assert judged(invoice, allowing).credits == 1000
 
 
-def test_a_month_paid_from_the_customers_balance_gives_nothing_and_calls_a_person():
-    invoice = thing(NEW, amount_paid=0)
-    assert judged(invoice, BY_PRICE_ID) == Nothing("paid_from_balance", alerts=True)
-    assert judged(invoice, NO_CATALOGUE) == Nothing("paid_from_balance")
-    allowing = replace(BY_PRICE_ID, allow_free_orders=True)
-    assert judged(invoice, allowing).credits == 500
+@pytest.mark.parametrize("name", [OLD, NEW])
+def test_a_month_paid_from_the_customers_balance_gives_its_credits(name):
+    invoice = thing(name, amount_paid=0)
+    assert judged(invoice, BY_PRICE_ID).credits == 500
+    # What a credit note took off was never paid.
+    invoice |= {"pre_payment_credit_notes_amount": invoice["total"]}
+    del lines(invoice)[0]
+    assert judged(invoice, BY_PRICE_ID) == Nothing("free_order")
 
 
 def test_lines_that_did_not_fit_into_the_event_are_read():
@@ -166,7 +185,7 @@ def test_a_listed_price_shows_its_lookup_key_in_the_old_layout():
     assert judged(invoice).credits == 1000
 
 
-@pytest.mark.parametrize("reason", ["manual", "subscription_update", "upcoming", None, 5, ["x"]])
+@pytest.mark.parametrize("reason", ["manual", "subscription_threshold", None, 5, ["x"]])
 def test_only_the_configured_billing_reasons_give_credits(reason):
     withheld = Nothing("billing_reason", alerts=True)
     assert judged(thing(NEW, billing_reason=reason), BY_PRICE_ID) == withheld
@@ -202,6 +221,7 @@ def test_an_invoice_paid_at_least_partly_through_stripe_counts(off_stripe):
 
 def test_an_invoice_of_nothing_gives_credits_only_where_free_orders_do():
     trial = thing(NEW, amount_paid=0, total=0)
+    del lines(trial)[0]
     assert judged(trial, BY_PRICE_ID) == Nothing("free_order")
     grant = judged(trial, replace(BY_PRICE_ID, allow_free_orders=True))
     assert (grant.credits, grant.amount_minor) == (500, 0)
