@@ -1,0 +1,160 @@
+"""Random histories of an account with grants, in the terms of `grants.ModelGrants`."""
+
+from dataclasses import dataclass, field
+
+from hypothesis import strategies as st
+from model.grants import Refused
+
+DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Step:
+    """A request so many seconds after the one before.
+
+    `of` picks what it refers to among the things of its kind that were made before.
+    """
+
+    seconds: int
+    call: str
+    fields: dict[str, object] = field(default_factory=dict)
+    of: int = 0
+
+
+AMOUNTS = st.sampled_from([1, 1, 2, 3, 4, 5, 8])
+# Lives, holds and pauses of the same few lengths meet at the same instants.
+LENGTHS = st.sampled_from([1, 2, 2, 3, 3, 5, 8, 13, DAY])
+PAUSES = st.sampled_from([0, 0, 0, 1, 1, 1, 2, 2, 3, 5])
+PAYMENTS = ("pi_1", "pi_2", "pi_3", "pi_4")
+GRACE = 6
+PAID_MINOR = 7
+
+
+def _steps(*, allowances):
+    life = {
+        "lasts": LENGTHS | st.sampled_from([0, -2]),
+        "priority": st.sampled_from([10, 50, 50, 60]),
+    }
+    series = st.none() | st.tuples(st.sampled_from(["plan", "pack"]), st.sampled_from([0, 2, 5]))
+    part = {"amount": st.none() | AMOUNTS}
+
+    def of(call, optional=(), **fields):
+        drawn = st.fixed_dictionaries(fields, optional=dict(optional))
+        return st.builds(Step, PAUSES, st.just(call), drawn, st.integers(0, 3))
+
+    reverse = of(
+        "reverse",
+        reversal=st.sampled_from(["re_1", "re_2"]),
+        revision=st.integers(1, 6),
+        minor=st.integers(0, PAID_MINOR),
+    )
+    asked = [
+        of("purchase", life, amount=AMOUNTS, payment=st.none() | st.sampled_from(PAYMENTS)),
+        of("purchase", life, amount=AMOUNTS, payment=st.sampled_from(PAYMENTS), rollover=series),
+        of("grant", life, amount=AMOUNTS, paid=st.booleans()),
+        of("grant", life, amount=AMOUNTS),
+        *[of("spend", amount=AMOUNTS)] * 3,
+        *[of("hold", amount=AMOUNTS, ttl=LENGTHS)] * 3,
+        *[of("capture", overage=st.booleans(), **part)] * 2,
+        of("release"),
+        of("extend", ttl=LENGTHS),
+        *[of("refund", **part)] * 3,
+        *[reverse] * 3,
+        of("revoke"),
+        of("look"),
+    ]
+    if allowances:
+        asked.append(
+            of(
+                "allowance",
+                amount=st.sampled_from([0, 2, 5]),
+                period=st.sampled_from(["day", "day", "week", "month"]),
+                carry_over=st.integers(0, 2),
+            )
+        )
+    return st.one_of(*asked)
+
+
+def histories(*, allowances=False, longest=40):
+    """Lists of steps; the floor they are asked under is drawn apart."""
+    return st.lists(_steps(allowances=allowances), min_size=4, max_size=longest)
+
+
+FLOORS = st.sampled_from([0, 0, -3, -10])
+
+_REFERS = {
+    "capture": ("hold", "hold"),
+    "release": ("hold", "hold"),
+    "extend": ("hold", "hold"),
+    "refund": ("line", "spent"),
+    "revoke": ("grant", "grant"),
+    "reverse": ("payment", "payment"),
+}
+
+
+class Told:
+    """Tells a history to a model, step by step, and knows what later steps may refer to.
+
+    `made` lists, by kind, the seqs of what the model made: holds, spends and captures, grants,
+    and the payments that it was shown. Another teller of the same history keeps its own lists.
+    """
+
+    def __init__(self, model):
+        self.model = model
+        self.now = 0
+        self.made = {"hold": [], "spent": [], "payment": []}
+
+    def request(self, step):
+        """The fields of a step's request, with places in `made` for what it refers to.
+
+        Returns:
+            None where there is nothing yet that it could refer to.
+        """
+        fields = {name: value for name, value in step.fields.items() if value is not None}
+        if step.call in _REFERS:
+            name, kind = _REFERS[step.call]
+            many = len(self.model.grants if kind == "grant" else self.made[kind])
+            if not many:
+                return None
+            fields[name] = many - 1 - step.of % min(many, 4)
+        if "lasts" in fields:
+            fields["expire"] = self.now + fields.pop("lasts")
+        if "rollover" in fields and "expire" not in fields:
+            fields["expire"] = self.now + DAY
+        if step.call == "reverse":
+            fields["paid"] = PAID_MINOR
+        return fields
+
+    def named(self, call, fields):
+        """The same fields with the model's own names for what they refer to."""
+        if call not in _REFERS:
+            return fields
+        name, kind = _REFERS[call]
+        made = list(self.model.grants) if kind == "grant" else self.made[kind]
+        return fields | {name: made[fields[name]]}
+
+    def tell(self, step):
+        """Carries a step out.
+
+        Returns:
+            Its fields with places and the reason of its refusal (None where it is none); or None
+            where the step refers to nothing.
+        """
+        self.now += step.seconds
+        if step.call == "look":
+            self.model.look(self.now, posts_allowance=False)
+            return {}, None
+        fields = self.request(step)
+        if fields is None:
+            return None
+        try:
+            line = self.model.take(step.call, self.now, **self.named(step.call, fields))
+        except Refused as refused:
+            return fields, refused.reason
+        if step.call == "hold":
+            self.made["hold"].append(line.seq)
+        elif step.call == "spend" or (step.call == "capture" and line is not None):
+            self.made["spent"].append(line.seq)
+        elif step.call == "purchase" and fields.get("payment") not in {None, *self.made["payment"]}:
+            self.made["payment"].append(fields["payment"])
+        return fields, None
