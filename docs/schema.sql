@@ -135,8 +135,6 @@ CREATE TABLE credit_transactions (
     CONSTRAINT payment_is_complete
         CHECK ((num_nulls(payment_ref, payment_amount_minor, payment_currency) IN (0, 3))
         AND (payment_amount_minor IS NULL OR payment_amount_minor >= 0)),
-    CONSTRAINT type_is_known CHECK (type
-        IN ('purchase', 'spend', 'refund', 'grant', 'reversal', 'hold', 'capture', 'release', 'expire')),
     CONSTRAINT spend_keeps_the_floor CHECK ((type NOT IN ('spend', 'hold')) OR call = 'adopted'
         OR floor IS NOT NULL AND (balance_after - held_after) >= floor),
     CONSTRAINT capture_keeps_the_floor CHECK (type <> 'capture' OR balance_change >= held_change
@@ -146,20 +144,27 @@ CREATE TABLE credit_transactions (
         AND amount = (quantity * unit_cost)),
     CONSTRAINT hold_is_named CHECK ((hold_seq IS NOT NULL) = (type
         IN ('hold', 'capture', 'release', 'expire'))),
-    CONSTRAINT changes_follow_type CHECK (CASE
-        WHEN type IN ('purchase', 'refund', 'grant') THEN balance_change = amount
-            AND held_change = 0
-        WHEN type = 'spend' THEN balance_change = -amount AND held_change = 0
-        WHEN type = 'reversal' THEN abs(balance_change) = amount AND held_change = 0
-        WHEN type = 'hold' THEN balance_change = 0 AND held_change = amount
-        WHEN type = 'capture' THEN balance_change = -amount AND held_change <= 0
-        ELSE balance_change = 0 AND held_change = -amount
-    END),
     CONSTRAINT key_is_present CHECK ((call IN ('adopted', 'expiry', 'ReversePurchase'))
         OR idempotency_key IS NOT NULL AND length(idempotency_key) >= 1
         AND length(idempotency_key) <= 128),
     CONSTRAINT time_can_be_shown CHECK ("timestamp" >= '0001-01-01 00:00:00+00'::timestamptz
-        AND "timestamp" < '10000-01-01 00:00:00+00'::timestamptz)
+        AND "timestamp" < '10000-01-01 00:00:00+00'::timestamptz),
+    CONSTRAINT type_is_known CHECK (type
+        IN ('purchase', 'spend', 'refund', 'grant', 'reversal', 'hold', 'capture', 'release', 'expire', 'adjustment')),
+    CONSTRAINT changes_follow_type CHECK (CASE
+        WHEN type IN ('purchase', 'refund', 'grant') THEN balance_change = amount
+            AND held_change = 0
+        WHEN type = 'spend' THEN balance_change = -amount AND held_change = 0
+        WHEN type IN ('reversal', 'adjustment') THEN abs(balance_change) = amount
+            AND held_change = 0
+        WHEN type = 'hold' THEN balance_change = 0 AND held_change = amount
+        WHEN type = 'capture' THEN balance_change = -amount AND held_change <= 0
+        ELSE balance_change = 0 AND held_change = -amount
+    END),
+    CONSTRAINT adjustment_is_as_asked CHECK (type <> 'adjustment'
+        OR NOT requested_amount IS DISTINCT FROM balance_change AND description <> ''
+        AND (floor IS NULL OR balance_change < 0 AND (balance_after - held_after) >= floor)),
+    CONSTRAINT adjustments_have_their_call CHECK ((type = 'adjustment') = (call = 'AdjustCredits'))
 );
 
 CREATE INDEX entries_by_what_they_settle ON credit_transactions (user_id, related_seq)

@@ -22,6 +22,7 @@ TYPES = {
     for name, value in pb.TransactionType.items()
     if value != pb.TRANSACTION_TYPE_UNSPECIFIED
 }
+_BY_STAFF = {pb.TRANSACTION_TYPE_GRANT, pb.TRANSACTION_TYPE_ADJUSTMENT}
 _TYPE_NAMES = {value: name for name, value in TYPES.items()}
 _STATES = {value: name.removeprefix("HOLD_STATE_").lower() for name, value in pb.HoldState.items()}
 
@@ -59,8 +60,8 @@ def account(credit: pb.UserCredit) -> Json:
 
 
 def transaction(entry: pb.CreditTransaction, *, grant_descriptions: bool) -> Json:
-    """Renders an entry; the description of a grant may be a note by the staff."""
-    shown = grant_descriptions or entry.type != pb.TRANSACTION_TYPE_GRANT
+    """Renders an entry; the description of a grant or correction may be a note by the staff."""
+    shown = grant_descriptions or entry.type not in _BY_STAFF
     priced = entry.quantity > 0
     return {
         "id": entry.id,

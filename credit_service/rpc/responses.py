@@ -24,6 +24,7 @@ TYPES: dict[EntryType, pb.TransactionType.ValueType] = {
     "capture": pb.TRANSACTION_TYPE_CAPTURE,
     "release": pb.TRANSACTION_TYPE_RELEASE,
     "expire": pb.TRANSACTION_TYPE_EXPIRE,
+    "adjustment": pb.TRANSACTION_TYPE_ADJUSTMENT,
 }
 HOLD_STATES: dict[HoldState, pb.HoldState.ValueType] = {
     "held": pb.HOLD_STATE_HELD,

@@ -11,6 +11,7 @@ from credit_service.ledger.reads import HistoryQuery
 from credit_service.rpc import access, call_log, page_tokens, requests, responses, validation
 from credit_service.rpc.batch_calls import BatchCalls
 from credit_service.rpc.hold_calls import HoldCalls
+from credit_service.rpc.operator_calls import OperatorCalls
 from credit_service.rules.commands import (
     Grant,
     Purchase,
@@ -38,7 +39,7 @@ _FIELD_BYTES = 8
 REPORT_PERIOD_MAX = timedelta(days=31)
 
 
-class CreditServicer(HoldCalls, BatchCalls):
+class CreditServicer(HoldCalls, BatchCalls, OperatorCalls):
     """Answers the calls of the contract. Errors are raised; the server turns them into statuses."""
 
     def __init__(self, ledger: Ledger, watchers: Watchers) -> None:

@@ -130,6 +130,22 @@ class Grant(Keyed):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Adjust(Keyed):
+    """Adds `amount` credits as a correction, or takes them if it is below zero.
+
+    `allow_debt` lets it pass the floor.
+    """
+
+    call = "AdjustCredits"
+    amount: int
+    allow_debt: bool
+
+    def request(self) -> RequestIdentity:
+        """See `Keyed`."""
+        return RequestIdentity(self.call, amount=self.amount)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MakeHold(Keyed):
     """Holds the credits of a charge for `ttl`."""
 

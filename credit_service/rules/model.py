@@ -30,6 +30,7 @@ EntryType = Literal[
     "capture",
     "release",
     "expire",
+    "adjustment",
 ]
 HoldState = Literal["held", "captured", "released", "expired"]
 

@@ -229,6 +229,19 @@ MISTAKES: dict[str, list[Mistake]] = {
         *(({"reason": text}, "reason", "control characters") for text in CONTROLS),
         ({"reference": "r" * 256}, "reference", "the maximum is 255"),
     ],
+    "AdjustCredits": [
+        *USER,
+        *KEY,
+        *METADATA,
+        *(
+            ({"amount": n}, "amount", "must be -1000000000000 to 1000000000000 and not 0")
+            for n in (0, HUGE, -HUGE, INT64_MAX, INT64_MIN)
+        ),
+        ({"reason": ""}, "reason", "is missing"),
+        ({"reason": "r" * 501}, "reason", "has 501 characters; the maximum is 500"),
+        *(({"reason": text}, "reason", "control characters") for text in CONTROLS),
+        ({"reference": "r" * 256}, "reference", "the maximum is 255"),
+    ],
     "ReversePurchase": [
         *(
             ({field: text}, field, words)
@@ -303,6 +316,7 @@ def sound(user_id: UUID) -> dict[str, dict[str, object]]:
             "mode": pb.BATCH_MODE_ATOMIC,
         },
         "GrantCredits": write | {"amount": 5, "reason": "goodwill"},
+        "AdjustCredits": write | {"amount": -5, "reason": "a slip"},
         "ReversePurchase": {
             "payment_ref": f"sold:{user_id}",
             "reversal_ref": "re_1",

@@ -53,7 +53,8 @@ export type TransactionType =
   | "release"
   | "expire"
   | "grant"
-  | "reversal";
+  | "reversal"
+  | "adjustment";
 
 export interface Transaction {
   readonly id: string;

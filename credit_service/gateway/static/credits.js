@@ -64,6 +64,7 @@ export const texts = {
     grant: "Credited",
     reversal: "Payment returned",
     lapse: "Expired",
+    adjustment: "Correction",
   },
   operations: {},
 };
