@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from credit_service.rules.model import RequestIdentity
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from credit_service.rules.model import Payment
+
+
+# The names of the fields of `Policy`.
+PolicyPart = Literal["frozen", "min_balance", "limits"]
 
 
 class Charge(NamedTuple):
@@ -203,12 +207,16 @@ class Extend(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetPolicy(Command):
-    """Changes what an account may do; None leaves a part as it is. Limits: 0 means none."""
+    """Changes what an account may do; None leaves a part as it is. Limits: 0 means none.
+
+    `reset` names the parts of the policy that become as configured again.
+    """
 
     call = "SetAccountPolicy"
     frozen: bool | None
     min_balance: int | None
     limits: tuple[int, int, int] | None
+    reset: tuple[PolicyPart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

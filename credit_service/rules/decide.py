@@ -52,7 +52,14 @@ from credit_service.rules.commands import (
     Spend,
     SpendTogether,
 )
-from credit_service.rules.model import Entry, Outcome, RequestIdentity, SpendLimits, transaction_id
+from credit_service.rules.model import (
+    Entry,
+    Outcome,
+    Policy,
+    RequestIdentity,
+    SpendLimits,
+    transaction_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -256,6 +263,8 @@ def _refund(state: BatchState, command: Refund, _terms: Terms) -> Outcome:
 def _set_policy(state: BatchState, command: SetPolicy, _terms: Terms) -> Outcome:
     user = state.user(command.user_id)
     policy = user.account.policy
+    # A policy of defaults is that of an account for which nothing was ever set.
+    policy = policy._replace(**{part: getattr(Policy(), part) for part in command.reset})
     if command.frozen is not None:
         policy = policy._replace(frozen=command.frozen)
     if command.min_balance is not None:

@@ -270,6 +270,8 @@ MISTAKES: dict[str, list[Mistake]] = {
         *USER,
         ({"frozen": None}, "frozen", "everything else to change"),
         *(({"min_balance": n}, "min_balance", "must be -1") for n in (HUGE, -HUGE, INT64_MIN)),
+        *(({"reset": [n]}, "reset", f"holds {n}, which is no field") for n in (0, -1, 99)),
+        ({"reset": [pb.POLICY_FIELD_FROZEN]}, "reset", "frozen, which is also set"),
         *(
             ({"spend_limits": pb.SpendLimits(**{name: n})}, f"spend_limits.{name}", "must be 0")
             for name in ("per_minute", "per_hour", "per_day")
