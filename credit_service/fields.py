@@ -81,6 +81,15 @@ def amount_or_none(value: int, field: str = "amount") -> int:
     return value
 
 
+def correction(value: int) -> int:
+    """Checks a signed number of credits: -10^12 to 10^12, but not 0."""
+    if value == 0 or abs(value) > AMOUNT_MAX:
+        raise InvalidRequest(
+            "amount", f"must be -{AMOUNT_MAX} to {AMOUNT_MAX} and not 0, not {value}."
+        )
+    return value
+
+
 def idempotency_key(text: str) -> str:
     """Checks a key: 1 to 128 printable ASCII characters."""
     if not text:

@@ -158,7 +158,7 @@ def _require_rights() -> None:
 
 
 async def _database_ready(settings: Settings, stop: asyncio.Event) -> bool:
-    """Waits for the database and checks it; False when told to stop meanwhile."""
+    """Waits for the database and checks it; False when the service is stopped meanwhile."""
     address = settings.writers.address
     pause = 0.25
     while not stop.is_set():

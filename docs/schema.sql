@@ -178,6 +178,10 @@ CREATE TABLE credit_transactions (
         IN ('hold', 'capture', 'release', 'expire'))),
     CONSTRAINT time_can_be_shown CHECK ("timestamp" >= '0001-01-01 00:00:00+00'::timestamptz
         AND "timestamp" < '10000-01-01 00:00:00+00'::timestamptz),
+    CONSTRAINT adjustment_is_as_asked CHECK (type <> 'adjustment'
+        OR NOT requested_amount IS DISTINCT FROM balance_change AND description <> ''
+        AND (floor IS NULL OR balance_change < 0 AND (balance_after - held_after) >= floor)),
+    CONSTRAINT adjustments_have_their_call CHECK ((type = 'adjustment') = (call = 'AdjustCredits')),
     CONSTRAINT type_is_known CHECK (type
         IN ('purchase', 'spend', 'refund', 'grant', 'reversal', 'hold', 'capture', 'release', 'expire', 'adjustment', 'lapse', 'revocation')),
     CONSTRAINT changes_follow_type CHECK (CASE

@@ -69,11 +69,11 @@ class Webhooks:
         started = time.monotonic()
         admitted = await self._admitted(request)
         if isinstance(admitted, Answer):
-            return _response(_told(admitted, None, started))
+            return _response(_logged(admitted, None, started))
         # Counted only now, so that slow requests of strangers do not crowd out Stripe.
         if self._in_flight >= self._limits.requests_in_flight:
             full = Answer(503, "unavailable", "too_many_requests")
-            return _response(_told(full, admitted, started))
+            return _response(_logged(full, admitted, started))
         self._in_flight += 1
         metrics.IN_FLIGHT.inc()
         try:
@@ -126,7 +126,7 @@ class Webhooks:
             )
             if webhook_answers.is_bug(error):
                 failure_log.log_failure("bug", error, event_id=event.id)
-        return _told(answer, event, started)
+        return _logged(answer, event, started)
 
     async def _settle(self, event: Event) -> Settled:
         if event.nothing is not None:
@@ -138,7 +138,7 @@ class Webhooks:
         return await self._settler.event(event.kind, event.obj)
 
 
-def _told(answer: Answer, event: Event | None, started: float) -> Answer:
+def _logged(answer: Answer, event: Event | None, started: float) -> Answer:
     """Logs and counts an answer, and returns it."""
     seconds = time.monotonic() - started
     kind = "" if event is None else event.kind if event.kind in _KINDS else "other"

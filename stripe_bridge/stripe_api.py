@@ -98,15 +98,15 @@ def stripe_errors(name: str) -> Iterator[None]:
     except stripe.InvalidRequestError as error:
         if error.code in _MISSING:
             raise StripeMissing(name) from None
-        raise StripeRefuses(_told(name, error)) from None
+        raise StripeRefuses(_described(name, error)) from None
     except (stripe.AuthenticationError, stripe.PermissionError) as error:
-        raise StripeRefuses(_told(name, error)) from None
+        raise StripeRefuses(_described(name, error)) from None
     except stripe.StripeError as error:
         status = error.http_status or type(error).__name__
         raise StripeAway(f"{name}: no usable answer from Stripe ({status})") from None
 
 
-def _told(name: str, error: stripe.StripeError) -> str:
+def _described(name: str, error: stripe.StripeError) -> str:
     return (
         f"{name}: Stripe answered {error.http_status}: {_KEY.sub('***', str(error.user_message))}"
     )

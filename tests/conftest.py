@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from kit import time_limits
 from kit.databases import Database
+from kit.extent import FULL
 from kit.failures_at_once import FailuresAtOnce
 from kit.fault_proxy import fault_proxy
 from kit.leftovers import run_directory
@@ -50,11 +51,15 @@ settings.load_profile("machine")
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="run the storms too")
+    parser.addoption("--full", action="store_true", help="run the storms at full length")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
     config.pluginmanager.register(time_limits)
+    if config.option.full:
+        config.option.long = True
+        os.environ[FULL] = "1"  # read when the tests are imported, in the workers too
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
     if config.getoption("numprocesses", None):

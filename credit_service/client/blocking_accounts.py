@@ -129,8 +129,16 @@ class BlockingAccountCalls(BlockingConnection):
         frozen: bool | None = None,
         min_balance: int | None = None,
         spend_limits: pb.SpendLimits | None = None,
+        reset: Iterable[pb.PolicyField.ValueType] = (),
     ) -> pb.SetAccountPolicyResponse:
         """Changes what an account may do; None leaves a part as it is. Only an operator may.
+
+        Args:
+            user_id: whose account.
+            frozen: whether it refuses spends and holds.
+            min_balance: its own floor, in credits.
+            spend_limits: all three of them; 0 means none.
+            reset: the fields that become as configured again; they cannot be set as well.
 
         Raises:
             UserNotFound: the user is not known.
@@ -138,7 +146,11 @@ class BlockingAccountCalls(BlockingConnection):
         """
         return self.run(
             self._client.set_account_policy(
-                user_id, frozen=frozen, min_balance=min_balance, spend_limits=spend_limits
+                user_id,
+                frozen=frozen,
+                min_balance=min_balance,
+                spend_limits=spend_limits,
+                reset=reset,
             )
         )
 

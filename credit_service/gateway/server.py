@@ -57,7 +57,7 @@ class Settings:
         users: finds the user of a request.
         bridge: sells packs; None: nothing is sold.
         origins: of pages on other hosts that may ask.
-        grant_descriptions: whether users see the description of a grant.
+        grant_descriptions: whether users see the description of a grant or correction.
         limits: of streams and of requests.
         unready_seconds: how long it still serves after the signal to stop.
         metrics_port: for Prometheus; None: no metrics.

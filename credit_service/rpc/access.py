@@ -76,6 +76,7 @@ CALLS: Mapping[str, frozenset[Role]] = {
     "WatchUserCredit": _READERS,
     "GetUsageReport": _REPORTS | {Role.WEB},
     "GrantCredits": _OPERATORS,
+    "AdjustCredits": _OPERATORS,
     "SetAccountPolicy": _OPERATORS,
     # Reflection, with which grpcurl finds the calls.
     "ServerReflectionInfo": _OPERATORS,

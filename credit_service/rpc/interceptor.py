@@ -39,8 +39,8 @@ CALL_BYTES_MAX = 64 * 1024
 # Calls whose requests may be longer than CALL_BYTES_MAX.
 REQUEST_BYTES_MAX: Mapping[str, int] = {"BatchSpendCredits": MESSAGE_BYTES_MAX}
 
-# A batch may replay a thousand of the longest entries, 3.5 KB each. It is also what gRPC's clients
-# take unless told otherwise.
+# A batch may replay a thousand of the longest entries, 3.5 KB each. It is also the
+# default maximum of gRPC's clients.
 ANSWER_BYTES_MAX = 4 * MESSAGE_BYTES_MAX
 
 

@@ -95,7 +95,11 @@ def hold_place(text: str, user_id: UUID) -> int:
 
 
 def transaction(
-    request: KeyedRequest | pb.GrantCreditsRequest | pb.ReversePurchaseRequest, outcome: Outcome
+    request: KeyedRequest
+    | pb.GrantCreditsRequest
+    | pb.AdjustCreditsRequest
+    | pb.ReversePurchaseRequest,
+    outcome: Outcome,
 ) -> pb.CreditTransaction:
     """Writes the entry into an answer; one that was only validated has no id."""
     assert outcome.entry is not None  # noqa: S101  # a keyed command makes or finds one

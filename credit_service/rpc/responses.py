@@ -24,6 +24,7 @@ TYPES: dict[EntryType, pb.TransactionType.ValueType] = {
     "capture": pb.TRANSACTION_TYPE_CAPTURE,
     "release": pb.TRANSACTION_TYPE_RELEASE,
     "expire": pb.TRANSACTION_TYPE_EXPIRE,
+    "adjustment": pb.TRANSACTION_TYPE_ADJUSTMENT,
     "lapse": pb.TRANSACTION_TYPE_LAPSE,
     "revocation": pb.TRANSACTION_TYPE_REVOCATION,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from credit_service import fields
 from credit_service.errors import InvalidRequest, TransactionNotFound
@@ -11,6 +11,7 @@ from credit_service.ledger.reads import HistoryQuery
 from credit_service.rpc import access, call_log, page_tokens, requests, responses, validation
 from credit_service.rpc.batch_calls import BatchCalls
 from credit_service.rpc.hold_calls import HoldCalls
+from credit_service.rpc.operator_calls import OperatorCalls
 from credit_service.rules.commands import (
     GiveCredits,
     Purchase,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from credit_service.ledger.ledger import Ledger
     from credit_service.ledger.watch import Watchers
     from credit_service.rpc.requests import Context
+    from credit_service.rules.commands import PolicyPart
     from credit_service.rules.model import Entry
 
 # Leaves room in a message for the fields beside the entries.
@@ -37,8 +39,16 @@ _FIELD_BYTES = 8
 
 REPORT_PERIOD_MAX = timedelta(days=31)
 
+# The field of the request and the part of the policy that each of these means.
+_POLICY_FIELDS: dict[int, tuple[Literal["frozen", "min_balance", "spend_limits"], PolicyPart]] = {
+    pb.POLICY_FIELD_FROZEN: ("frozen", "frozen"),
+    pb.POLICY_FIELD_MIN_BALANCE: ("min_balance", "min_balance"),
+    pb.POLICY_FIELD_SPEND_LIMITS: ("spend_limits", "limits"),
+}
+_NO_CHANGE = (None, None, None, ())
 
-class CreditServicer(HoldCalls, BatchCalls):
+
+class CreditServicer(HoldCalls, BatchCalls, OperatorCalls):
     """Answers the calls of the contract. Errors are raised; the server turns them into statuses."""
 
     def __init__(self, ledger: Ledger, watchers: Watchers) -> None:
@@ -196,8 +206,9 @@ class CreditServicer(HoldCalls, BatchCalls):
             )
             if request.HasField("spend_limits")
             else None,
+            reset=_reset(request),
         )
-        if (command.frozen, command.min_balance, command.limits) == (None, None, None):
+        if (command.frozen, command.min_balance, command.limits, command.reset) == _NO_CHANGE:
             raise InvalidRequest("frozen", "is unset, and so is everything else to change.")
         outcome = await requests.submit(self._ledger, command, context)
         return pb.SetAccountPolicyResponse(
@@ -347,3 +358,16 @@ def _fitting(entries: Iterable[Entry]) -> list[pb.CreditTransaction]:
             break
         transactions.append(transaction)
     return transactions
+
+
+def _reset(request: pb.SetAccountPolicyRequest) -> tuple[PolicyPart, ...]:
+    """Reads which parts of a policy become as configured again; none of them may be set as well."""
+    parts: list[PolicyPart] = []
+    for value in request.reset:
+        if value not in _POLICY_FIELDS:
+            raise InvalidRequest("reset", f"holds {value}, which is no field of a policy.")
+        field, part = _POLICY_FIELDS[value]
+        if request.HasField(field):
+            raise InvalidRequest("reset", f"holds {field}, which is also set; do one of the two.")
+        parts.append(part)
+    return tuple(parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from credit_service.rules.model import PRIORITY_DEFAULT, RequestIdentity
 
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
     from credit_service.rules.grant_values import Allowance
     from credit_service.rules.model import Payment
+
+
+# The names of the fields of `Policy`.
+PolicyPart = Literal["frozen", "min_balance", "limits"]
 
 
 class Charge(NamedTuple):
@@ -175,6 +179,22 @@ class RevokeGrant(Keyed):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Adjust(Keyed):
+    """Adds `amount` credits as a correction, or takes them if it is below zero.
+
+    `allow_debt` lets it pass the floor.
+    """
+
+    call = "AdjustCredits"
+    amount: int
+    allow_debt: bool
+
+    def request(self) -> RequestIdentity:
+        """See `Keyed`."""
+        return RequestIdentity(self.call, amount=self.amount)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MakeHold(Keyed):
     """Holds the credits of a charge for `ttl`."""
 
@@ -232,13 +252,17 @@ class Extend(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetPolicy(Command):
-    """Changes what an account may do; None leaves a part as it is. Limits: 0 means none."""
+    """Changes what an account may do; None leaves a part as it is. Limits: 0 means none.
+
+    `reset` names the parts of the policy that become as configured again.
+    """
 
     call = "SetAccountPolicy"
     frozen: bool | None
     min_balance: int | None
     limits: tuple[int, int, int] | None
     allowance: Allowance | None = None
+    reset: tuple[PolicyPart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ debt. Every entry is two numbers, a change of balance and a change of held:
     capture m of a hold of n                -m -n
     release or expire a hold of n            0 -n
     reverse m (m < 0 gives back)            -m  0
+    adjust by n (n < 0 takes)               +n  0
 
 A command is decided in this order, which is part of the contract: its idempotency key, the state of
 what it refers to, price and expected cost, limits, the balance. So the repeat of a paid spend
@@ -35,6 +36,7 @@ from credit_service.errors import (
 )
 from credit_service.rules import holds, limits, reversals, spending
 from credit_service.rules.commands import (
+    Adjust,
     Capture,
     Command,
     Expire,
@@ -50,7 +52,14 @@ from credit_service.rules.commands import (
     Spend,
     SpendTogether,
 )
-from credit_service.rules.model import Entry, Outcome, RequestIdentity, SpendLimits, transaction_id
+from credit_service.rules.model import (
+    Entry,
+    Outcome,
+    Policy,
+    RequestIdentity,
+    SpendLimits,
+    transaction_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,6 +164,23 @@ def _grant(state: BatchState, command: GiveCredits, _terms: Terms) -> Outcome:
     return _posted(user, command, entry)
 
 
+def _adjust(state: BatchState, command: Adjust, terms: Terms) -> Outcome:
+    user = state.user(command.user_id)
+    floor = None
+    if command.amount < 0 and not command.allow_debt:
+        spending.require_affordable(user.account, -command.amount, terms)
+        floor = terms.floor(user.account)
+    entry = user.entry(
+        command,
+        kind="adjustment",
+        amount=abs(command.amount),
+        requested_amount=command.amount,
+        balance_change=command.amount,
+        floor=floor,
+    )
+    return _posted(user, command, entry)
+
+
 def _spend(state: BatchState, command: Spend, terms: Terms) -> Outcome:
     user = state.user(command.user_id)
     account = user.account
@@ -224,9 +250,11 @@ def _refund(state: BatchState, command: Refund, _terms: Terms) -> Outcome:
         if spent is None:
             raise TransactionNotFound(transaction_id(command.user_id, command.spend_seq))
         if spent.entry.type not in REFUNDABLE_TYPES:
+            kind = spent.entry.type
+            article = "an" if kind[0] in "aeiou" else "a"
             raise InvalidRequest(
                 "transaction_id",
-                f"names a {spent.entry.type}; only a spend or a capture can be refunded.",
+                f"names {article} {kind}; only a spend or a capture can be refunded.",
             )
         refundable = spent.entry.amount - spent.refunded
         if amount is None:
@@ -253,6 +281,8 @@ def _refund(state: BatchState, command: Refund, _terms: Terms) -> Outcome:
 def _set_policy(state: BatchState, command: SetPolicy, _terms: Terms) -> Outcome:
     user = state.user(command.user_id)
     policy = user.account.policy
+    # A policy of defaults is that of an account for which nothing was ever set.
+    policy = policy._replace(**{part: getattr(Policy(), part) for part in command.reset})
     if command.frozen is not None:
         policy = policy._replace(frozen=command.frozen)
     if command.min_balance is not None:
@@ -279,6 +309,7 @@ _RULES: dict[type[Command], Callable[[BatchState, Any, Terms], Outcome]] = {
     Spend: _spend,
     Refund: _refund,
     GiveCredits: _grant,
+    Adjust: _adjust,
     Reverse: reversals.reverse,
     MakeHold: holds.make,
     Capture: holds.capture,

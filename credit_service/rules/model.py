@@ -31,6 +31,7 @@ EntryType = Literal[
     "capture",
     "release",
     "expire",
+    "adjustment",
     "lapse",
     "revocation",
 ]

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from kit.bridges import signature
 from kit.clusters import Cluster
+from kit.extent import extent
 from kit.programs import free_port, process
 from kit.services import running, server_settings
 from kit.stripe_fakes import FakeStripe, Program, bought, bridge_process, fake_stripe, webhook_url
@@ -155,7 +156,7 @@ async def test_killed_at_random_moments_again_and_again_every_payment_is_credite
     database, payments, lots = town.cluster.database, [], random.Random()
     users = [await database.user(1) for _ in range(6)]
     await town.fake.faults(delay=1.0, delay_seconds=1.0, duplicate=0.2, reorder=0.5)
-    for _ in range(4):
+    for _ in range(extent(2, 4)):
         for victim in lots.sample(VICTIMS, len(VICTIMS)):
             unrefunded = [each for each in payments if not each.refunds]
             refunded = lots.sample(unrefunded, min(5, len(unrefunded)))

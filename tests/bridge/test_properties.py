@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from kit.bridges import Bridge, bridge_settings, event_of, running_bridge
 from kit.databases import Database
+from kit.extent import extent
 from kit.stripe_fakes import KEY, FakeStripe, fake_stripe
 from kit.stripe_lives import (
     DISPUTES,
@@ -223,7 +224,7 @@ async def test_50_balances_equal_the_model_whatever_is_paid_or_refunded_and_howe
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@settings(_RACES, max_examples=60)
+@settings(_RACES, max_examples=extent(6, 60))
 @given(drawn=_EXAMPLES)
 async def test_50_balances_equal_the_model_in_a_long_run(postmen, drawn):
     await balances_equal_the_model(postmen, drawn)

@@ -1,4 +1,4 @@
-"""Thousands of events at once, and many thousands with every fault; only with `--long`."""
+"""Thousands of events at once, and thousands with every fault; 20,000 of those with `--full`."""
 
 import asyncio
 import contextlib
@@ -11,6 +11,7 @@ from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from kit.extent import extent
 from kit.programs import free_port, process
 from kit.stripe_fakes import bought, bridge_process, fake_stripe, webhook_url
 from kit.stripe_lives import DISPUTES, TOLD_TWICE, Dispute, Life, Refund, booked
@@ -37,9 +38,9 @@ API_FAULTS = (
     {"kind": "cut", "share": 0.01},
     {"kind": "hang", "share": 0.002, "seconds": 6},
 )
-PAYMENTS, LOST_PAYMENTS = 10_000, 300
+PAYMENTS, LOST_PAYMENTS = extent((1_500, 100), (10_000, 300))
 SELLERS = 8
-RIGHT_SHARE = 0.9999
+WRONG_SHARE = 0.0001
 
 
 def peak_memory(program):
@@ -174,7 +175,7 @@ async def wrong(database, payments):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-async def test_of_20_000_events_with_every_fault_retries_set_right_9999_in_10000_and_reconcile_all(
+async def test_with_every_fault_retries_set_right_9999_events_in_10000_and_reconcile_all(
     database,
 ):
     seed = random.randrange(2**32)
@@ -200,9 +201,9 @@ async def test_of_20_000_events_with_every_fault_retries_set_right_9999_in_10000
         print(f"seed {seed}: {counts}\n{struck}\nrestarts: {dict(town.restarts)}")
         print(f"{len(payments)} payments in {settled - began:.0f} s, {share:.4%} right by retries")
         print(f"not right: {late}, doubled: {doubled}, bridge's memory {town.peak_memory} kB")
-        assert counts["delivered"] >= 20_000
+        assert counts["delivered"] >= 2 * PAYMENTS
         assert not doubled
-        assert share >= RIGHT_SHARE
+        assert len(late) <= max(1, WRONG_SHARE * len(payments))
 
         await fake.faults()
         # Without those that hang, for a walk waits for each of them.

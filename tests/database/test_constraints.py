@@ -70,6 +70,14 @@ SPEND = PURCHASE | {
 CHARGE = SPEND | {"operation": "render", "quantity": 2, "unit_cost": 5, "price_version": "v1"}
 REFUND = PURCHASE | {"type": "refund", "call": "RefundCredits", "related_seq": 2}
 GRANT = PURCHASE | {"type": "grant"}
+ADJUSTMENT = PURCHASE | {
+    "type": "adjustment",
+    "call": "AdjustCredits",
+    "requested_amount": -10,
+    "balance_change": -10,
+    "balance_after": 60,
+    "description": "a slip",
+}
 REVERSAL = SPEND | {"type": "reversal", "floor": None}
 MAKE_HOLD = PURCHASE | {
     "type": "hold",
@@ -189,6 +197,12 @@ ALLOWED = [
     ("credit_transactions", REFUND),
     ("credit_transactions", REFUND | {"related_seq": None, "operation": "render"}),
     ("credit_transactions", GRANT),
+    ("credit_transactions", ADJUSTMENT | {"floor": 60}),
+    ("credit_transactions", ADJUSTMENT | {"balance_after": -50}),
+    (
+        "credit_transactions",
+        ADJUSTMENT | {"requested_amount": 10, "balance_change": 10, "balance_after": 80},
+    ),
     ("credit_transactions", REVERSAL | {"balance_after": -50}),
     ("credit_transactions", REVERSAL | {"balance_change": 10}),
     ("credit_transactions", REVERSAL | {"call": "ReversePurchase", "idempotency_key": None}),
@@ -275,6 +289,23 @@ REFUSED = [
     ("credit_transactions", "changes_follow_type", SPEND | {"balance_change": 10}),
     ("credit_transactions", "changes_follow_type", REFUND | {"balance_change": -10}),
     ("credit_transactions", "changes_follow_type", GRANT | {"balance_change": -10}),
+    (
+        "credit_transactions",
+        "changes_follow_type",
+        ADJUSTMENT | {"balance_change": -9, "requested_amount": -9},
+    ),
+    ("credit_transactions", "changes_follow_type", ADJUSTMENT | {"held_change": -10}),
+    ("credit_transactions", "adjustment_is_as_asked", ADJUSTMENT | {"requested_amount": 10}),
+    ("credit_transactions", "adjustment_is_as_asked", ADJUSTMENT | {"requested_amount": None}),
+    ("credit_transactions", "adjustment_is_as_asked", ADJUSTMENT | {"description": ""}),
+    ("credit_transactions", "adjustment_is_as_asked", ADJUSTMENT | {"floor": 61}),
+    (
+        "credit_transactions",
+        "adjustment_is_as_asked",
+        ADJUSTMENT | {"requested_amount": 10, "balance_change": 10, "floor": 0},
+    ),
+    ("credit_transactions", "adjustments_have_their_call", ADJUSTMENT | {"call": "SpendCredits"}),
+    ("credit_transactions", "adjustments_have_their_call", SPEND | {"call": "AdjustCredits"}),
     ("credit_transactions", "changes_follow_type", REVERSAL | {"balance_change": 9}),
     ("credit_transactions", "changes_follow_type", REVERSAL | {"held_change": -10}),
     ("credit_transactions", "changes_follow_type", MAKE_HOLD | {"held_change": -10}),

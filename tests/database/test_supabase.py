@@ -110,11 +110,11 @@ async def supabase(make_database):
 
 
 async def migrate(database):
-    told = []
+    lines = []
     role = urlsplit(database.service_url).username
-    await migrations.migrate(database.owner_url, role, told.append)
-    assert not [line for line in told if line.startswith("database:")]
-    return told
+    await migrations.migrate(database.owner_url, role, lines.append)
+    assert not [line for line in lines if line.startswith("database:")]
+    return lines
 
 
 async def user_table(database):

@@ -10,7 +10,7 @@ import pytest
 from kit.paths import ROOT
 
 # What .ci/run itself calls. The tools that tests need are not among them.
-TOOLS = ["bash", "cat", "dirname", "env", "mkdir", "mktemp", "rm"]
+TOOLS = ["bash", "cat", "dirname", "env", "mkdir", "mktemp", "rm", "sleep", "timeout"]
 WANTED = ["grpcurl", "pgbouncer", "curl", "npm", "nginx", "openssl", "chromium"]
 OLDEST = "/usr/lib/postgresql/15/bin"
 
@@ -69,6 +69,14 @@ def test_a_permitted_skip_is_printed_and_passes(clone):
     code, said = clone.run(CI="true")
     assert "skipped 2 times: this machine has no IPv6" in said
     assert code == 0, said
+
+
+def test_a_run_that_takes_too_long_is_interrupted_and_can_still_report(clone):
+    wait = "trap 'echo the report; exit 2' INT\nwhile :; do sleep 0.1; done"
+    clone.script(clone.place / "scripts/test", wait)
+    code, said = clone.run(CI_LIMIT_SECONDS="1")
+    assert "the report" in said
+    assert code == 1
 
 
 def test_a_test_skipped_for_another_reason_fails_the_run(clone):

@@ -101,6 +101,7 @@ def keyed_writes(client: CreditClient, **arguments):
         "CaptureHold": lambda: client.capture_hold(USER, f"{USER}-2", **arguments),
         "ReleaseHold": lambda: client.release_hold(USER, f"{USER}-2", **arguments),
         "GrantCredits": lambda: client.grant_credits(USER, 5, reason="goodwill", **arguments),
+        "AdjustCredits": lambda: client.adjust_credits(USER, -5, reason="a slip", **arguments),
     }
 
 

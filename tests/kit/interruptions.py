@@ -3,7 +3,6 @@
 import ctypes
 import sys
 import threading
-import time
 
 
 class TimeLimit(Exception):
@@ -64,9 +63,7 @@ def struck_after(seconds, function) -> None:
     thread = threading.Thread(target=runs)
     thread.start()
     running.wait()
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until and not ended.is_set():
-        pass
-    if not ended.is_set():
+    # Not by spinning: Python would keep the other threads of this process waiting for it.
+    if not ended.wait(seconds):
         strike(thread.ident)
     thread.join()

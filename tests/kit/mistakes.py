@@ -267,6 +267,19 @@ MISTAKES: dict[str, list[Mistake]] = {
         *LIFE,
         *(({"category": kind}, "category", f"is {kind}") for kind in (3, 99, -1)),
     ],
+    "AdjustCredits": [
+        *USER,
+        *KEY,
+        *METADATA,
+        *(
+            ({"amount": n}, "amount", "must be -1000000000000 to 1000000000000 and not 0")
+            for n in (0, HUGE, -HUGE, INT64_MAX, INT64_MIN)
+        ),
+        ({"reason": ""}, "reason", "is missing"),
+        ({"reason": "r" * 501}, "reason", "has 501 characters; the maximum is 500"),
+        *(({"reason": text}, "reason", "control characters") for text in CONTROLS),
+        ({"reference": "r" * 256}, "reference", "the maximum is 255"),
+    ],
     "ReversePurchase": [
         *(
             ({field: text}, field, words)
@@ -295,6 +308,8 @@ MISTAKES: dict[str, list[Mistake]] = {
         *USER,
         ({"frozen": None}, "frozen", "everything else to change"),
         *(({"min_balance": n}, "min_balance", "must be -1") for n in (HUGE, -HUGE, INT64_MIN)),
+        *(({"reset": [n]}, "reset", f"holds {n}, which is no field") for n in (0, -1, 99)),
+        ({"reset": [pb.POLICY_FIELD_FROZEN]}, "reset", "frozen, which is also set"),
         *(
             ({"spend_limits": pb.SpendLimits(**{name: n})}, f"spend_limits.{name}", "must be 0")
             for name in ("per_minute", "per_hour", "per_day")
@@ -341,6 +356,7 @@ def sound(user_id: UUID) -> dict[str, dict[str, object]]:
             "mode": pb.BATCH_MODE_ATOMIC,
         },
         "GrantCredits": write | {"amount": 5, "reason": "goodwill"},
+        "AdjustCredits": write | {"amount": -5, "reason": "a slip"},
         "ReversePurchase": {
             "payment_ref": f"sold:{user_id}",
             "reversal_ref": "re_1",

@@ -8,11 +8,12 @@ import pytest
 
 from credit_service.errors import IdempotencyKeyReused, Refusal
 from credit_service.rules.batch_state import BatchState
-from credit_service.rules.commands import Charge, Command, Purchase, Refund, Spend
+from credit_service.rules.commands import Adjust, Charge, Command, Purchase, Refund, Spend
 from credit_service.rules.decide import decide
 from credit_service.rules.model import (
     Account,
     Payment,
+    Policy,
     Purchased,
     transaction_id,
 )
@@ -26,6 +27,8 @@ PRICES = PriceList({"stem_separation": Price(10, "separation"), "render": Price(
 DEARER = PriceList({"stem_separation": Price(12, "separation")})
 TERMS = Terms(PRICES, 0)
 OTHER_TERMS = Terms(DEARER, 0)
+
+OPEN = Policy()
 
 
 def _common(user, key, changes):
@@ -55,22 +58,28 @@ def charge(operation, quantity=1, key="new", *, user=ALICE, expected_cost=None, 
     return Spend(charge=cost, **_common(user, key, changes))
 
 
+def adjust(amount, key="new", *, user=ALICE, debt=False, **changes):
+    return Adjust(amount=amount, allow_debt=debt, **_common(user, key, changes))
+
+
 def refund(seq, amount=None, key="new", *, user=ALICE, **changes):
     return Refund(spend_seq=seq, amount=amount, **_common(user, key, changes))
 
 
 @dataclass(frozen=True)
 class Given:
-    """Alice's balance at first, then what was done; the row itself runs under `terms`."""
+    """Alice's account at first, then what was done; the row itself runs under `terms`."""
 
     balance: int = 0
     done: tuple[Command, ...] = ()
     held: int = 0
+    policy: Policy = OPEN
     terms: Terms = TERMS
     deleted: dict[str, Purchased] = field(default_factory=dict)
 
     def state(self, *, same_batch):
-        state = BatchState.of(NOON, Account(ALICE, self.balance, self.held), Account(BOB))
+        alice = Account(ALICE, self.balance, self.held, policy=self.policy)
+        state = BatchState.of(NOON, alice, Account(BOB))
         state.purchases.update(self.deleted)
         for command in self.done:
             assert not decide(state, command, TERMS).replayed

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import grpc
 import pytest
+from kit.extent import extent
 from kit.fault_proxy import BEGIN, COMMIT, INSERT, LOAD_KEYS, LOCK, UPDATE, Kind
 from kit.refusals import refused
 from kit.services import running, server_settings
@@ -244,12 +245,9 @@ async def _weather(database, proxy, seed, seconds, longest_silence):
 
 
 @pytest.mark.long
-async def test_a_storm_of_faults_leaves_a_book_that_adds_up(database, proxy):
-    await _weather(database, proxy, seed=1, seconds=6, longest_silence=0.5)
-
-
-@pytest.mark.long
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("seed", range(10, 14))
-async def test_a_long_storm_of_faults_leaves_a_book_that_adds_up(database, proxy, seed):
-    await _weather(database, proxy, seed, seconds=45, longest_silence=5)
+@pytest.mark.parametrize(
+    ("seed", "longest_silence"), [(1, 0.5), (10, 5), *extent([], [(11, 5), (12, 5), (13, 5)])]
+)
+async def test_a_storm_of_faults_leaves_a_book_that_adds_up(database, proxy, seed, longest_silence):
+    await _weather(database, proxy, seed, extent(10, 45), longest_silence)

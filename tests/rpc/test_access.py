@@ -36,6 +36,7 @@ MAY_CALL = {
     "BatchSpendCredits": ("worker", "operator"),
     "WatchUserCredit": ("gateway", "web", "operator", "auditor"),
     "GrantCredits": ("operator",),
+    "AdjustCredits": ("operator",),
     "SetAccountPolicy": ("operator",),
     "GetUsageReport": ("web", "operator", "auditor"),
 }
@@ -103,6 +104,9 @@ async def every_call(door, user_id):
         "WatchUserCredit": pb.WatchUserCreditRequest(**user),
         "GrantCredits": pb.GrantCreditsRequest(
             **user, amount=1, reason="goodwill", idempotency_key="8"
+        ),
+        "AdjustCredits": pb.AdjustCreditsRequest(
+            **user, amount=-1, reason="a slip", idempotency_key="9"
         ),
         "GetUsageReport": pb.GetUsageReportRequest(
             **user, start_time={"seconds": 1}, end_time={"seconds": 2}

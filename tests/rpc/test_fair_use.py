@@ -28,6 +28,7 @@ from credit_service.rpc.access import Authenticator
 from credit_service.rules.batch_state import BatchState
 from credit_service.rules.decide import decide
 from credit_service.rules.model import Account, Policy
+from credit_service.rules.terms import Terms
 from credit_service.v1 import credit_service_pb2 as pb
 
 
@@ -205,6 +206,44 @@ async def test_every_change_is_recorded_with_caller_and_time_and_stays(database,
     ):
         with pytest.raises(Exception, match="append-only"):
             await database.execute(statement)
+
+
+async def test_each_field_of_a_policy_becomes_as_configured_again(database):
+    user_id = await database.user(100)
+    own = {"frozen": True, "min_balance": 0, "spend_limits": limits(1, 2, 3)}
+    configured = {"frozen": False, "min_balance": None, "spend_limits": limits()}
+    assert set(own) == set(pb.AccountPolicy.DESCRIPTOR.fields_by_name)
+    fields = {name: pb.PolicyField.Value(f"POLICY_FIELD_{name.upper()}") for name in own}
+    settings = server_settings(database.service_url, terms=Terms(TERMS.prices, -20))
+    async with running(settings) as service:
+        client = await service.client()
+        for name, field in fields.items():
+            await client.set_account_policy(user_id, **own)
+            changed = await client.set_account_policy(user_id, reset=[field, field])
+            assert changed.policy == pb.AccountPolicy(**{**own, name: configured[name]})
+        await client.set_account_policy(user_id, frozen=False)
+        with pytest.raises(InsufficientCredits):
+            await client.spend_credits(user_id, amount=101)
+        everything = await client.set_account_policy(user_id, reset=fields.values())
+        assert everything.policy == pb.AccountPolicy(**configured)
+        assert everything.credit.min_balance == -20
+        spent = await client.spend_credits(user_id, amount=101)
+    assert spent.credit.balance == -1
+    assert (await changes(database, user_id))[-1][3:] == (None, None, None, None)
+    assert not await database.faults()
+
+
+async def test_a_field_is_reset_while_another_is_set(database, client):
+    user_id = await database.user(10)
+    await client.set_account_policy(user_id, min_balance=5)
+    changed = await client.set_account_policy(
+        user_id, frozen=True, reset=[pb.POLICY_FIELD_MIN_BALANCE]
+    )
+    assert changed.policy == pb.AccountPolicy(frozen=True, spend_limits=limits())
+    assert await changes(database, user_id) == [
+        (1, "local", False, 5, None, None, None),
+        (2, "local", True, None, None, None, None),
+    ]
 
 
 async def test_bad_policies_are_refused(database, client):

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from kit.extent import extent
 from kit.rule_tables import remembers, without_kept_key
 from model.drawn_holds import (
     ALICE,
@@ -196,7 +197,7 @@ def test_the_rules_of_holds_agree_with_the_model(credits_, batches):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@settings(database=None, max_examples=4_000)
+@settings(database=None, max_examples=extent(400, 4_000))
 @given(_OPENINGS, _BATCHES)
 def test_the_rules_of_holds_agree_with_the_model_over_many_sequences(credits_, batches):
     rules_agree_with_the_model(credits_, batches)

@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from kit.extent import extent
 from kit.rule_tables import remembers, without_kept_key
 from model.drawn import ALICE, BOB, GIVEN_KEY, STEPS, Again, as_entry, as_prices, as_refused, asked
 from model.ledger import BALANCE_LIMIT, Done, ModelLedger, Refused, Request
@@ -240,7 +241,7 @@ def test_the_rules_agree_with_the_model(openings, batches):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@settings(_FORGETFUL, max_examples=1500)
+@settings(_FORGETFUL, max_examples=extent(300, 1500))
 @given(_OPENINGS, BATCHES)
 def test_the_rules_agree_with_the_model_over_many_sequences(openings, batches):
     rules_agree_with_the_model(openings, batches)

@@ -1,9 +1,9 @@
-"""Brings a database to the newest version: numbered SQL files, in order, each once.
+"""Migrates a database to the newest version by numbered SQL files, each applied once, in order.
 
-Every file runs in a transaction of its own together with the row that records it and the rights to
-what it made, under a lock that ends with the transaction. So two runs at once do each step once,
-and a run that is killed leaves whole steps only. A file is never edited after its release; an
-edited one is refused.
+Each file runs in a transaction of its own, together with the row that records it and the rights to
+the objects that it made, under a lock that ends with the transaction. So two runs at the same time
+apply each file once, and a run that is killed leaves only complete steps. A file is never edited
+after its release; an edited file is refused.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from credit_service.database.postgres import ROLE_LIMITS_MS, ROLE_PLANS_OFF, Add
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-# Any number that nobody else in the database uses: "credit" in ASCII.
+# A number that no other program in the database uses: "credit" in ASCII.
 _LOCK = 0x637265646974
 
-# A large book takes its time. But who waits for a lock makes all others wait behind it: where that
-# is longer than any transaction of the service lasts, it is better to give up and be run again. And
-# a run that was killed must not keep its locks until its statement ends.
+# A large ledger takes long to migrate, so statements have no limit. Waiting for a lock has one,
+# because all other sessions queue behind the waiting one; after longer than any transaction of the
+# service lasts, it is better to give up and be run again. The interval lets a killed run release
+# its locks before its statement ends.
 _SESSION = """
     SET client_min_messages = warning;
     SET statement_timeout = 0;
@@ -46,7 +47,7 @@ _CREATE_RECORD = """
 
 
 class MigrationError(Exception):
-    """The database and the migration files do not fit together; the text says what to do."""
+    """The database and the migration files do not match; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Migration:
     """One numbered file.
 
     Attributes:
-        check: SQL that raises where the data cannot be migrated; it runs before `sql` and is no
+        check: SQL that raises where the data cannot be migrated; it runs before `sql` and is not
             part of the checksum, so that it can be added to a released file.
     """
 
@@ -65,7 +66,7 @@ class Migration:
 
     @property
     def checksum(self) -> str:
-        """Tells an edited file from the one that was applied."""
+        """Distinguishes an edited file from the one that was applied."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
 
@@ -87,8 +88,8 @@ def migrations() -> list[Migration]:
 async def pending(connection: asyncpg.Connection) -> list[str]:
     """Names the migrations that the database still lacks.
 
-    A database that is newer than this code is no obstacle: migrations only add, so that replicas of
-    two versions can run side by side.
+    A database may be newer than this code: migrations only add, so that replicas of two versions
+    can run side by side.
 
     Raises:
         MigrationError: a file was edited after it was applied.
@@ -105,16 +106,16 @@ async def migrate(
     say: Callable[[str], None],
     files: list[Migration] | None = None,
 ) -> None:
-    """Applies what is missing, then gives the service's role its rights and time limits.
+    """Applies the missing migrations, then gives the service's role its rights and time limits.
 
     Args:
         owner_url: a connection as the owner of the tables; not through a transaction pooler.
         service_role: the role the service connects as; may be the owner's own.
-        say: told each step, a line at a time.
+        say: is called with one line for each step.
         files: the migrations, where they are not the package's own.
 
     Raises:
-        MigrationError: the files and the database do not fit together, or the role is missing.
+        MigrationError: the files and the database do not match, or the role is missing.
     """
     connection = await Address(owner_url).connect(command_seconds=None)
     connection.add_log_listener(lambda _, message: say(f"database: {message.message}"))
@@ -173,7 +174,7 @@ async def _apply(
 async def _grant(connection: asyncpg.Connection, apart: str, say: Callable[[str], None]) -> None:
     async with _step(connection, "grants.sql", say):
         await _set_rights(connection, apart)
-        # A book that was taken over just now has no statistics yet, and would get poor plans.
+        # A ledger that was adopted just now has no statistics yet and would get poor plans.
         if await connection.fetchval("SELECT EXISTS (SELECT FROM user_credits)"):
             await connection.execute("ANALYZE user_credits, credit_transactions")
         if apart:
@@ -186,9 +187,9 @@ async def _grant(connection: asyncpg.Connection, apart: str, say: Callable[[str]
 async def _step(
     connection: asyncpg.Connection, name: str, say: Callable[[str], None]
 ) -> AsyncIterator[None]:
-    """Makes the block one transaction, alone in the database, and its failure a sentence."""
+    """Runs the block in one transaction under the migration lock; explains its failure."""
     try:
-        # Stated, for under any other level what was applied meanwhile would stay unseen.
+        # Stated, because any other level would hide what was applied while waiting for the lock.
         async with connection.transaction(isolation="read_committed"):
             await _lock(connection, say)
             yield
@@ -204,12 +205,12 @@ async def _step(
 
 
 async def _lock(connection: asyncpg.Connection, say: Callable[[str], None]) -> None:
-    # Polled, for a waiting statement would hold a snapshot against the one who works.
-    told = False
+    # Polled, because a waiting statement would hold a snapshot against the migration that runs.
+    announced = False
     while not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", _LOCK):
-        if not told:
+        if not announced:
             say("waiting for another migration to end")
-            told = True
+            announced = True
         await asyncio.sleep(0.1)
 
 

@@ -61,6 +61,7 @@ export type TransactionType =
   | "expire"
   | "grant"
   | "reversal"
+  | "adjustment"
   | "lapse"
   | "revocation";
 

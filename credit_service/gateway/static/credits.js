@@ -65,6 +65,7 @@ export const texts = {
     grant: "Credited",
     reversal: "Payment returned",
     lapse: "Expired",
+    adjustment: "Correction",
     revocation: "Withdrawn",
   },
   operations: {},
