@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from credit_service.ledger import store
-from credit_service.rules import holds
 from credit_service.rules.batch_state import BatchState
 from credit_service.rules.commands import (
     Capture,
@@ -21,6 +20,7 @@ from credit_service.rules.commands import (
     SetPolicy,
     SpendTogether,
 )
+from credit_service.rules.due import settle
 from credit_service.rules.model import Account, Spent
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from credit_service.rules.batch_state import UserState
     from credit_service.rules.model import Hold
+    from credit_service.rules.terms import Terms
 
 # Where the service adds users by itself, these calls may be a user's first.
 _OPENING = (Purchase, GiveCredits, SetPolicy)
@@ -44,6 +45,7 @@ async def load(
     commands: list[Command],
     *,
     adds_users: bool,
+    terms: Terms,
     expiries: int,
 ) -> BatchState:
     """Locks the accounts of a batch and loads what its commands refer to.
@@ -52,6 +54,7 @@ async def load(
         connection: in the batch's transaction.
         commands: the batch.
         adds_users: whether a user may be opened who is not in the user table.
+        terms: with the allowance of accounts without one of their own.
         expiries: how many due holds the batch may end.
 
     Returns:
@@ -89,7 +92,16 @@ async def load(
     await _load_reversals(connection, state, ready)
     await _load_holds(connection, state, ready)
     for user_id, (ended, later) in due.items():
-        holds.expire(state.users[user_id], ended, later)
+        user = state.users[user_id]
+        settle(
+            user,
+            ended,
+            (),
+            terms,
+            next_end=later,
+            next_lapse=user.account.next_lapse,
+            more=user.more_due,
+        )
     return state
 
 

@@ -16,8 +16,7 @@ import structlog
 from credit_service.errors import CreditError, UserNotFound
 from credit_service.ledger.batches import EXPIRIES_MAX
 from credit_service.ledger.contention import Contention
-from credit_service.rules.commands import Expire
-from credit_service.rules.holds import SERVICE
+from credit_service.rules.commands import SERVICE, Expire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

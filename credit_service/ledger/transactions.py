@@ -124,7 +124,11 @@ class Transactions:
         try:
             await connection.execute(_BEGIN_HURRIED if way.hurried else _BEGIN)
             state = await load(
-                connection, commands, adds_users=self._adds_users, expiries=way.expiries
+                connection,
+                commands,
+                adds_users=self._adds_users,
+                terms=self._terms,
+                expiries=way.expiries,
             )
             answers = [_decide(state, command, self._terms) for command in commands]
             await self._write(connection, state)

@@ -40,10 +40,11 @@ _FIELD_BYTES = 8
 REPORT_PERIOD_MAX = timedelta(days=31)
 
 # The field of the request and the part of the policy that each of these means.
-_POLICY_FIELDS: dict[int, tuple[Literal["frozen", "min_balance", "spend_limits"], PolicyPart]] = {
+_POLICY_FIELDS: dict[int, tuple[Literal["frozen", "min_balance", "spend_limits", "allowance"], PolicyPart]] = {
     pb.POLICY_FIELD_FROZEN: ("frozen", "frozen"),
     pb.POLICY_FIELD_MIN_BALANCE: ("min_balance", "min_balance"),
     pb.POLICY_FIELD_SPEND_LIMITS: ("spend_limits", "limits"),
+    pb.POLICY_FIELD_ALLOWANCE: ("allowance", "allowance"),
 }
 _NO_CHANGE = (None, None, None, ())
 

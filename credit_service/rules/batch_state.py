@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from credit_service.errors import BalanceLimitExceeded, UserNotFound
 from credit_service.fields import BALANCE_MAX
 from credit_service.rules import limits
 from credit_service.rules.commands import Expire, Keyed
+from credit_service.rules.grant_values import GrantChange
 from credit_service.rules.model import (
     Account,
     Entry,
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from credit_service.rules.commands import Command
-    from credit_service.rules.grant_values import Grant, GrantChange
+    from credit_service.rules.grant_values import BurnKey, Grant
     from credit_service.rules.model import EntryType
 
 _NO_METADATA: Mapping[str, str] = MappingProxyType({})
@@ -90,6 +92,7 @@ class UserState:
     grant_changes: list[GrantChange] = field(default_factory=list)
     grants_before: list[tuple[int, Grant | None]] = field(default_factory=list)
     more_due: bool = False
+    _order: list[BurnKey] | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_new(self) -> bool:
@@ -225,19 +228,145 @@ class UserState:
         self.account = account._replace(last_updated=time, policy=policy, policy_changes=change)
         self.policy_changes.append(PolicyChange(account.user_id, change, time, caller, policy))
 
-    def undo(self, account: Account, posted: int) -> None:
-        """Removes what was posted since; spends post entries and nothing else.
+    def burn_order(self) -> list[BurnKey]:
+        """The keys of all loaded grants that have a rest, in burn order; the last part is the seq.
+
+        It is kept sorted, so that what a batch draws costs what it touches.
+        """
+        if self._order is None:
+            self._order = sorted(grant.burn_key() for grant in self.grants.values() if grant.rest)
+        return self._order
+
+    def put_grant(self, grant: Grant) -> None:
+        """Records a grant that was made or changed; the account keeps the sums."""
+        before, account = self.grants.get(grant.seq), self.account
+        self.grants_before.append((grant.seq, before))
+        self._replace_grant(before, grant)
+        was_open = before is not None and before.open
+        remaining, pinned = (before.remaining, before.pinned) if before else (0, 0)
+        open_grants = account.open_grants + grant.open - was_open
+        next_lapse, expires = account.next_lapse, grant.expire_time
+        if not open_grants:
+            next_lapse = None
+        elif grant.open and expires and (next_lapse is None or expires < next_lapse):
+            next_lapse = expires
+        self.account = account._replace(
+            in_grants=account.in_grants + grant.remaining - remaining,
+            pinned=account.pinned + grant.pinned - pinned,
+            open_grants=open_grants,
+            grants_made=account.grants_made + (before is None),
+            next_lapse=next_lapse,
+        )
+
+    def change_grant(
+        self,
+        entry_seq: int,
+        seq: int,
+        *,
+        remaining: int = 0,
+        pinned: int = 0,
+        hold_seq: int | None = None,
+        expire_time: datetime | None = None,
+        opens: bool = False,
+        lapses: bool = False,
+        lapsed_at: datetime | None = None,
+        reversed_seq: int | None = None,
+    ) -> None:
+        """Records a change of a grant.
 
         Args:
-            account: the account as it was.
-            posted: how many entries were posted before.
+            entry_seq: the entry that makes it.
+            seq: the grant's.
+            remaining: credits that come, or go (below 0).
+            pinned: credits that the hold sets aside, or no longer does (below 0).
+            hold_seq: the hold; None where `pinned` is 0.
+            expire_time: the new expiry; None leaves it as it is.
+            opens: whether spends and holds may draw on it from now on.
+            lapses: whether the credits lapse or are revoked.
+            lapsed_at: when they lapse.
+            reversed_seq: the purchase whose reversals take them or give them back.
         """
-        for entry in self.posted[posted:]:
+        before = self.grants[seq]
+        left = before.remaining + remaining
+        grant = before._replace(
+            remaining=left,
+            pinned=before.pinned + pinned,
+            expire_time=expire_time or before.expire_time,
+            open=(opens or before.open) and left > 0,
+            lapsed=before.lapsed - remaining if lapses else before.lapsed,
+        )
+        self.put_grant(grant)
+        user_id, after = grant.user_id, grant.expire_time
+        change = GrantChange(
+            user_id,
+            entry_seq,
+            seq,
+            hold_seq,
+            remaining,
+            pinned,
+            left,
+            grant.pinned,
+            after,
+            lapsed_at,
+            reversed_seq,
+        )
+        self.grant_changes.append(change)
+        self.drawn.setdefault(entry_seq, []).append(change)
+        if reversed_seq is not None:
+            self.reversed.setdefault(reversed_seq, []).append(change)
+        if pinned and hold_seq is not None:
+            self._put_pin(hold_seq, seq, pinned)
+
+    def undo(self, mark: Mark) -> None:
+        """Removes what was posted since; spends post entries, draw on grants and nothing else."""
+        for entry in self.posted[mark.posted :]:
             del self.spends[entry.seq]
+            self.drawn.pop(entry.seq, None)
             if entry.idempotency_key is not None:
                 del self.by_key[entry.idempotency_key]
-        del self.posted[posted:]
-        self.account = account
+        del self.posted[mark.posted :]
+        for seq, before in reversed(self.grants_before[mark.grants_before :]):
+            if before is not None:
+                self._replace_grant(self.grants[seq], before)
+        del self.grants_before[mark.grants_before :]
+        del self.grant_changes[mark.grant_changes :]
+        self.account = mark.account
+
+    def mark(self) -> Mark:
+        """The state now, for `undo`."""
+        return Mark(
+            self.account, len(self.posted), len(self.grants_before), len(self.grant_changes)
+        )
+
+    def _replace_grant(self, before: Grant | None, grant: Grant) -> None:
+        self.grants[grant.seq] = grant
+        order = self._order
+        if order is None:
+            return
+        old = before.burn_key() if before is not None and before.rest else None
+        new = grant.burn_key() if grant.rest else None
+        if old != new:
+            if old is not None:
+                del order[bisect_left(order, old)]
+            if new is not None:
+                insort(order, new)
+
+    def _put_pin(self, hold_seq: int, seq: int, pinned: int) -> None:
+        pins = self.pins.setdefault(hold_seq, {})
+        pins[seq] = pins.get(seq, 0) + pinned
+        if not pins[seq]:
+            del pins[seq]
+        if not pins:
+            del self.pins[hold_seq]
+
+
+class Mark(NamedTuple):
+    """A state of a user: the account, and how much was posted and changed before."""
+
+    account: Account
+    posted: int
+    grants_before: int
+    grant_changes: int
 
 
 @dataclass(slots=True)

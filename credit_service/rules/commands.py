@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 # The names of the fields of `Policy`.
-PolicyPart = Literal["frozen", "min_balance", "limits"]
+PolicyPart = Literal["frozen", "min_balance", "limits", "allowance"]
 
 
 class Charge(NamedTuple):
@@ -53,6 +53,9 @@ class Life(NamedTuple):
 
 
 UNDATED = Life()
+
+# The caller on entries that the service makes by itself.
+SERVICE = "credit_service"
 
 
 class Rollover(NamedTuple):
@@ -283,3 +286,24 @@ class Expire(Command):
     """Records the holds and grants of a user whose time has passed; the service's own command."""
 
     call = "expiry"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lapse(Command):
+    """Takes credits whose time has passed or that do not roll over; the service's own command."""
+
+    call = "lapse"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakeRevoked(Command):
+    """Takes credits of a revoked grant that a hold has given up; the service's own command."""
+
+    call = "revocation"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveAllowance(Command):
+    """Gives an account the free credits of a period; the service's own command."""
+
+    call = "allowance"

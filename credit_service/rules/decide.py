@@ -34,7 +34,7 @@ from credit_service.errors import (
     TransactionNotFound,
     UserDeleted,
 )
-from credit_service.rules import holds, limits, reversals, spending
+from credit_service.rules import grants, holds, limits, returns, reversals, spending
 from credit_service.rules.commands import (
     Adjust,
     Capture,
@@ -48,6 +48,7 @@ from credit_service.rules.commands import (
     Refund,
     Release,
     Reverse,
+    RevokeGrant,
     SetPolicy,
     Spend,
     SpendTogether,
@@ -124,7 +125,7 @@ def _with_life(
     )
 
 
-def _purchase(state: BatchState, command: Purchase, _terms: Terms) -> Outcome:
+def _purchase(state: BatchState, command: Purchase, terms: Terms) -> Outcome:
     payment = command.payment
     earlier = state.purchases.get(payment.ref) if payment is not None else None
     if payment is not None and earlier is not None:
@@ -138,6 +139,7 @@ def _purchase(state: BatchState, command: Purchase, _terms: Terms) -> Outcome:
         user.keep_key(command, earlier.entry)
         return Outcome(earlier.entry, user.account, replayed=True)
     user = state.user(command.user_id)
+    expire_time = grants.expiry(user, command.life, terms, with_payment=payment is not None)
     entry = user.entry(
         command,
         kind="purchase",
@@ -146,14 +148,26 @@ def _purchase(state: BatchState, command: Purchase, _terms: Terms) -> Outcome:
         balance_change=command.amount,
         payment=payment,
     )
-    outcome = _posted(user, command, entry)
-    if payment is not None and not command.validate_only:
+    if command.validate_only:
+        return Outcome(entry, user.account, replayed=False)
+    user.post(entry)
+    rollover = command.rollover
+    if grants.has_own_life(command.life):
+        series = rollover.series if rollover else None
+        grants.make(user, entry, command.life, expire_time, paid=True, series=series)
+        if rollover is not None:
+            grants.roll_over(user, entry.seq, rollover)
+    if payment is not None:
         state.put_purchase(payment.ref, entry)
-    return outcome
+    return Outcome(entry, user.account, replayed=False)
 
 
-def _grant(state: BatchState, command: GiveCredits, _terms: Terms) -> Outcome:
+def _grant(state: BatchState, command: GiveCredits, terms: Terms) -> Outcome:
     user = state.user(command.user_id)
+    own_life = grants.has_own_life(command.life)
+    expire_time = grants.expiry(user, command.life, terms, with_payment=False)
+    if own_life:
+        grants.require_room(user.account)
     entry = user.entry(
         command,
         kind="grant",
@@ -161,7 +175,11 @@ def _grant(state: BatchState, command: GiveCredits, _terms: Terms) -> Outcome:
         requested_amount=command.amount,
         balance_change=command.amount,
     )
-    return _posted(user, command, entry)
+    if not command.validate_only:
+        user.post(entry)
+        if own_life:
+            grants.make(user, entry, command.life, expire_time, paid=command.paid)
+    return Outcome(entry, user.account, replayed=False)
 
 
 def _adjust(state: BatchState, command: Adjust, terms: Terms) -> Outcome:
@@ -178,7 +196,11 @@ def _adjust(state: BatchState, command: Adjust, terms: Terms) -> Outcome:
         balance_change=command.amount,
         floor=floor,
     )
-    return _posted(user, command, entry)
+    if not command.validate_only:
+        if command.amount < 0 and user.account.in_grants:
+            grants.draw(user, entry.seq, -command.amount)
+        user.post(entry)
+    return Outcome(entry, user.account, replayed=False)
 
 
 def _spend(state: BatchState, command: Spend, terms: Terms) -> Outcome:
@@ -197,12 +219,16 @@ def _spend(state: BatchState, command: Spend, terms: Terms) -> Outcome:
         floor=terms.floor(account),
         **priced,
     )
-    return _posted(user, command, entry, counted=cost)
+    if not command.validate_only:
+        if account.in_grants:
+            grants.draw(user, entry.seq, cost)
+        user.post(entry, counted=cost)
+    return Outcome(entry, user.account, replayed=False)
 
 
 def _spend_together(state: BatchState, command: SpendTogether, terms: Terms) -> Outcome:
     user = state.user(command.user_id)
-    before, posted = user.account, len(user.posted)
+    before, mark = user.account, user.mark()
     parts: list[Outcome | CreditError] = []
     if command.refused:
         parts = [_paid_before(user, spend) or BatchAborted() for spend in command.spends]
@@ -212,7 +238,7 @@ def _spend_together(state: BatchState, command: SpendTogether, terms: Terms) -> 
             parts.append(decide(state, spend, terms))
         except Refusal as refusal:
             culprit = _final(user, before, spend, refusal, terms)
-            user.undo(before, posted)
+            user.undo(mark)
             parts = [
                 culprit if other is spend else _paid_before(user, other) or BatchAborted()
                 for other in command.spends
@@ -241,7 +267,7 @@ def _paid_before(user: UserState, spend: Spend) -> Outcome | None:
         return None
 
 
-def _refund(state: BatchState, command: Refund, _terms: Terms) -> Outcome:
+def _refund(state: BatchState, command: Refund, terms: Terms) -> Outcome:
     user = state.user(command.user_id)
     spent, operation = None, None
     amount = command.amount
@@ -272,10 +298,12 @@ def _refund(state: BatchState, command: Refund, _terms: Terms) -> Outcome:
         operation=operation,
         related_seq=command.spend_seq,
     )
-    outcome = _posted(user, command, entry)
-    if spent is not None and not command.validate_only:
-        user.put_refunded(spent._replace(refunded=spent.refunded + amount))
-    return outcome
+    if not command.validate_only:
+        user.post(entry)
+        if spent is not None:
+            returns.refund(user, entry.seq, spent, amount, terms.refund_grace)
+            user.put_refunded(spent._replace(refunded=spent.refunded + amount))
+    return Outcome(entry, user.account, replayed=False)
 
 
 def _set_policy(state: BatchState, command: SetPolicy, _terms: Terms) -> Outcome:
@@ -287,16 +315,12 @@ def _set_policy(state: BatchState, command: SetPolicy, _terms: Terms) -> Outcome
         policy = policy._replace(frozen=command.frozen)
     if command.min_balance is not None:
         policy = policy._replace(min_balance=command.min_balance)
+    if command.allowance is not None:
+        policy = policy._replace(allowance=command.allowance)
     if command.limits is not None:
         policy = policy._replace(limits=SpendLimits(*(limit or None for limit in command.limits)))
     user.put_policy(policy, command.caller)
     return Outcome(None, user.account, replayed=False)
-
-
-def _posted(user: UserState, command: Keyed, entry: Entry, *, counted: int = 0) -> Outcome:
-    if not command.validate_only:
-        user.post(entry, counted=counted)
-    return Outcome(entry, user.account, replayed=False)
 
 
 def _expire(state: BatchState, command: Expire, _terms: Terms) -> Outcome:
@@ -310,6 +334,7 @@ _RULES: dict[type[Command], Callable[[BatchState, Any, Terms], Outcome]] = {
     Refund: _refund,
     GiveCredits: _grant,
     Adjust: _adjust,
+    RevokeGrant: grants.revoke,
     Reverse: reversals.reverse,
     MakeHold: holds.make,
     Capture: holds.capture,

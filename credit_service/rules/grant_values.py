@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from datetime import datetime, timedelta
+    from datetime import timedelta
     from uuid import UUID
+
+# Priority, whether it never expires, expiry, whether it is paid, seq.
+BurnKey = tuple[int, bool, datetime, bool, int]
+
+_NO_TIME = datetime.min.replace(tzinfo=UTC)
 
 AllowancePeriod = Literal["day", "week", "month"]
 
@@ -69,6 +75,21 @@ class Grant(NamedTuple):
     def rest(self) -> int:
         """What is left and no hold has set aside, in credits."""
         return self.remaining - self.pinned
+
+    def burn_key(self) -> BurnKey:
+        """Its place in the burn order: a grant with a lower key is used first."""
+        expire_time = self.expire_time
+        return (
+            self.priority,
+            expire_time is None,
+            expire_time or _NO_TIME,
+            self.paid,
+            self.seq,
+        )
+
+    def expiry_key(self) -> tuple[bool, datetime, int]:
+        """Its place among grants in the order of their expiry."""
+        return self.expire_time is None, self.expire_time or _NO_TIME, self.seq
 
 
 class GrantChange(NamedTuple):

@@ -17,12 +17,11 @@ from credit_service.errors import (
     TooManyHolds,
 )
 from credit_service.fields import AMOUNT_MAX
-from credit_service.rules import limits, spending
-from credit_service.rules.commands import Expire
+from credit_service.rules import grants, limits, spending
+from credit_service.rules.commands import SERVICE, Expire
 from credit_service.rules.model import Hold, Outcome, transaction_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from datetime import datetime
 
     from credit_service.rules.batch_state import BatchState, UserState
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
 
 LIFE_MAX = timedelta(hours=72)
 
-# The caller on entries that the service makes by itself.
-SERVICE = "credit_service"
-
 
 def at(hold: Hold, now: datetime) -> Hold:
     """Shows a hold as it is at a time: expired when that has passed, recorded or not."""
@@ -43,28 +39,20 @@ def at(hold: Hold, now: datetime) -> Hold:
     )
 
 
-def expire(user: UserState, due: Iterable[Hold], later: datetime | None) -> None:
-    """Ends holds whose time has passed.
-
-    Args:
-        user: whose.
-        due: the soonest of the user's due holds, in the order of their times.
-        later: at or before the expiry of every open hold that is left; None where none is left.
-    """
+def expire(user: UserState, hold: Hold) -> None:
+    """Ends a hold whose time has passed."""
     command = Expire(user_id=user.account.user_id, caller=SERVICE)
-    for hold in due:
-        entry = user.entry(
-            command,
-            kind="expire",
-            amount=hold.amount,
-            held_change=-hold.amount,
-            operation=hold.operation,
-            hold_seq=hold.seq,
-        )
-        user.post(entry)
-        user.holds[hold.seq] = hold
-        _end(user, hold, entry, "expired")
-    user.account = user.account._replace(next_hold_expiry=later)
+    entry = user.entry(
+        command,
+        kind="expire",
+        amount=hold.amount,
+        held_change=-hold.amount,
+        operation=hold.operation,
+        hold_seq=hold.seq,
+    )
+    user.holds[hold.seq] = hold
+    _give_back(user, hold, entry, hold.expires_at)
+    _end(user, hold, entry, "expired")
 
 
 def make(state: BatchState, command: MakeHold, terms: Terms) -> Outcome:
@@ -102,6 +90,8 @@ def make(state: BatchState, command: MakeHold, terms: Terms) -> Outcome:
         **priced,
     )
     if not command.validate_only:
+        if account.in_grants:
+            grants.pin(user, entry.seq, amount)
         user.post(entry, counted=amount)
         user.put_hold(hold)
     return Outcome(entry, user.account, replayed=False, hold=hold)
@@ -148,12 +138,20 @@ def capture(state: BatchState, command: Capture, terms: Terms) -> Outcome:
     )
     if command.validate_only:
         return Outcome(entry, account, replayed=False, hold=hold)
-    user.post(entry, counted=over)
     if late:
+        if account.in_grants:
+            grants.draw(user, entry.seq, amount)
+        user.post(entry, counted=over)
         hold = hold._replace(captured=amount, captured_seq=entry.seq)
         user.put_hold(hold)
+        return Outcome(entry, user.account, replayed=False, hold=hold)
+    if account.in_grants:
+        unpinned = grants.capture(user, entry.seq, hold.seq, held=hold.amount, amount=amount)
+        user.post(entry, counted=over)
+        grants.settle(user, entry.seq, unpinned, user.time)
     else:
-        hold = _end(user, hold, entry, "captured")
+        user.post(entry, counted=over)
+    hold = _end(user, hold, entry, "captured")
     return Outcome(entry, user.account, replayed=False, hold=hold)
 
 
@@ -233,9 +231,17 @@ def _give_up(user: UserState, command: Release | Capture, hold: Hold) -> Outcome
     )
     if command.validate_only:
         return Outcome(entry, account, replayed=False, hold=hold)
-    user.post(entry)
+    _give_back(user, hold, entry, user.time)
     hold = _end(user, hold, entry, "released")
     return Outcome(entry, user.account, replayed=False, hold=hold)
+
+
+def _give_back(user: UserState, hold: Hold, entry: Entry, at: datetime) -> None:
+    """Posts the end of a hold that takes no credits, and gives up what it has set aside."""
+    unpinned = grants.unpin(user, entry.seq, hold.seq) if user.account.pinned else []
+    user.post(entry)
+    if unpinned:
+        grants.settle(user, entry.seq, unpinned, at)
 
 
 def _not_active(state: HoldState) -> HoldNotActive:

@@ -9,15 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from credit_service.errors import PaymentMismatch, PaymentNotFound, ReversalReused, UserDeleted
+from credit_service.rules import grants, returns
 from credit_service.rules.model import Outcome, Returned, Reversal
 
 if TYPE_CHECKING:
-    from credit_service.rules.batch_state import BatchState
+    from credit_service.rules.batch_state import BatchState, UserState
     from credit_service.rules.commands import Reverse
+    from credit_service.rules.model import Purchased
     from credit_service.rules.terms import Terms
 
 
-def reverse(state: BatchState, command: Reverse, _terms: Terms) -> Outcome:
+def reverse(state: BatchState, command: Reverse, terms: Terms) -> Outcome:
     """Records a revision and posts the difference that it makes, in either direction."""
     purchase = state.purchases.get(command.payment_ref)
     if purchase is None:
@@ -52,23 +54,65 @@ def reverse(state: BatchState, command: Reverse, _terms: Terms) -> Outcome:
         caller=command.caller,
         opens_ref=command.reversal_ref if latest is None else None,
     )
-    more = _taken(purchase.amount, after) - _taken(purchase.amount, before)
-    if more:
+    returned = _taken(purchase.amount, before), _taken(purchase.amount, after)
+    moved, counted = returns.moved(user, purchase.seq, *returned)
+    new = new._replace(counted=counted)
+    if moved:
         entry = user.entry(
             command,
             kind="reversal",
-            amount=abs(more),
-            balance_change=-more,
+            amount=abs(moved),
+            balance_change=-moved,
             related_seq=purchase.seq,
             description=command.reason,
             reference=command.reversal_ref,
         )
         new = new._replace(seq=entry.seq, entry=entry)
     if not command.validate_only:
-        if new.entry is not None:
+        if user.account.grants_made:
+            _move(user, purchase, new, returned, terms)
+        elif new.entry is not None:
             user.post(new.entry)
         state.put_reversal(new, after)
     return Outcome(new.entry, user.account, replayed=False)
+
+
+def _move(
+    user: UserState,
+    purchase: Purchased,
+    new: Reversal,
+    returned: tuple[int, int],
+    terms: Terms,
+) -> None:
+    """Posts what a revision moves, of grants and of the pool.
+
+    Args:
+        user: the purchase's.
+        purchase: what the payment bought.
+        new: the revision.
+        returned: what the purchase's reversals return without it and with it, in credits.
+        terms: with the grace of credits that come back.
+    """
+    before, after = returned
+    grant, entry, free = user.grants.get(purchase.seq), new.entry, grants.free_pool(user.account)
+    moved_before = before - (grant.counted if grant else 0)
+    if grant is not None:
+        counted = grant.counted + new.counted
+        user.put_grant(grant._replace(reversed=after, counted=counted))
+    if entry is None:
+        return
+    user.post(entry)
+    if entry.balance_change < 0:
+        returns.take(user, entry.seq, purchase.seq, entry.amount, free)
+    else:
+        returns.give(
+            user,
+            entry.seq,
+            purchase.seq,
+            entry.amount,
+            before=moved_before,
+            grace=terms.refund_grace,
+        )
 
 
 def _taken(granted: int, returned: Returned) -> int:

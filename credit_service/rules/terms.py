@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from credit_service.rules.grant_values import Allowance
     from credit_service.rules.model import Account
     from credit_service.rules.pricing import PriceList
 
@@ -18,11 +20,15 @@ class Terms:
         prices: the price list.
         min_balance: the floor of an account without one of its own, in credits.
         open_holds: how many holds an account may have open.
+        refund_grace: how long credits live that come back to a grant whose time has passed.
+        allowance: the free credits of an account without an allowance of its own; None: none.
     """
 
     prices: PriceList
     min_balance: int
     open_holds: int = 100
+    refund_grace: timedelta = timedelta(days=7)
+    allowance: Allowance | None = None
 
     def floor(self, account: Account) -> int:
         """What a spend or hold must leave available, in credits."""

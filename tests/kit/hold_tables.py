@@ -13,10 +13,10 @@ from credit_service.errors import (
     InvalidRequest,
     Refusal,
 )
-from credit_service.rules import holds
 from credit_service.rules.batch_state import BatchState
 from credit_service.rules.commands import Capture, Charge, Extend, Keyed, MakeHold, Release
 from credit_service.rules.decide import decide
+from credit_service.rules.due import settle
 from credit_service.rules.model import NO_LIMITS, Account, Policy, SpendLimits
 from credit_service.rules.terms import Terms
 
@@ -111,7 +111,7 @@ def expire_due(user):
     later = [hold.expires_at for hold in opened if hold.expires_at > user.now]
     if due:
         in_order = sorted(due, key=lambda hold: (hold.expires_at, hold.seq))
-        holds.expire(user, in_order, min(later, default=None))
+        settle(user, in_order, (), TERMS, next_end=min(later, default=None), next_lapse=None)
 
 
 def given(balance=0, *steps, terms=TERMS):

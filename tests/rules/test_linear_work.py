@@ -9,10 +9,10 @@ from kit.hold_tables import hold
 from kit.rule_tables import ALICE, NOON, TERMS, purchase, refund, spend
 from kit.work import lines_executed
 
-from credit_service.rules import holds
 from credit_service.rules.batch_state import BatchState
 from credit_service.rules.commands import SpendTogether
 from credit_service.rules.decide import decide
+from credit_service.rules.due import settle
 from credit_service.rules.model import Account, Hold
 
 MANY = 200
@@ -97,7 +97,7 @@ def due(user, count):
 def expiries_of_one_user(count):
     account, ended = due(ALICE, count)
     user = BatchState.of(NOON, account).users[ALICE]
-    return lambda: holds.expire(user, ended, None)
+    return lambda: settle(user, ended, (), TERMS, next_end=None, next_lapse=None)
 
 
 def expiries_of_many_users(count):
@@ -110,7 +110,7 @@ def expiries_of_many_users(count):
 
     def expire():
         for user, part in ended.items():
-            holds.expire(state.users[user], part, None)
+            settle(state.users[user], part, (), TERMS, next_end=None, next_lapse=None)
 
     return expire
 
