@@ -210,6 +210,7 @@ MISTAKES: dict[str, list[Mistake]] = {
         ({"reference": "r" * 256}, "reference", "the maximum is 255"),
         *(({"reference": text}, "reference", "control characters") for text in CONTROLS),
         *ids("related_transaction_id"),
+        *ids("grant_id"),
     ],
     "GetTransaction": [
         *USER,
@@ -266,6 +267,15 @@ MISTAKES: dict[str, list[Mistake]] = {
         ({"reference": "r" * 256}, "reference", "the maximum is 255"),
         *LIFE,
         *(({"category": kind}, "category", f"is {kind}") for kind in (3, 99, -1)),
+    ],
+    "ListGrants": [
+        *USER,
+        ({"page_size": -1}, "page_size", "must not be negative"),
+        *(({"page_token": token}, "page_token", "start at the first page") for token in ("x", U)),
+    ],
+    "GetLiabilityReport": [
+        *times("as_of"),
+        ({"as_of": Timestamp(seconds=250_000_000_000)}, "as_of", "is still to come"),
     ],
     "ReversePurchase": [
         *(
@@ -341,6 +351,8 @@ def sound(user_id: UUID) -> dict[str, dict[str, object]]:
             "mode": pb.BATCH_MODE_ATOMIC,
         },
         "GrantCredits": write | {"amount": 5, "reason": "goodwill"},
+        "ListGrants": {"user_id": str(user_id)},
+        "GetLiabilityReport": {},
         "ReversePurchase": {
             "payment_ref": f"sold:{user_id}",
             "reversal_ref": "re_1",

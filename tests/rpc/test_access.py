@@ -36,6 +36,8 @@ MAY_CALL = {
     "BatchSpendCredits": ("worker", "operator"),
     "WatchUserCredit": ("gateway", "web", "operator", "auditor"),
     "GrantCredits": ("operator",),
+    "ListGrants": ("gateway", "web", "operator", "auditor"),
+    "GetLiabilityReport": ("operator", "auditor"),
     "SetAccountPolicy": ("operator",),
     "GetUsageReport": ("web", "operator", "auditor"),
 }
@@ -104,6 +106,8 @@ async def every_call(door, user_id):
         "GrantCredits": pb.GrantCreditsRequest(
             **user, amount=1, reason="goodwill", idempotency_key="8"
         ),
+        "ListGrants": pb.ListGrantsRequest(**user),
+        "GetLiabilityReport": pb.GetLiabilityReportRequest(),
         "GetUsageReport": pb.GetUsageReportRequest(
             **user, start_time={"seconds": 1}, end_time={"seconds": 2}
         ),
