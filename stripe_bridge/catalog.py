@@ -7,10 +7,14 @@
     price = "price_1PgafmB7WZ01zgkW"  # or lookup_key = "credits_100"
     amount_minor = 900                # what the page shows; Stripe's price is what is paid
     currency = "eur"
+    valid_for = "365d"                # how long its credits live; without it for ever
 
     [[price]]                         # any other price that gives credits, a monthly one too
     lookup_key = "studio_monthly"
     credits = 500                     # per unit
+    expires = "period"                # its credits lapse at the end of the month that they are for
+    carry_over = 1                    # or so many months later,
+    cap = 1000                        # but no more than so many of them, per unit
 
 A line item whose price is not listed gives no credits.
 """
@@ -21,11 +25,20 @@ import re
 import tomllib
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    model_validator,
+)
 
 from credit_service.runtime.environment import ConfigurationError
+from stripe_bridge.durations import duration_or_none
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +47,33 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 CREDITS_MAX = 10**12
+
+# The credit service takes no longer lives.
+VALID_FOR_MAX = timedelta(days=3653)
+CARRY_OVER_MAX = 120  # periods: the months of ten years
+
+
+class Validity(NamedTuple):
+    """How long the credits of a price live; as it is here: for ever.
+
+    Attributes:
+        valid_for: how long after their purchase they lapse.
+        by_period: they lapse at the end of the period of the plan.
+        carry_over: by how many periods later than that.
+        cap: how many credits of earlier periods, per unit, stay when a period begins; None: all.
+    """
+
+    valid_for: timedelta | None = None
+    by_period: bool = False
+    carry_over: int = 0
+    cap: int | None = None
+
+
+class Listed(NamedTuple):
+    """What one unit of a listed price gives, and how long that lives."""
+
+    credits: int
+    validity: Validity = Validity()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +88,7 @@ class Pack:
         lookup_key: of its Stripe price; None when `price` names it.
         amount_minor: the price to display, in minor units; never what credits are made from.
         currency: of that, in lower case.
+        valid_for: how long its credits live after the purchase; None: for ever.
     """
 
     id: str
@@ -57,6 +98,7 @@ class Pack:
     lookup_key: str | None
     amount_minor: int
     currency: str
+    valid_for: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +107,13 @@ class Catalog:
 
     Attributes:
         packs: in the order of the file.
-        by_price: credits per unit, by the id of the price.
-        by_lookup_key: credits per unit, by the price's lookup key, which can move from a price to
-            its successor.
+        by_price: by the id of the price.
+        by_lookup_key: by the price's lookup key, which can move from a price to its successor.
     """
 
     packs: tuple[Pack, ...] = ()
-    by_price: Mapping[str, int] = field(default_factory=dict)
-    by_lookup_key: Mapping[str, int] = field(default_factory=dict)
+    by_price: Mapping[str, Listed] = field(default_factory=dict)
+    by_lookup_key: Mapping[str, Listed] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -111,22 +152,20 @@ class Catalog:
         priced: list[_Priced] = [*listed.pack, *listed.price]
         return cls(
             tuple(Pack(**pack.model_dump()) for pack in listed.pack),
-            {entry.price: entry.credits for entry in priced if entry.price is not None},
-            {entry.lookup_key: entry.credits for entry in priced if entry.lookup_key is not None},
+            {entry.price: entry.listed() for entry in priced if entry.price is not None},
+            {entry.lookup_key: entry.listed() for entry in priced if entry.lookup_key is not None},
         )
 
     def pack(self, id: str) -> Pack | None:  # noqa: A002  # the file's own word
         """Finds a pack; None when there is none of that id."""
         return next((pack for pack in self.packs if pack.id == id), None)
 
-    def credits_of(self, price: object) -> int | None:
-        """Returns what one unit of a Stripe price gives.
+    def find(self, price: object) -> Listed | None:
+        """Finds what one unit of a Stripe price gives; None: the price is not listed.
 
         Args:
-            price: its id, or the price (or, before 2020, plan) object.
-
-        Returns:
-            Credits; None when the price is not listed. The id decides before the lookup key.
+            price: its id, or the price (or, before 2020, plan) object. The id decides before the
+                lookup key.
         """
         known: dict[str, object] = price if isinstance(price, dict) else {"id": price}
         price_id, lookup_key = known.get("id"), known.get("lookup_key")
@@ -176,6 +215,27 @@ def _amount(value: int) -> int:
     return value
 
 
+def _duration(text: object) -> timedelta:
+    duration = duration_or_none(text)
+    if duration is None or not timedelta(hours=1) <= duration <= VALID_FOR_MAX:
+        most = VALID_FOR_MAX.days
+        raise ValueError(f"must be a time such as 365d, 12w or 48h, from 1h to {most}d")
+    return duration
+
+
+def _carry_over(value: int) -> int:
+    if not 0 <= value <= CARRY_OVER_MAX:
+        raise ValueError(f"must be 0 to {CARRY_OVER_MAX} periods")
+    return value
+
+
+def _cap(value: int) -> int:
+    if not 0 <= value <= CREDITS_MAX:
+        raise ValueError(f"must be 0 to {CREDITS_MAX}")
+    return value
+
+
+_Duration = Annotated[timedelta, BeforeValidator(_duration)]
 _Amount = Annotated[int, AfterValidator(_amount)]
 _StripeName = Annotated[
     str, _matching("[!-~]( ?[!-~]){0,199}", "1 to 200 ASCII characters without space around")
@@ -190,6 +250,10 @@ class _Priced(_Table):
     credits: _Amount
     price: _StripeName | None = None
     lookup_key: _StripeName | None = None
+    valid_for: _Duration | None = None
+
+    def listed(self) -> Listed:
+        return Listed(self.credits, Validity(self.valid_for))
 
     @model_validator(mode="after")
     def _one_price(self) -> Self:
@@ -205,9 +269,31 @@ class _Pack(_Priced):
     currency: Annotated[str, _matching("[a-z]{3}", "a three-letter code in lower case such as eur")]
 
 
+class _Price(_Priced):
+    expires: (
+        Annotated[str, _matching("period", "period, the only expiry that has a name")] | None
+    ) = None
+    carry_over: Annotated[int, AfterValidator(_carry_over)] = 0
+    cap: Annotated[int, AfterValidator(_cap)] | None = None
+
+    def listed(self) -> Listed:
+        by_period = self.expires is not None
+        return Listed(self.credits, Validity(self.valid_for, by_period, self.carry_over, self.cap))
+
+    @model_validator(mode="after")
+    def _one_expiry(self) -> Self:
+        if self.expires and self.valid_for:
+            raise ValueError("must have either expires or valid_for")
+        if self.carry_over and not self.expires:
+            raise ValueError('carry_over needs expires = "period"')
+        if self.cap is not None and not self.carry_over:
+            raise ValueError("cap needs a carry_over of 1 or more")
+        return self
+
+
 class _File(_Table):
     pack: list[_Pack] = []
-    price: list[_Priced] = []
+    price: list[_Price] = []
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> Self:

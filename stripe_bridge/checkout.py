@@ -150,7 +150,7 @@ async def open_session(client: stripe.StripeClient, order: Order) -> Opened:
         StripeRefuses: Stripe does not sell this; the configuration is wrong.
         StripeMissing: Stripe does not know the price.
     """
-    metadata = frozen_metadata(order.user_id, order.credits)
+    metadata = frozen_metadata(order.user_id, order.credits, order.pack.valid_for)
     price_id = order.pack.price or await _price_id(client, order.pack)
     with stripe_errors(f"session for pack {order.pack.id}"):
         try:

@@ -24,6 +24,7 @@ from credit_service.runtime.build_info import VERSION
 from credit_service.runtime.environment import ConfigurationError, described
 from credit_service.runtime.start_errors import StartRefusedError
 from stripe_bridge import config, config_check, server
+from stripe_bridge.durations import duration_or_none
 from stripe_bridge.model import Settled, Unresolved
 from stripe_bridge.reconcile import Summary
 from stripe_bridge.reconcile import reconcile as walk_everything
@@ -55,8 +56,6 @@ app = App(
 _log = structlog.get_logger()
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
-
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 class _Refused(Exception):
@@ -282,10 +281,10 @@ async def _make_endpoint(settings: Settings, url: str, *, again: bool) -> tuple[
 
 
 def _period(option: str, text: str) -> timedelta:
-    match = re.fullmatch("([0-9]{1,5})([mhdw])", text)
-    if match is None:
+    period = duration_or_none(text)
+    if period is None:
         raise _Refused(f"{option} must be a time such as 35d, 12h or 90m")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    return period
 
 
 @asynccontextmanager

@@ -9,8 +9,10 @@ from uuid import UUID
 
 from credit_service.client import Payment
 from credit_service.errors import AccessError, CreditError, Refusal
+from stripe_bridge.catalog import VALID_FOR_MAX
 from stripe_bridge.checkout import find_price
 from stripe_bridge.model import Unresolved
+from stripe_bridge.plan_periods import interval_of
 from stripe_bridge.stripe_api import StripeAway, StripeRefuses, stripe_errors
 
 if TYPE_CHECKING:
@@ -19,11 +21,13 @@ if TYPE_CHECKING:
     import stripe
 
     from credit_service.client import CreditClient
-    from stripe_bridge.catalog import Catalog, Pack, Policy
+    from stripe_bridge.catalog import Catalog, Pack, Policy, Validity
     from stripe_bridge.fields import Object
 
 # Signatures are valid for 300 s, and a clock that is wrong drifts further.
 _CLOCK_SECONDS_MAX = 30
+
+_MONTH_DAYS = 30.4375
 
 _NOBODY = UUID(int=0)
 _NO_PAYMENT = "stripe:check-config"
@@ -123,9 +127,11 @@ async def _of_other_prices(client: stripe.StripeClient, catalog: Catalog) -> Asy
     for price_id in sorted(catalog.by_price.keys() - sold):
         try:
             with stripe_errors(price_id):
-                price = await client.v1.prices.retrieve_async(price_id)
-            if not price.active:
+                price = (await client.v1.prices.retrieve_async(price_id)).to_dict()
+            if not price.get("active"):
                 yield f"price {price_id} is not active"
+            if problem := _life_problem(price, catalog.by_price[price_id].validity):
+                yield f"price {price_id} {problem}"
         except (StripeAway, StripeRefuses, Unresolved) as error:
             yield str(error)
     for lookup_key in sorted(catalog.by_lookup_key.keys() - sold):
@@ -136,8 +142,28 @@ async def _of_other_prices(client: stripe.StripeClient, catalog: Catalog) -> Asy
                 )
             if not found.data:
                 yield f"no active price has the lookup key {lookup_key}"
+            validity = catalog.by_lookup_key[lookup_key].validity
+            for each in found.data:
+                if problem := _life_problem(each.to_dict(), validity):
+                    yield f"price {each.id} {problem}"
         except (StripeAway, StripeRefuses) as error:
             yield str(error)
+
+
+def _life_problem(price: Object, validity: Validity) -> str | None:
+    """Says why credits cannot live for a period of a price; None: they can, or need not."""
+    if not validity.by_period:
+        return None
+    interval = interval_of(price)
+    if interval is None:
+        return 'is sold once, so its credits cannot have expires = "period"'
+    days = interval.days + interval.months * _MONTH_DAYS
+    if days * (validity.carry_over + 1) <= VALID_FOR_MAX.days:
+        return None
+    return (
+        f"has a carry_over of {validity.carry_over}, so its credits would live longer than"
+        f" {VALID_FOR_MAX.days} days, the maximum"
+    )
 
 
 async def _of_credit_service(credit_service: CreditClient) -> AsyncIterator[str]:

@@ -14,11 +14,12 @@ from credit_service.errors import (
     ReversalReused,
     UserDeleted,
 )
+from credit_service.v1 import credit_service_pb2 as pb
 from stripe_bridge.model import Settled, Unresolved
 
 if TYPE_CHECKING:
     from credit_service.client import CreditClient
-    from stripe_bridge.model import Grant, Notice, Reversal
+    from stripe_bridge.model import Grant, Life, Notice, Reversal
 
 
 class CreditWrites:
@@ -46,6 +47,9 @@ class CreditWrites:
                     amount_minor=grant.amount_minor,
                     currency=grant.currency,
                 ),
+                expire_time=grant.life.expire_time,
+                valid_for=grant.life.valid_for,
+                rollover=_rollover(grant.life),
                 idempotency_key=grant.payment_ref,
                 reference=grant.source,
                 validate_only=self._validate_only,
@@ -56,7 +60,7 @@ class CreditWrites:
             return Settled("conflict", conflict.reason.lower(), refs, alerts=True)
         except Refusal as refusal:
             raise _unresolved(refusal) from refusal
-        return _written("purchase", refs, grant.notice, replayed=bought.replayed)
+        return _written("purchase", refs, None, replayed=bought.replayed)
 
     async def reverse(self, reversal: Reversal) -> Settled | None:
         """Reverses the share of a refund or dispute, once; None: its payment has no purchase."""
@@ -81,6 +85,11 @@ class CreditWrites:
         except Refusal as refusal:
             raise _unresolved(refusal) from refusal
         return _written("reversal", refs, reversal.notice, replayed=done.replayed)
+
+
+def _rollover(life: Life) -> pb.Rollover | None:
+    rollover = life.rollover
+    return None if rollover is None else pb.Rollover(series=rollover.series, cap=rollover.cap)
 
 
 def _written(

@@ -6,39 +6,31 @@ money.
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 from stripe_bridge.catalog import CREDITS_MAX
 from stripe_bridge.fields import Object, child, currency, id_of, optional_id
 from stripe_bridge.metadata import user_of
 from stripe_bridge.model import Grant, Needed, Needs, Nothing, Unresolved
+from stripe_bridge.sold_lines import life_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from uuid import UUID
 
-    from stripe_bridge.catalog import Policy
-    from stripe_bridge.model import Notice
+    from stripe_bridge.catalog import Policy, Validity
+    from stripe_bridge.model import Life
+    from stripe_bridge.sold_lines import Line
 
 
 FREE = Nothing("free_order")
 
 
-class Line(NamedTuple):
-    """A line of a session or an invoice, with price and quantity as Stripe shows them.
+class Sold(NamedTuple):
+    """The credits that the lines of an object give together, and how long they live."""
 
-    Attributes:
-        price: its id, or the price object.
-        quantity: the number of units.
-        is_free: it cost nothing, because of a trial or a full discount.
-        share: which part of a plan's period it is for; 1 for everything else.
-    """
-
-    price: object
-    quantity: object
-    is_free: bool
-    share: Fraction = Fraction(1)
+    credits: int
+    life: Life
 
 
 def make_grant(
@@ -46,10 +38,9 @@ def make_grant(
     *,
     paid_by: str,
     user_id: UUID,
-    granted: int,
+    sold: Sold,
     amount: int,
     policy: Policy,
-    notice: Notice | None = None,
 ) -> Grant:
     """Makes a grant that the policy allows.
 
@@ -57,53 +48,70 @@ def make_grant(
         source: the object that decides; the grant has its currency.
         paid_by: the id of the payment, as in `Grant`.
         user_id: who gets the credits.
-        granted: the number of credits.
+        sold: what they get.
         amount: what was paid, in minor units.
         policy: which payments give credits.
-        notice: why a person should look at it.
 
     Raises:
         Unresolved: credits_above_limit, currency_malformed, currency_not_allowed.
     """
     source_id = id_of(source)
-    if granted > min(policy.max_credits_per_purchase, CREDITS_MAX):
+    if sold.credits > min(policy.max_credits_per_purchase, CREDITS_MAX):
         raise Unresolved(
             "credits_above_limit",
-            f"{source_id} gives {granted} credits, more than the maximum of one purchase.",
+            f"{source_id} gives {sold.credits} credits, more than the maximum of one purchase.",
         )
     paid_in = currency(source)
     if policy.allowed_currencies and paid_in not in policy.allowed_currencies:
         raise Unresolved(
             "currency_not_allowed", f"{source_id} was paid in {paid_in}, which is not allowed."
         )
-    return Grant(paid_by, user_id, granted, amount, paid_in, source_id, notice)
+    return Grant(paid_by, user_id, sold.credits, amount, paid_in, source_id, sold.life)
 
 
 def listed_credits(
-    lines: Iterable[Line], source_id: str, policy: Policy, *, marked: bool
-) -> int | Nothing:
+    lines: Iterable[Line],
+    source: Object,
+    policy: Policy,
+    *,
+    marked: bool,
+    series: str | None = None,
+) -> Sold | Nothing:
     """Adds up the credits of the lines whose prices are listed.
 
     Args:
         lines: those that may give credits.
-        source_id: the id of their object.
+        source: their object.
         policy: the listed prices, and whether free lines give credits.
         marked: the object names a user of ours.
+        series: names the purchases of the plan; None: the object is not of a plan.
 
     Returns:
-        Credits; or Nothing: `not_ours`, `free_order`, `no_credits`.
+        The credits, which live as long as those of the line that live longest; or Nothing:
+        `not_ours`, `free_order`, `no_credits`.
 
     Raises:
-        Unresolved: price_unknown, quantity_malformed.
+        Unresolved: price_unknown, quantity_malformed, period_unknown.
     """
-    given = [credits_of(line, source_id, policy) for line in lines]
-    listed = [each for each in given if each is not None]
-    if not listed:
+    source_id = id_of(source)
+    paid: list[tuple[Line, Validity]] = []
+    total, known = 0, False
+    for line in lines:
+        gives = credits_of(line, source_id, policy)
+        listed = policy.catalog.find(line.price)
+        if gives is None or listed is None:
+            continue
+        known = True
+        if isinstance(gives, int):
+            paid.append((line, listed.validity))
+            total += gives
+    if not known:
         return unlisted(source_id, marked=marked)
-    paid = [each for each in listed if not isinstance(each, Nothing)]
     if not paid:
         return FREE
-    return sum(paid) or Nothing("no_credits")
+    if not total:
+        return Nothing("no_credits")
+    return Sold(total, life_of(paid, source, series))
 
 
 def credits_of(line: Line, source_id: str, policy: Policy) -> int | Nothing | None:
@@ -115,8 +123,8 @@ def credits_of(line: Line, source_id: str, policy: Policy) -> int | Nothing | No
     Raises:
         Unresolved: quantity_malformed.
     """
-    each, quantity = policy.catalog.credits_of(line.price), line.quantity
-    if each is None:
+    listed, quantity = policy.catalog.find(line.price), line.quantity
+    if listed is None:
         return None
     if line.is_free and not policy.allow_free_orders:
         return FREE
@@ -124,7 +132,7 @@ def credits_of(line: Line, source_id: str, policy: Policy) -> int | Nothing | No
         raise Unresolved(
             "quantity_malformed", f"A line of {source_id} has no whole quantity, 0 to 10^12."
         )
-    return int(each * quantity * line.share)
+    return int(listed.credits * quantity * line.share)
 
 
 def unlisted(source_id: str, *, marked: bool) -> Nothing:

@@ -6,9 +6,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 from stripe_bridge.fields import child, objects, optional_id
-from stripe_bridge.grant_rules import Line
 from stripe_bridge.model import Unresolved
 from stripe_bridge.plan_periods import interval_of, period_of, share_of
+from stripe_bridge.sold_lines import Line
 
 if TYPE_CHECKING:
     from stripe_bridge.catalog import Catalog
@@ -35,7 +35,7 @@ def hides_price(line: Object) -> bool:
 
 def is_listed(line: Object, catalog: Catalog) -> bool:
     """Returns whether the catalogue has the price of a line."""
-    return catalog.credits_of(price_of(line)) is not None
+    return catalog.find(price_of(line)) is not None
 
 
 def is_proration(line: Object) -> bool:
@@ -103,19 +103,31 @@ def is_free(line: Object) -> bool:
     return paid is not None and paid <= 0
 
 
+def needs_interval(line: Object, catalog: Catalog) -> bool:
+    """Returns whether the credits of a line or their life depend on how often its price renews."""
+    listed = catalog.find(price_of(line))
+    return listed is not None and (is_proration(line) or listed.validity.carry_over > 0)
+
+
 def as_sold(line: Object, source_id: str) -> Line:
     """Reads what a line sold.
 
     Args:
-        line: one that may give credits, with its whole price if it is a proration.
+        line: one that may give credits, with its whole price if `needs_interval`.
         source_id: the id of its invoice.
 
     Raises:
         Unresolved: period_unknown: it is a proration, and its share of a period is unknown.
     """
-    price = price_of(line)
-    share = _share(line, price, source_id) if is_proration(line) else Fraction(1)
-    return Line(price, line.get("quantity"), is_free(line), share)
+    price, part = price_of(line), is_proration(line)
+    return Line(
+        price,
+        line.get("quantity"),
+        is_free(line),
+        _share(line, price, source_id) if part else Fraction(1),
+        period_of(line),
+        begins_period=not part,
+    )
 
 
 def credited_items(line: Object) -> CreditedItems | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stripe_bridge.fields import Object, child, id_of, minor, objects, whole_list
+from stripe_bridge.fields import Object, child, id_of, minor, objects, optional_id, whole_list
 from stripe_bridge.grant_rules import FREE, customers_user, listed_credits, make_grant
 from stripe_bridge.invoice_lines import (
     as_sold,
@@ -12,16 +12,17 @@ from stripe_bridge.invoice_lines import (
     hides_price,
     is_free,
     is_listed,
-    is_proration,
     may_give,
+    needs_interval,
 )
 from stripe_bridge.metadata import USER_KEY, VERSION, VERSION_KEY, other_version, user_of
-from stripe_bridge.model import Grant, Needed, Needs, Nothing, Unresolved
+from stripe_bridge.model import Grant, Needed, Needs, Nothing, Unresolved, ref
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from stripe_bridge.catalog import Catalog, Policy
+    from stripe_bridge.grant_rules import Sold
 
 
 def of_invoice(invoice: Object, *, lines: list[Object] | None, policy: Policy) -> Grant | Nothing:
@@ -34,9 +35,9 @@ def of_invoice(invoice: Object, *, lines: list[Object] | None, policy: Policy) -
 
     Returns:
         The grant: the credits of its listed prices, recurring and one-time ones; a proration gives
-        the share of the time that it bills. Or Nothing: `unpaid`, `billing_reason`, `out_of_band`,
-        `free_order`, `no_subscription_lines`, `not_ours` or `no_credits`. Nothing alerts where a
-        listed price was paid.
+        the share of the time that it bills. They live as long as the catalogue says. Or Nothing:
+        `unpaid`, `billing_reason`, `out_of_band`, `free_order`, `no_subscription_lines`, `not_ours`
+        or `no_credits`. Nothing alerts where a listed price was paid.
 
     Raises:
         Needs: invoice_lines; customer.
@@ -62,9 +63,9 @@ def of_invoice(invoice: Object, *, lines: list[Object] | None, policy: Policy) -
         child(invoice, "subscription_details", "metadata"),
         *(child(line, "metadata") for line in counted),
     ]
-    granted = _credits(invoice, counted, marks, policy)
-    if isinstance(granted, Nothing):
-        return granted
+    sold = _sold(invoice, counted, marks, policy)
+    if isinstance(sold, Nothing):
+        return sold
     invoice_id = id_of(invoice)
     of_subscription = user_of(marks[0], invoice_id) or user_of(marks[1], invoice_id)
     of_lines = of_subscription or _lines_user(marks[2:], invoice_id)
@@ -72,7 +73,7 @@ def of_invoice(invoice: Object, *, lines: list[Object] | None, policy: Policy) -
         invoice,
         paid_by=invoice_id,
         user_id=of_lines or customers_user(invoice, invoice_id),
-        granted=granted,
+        sold=sold,
         amount=minor(invoice, "amount_paid"),
         policy=policy,
     )
@@ -90,12 +91,14 @@ def _hides(line: Object, catalog: Catalog) -> bool:
     """Returns whether a line must be read with its whole price."""
     if not hides_price(line):
         return False
-    return bool(catalog.by_lookup_key) or (is_proration(line) and may_give(line, catalog))
+    return bool(catalog.by_lookup_key) or (
+        may_give(line, catalog) and needs_interval(line, catalog)
+    )
 
 
-def _credits(
+def _sold(
     invoice: Object, counted: list[Object], marks: list[Object], policy: Policy
-) -> int | Nothing:
+) -> Sold | Nothing:
     if not counted:
         return Nothing("no_subscription_lines")
     invoice_id = id_of(invoice)
@@ -103,7 +106,15 @@ def _credits(
         raise other_version(invoice_id)
     lines = [as_sold(line, invoice_id) for line in counted]
     marked = any(USER_KEY in metadata for metadata in marks)
-    return listed_credits(lines, invoice_id, policy, marked=marked)
+    return listed_credits(lines, invoice, policy, marked=marked, series=_series(invoice))
+
+
+def _series(invoice: Object) -> str | None:
+    """Names the purchases of a subscription, in versions since and before 2025-03-31."""
+    since_basil = child(invoice, "parent", "subscription_details").get("subscription")
+    subscription = optional_id(since_basil or invoice.get("subscription"))
+    # No id of Stripe's is as long as the maximum of a series, 64.
+    return None if subscription is None else ref(subscription)[:64]
 
 
 def _lines_user(marks: list[Object], source_id: str) -> UUID | None:

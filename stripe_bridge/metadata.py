@@ -6,11 +6,13 @@ The bridge's checkout writes it on a session and its payment intent; other progr
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from credit_service.fields import uuid_or_none
-from stripe_bridge.catalog import CREDITS_MAX
-from stripe_bridge.model import Unresolved
+from stripe_bridge.catalog import CREDITS_MAX, VALID_FOR_MAX
+from stripe_bridge.durations import duration_or_none, written
+from stripe_bridge.model import FOREVER, Life, Unresolved
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -19,15 +21,25 @@ if TYPE_CHECKING:
 
 USER_KEY = "credit_user_id"
 CREDITS_KEY = "credits"
+VALID_FOR_KEY = "credits_valid_for"
 VERSION_KEY = "credits_v"
 VERSION = "1"
 
 _CREDITS = re.compile("[1-9][0-9]{0,12}")
 
 
-def frozen_metadata(user_id: UUID, amount: int) -> dict[str, str]:
-    """Makes the metadata of a session and its payment intent, which fixes user and credits."""
-    return {USER_KEY: str(user_id), CREDITS_KEY: str(amount), VERSION_KEY: VERSION}
+def frozen_metadata(
+    user_id: UUID, amount: int, valid_for: timedelta | None = None
+) -> dict[str, str]:
+    """Makes the metadata of a session and its payment intent, which fixes what is sold.
+
+    Args:
+        user_id: who gets the credits.
+        amount: the number of credits.
+        valid_for: how long they live after the purchase; None: for ever.
+    """
+    life = {} if valid_for is None else {VALID_FOR_KEY: written(valid_for)}
+    return {USER_KEY: str(user_id), CREDITS_KEY: str(amount), VERSION_KEY: VERSION, **life}
 
 
 def frozen_credits(metadata: Object, source_id: str) -> int | None:
@@ -60,6 +72,25 @@ def frozen_credits(metadata: Object, source_id: str) -> int | None:
             f"The credits of {source_id} are not a whole number from 1 to 10^12.",
         )
     return int(written)
+
+
+def frozen_life(metadata: Object, source_id: str) -> Life:
+    """Reads how long the credits that a checkout fixed live.
+
+    Raises:
+        Unresolved: valid_for_malformed.
+    """
+    text = metadata.get(VALID_FOR_KEY)
+    if text is None:
+        return FOREVER
+    valid_for = duration_or_none(text)
+    if valid_for is None or not timedelta(hours=1) <= valid_for <= VALID_FOR_MAX:
+        raise Unresolved(
+            "valid_for_malformed",
+            f"The {VALID_FOR_KEY} of {source_id} is not a time such as 365d, at most"
+            f" {VALID_FOR_MAX.days}d.",
+        )
+    return Life(valid_for=valid_for)
 
 
 def other_version(source_id: str) -> Unresolved:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime, timedelta
     from uuid import UUID
 
 # committed: written now; replayed: written before; nothing: there is nothing to write; conflict:
@@ -31,7 +32,7 @@ class Needed(StrEnum):
 
 
 class Notice(StrEnum):
-    """Why a person should look at a purchase or a reversal although it is written."""
+    """Why a person should look at a reversal although it is written."""
 
     OTHER_CURRENCY = "reversal_in_other_currency"
     PARTLY_RETURNED = "dispute_partly_returned"
@@ -41,6 +42,37 @@ class Notice(StrEnum):
 def ref(stripe_id: str) -> str:
     """Makes the credit service's reference of one of Stripe's objects."""
     return f"stripe:{stripe_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rollover:
+    """Which earlier credits of a plan stay beside new ones.
+
+    Attributes:
+        series: names the plan's purchases.
+        cap: how many of their credits stay.
+    """
+
+    series: str
+    cap: int
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """How long credits live; without `expire_time` and `valid_for` they live for ever.
+
+    Attributes:
+        expire_time: when they lapse, aware; None: see `valid_for`.
+        valid_for: how long after their purchase they lapse; None: see `expire_time`.
+        rollover: what lapses when they come; None: nothing.
+    """
+
+    expire_time: datetime | None = None
+    valid_for: timedelta | None = None
+    rollover: Rollover | None = None
+
+
+FOREVER = Life()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +87,7 @@ class Grant:
         amount_minor: what was paid, in minor units of the currency.
         currency: a three-letter code in lower case.
         source: the id of the object that decided.
-        notice: why a person should look at it; None: there is no need.
+        life: how long they live.
     """
 
     paid_by: str
@@ -64,7 +96,7 @@ class Grant:
     amount_minor: int
     currency: str
     source: str
-    notice: Notice | None = None
+    life: Life = FOREVER
 
     @property
     def payment_ref(self) -> str:

@@ -77,7 +77,7 @@ def share_of(rest: Period, interval: Interval, billed: Fraction | None) -> Fract
     """
     end = _at(rest.end)
     days = [end.day]
-    if interval.months and end.day == calendar.monthrange(end.year, end.month)[1]:
+    if interval.months and _ends_a_month(end):
         days = [*range(end.day, 32)]
     starts = {_moved(end, interval, -1, day) for day in days}
     shares = [
@@ -88,9 +88,21 @@ def share_of(rest: Period, interval: Interval, billed: Fraction | None) -> Fract
 
 
 def later(period: Period, interval: Interval, count: int) -> int:
-    """Says when the period `count` periods after this one ends, in seconds since 1970."""
+    """Says when the period `count` periods after this one ends, in seconds since 1970.
+
+    Args:
+        period: a whole period, or its rest.
+        interval: how long a whole one is.
+        count: how many periods later, 0 or more.
+    """
     start, end = _at(period.start), _at(period.end)
-    return _moved(end, interval, count, max(start.day, end.day))
+    # In a short month the plan's day shows only in the start.
+    day = max(start.day, end.day) if _ends_a_month(end) else end.day
+    return _moved(end, interval, count, day)
+
+
+def _ends_a_month(moment: datetime) -> bool:
+    return moment.day == calendar.monthrange(moment.year, moment.month)[1]
 
 
 def _at(seconds: int) -> datetime:

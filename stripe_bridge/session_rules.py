@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stripe_bridge.fields import Object, child, id_of, minor, objects, optional_id, whole_list
-from stripe_bridge.grant_rules import Line, customers_user, listed_credits, make_grant, unlisted
-from stripe_bridge.metadata import USER_KEY, frozen_credits, read_user, user_of
+from stripe_bridge.grant_rules import Sold, customers_user, listed_credits, make_grant, unlisted
+from stripe_bridge.metadata import USER_KEY, frozen_credits, frozen_life, read_user, user_of
 from stripe_bridge.model import Grant, Needed, Needs, Nothing, Unresolved
+from stripe_bridge.sold_lines import Line
 
 if TYPE_CHECKING:
     from stripe_bridge.catalog import Policy
@@ -43,9 +44,9 @@ def of_session(
     unpaid = _unpaid(session, payment, policy)
     if unpaid:
         return unpaid
-    granted = _credits(session, line_items, policy)
-    if isinstance(granted, Nothing):
-        return granted
+    sold = _sold(session, line_items, policy)
+    if isinstance(sold, Nothing):
+        return sold
     amount = minor(session, "amount_total")
     if payment is None and amount:
         raise Unresolved("payment_missing", f"{session_id} is paid and names no payment.")
@@ -56,7 +57,7 @@ def of_session(
         session,
         paid_by=payment or session_id,
         user_id=user_id or customers_user(session, session_id),
-        granted=granted,
+        sold=sold,
         amount=amount,
         policy=policy,
     )
@@ -76,9 +77,9 @@ def of_payment_intent(intent: Object, *, policy: Policy) -> Grant | Nothing:
 
     Raises:
         Needs: customer.
-        Unresolved: a person must act: credits_version, credits_malformed, credits_above_limit,
-            user_missing, user_malformed, id_malformed, amount_malformed, currency_malformed,
-            currency_not_allowed.
+        Unresolved: a person must act: credits_version, credits_malformed, valid_for_malformed,
+            credits_above_limit, user_missing, user_malformed, id_malformed, amount_malformed,
+            currency_malformed, currency_not_allowed.
     """
     intent_id = id_of(intent)
     if intent.get("status") != "succeeded":
@@ -96,7 +97,7 @@ def of_payment_intent(intent: Object, *, policy: Policy) -> Grant | Nothing:
         intent,
         paid_by=intent_id,
         user_id=user_id or customers_user(intent, intent_id),
-        granted=granted,
+        sold=Sold(granted, frozen_life(metadata, intent_id)),
         # Not amount_received, because a partial capture lowers it and not the session's total.
         amount=minor(intent, "amount"),
         policy=policy,
@@ -122,11 +123,11 @@ def _unpaid(session: Object, payment: str | None, policy: Policy) -> Nothing | N
     return None
 
 
-def _credits(session: Object, line_items: list[Object] | None, policy: Policy) -> int | Nothing:
+def _sold(session: Object, line_items: list[Object] | None, policy: Policy) -> Sold | Nothing:
     session_id, metadata = id_of(session), child(session, "metadata")
     frozen = frozen_credits(metadata, session_id)
     if frozen is not None:
-        return frozen
+        return Sold(frozen, frozen_life(metadata, session_id))
     marked = USER_KEY in metadata
     if policy.catalog.is_empty:
         return unlisted(session_id, marked=marked)
@@ -137,4 +138,4 @@ def _credits(session: Object, line_items: list[Object] | None, policy: Policy) -
         Line(item.get("price"), item.get("quantity"), item.get("amount_total") == 0)
         for item in items
     ]
-    return listed_credits(lines, session_id, policy, marked=marked)
+    return listed_credits(lines, session, policy, marked=marked)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from credit_service import status
-from credit_service.client.connection import Connection, timestamp, typed
+from credit_service.client.connection import REPORT_SECONDS, Connection, timestamp, typed
 from credit_service.client.retries import Pauses
 from credit_service.errors import Unavailable
 from credit_service.v1 import credit_service_pb2 as pb
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _WATCH_PAUSE_SECONDS = 0.5
 _WATCH_PAUSE_SECONDS_MAX = 5.0
-_REPORT_SECONDS = 65.0
 
 
 class AccountCalls(Connection):
@@ -53,6 +52,7 @@ class AccountCalls(Connection):
         end_time: datetime | None = None,
         reference: str = "",
         related_transaction_id: str = "",
+        grant_id: str = "",
     ) -> AsyncGenerator[pb.CreditTransaction]:
         """Goes through the entries of a user, newest first, reading a page when it is needed.
 
@@ -67,6 +67,7 @@ class AccountCalls(Connection):
             end_time=timestamp(end_time),
             reference=reference,
             related_transaction_id=related_transaction_id,
+            grant_id=grant_id,
         )
         while True:
             page = await self.read(self.stub.GetTransactionHistory, request)
@@ -191,7 +192,7 @@ class AccountCalls(Connection):
     async def get_usage_report(
         self, start_time: datetime, end_time: datetime, *, user_id: UUID | str | None = None
     ) -> list[pb.UsageLine]:
-        """Adds up what was spent, refunded and held, per day of UTC and operation.
+        """Adds up what was spent, refunded, held and lapsed, per day of UTC and operation.
 
         Args:
             start_time: from this time on (aware).
@@ -206,5 +207,5 @@ class AccountCalls(Connection):
             start_time=timestamp(start_time),
             end_time=timestamp(end_time),
         )
-        report = await self.read(self.stub.GetUsageReport, request, _REPORT_SECONDS)
+        report = await self.read(self.stub.GetUsageReport, request, REPORT_SECONDS)
         return list(report.lines)

@@ -43,6 +43,7 @@ class BlockingAccountCalls(BlockingConnection):
         end_time: datetime | None = None,
         reference: str = "",
         related_transaction_id: str = "",
+        grant_id: str = "",
     ) -> Generator[pb.CreditTransaction]:
         """Goes through the entries of a user, newest first, reading a page when it is needed.
 
@@ -58,6 +59,7 @@ class BlockingAccountCalls(BlockingConnection):
                 end_time=end_time,
                 reference=reference,
                 related_transaction_id=related_transaction_id,
+                grant_id=grant_id,
             )
         )
 
@@ -157,7 +159,7 @@ class BlockingAccountCalls(BlockingConnection):
     def get_usage_report(
         self, start_time: datetime, end_time: datetime, *, user_id: UUID | str | None = None
     ) -> list[pb.UsageLine]:
-        """Adds up what was spent, refunded and held, per day of UTC and operation.
+        """Adds up what was spent, refunded, held and lapsed, per day of UTC and operation.
 
         Args:
             start_time: from this time on (aware).

@@ -8,13 +8,13 @@ from credit_service.client.blocking_connection import BlockingConnection
 from credit_service.v1 import credit_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
     from datetime import datetime, timedelta
     from uuid import UUID
 
 
 class BlockingGrantCalls(BlockingConnection):
-    """Grants of credits, with and without an expiry."""
+    """Grants of credits, with and without an expiry, and what is owed to all users."""
 
     def grant_credits(
         self,
@@ -67,3 +67,32 @@ class BlockingGrantCalls(BlockingConnection):
                 validate_only=validate_only,
             )
         )
+
+    def list_grants(
+        self, user_id: UUID | str, *, include_closed: bool = False, page_size: int = 0
+    ) -> Generator[pb.CreditGrant]:
+        """Goes through the grants of a user, newest first, reading a page when it is needed.
+
+        Args:
+            user_id: whose grants.
+            include_closed: also those of which nothing is left.
+            page_size: the maximum number of grants in a page; 0: 50.
+
+        Raises:
+            UserNotFound: the user is not known.
+        """
+        return self.iterate(
+            self._client.list_grants(user_id, include_closed=include_closed, page_size=page_size)
+        )
+
+    def get_liability_report(self, as_of: datetime | None = None) -> pb.GetLiabilityReportResponse:
+        """Adds up what all accounts have, by the month in which it lapses.
+
+        Args:
+            as_of: the moment to report on (aware); None: now.
+
+        Raises:
+            InvalidRequest: the moment is still to come.
+            LedgerUnavailable: the database does not answer, or the report takes over a minute.
+        """
+        return self.run(self._client.get_liability_report(as_of))

@@ -34,6 +34,9 @@ _Response = TypeVar("_Response")
 
 DEADLINE_SECONDS = 5.0
 
+# The service gives a report a minute.
+REPORT_SECONDS = 65.0
+
 # The service's gRPC server refuses anything larger before the service sees it.
 REQUEST_BYTES_MAX = 1024 * 1024
 

@@ -1,20 +1,20 @@
-"""The calls of CreditClient that grant credits and show grants."""
+"""The calls of CreditClient that grant credits, revoke, list and add up grants."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from credit_service.client.connection import Connection, expire, key
+from credit_service.client.connection import REPORT_SECONDS, Connection, expire, key, timestamp
 from credit_service.v1 import credit_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Mapping
     from datetime import datetime, timedelta
     from uuid import UUID
 
 
 class GrantCalls(Connection):
-    """Grants of credits, with and without an expiry."""
+    """Grants of credits, with and without an expiry, and what is owed to all users."""
 
     async def grant_credits(
         self,
@@ -65,3 +65,42 @@ class GrantCalls(Connection):
         )
         expire(request, expire_time, valid_for)
         return await self.write(self.stub.GrantCredits, request)
+
+    async def list_grants(
+        self, user_id: UUID | str, *, include_closed: bool = False, page_size: int = 0
+    ) -> AsyncGenerator[pb.CreditGrant]:
+        """Goes through the grants of a user, newest first, reading a page when it is needed.
+
+        Args:
+            user_id: whose grants.
+            include_closed: also those of which nothing is left.
+            page_size: the maximum number of grants in a page; 0: 50.
+
+        Raises:
+            UserNotFound: the user is not known.
+        """
+        request = pb.ListGrantsRequest(
+            user_id=str(user_id), include_closed=include_closed, page_size=page_size
+        )
+        while True:
+            page = await self.read(self.stub.ListGrants, request)
+            for grant in page.grants:
+                yield grant
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def get_liability_report(
+        self, as_of: datetime | None = None
+    ) -> pb.GetLiabilityReportResponse:
+        """Adds up what all accounts have, by the month in which it lapses.
+
+        Args:
+            as_of: the moment to report on (aware); None: now.
+
+        Raises:
+            InvalidRequest: the moment is still to come.
+            LedgerUnavailable: the database does not answer, or the report takes over a minute.
+        """
+        request = pb.GetLiabilityReportRequest(as_of=timestamp(as_of))
+        return await self.read(self.stub.GetLiabilityReport, request, REPORT_SECONDS)

@@ -8,6 +8,7 @@ the user exists, and each of the two findings was true when it was made.
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -20,18 +21,26 @@ from credit_service.errors import (
     UserNotFound,
 )
 from credit_service.ledger import metrics, store
+from credit_service.ledger.grant_reads import (
+    GrantReads,
+    expiring,
+    expiring_at,
+    with_changes,
+    with_lapsed,
+)
 from credit_service.ledger.read_connections import repeated
 from credit_service.ledger.shared_account_reads import NEVER_SEEN, AccountReads, changed_accounts
 from credit_service.rules.holds import at
 from credit_service.rules.model import Account, transaction_id
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import AsyncIterator, Collection, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
     from asyncpg.pool import PoolConnectionProxy
 
+    from credit_service.ledger.grant_listing import Expiring
     from credit_service.ledger.read_connections import ReadPool
     from credit_service.rules.model import Entry, EntryType, Hold, HoldState, Usage
 
@@ -63,6 +72,7 @@ class HistoryQuery:
     end: datetime | None = None
     reference: str | None = None
     related_seq: int | None = None
+    grant_seq: int | None = None
 
 
 class Reads:
@@ -80,6 +90,7 @@ class Reads:
         self._accounts = AccountReads(pool.lend)
         # One report at a time, so that reports do not slow down the spends.
         self._report_turn = asyncio.Semaphore(1)
+        self.grants = GrantReads(pool, self._report, REPORT_SECONDS)
         for state, count in (("open", pool.count), ("idle", pool.idle)):
             metrics.POOL_CONNECTIONS.labels(state).set_function(count)
 
@@ -107,8 +118,10 @@ class Reads:
         return self._accounts.read(user_id)
 
     @repeated
-    async def account_with_entries(self, user_id: UUID, size: int) -> tuple[Account, list[Entry]]:
-        """Reads an account as it is now, and its newest entries that moved the balance.
+    async def account_with_entries(
+        self, user_id: UUID, size: int
+    ) -> tuple[Account, list[Entry], list[Expiring]]:
+        """Reads an account as it is now, its newest entries that moved the balance, what lapses.
 
         Args:
             user_id: whose.
@@ -120,12 +133,13 @@ class Reads:
         """
         async with self._pool.snapshot() as connection:
             _, account = await _account(connection, user_id)
-            return account, await _newest_entries(connection, account, size)
+            entries = await _newest_entries(connection, account, size)
+            return account, entries, await expiring(connection, account)
 
     @repeated
     async def account_at(
         self, user_id: UUID, time: datetime, size: int
-    ) -> tuple[Account, list[Entry]]:
+    ) -> tuple[Account, list[Entry], list[Expiring]]:
         """Reads an account as it was at a time, entries of that very microsecond included.
 
         Args:
@@ -134,7 +148,7 @@ class Reads:
             size: how many of the newest entries that it then had, at most.
 
         Returns:
-            The account and the entries, newest first.
+            The account, the entries, newest first, and what was to lapse next.
 
         Raises:
             InvalidRequest: the time is still to come.
@@ -148,7 +162,7 @@ class Reads:
                 raise InvalidRequest("as_of", f"is still to come; it is {now.isoformat()} now.")
             seq = await store.count_entries_before(connection, user_id, time + _RESOLUTION)
             if seq == 0:
-                return account._replace(balance=0, held=0, seq=0, last_updated=None), []
+                return account._replace(balance=0, held=0, seq=0, last_updated=None), [], []
             entry = (await store.load_entries(connection, [(user_id, seq)]))[user_id, seq]
             # An expiry is recorded later than it happens, when the account is next looked at.
             over = await store.expired_unrecorded_at(connection, user_id, seq, time)
@@ -158,7 +172,8 @@ class Reads:
                 seq=seq,
                 last_updated=entry.timestamp,
             )
-            return then, await _newest_entries(connection, then, size)
+            entries = await _newest_entries(connection, then, size)
+            return then, entries, await expiring_at(connection, then, time)
 
     @repeated
     async def history(self, query: HistoryQuery) -> tuple[list[Entry], int | None]:
@@ -171,7 +186,9 @@ class Reads:
             UserNotFound: the user is not in the user table.
             LedgerUnavailable: the database is away.
         """
-        user_id, newest, oldest_excluded = query.user_id, query.newest, query.related_seq or 0
+        user_id, newest = query.user_id, query.newest
+        # A grant is changed by the entry that makes it, and an entry is not related to itself.
+        oldest_excluded = max(query.related_seq or 0, (query.grant_seq or 1) - 1)
         several = query.start is not None or query.end is not None
         async with self._pool.snapshot() if several else self._pool.lend() as connection:
             if query.end is not None:
@@ -188,12 +205,14 @@ class Reads:
                 types=query.types,
                 reference=query.reference,
                 related_seq=query.related_seq,
+                grant_seq=query.grant_seq,
                 limit=query.page_size,
                 looks_at=SCAN_LIMIT,
             )
             if began_at is None:
                 await _require_user(connection, user_id)
                 return [], None
+            entries = await with_changes(connection, user_id, entries)
         bottom = max(oldest_excluded, began_at - SCAN_LIMIT)
         onward = entries[-1].seq - 1 if len(entries) == query.page_size else bottom
         return entries, onward if onward > oldest_excluded else None
@@ -210,7 +229,8 @@ class Reads:
             entry = (await store.load_entries(connection, [(user_id, seq)])).get((user_id, seq))
             if entry is None:
                 await _require_user(connection, user_id)
-            return entry
+                return None
+            return (await with_changes(connection, user_id, [entry]))[0]
 
     @repeated
     async def entry_under(self, user_id: UUID, key: str) -> Entry | None:
@@ -225,7 +245,7 @@ class Reads:
             if not known:
                 await _require_user(connection, user_id)
                 return None
-            return known[0].entry
+            return (await with_changes(connection, user_id, [known[0].entry]))[0]
 
     @repeated
     async def hold(self, user_id: UUID, seq: int) -> Hold:
@@ -303,6 +323,23 @@ class Reads:
             UserNotFound: the user is not in the user table.
             LedgerUnavailable: the database is away, or the report takes longer than a minute.
         """
+        async with self._report() as connection:
+            if user_id is None:
+                lines = await store.report_usage(connection, start, end, seconds=REPORT_SECONDS)
+            else:
+                await _account(connection, user_id)
+                lines = await store.report_usage_of_user(
+                    connection,
+                    user_id,
+                    after=await store.count_entries_before(connection, user_id, start),
+                    until=await store.count_entries_before(connection, user_id, end),
+                    seconds=REPORT_SECONDS,
+                )
+            return await with_lapsed(connection, lines, start, end, user_id, seconds=REPORT_SECONDS)
+
+    @asynccontextmanager
+    async def _report(self) -> AsyncIterator[PoolConnectionProxy]:
+        """Lends a connection to one report at a time, in one snapshot."""
         async with (
             self._report_turn,
             self._report_pool.lend() as connection,
@@ -313,16 +350,7 @@ class Reads:
                 "SET TRANSACTION READ WRITE;"
                 f" SET LOCAL statement_timeout = '{REPORT_SECONDS}s'; {ALL_PLANS}"
             )
-            if user_id is None:
-                return await store.report_usage(connection, start, end, seconds=REPORT_SECONDS)
-            await _account(connection, user_id)
-            return await store.report_usage_of_user(
-                connection,
-                user_id,
-                after=await store.count_entries_before(connection, user_id, start),
-                until=await store.count_entries_before(connection, user_id, end),
-                seconds=REPORT_SECONDS,
-            )
+            yield connection
 
     @repeated
     async def due_users(self, limit: int, without: Collection[UUID]) -> list[tuple[UUID, int]]:
@@ -369,4 +397,4 @@ async def _newest_entries(
     _, entries = await store.list_entries(
         connection, account.user_id, newest=account.seq, limit=size, looks_at=SCAN_LIMIT
     )
-    return entries
+    return await with_changes(connection, account.user_id, entries)

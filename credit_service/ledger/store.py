@@ -360,6 +360,7 @@ async def list_entries(
     types: Sequence[EntryType] | None = None,
     reference: str | None = None,
     related_seq: int | None = None,
+    grant_seq: int | None = None,
     limit: int,
     looks_at: int,
 ) -> tuple[int | None, list[Entry]]:
@@ -378,6 +379,7 @@ async def list_entries(
         related_seq,
         limit,
         looks_at,
+        grant_seq,
     )
     entries = [to_entry(row[1:]) for row in rows if row[1] is not None]
     return rows[0][0] if rows else None, entries

@@ -75,8 +75,10 @@ CALLS: Mapping[str, frozenset[Role]] = {
     "BatchSpendCredits": _WORKERS,
     "WatchUserCredit": _READERS,
     "GetUsageReport": _REPORTS | {Role.WEB},
+    "GetLiabilityReport": _REPORTS,
     "GrantCredits": _OPERATORS,
     "AdjustCredits": _OPERATORS,
+    "ListGrants": _READERS,
     "SetAccountPolicy": _OPERATORS,
     # Reflection, with which grpcurl finds the calls.
     "ServerReflectionInfo": _OPERATORS,
@@ -112,13 +114,17 @@ class Caller:
         if self.role not in CALLS.get(call, ()):
             raise PermissionDenied(self.role.value, f"call {call}")
 
+    def may(self, right: Right) -> bool:
+        """Tells whether the caller's role has the right."""
+        return self.role in RIGHTS[right]
+
     def require(self, right: Right) -> None:
         """Lets the caller continue if its role has the right.
 
         Raises:
             PermissionDenied: it does not.
         """
-        if self.role not in RIGHTS[right]:
+        if not self.may(right):
             raise PermissionDenied(self.role.value, right.value)
 
 

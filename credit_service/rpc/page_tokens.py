@@ -12,7 +12,7 @@ import hashlib
 from credit_service.errors import InvalidRequest
 from credit_service.v1 import credit_service_pb2 as pb
 
-Listing = pb.GetTransactionHistoryRequest | pb.ListHoldsRequest
+Listing = pb.GetTransactionHistoryRequest | pb.ListHoldsRequest | pb.ListGrantsRequest
 
 _DIGEST_BYTES = 12
 _SEQ_BYTES = 8
@@ -56,6 +56,8 @@ def _bound(request: Listing) -> tuple[str, ...]:
     """What a token is bound to: the user and the filters, however they are written."""
     if isinstance(request, pb.ListHoldsRequest):
         return request.user_id.lower(), "holds", str(request.state)
+    if isinstance(request, pb.ListGrantsRequest):
+        return request.user_id.lower(), "grants", str(request.include_closed)
     start, end = request.start_time, request.end_time
     return (
         request.user_id.lower(),
@@ -64,4 +66,6 @@ def _bound(request: Listing) -> tuple[str, ...]:
         f"{end.seconds}.{end.nanos}" if request.HasField("end_time") else "",
         request.reference,
         request.related_transaction_id,
+        # Absent without a grant, so that tokens of the previous release stay good.
+        *((request.grant_id,) if request.grant_id else ()),
     )

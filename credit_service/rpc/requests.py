@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypedDict
 
 from credit_service import fields
-from credit_service.errors import HoldNotFound, InvalidRequest, TransactionNotFound
+from credit_service.errors import (
+    GrantNotFound,
+    HoldNotFound,
+    InvalidRequest,
+    TransactionNotFound,
+)
 from credit_service.rpc import access, call_log, responses, validation
 from credit_service.rules.commands import Charge
 
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
         | pb.CaptureHoldRequest
         | pb.ReleaseHoldRequest
     )
+    ReasonedRequest = pb.GrantCreditsRequest | pb.RevokeGrantRequest
 
 # How long a write waits for its batch when the caller set no deadline or a longer one.
 _WAIT_SECONDS_MAX = 10.0
@@ -54,6 +60,19 @@ def common(request: KeyedRequest) -> Common:
         "user_id": fields.user_id(request.user_id),
         "idempotency_key": fields.idempotency_key(request.idempotency_key),
         "description": fields.description(request.description),
+        "reference": fields.reference(request.reference),
+        "metadata": fields.metadata(request.metadata),
+        "validate_only": request.validate_only,
+        "caller": access.CALLER.get().name,
+    }
+
+
+def reasoned(request: ReasonedRequest) -> Common:
+    """Reads what a keyed write takes whose description is its reason."""
+    return {
+        "user_id": fields.user_id(request.user_id),
+        "idempotency_key": fields.idempotency_key(request.idempotency_key),
+        "description": fields.reason(request.reason),
         "reference": fields.reference(request.reference),
         "metadata": fields.metadata(request.metadata),
         "validate_only": request.validate_only,
@@ -94,11 +113,18 @@ def hold_place(text: str, user_id: UUID) -> int:
     return seq
 
 
+def grant_place(text: str, user_id: UUID) -> int:
+    """Reads the id of a grant of this user."""
+    if not text:
+        raise InvalidRequest("grant_id", "is missing.")
+    seq = validation.transaction_seq(text, user_id, "grant_id")
+    if seq is None:
+        raise GrantNotFound(text)
+    return seq
+
+
 def transaction(
-    request: KeyedRequest
-    | pb.GrantCreditsRequest
-    | pb.AdjustCreditsRequest
-    | pb.ReversePurchaseRequest,
+    request: KeyedRequest | ReasonedRequest | pb.AdjustCreditsRequest | pb.ReversePurchaseRequest,
     outcome: Outcome,
 ) -> pb.CreditTransaction:
     """Writes the entry into an answer; one that was only validated has no id."""

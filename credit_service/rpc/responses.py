@@ -11,6 +11,10 @@ from credit_service.rules.model import transaction_id
 from credit_service.v1 import credit_service_pb2 as pb
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from credit_service.ledger.grant_listing import Dated, Expiring, Pools
+    from credit_service.rules.grant_values import Grant, GrantChange
     from credit_service.rules.model import Account, Entry, EntryType, Hold, HoldState, Usage
     from credit_service.rules.terms import Terms
 
@@ -53,8 +57,8 @@ def timestamp(time: datetime) -> Timestamp:
     )
 
 
-def user_credit(account: Account, terms: Terms) -> pb.UserCredit:
-    """Renders an account with its floor."""
+def user_credit(account: Account, terms: Terms, expiring: Iterable[Expiring] = ()) -> pb.UserCredit:
+    """Renders an account with its floor, and with what lapses next."""
     return pb.UserCredit(
         user_id=str(account.user_id),
         balance=account.balance,
@@ -64,6 +68,10 @@ def user_credit(account: Account, terms: Terms) -> pb.UserCredit:
         last_updated=timestamp(account.last_updated) if account.last_updated else None,
         seq=account.seq,
         frozen=account.policy.frozen,
+        expiring=[
+            pb.ExpiringCredits(expire_time=timestamp(time), amount=amount)
+            for time, amount in expiring
+        ],
     )
 
 
@@ -110,7 +118,50 @@ def transaction(entry: Entry, *, written: bool = True) -> pb.CreditTransaction:
         message.payment.ref = entry.payment.ref
         message.payment.amount_minor = entry.payment.amount_minor
         message.payment.currency = entry.payment.currency
+    if entry.grant_changes:
+        message.grant_changes.extend(_grant_change(change) for change in entry.grant_changes)
     return message
+
+
+def _grant_change(change: GrantChange) -> pb.GrantChange:
+    hold = change.hold_seq
+    return pb.GrantChange(
+        grant_id=transaction_id(change.user_id, change.grant_seq),
+        remaining_change=change.remaining_change,
+        held_change=change.pinned_change,
+        remaining_after=change.remaining_after,
+        held_after=change.pinned_after,
+        hold_id="" if hold is None else transaction_id(change.user_id, hold),
+    )
+
+
+def grant(value: Grant) -> pb.CreditGrant:
+    """Renders a grant."""
+    return pb.CreditGrant(
+        id=transaction_id(value.user_id, value.seq),
+        user_id=str(value.user_id),
+        amount=value.amount,
+        remaining=value.remaining,
+        held=value.pinned,
+        priority=value.priority,
+        expire_time=timestamp(value.expire_time) if value.expire_time else None,
+        category=pb.GRANT_CATEGORY_PAID if value.paid else pb.GRANT_CATEGORY_PROMOTIONAL,
+        series=value.series or "",
+        revoked=value.revoked,
+    )
+
+
+def liability(dated: Iterable[Dated], pools: Pools) -> pb.GetLiabilityReportResponse:
+    """Renders a liability report."""
+    return pb.GetLiabilityReportResponse(
+        lines=[
+            pb.LiabilityLine(month=line.month, paid=line.paid, promotional=line.promotional)
+            for line in dated
+        ],
+        undated=pools.undated,
+        debt=pools.debt,
+        accounts_in_debt=pools.accounts_in_debt,
+    )
 
 
 def hold(value: Hold, *, written: bool = True) -> pb.Hold:
@@ -144,6 +195,7 @@ def usage(line: Usage) -> pb.UsageLine:
         spend_count=line.spend_count,
         refund_count=line.refund_count,
         hold_count=line.hold_count,
+        lapsed=line.lapsed,
     )
 
 

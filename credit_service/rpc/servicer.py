@@ -10,10 +10,10 @@ from credit_service.errors import InvalidRequest, TransactionNotFound
 from credit_service.ledger.reads import HistoryQuery
 from credit_service.rpc import access, call_log, page_tokens, requests, responses, validation
 from credit_service.rpc.batch_calls import BatchCalls
+from credit_service.rpc.grant_calls import GrantCalls
 from credit_service.rpc.hold_calls import HoldCalls
 from credit_service.rpc.operator_calls import OperatorCalls
 from credit_service.rules.commands import (
-    GiveCredits,
     Purchase,
     Refund,
     Reverse,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from credit_service.ledger.watch import Watchers
     from credit_service.rpc.requests import Context
     from credit_service.rules.commands import PolicyPart
-    from credit_service.rules.model import Entry
+    from credit_service.rules.model import Account, Entry
 
 # Leaves room in a message for the fields beside the entries.
 PAGE_BYTES_MAX = 1024 * 1024 - 4096
@@ -40,7 +40,9 @@ _FIELD_BYTES = 8
 REPORT_PERIOD_MAX = timedelta(days=31)
 
 # The field of the request and the part of the policy that each of these means.
-_POLICY_FIELDS: dict[int, tuple[Literal["frozen", "min_balance", "spend_limits", "allowance"], PolicyPart]] = {
+_POLICY_FIELDS: dict[
+    int, tuple[Literal["frozen", "min_balance", "spend_limits", "allowance"], PolicyPart]
+] = {
     pb.POLICY_FIELD_FROZEN: ("frozen", "frozen"),
     pb.POLICY_FIELD_MIN_BALANCE: ("min_balance", "min_balance"),
     pb.POLICY_FIELD_SPEND_LIMITS: ("spend_limits", "limits"),
@@ -49,7 +51,7 @@ _POLICY_FIELDS: dict[int, tuple[Literal["frozen", "min_balance", "spend_limits",
 _NO_CHANGE = (None, None, None, ())
 
 
-class CreditServicer(HoldCalls, BatchCalls, OperatorCalls):
+class CreditServicer(GrantCalls, HoldCalls, BatchCalls, OperatorCalls):
     """Answers the calls of the contract. Errors are raised; the server turns them into statuses."""
 
     def __init__(self, ledger: Ledger, watchers: Watchers) -> None:
@@ -71,12 +73,13 @@ class CreditServicer(HoldCalls, BatchCalls, OperatorCalls):
             access.CALLER.get().require(access.Right.READ_HISTORY)
         if request.HasField("as_of"):
             time = validation.time(request.as_of, "as_of", round_up=False)
-            account, newest = await self._ledger.reads.account_at(user_id, time, size)
-        elif size > 0:
-            account, newest = await self._ledger.reads.account_with_entries(user_id, size)
+            account, newest, expiring = await self._ledger.reads.account_at(user_id, time, size)
         else:
-            account, newest = await self._ledger.reads.account(user_id), []
-        credit = responses.user_credit(account, self._terms)
+            account, newest, expiring = await self._ledger.reads.account(user_id), [], []
+            if size > 0 or account.open_grants > 0:
+                reads = self._ledger.reads
+                account, newest, expiring = await reads.account_with_entries(user_id, size)
+        credit = responses.user_credit(account, self._terms, expiring)
         credit.transaction_history.extend(_fitting(newest))
         return pb.GetUserCreditResponse(credit=credit)
 
@@ -128,29 +131,6 @@ class CreditServicer(HoldCalls, BatchCalls, OperatorCalls):
         command = Refund(**common, spend_seq=seq, amount=amount)
         outcome = await requests.submit(self._ledger, command, context)
         return pb.RefundCreditsResponse(
-            transaction=requests.transaction(request, outcome),
-            credit=responses.user_credit(outcome.account, self._terms),
-            replayed=outcome.replayed,
-        )
-
-    async def GrantCredits(
-        self, request: pb.GrantCreditsRequest, context: Context
-    ) -> pb.GrantCreditsResponse:
-        """Gives credits without a payment."""
-        command = GiveCredits(
-            user_id=fields.user_id(request.user_id),
-            idempotency_key=fields.idempotency_key(request.idempotency_key),
-            description=fields.reason(request.reason),
-            reference=fields.reference(request.reference),
-            metadata=fields.metadata(request.metadata),
-            validate_only=request.validate_only,
-            caller=access.CALLER.get().name,
-            amount=fields.amount(request.amount),
-            life=validation.life(request),
-            paid=validation.paid(request.category),
-        )
-        outcome = await requests.submit(self._ledger, command, context)
-        return pb.GrantCreditsResponse(
             transaction=requests.transaction(request, outcome),
             credit=responses.user_credit(outcome.account, self._terms),
             replayed=outcome.replayed,
@@ -242,6 +222,7 @@ class CreditServicer(HoldCalls, BatchCalls, OperatorCalls):
             related_seq=requests.place(related, user_id, "related_transaction_id")
             if related
             else None,
+            grant_seq=requests.grant_place(request.grant_id, user_id) if request.grant_id else None,
         )
         entries, onward = await self._ledger.reads.history(query)
         transactions = _fitting(entries)
@@ -321,16 +302,23 @@ class CreditServicer(HoldCalls, BatchCalls, OperatorCalls):
         user_id = fields.user_id(request.user_id)
         account = await self._ledger.reads.account(user_id)
         with self._watchers.watch(user_id) as watcher:
-            last = responses.user_credit(account, self._terms)
+            last = await self._watched(account)
             seen = request.HasField("after_seq") and request.after_seq == account.seq
             # A change of policy has no seq, so it is unknown whether the caller has seen the last.
             if not seen or account.policy_changes:
                 yield pb.WatchUserCreditResponse(credit=last)
             while True:
-                credit = responses.user_credit(await watcher.next(), self._terms)
+                credit = await self._watched(await watcher.next())
                 if credit != last:
                     last = credit
                     yield pb.WatchUserCreditResponse(credit=credit)
+
+    async def _watched(self, account: Account) -> pb.UserCredit:
+        """Renders a state of an account; one with grants is read again, with what lapses next."""
+        if account.open_grants == 0:
+            return responses.user_credit(account, self._terms)
+        account, _, expiring = await self._ledger.reads.account_with_entries(account.user_id, 0)
+        return responses.user_credit(account, self._terms, expiring)
 
     async def GetUsageReport(
         self, request: pb.GetUsageReportRequest, context: Context

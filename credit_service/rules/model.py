@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from credit_service.errors import CreditError
-    from credit_service.rules.grant_values import Allowance
+    from credit_service.rules.grant_values import Allowance, GrantChange
 
 # User and seq, which together name an entry, and the hold that it made.
 EntryId = tuple[UUID, int]
@@ -190,6 +190,7 @@ class Entry(NamedTuple):
     """An entry of the ledger.
 
     `requested_amount` is None where the caller asked for all or named an operation.
+    `grant_changes` is what it changed in grants; only answers have it.
     """
 
     user_id: UUID
@@ -216,6 +217,7 @@ class Entry(NamedTuple):
     caller: str
     payment: Payment | None
     hold_seq: int | None = None
+    grant_changes: tuple[GrantChange, ...] = ()
 
     def answers(self, call: str) -> RequestIdentity:
         """The request of a call that was answered with this entry and did not make it.
@@ -299,7 +301,10 @@ class PolicyChange(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """The sums of an operation on a day of UTC (YYYY-MM-DD), in credits and in entries."""
+    """The sums of an operation on a day of UTC (YYYY-MM-DD), in credits and in entries.
+
+    What lapsed is of no operation.
+    """
 
     day: str
     operation: str
@@ -309,6 +314,7 @@ class Usage(NamedTuple):
     spend_count: int
     refund_count: int
     hold_count: int
+    lapsed: int = 0
 
 
 class Spent(NamedTuple):

@@ -1,9 +1,11 @@
 """The catalogue file: what it gives per price, and what it says about its own faults."""
 
+from datetime import timedelta
+
 import pytest
 
 from credit_service.runtime.environment import ConfigurationError
-from stripe_bridge.catalog import CREDITS_MAX, Catalog, Pack
+from stripe_bridge.catalog import CREDITS_MAX, Catalog, Listed, Pack, Validity
 
 STARTER = """
 [[pack]]
@@ -31,6 +33,11 @@ credits = 500
 [[price]]
 price = "plan 2019 gold"
 credits = 250
+"""
+PLAN = """
+[[price]]
+price = "price_plan"
+credits = 500
 """
 CATALOG = Catalog.parse(STARTER + STUDIO + MONTHLY)
 
@@ -75,12 +82,12 @@ def test_packs_come_in_the_order_of_the_file_and_are_found_by_id():
     ],
 )
 def test_a_price_gives_what_its_id_or_its_lookup_key_is_listed_with(price, per_unit):
-    assert CATALOG.credits_of(price) == per_unit
+    assert CATALOG.find(price) == (per_unit and Listed(per_unit))
 
 
 def test_the_id_of_a_price_decides_before_its_lookup_key():
     price = {"id": "price_starter", "lookup_key": "credits_1000"}
-    assert CATALOG.credits_of(price) == 100
+    assert CATALOG.find(price) == Listed(100)
 
 
 def test_a_catalogue_that_lists_nothing_is_empty():
@@ -92,7 +99,7 @@ def test_a_catalogue_that_lists_nothing_is_empty():
 @pytest.mark.parametrize("per_unit", [1, CREDITS_MAX])
 def test_credits_of_a_price_are_one_to_a_million_million(per_unit):
     listed = Catalog.parse(changed("credits = 100", f"credits = {per_unit}"))
-    assert listed.credits_of("price_starter") == per_unit
+    assert listed.find("price_starter") == Listed(per_unit)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +133,26 @@ def test_credits_of_a_price_are_one_to_a_million_million(per_unit):
         (changed('"eur"', '"EUR"'), "pack 1: currency: must be a three-letter code in lower case"),
         (changed('"starter"', '"Starter pack"'), "pack 1: id: must be a short word of a-z, 0-9, _"),
         (changed('"100 credits"', '"100\\ncredits"'), "pack 1: name: must be 1 to 100 characters"),
+        (
+            STARTER + 'valid_for = "a year"',
+            "pack 1: valid_for: must be a time such as 365d, 12w or",
+        ),
+        (STARTER + 'valid_for = "0d"', "pack 1: valid_for: must be a time such as 365d"),
+        (STARTER + 'valid_for = "3654d"', "pack 1: valid_for: must be a time such as 365d"),
+        (STARTER + 'valid_for = "99999w"', "pack 1: valid_for: must be a time such as 365d"),
+        (STARTER + "valid_for = 365", "pack 1: valid_for: must be a time such as 365d"),
+        (STARTER + 'expires = "period"', "pack 1: expires: Extra inputs are not permitted"),
+        (PLAN + 'expires = "month"', "price 1: expires: must be period, the only expiry that"),
+        (PLAN + "expires = true", "price 1: expires: Input should be a valid string"),
+        (PLAN + 'expires = "period"\nvalid_for = "9d"', "price 1: must have either expires or val"),
+        (PLAN + "carry_over = 1", 'price 1: carry_over needs expires = "period"'),
+        (PLAN + 'expires = "period"\ncarry_over = -1', "price 1: carry_over: must be 0 to 120 per"),
+        (PLAN + 'expires = "period"\ncarry_over = 121', "price 1: carry_over: must be 0 to 120"),
+        (PLAN + 'expires = "period"\ncap = 5', "price 1: cap needs a carry_over of 1 or more"),
+        (
+            PLAN + 'expires = "period"\ncarry_over = 1\ncap = -1',
+            "price 1: cap: must be 0 to 1000000000000",
+        ),
         (changed('"price_starter"', '" price"'), "pack 1: price: must be 1 to 200 ASCII"),
         (changed('"price_starter"', '"pr\u0131ce"'), "pack 1: price: must be 1 to 200 ASCII"),
     ],
@@ -135,6 +162,32 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line_that_says_why(text, p
         Catalog.parse(text)
     assert str(refusal.value).startswith(problem)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "validity"),
+    [
+        ("", Validity()),
+        ('valid_for = "365d"', Validity(timedelta(days=365))),
+        ('valid_for = "48h"', Validity(timedelta(days=2))),
+        ('valid_for = "3653d"', Validity(timedelta(days=3653))),
+        ('expires = "period"', Validity(by_period=True)),
+        ('expires = "period"\ncarry_over = 0', Validity(by_period=True)),
+        ('expires = "period"\ncarry_over = 2', Validity(by_period=True, carry_over=2)),
+        (
+            'expires = "period"\ncarry_over = 1\ncap = 0',
+            Validity(by_period=True, carry_over=1, cap=0),
+        ),
+    ],
+)
+def test_a_price_says_how_long_its_credits_live(written, validity):
+    assert Catalog.parse(PLAN + written).find("price_plan") == Listed(500, validity)
+
+
+def test_a_pack_says_how_long_its_credits_live():
+    catalog = Catalog.parse(STARTER + 'valid_for = "52w"')
+    assert catalog.packs[0].valid_for == timedelta(weeks=52)
+    assert catalog.find("price_starter") == Listed(100, Validity(timedelta(weeks=52)))
 
 
 def test_every_fault_of_a_file_is_named_at_once():

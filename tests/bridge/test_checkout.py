@@ -12,7 +12,7 @@ from kit.bridges import NOWHERE, PACKS, bridge_settings, event_of, running_bridg
 from kit.stripe_fakes import KEY, fake_stripe
 
 from stripe_bridge.catalog import Catalog, Policy
-from stripe_bridge.checkout import CheckoutRefused, read_order
+from stripe_bridge.checkout import CheckoutRefused, open_session, read_order
 from stripe_bridge.request_bodies import Limits
 from stripe_bridge.stripe_api import StripeReads
 
@@ -86,6 +86,14 @@ async def test_a_session_sells_the_pack_to_the_user_and_freezes_both(bridge, fak
     paid = await fake.pay_session(made["id"])
     intent = await fake.do("object", id=paid["payment_intent"])
     assert (intent["status"], intent["metadata"]) == ("succeeded", frozen)
+
+
+async def test_a_session_of_a_pack_whose_credits_lapse_fixes_how_long_they_live(fake):
+    pack = PACKS.replace("credits = 100\n", 'credits = 100\nvalid_for = "52w"\n')
+    ordered = read_order(ORDER, catalog=Catalog.parse(pack), return_origins=(), credits_max=10**12)
+    made = await open_session(fake.sdk(), ordered)
+    session = await fake.do("object", id=made.id)
+    assert session["metadata"]["credits_valid_for"] == "364d"
 
 
 async def test_a_pack_named_by_lookup_key_sells_the_price_that_has_it(bridge, fake):

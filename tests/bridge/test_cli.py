@@ -249,6 +249,23 @@ async def test_what_differs_between_catalogue_and_stripe_is_a_line(fake, client)
         assert line in found
 
 
+async def test_a_life_by_the_period_that_a_price_cannot_have_is_a_line(fake, client):
+    await fake.price(900, lookup_key="yearly", currency="eur", recurring={"interval": "year"})
+    await fake.price(900, id="price_once", currency="eur")
+    for price, life, line in (
+        ('lookup_key = "monthly"', "carry_over = 118", ""),
+        ('lookup_key = "monthly"', "carry_over = 120", "a carry_over of 120, so its credits would"),
+        ('lookup_key = "yearly"', "carry_over = 9", ""),
+        ('lookup_key = "yearly"', "carry_over = 10", "longer than 3653 days, the maximum"),
+        ('price = "price_once"', "", 'is sold once, so its credits cannot have expires = "period"'),
+    ):
+        plan = f'[[price]]\n{price}\ncredits = 5\nexpires = "period"\n{life}\n'
+        policy = Policy(catalog=Catalog.parse(plan))
+        found = [each async for each in config_check.problems(fake.sdk(), client, policy)]
+        assert len(found) == bool(line)
+        assert line in "".join(found)
+
+
 async def test_every_problem_is_a_line_of_its_own(fake, packs, service):
     await fake.price(1, id="price_old", currency="eur", active=False)
     more = "".join(

@@ -6,7 +6,7 @@ import pytest
 
 from credit_service.runtime.environment import ConfigurationError
 from stripe_bridge import cli, config
-from stripe_bridge.catalog import Catalog
+from stripe_bridge.catalog import Catalog, Listed
 from stripe_bridge.webhook import Secret
 
 PREFIX = "STRIPE_BRIDGE_"
@@ -205,7 +205,7 @@ def test_the_policy_is_what_catalogue_and_settings_say(read, tmp_path):
         ALLOWED_CURRENCIES="eur,jpy",
         INVOICE_BILLING_REASONS="subscription_cycle",
     ).policy()
-    assert policy.catalog.by_price == {"price_1": 7}
+    assert policy.catalog.by_price == {"price_1": Listed(7)}
     assert policy.allow_client_reference_id
     assert policy.allow_free_orders
     assert policy.max_credits_per_purchase == 500

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from kit.bridge_stage import MONTHLY, POLICY, STARTER, counted
 
-from stripe_bridge.catalog import Catalog, Policy
+from stripe_bridge.catalog import Catalog, Listed, Policy
 from stripe_bridge.reconcile import reconcile
 
 
@@ -103,7 +103,7 @@ async def test_36_credits_are_the_catalogues_times_the_quantity_whatever_was_pai
     user = await stage.user()
     await stage.fake.price(7900, id="price_large")
     await stage.fake.price(1500, id="price_mug")
-    catalog = Catalog(by_price={**POLICY.catalog.by_price, "price_large": 1000})
+    catalog = Catalog(by_price={**POLICY.catalog.by_price, "price_large": Listed(1000)})
     session = await stage.fake.do("session", **priced_by_lines(user, *lines, **fields))
     # The fake has no shipping, which is one more part of what is paid.
     shipped = {"amount_total": session["amount_total"] + 490}
@@ -131,7 +131,9 @@ async def test_37_an_unknown_price_waits_for_a_person_then_is_parked_and_granted
         assert await stage.tell({**event, "created": created}) == [(status, "price_unknown")]
     assert counted("parked", **reason) == parked + 1
     assert await stage.entries(user) == []
-    mended = Policy(catalog=Catalog(by_price={**POLICY.catalog.by_price, "price_forgotten": 40}))
+    mended = Policy(
+        catalog=Catalog(by_price={**POLICY.catalog.by_price, "price_forgotten": Listed(40)})
+    )
     since = datetime.now(UTC) - timedelta(days=1)
     await reconcile(
         stage.reads,

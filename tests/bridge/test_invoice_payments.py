@@ -8,7 +8,7 @@ from kit.settlers import POLICY, balance, events_about, refuse
 from kit.stripe_fakes import FakeStripe
 
 from credit_service.client import CreditClient
-from stripe_bridge.catalog import Catalog, Policy
+from stripe_bridge.catalog import Catalog, Listed, Policy
 from stripe_bridge.settle import Settler
 from stripe_bridge.stripe_api import StripeReads
 
@@ -24,7 +24,9 @@ class Shop:
 
     @property
     def settler(self):
-        return Settler(self.reads, self.client, Policy(catalog=Catalog(by_price={self.price: 500})))
+        return Settler(
+            self.reads, self.client, Policy(catalog=Catalog(by_price={self.price: Listed(500)}))
+        )
 
     async def invoiced(self, user, *payments):
         """An invoice paid in these parts; returns it and the payment intents of the parts."""

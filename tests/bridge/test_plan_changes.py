@@ -10,7 +10,7 @@ from kit.settlers import balance, events_about, refuse
 from kit.stripe_fakes import FakeStripe
 
 from credit_service.client import CreditClient
-from stripe_bridge.catalog import Catalog, Policy
+from stripe_bridge.catalog import Catalog, Listed, Policy
 from stripe_bridge.reconcile import reconcile
 from stripe_bridge.settle import Settler
 from stripe_bridge.stripe_api import StripeReads
@@ -37,7 +37,7 @@ class Shop:
 
     @property
     def policy(self):
-        credits_ = {self.basic: 100, self.big: 1_000, self.pack: 70}
+        credits_ = {self.basic: Listed(100), self.big: Listed(1_000), self.pack: Listed(70)}
         return Policy(catalog=Catalog(by_price=credits_))
 
     @property

@@ -32,7 +32,7 @@ from kit.stripe_lives import (
 )
 from model.stripe import balance
 
-from stripe_bridge.catalog import Catalog, Policy
+from stripe_bridge.catalog import Catalog, Listed, Policy
 from stripe_bridge.reconcile import reconcile
 from stripe_bridge.settle import EVENT_TYPES, Settler
 from stripe_bridge.stripe_api import StripeReads, stripe_client
@@ -131,7 +131,9 @@ async def fake():
 @pytest.fixture
 async def postmen(fake, database, service):
     price = (await fake.price(700, recurring={"interval": "month"}))["id"]
-    policy = Policy(catalog=Catalog(by_price={price: LISTED_CREDITS}), allow_free_orders=True)
+    policy = Policy(
+        catalog=Catalog(by_price={price: Listed(LISTED_CREDITS)}), allow_free_orders=True
+    )
     async with AsyncExitStack() as stack:
         reads = StripeReads(await stack.enter_async_context(stripe_client(KEY, address=fake.url)))
         settler = Settler(reads, await service.client(), policy)

@@ -12,7 +12,7 @@ from kit.waiting import eventually
 
 from credit_service.client import CreditClient
 from stripe_bridge import metrics
-from stripe_bridge.catalog import Catalog, Policy
+from stripe_bridge.catalog import Catalog, Listed, Policy
 from stripe_bridge.poll import Poller
 from stripe_bridge.reconcile import reconcile
 from stripe_bridge.settle import Settled, Settler
@@ -37,7 +37,7 @@ async def ahead(fake):
 
 
 def policy(price=None):
-    return Policy(catalog=Catalog(by_price={} if price is None else {price["id"]: 30}))
+    return Policy(catalog=Catalog(by_price={} if price is None else {price["id"]: Listed(30)}))
 
 
 def walking(reads, ahead, retry_seconds=(0.01, 0.01)):

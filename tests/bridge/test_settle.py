@@ -11,7 +11,7 @@ from kit.waiting import patience
 
 from credit_service.client import CreditClient
 from credit_service.errors import OutcomeUnknown
-from stripe_bridge.catalog import Catalog, Policy
+from stripe_bridge.catalog import Catalog, Listed, Policy
 from stripe_bridge.settle import EVENT_NEVER_MADE, Settler
 from stripe_bridge.stripe_api import StripeAway, StripeReads, stripe_client
 
@@ -50,7 +50,7 @@ async def test_a_session_without_frozen_credits_is_priced_by_all_of_its_lines(
     price = await fake.price(lookup_key="packs_settle")
     lines = [{"price": price["id"], "quantity": 3}] * 120
     session = await fake.session(line_items=lines, metadata={"credit_user_id": str(user)})
-    policy = Policy(catalog=Catalog(by_lookup_key={"packs_settle": 7}))
+    policy = Policy(catalog=Catalog(by_lookup_key={"packs_settle": Listed(7)}))
     await fake.pay_session(session["id"])
     settled = await Settler(reads, client, policy).replay(session["id"])
     assert settled.outcome == "committed"
@@ -89,7 +89,7 @@ async def test_an_invoice_is_credited_by_all_its_lines_with_their_lookup_keys(
     price = await fake.price(lookup_key="studio_settle", recurring={"interval": "month"})
     lines = [{"price": price["id"], "quantity": 2}] * 12
     invoice = await fake.invoice(lines, customer_metadata={"credit_user_id": str(user)})
-    policy = Policy(catalog=Catalog(by_lookup_key={"studio_settle": 5}))
+    policy = Policy(catalog=Catalog(by_lookup_key={"studio_settle": Listed(5)}))
     (event,) = await events_about(fake, reads, invoice["id"])
     settled = await Settler(reads, client, policy).listed_event(event)
     assert (settled.outcome, settled.refs) == ("committed", (f"stripe:{invoice['id']}",))

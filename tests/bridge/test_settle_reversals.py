@@ -5,7 +5,7 @@ import itertools
 
 from kit.settlers import POLICY, balance, events_about, refuse, requests
 
-from stripe_bridge.catalog import Catalog, Policy
+from stripe_bridge.catalog import Catalog, Listed, Policy
 from stripe_bridge.settle import Settler
 from stripe_bridge.webhook_answers import of_settled
 
@@ -108,7 +108,7 @@ async def test_a_refund_of_a_payment_that_is_not_ours_writes_nothing(fake, settl
 
 async def test_a_refund_of_a_subscription_reverses_the_invoice(fake, reads, database, client):
     price = await fake.price(recurring={"interval": "month"})
-    selling = Settler(reads, client, Policy(catalog=Catalog(by_price={price["id"]: 50})))
+    selling = Settler(reads, client, Policy(catalog=Catalog(by_price={price["id"]: Listed(50)})))
     no_longer_selling = Settler(reads, client, POLICY)
     for version, known in itertools.product(("2023-10-16", "2026-10-28.endive"), (True, False)):
         await fake.settings(api_version=version)

@@ -72,7 +72,7 @@ async def test_the_printed_commands_set_up_the_bridge_and_sell(database, tmp_pat
     settings = server_settings(database.service_url, authenticator=Authenticator(identities))
     async with fake_stripe() as fake, running(settings) as service:
         await fake.price(lookup_key="credits_100", unit_amount=900, currency="eur")
-        await fake.price(lookup_key="studio_monthly", unit_amount=1900, currency="eur")
+        await fake.price(1900, lookup_key="studio_monthly", recurring={"interval": "month"})
         shell.environment["STRIPE_BRIDGE_STRIPE_ADDRESS"] = fake.url
         shell.swaps = {
             "127.0.0.1:50051": service.target,

@@ -14,6 +14,8 @@ from credit_service import errors, status
 from credit_service.client import CreditClient
 from credit_service.ledger import (
     batch_loading,
+    grant_listing,
+    grant_reads,
     reads,
     shared_account_reads,
     store,
@@ -29,6 +31,9 @@ SERVICE = pb.DESCRIPTOR.services_by_name["CreditService"]
 METHODS = sorted(SERVICE.methods_by_name)
 PROTO = (ROOT / "protos/credit_service/v1/credit_service.proto").read_text()
 LINES_MAX = 450
+
+# The modules with one function per statement.
+STORES = (store, grant_listing)
 
 
 def snake_case(name: str) -> str:
@@ -131,20 +136,21 @@ def test_the_contract_names_the_refusals_of_a_call_and_they_exist(method):
 
 
 def test_every_statement_is_used_by_the_store_and_says_what_it_is_for():
-    used = re.findall(r'SQL\["(\w+)"\]', inspect.getsource(store))
+    used = re.findall(r'SQL\["(\w+)"\]', "".join(map(inspect.getsource, STORES)))
     assert set(used) == store.SQL.keys()
     for name, text in store.SQL.items():
         assert text.startswith("-- "), name
 
 
 def test_every_function_of_the_store_has_a_caller():
-    callers = "".join(
-        map(inspect.getsource, (transactions, batch_loading, shared_account_reads, reads, verify))
-    )
-    functions = [name for name, value in vars(store).items() if inspect.iscoroutinefunction(value)]
-    assert functions
-    for name in functions:
-        assert re.search(rf"store\.{name}\b", callers), name
+    modules = (transactions, batch_loading, shared_account_reads, reads, grant_reads, verify)
+    callers = "".join(map(inspect.getsource, modules))
+    for module in STORES:
+        place = module.__name__.rpartition(".")[2]
+        names = [name for name, value in vars(module).items() if inspect.iscoroutinefunction(value)]
+        assert names
+        for name in names:
+            assert re.search(rf"{place}\.{name}\b", callers), name
 
 
 async def test_every_statement_prepares_for_the_service_on_a_migrated_database(database):

@@ -4,12 +4,12 @@ import pytest
 from kit.stripe_bodies import STUDIO
 
 from stripe_bridge import invoice_rules, session_rules
-from stripe_bridge.catalog import Catalog, Policy
+from stripe_bridge.catalog import Catalog, Listed, Policy
 from stripe_bridge.model import Needs, Unresolved
 
 CATALOG = Catalog(
-    by_price={STUDIO: 500, "plan_GSYk2vLq8wTz0d": 40},
-    by_lookup_key={"credits_1000": 1000},
+    by_price={STUDIO: Listed(500), "plan_GSYk2vLq8wTz0d": Listed(40)},
+    by_lookup_key={"credits_1000": Listed(1000)},
 )
 POLICY = Policy(catalog=CATALOG)
 BY_PRICE_ID = Policy(catalog=Catalog(by_price=CATALOG.by_price))

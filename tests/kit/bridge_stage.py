@@ -20,13 +20,13 @@ from kit.waiting import eventually
 from prometheus_client import REGISTRY
 
 from credit_service.client import CreditClient
-from stripe_bridge.catalog import Catalog, Policy
+from stripe_bridge.catalog import Catalog, Listed, Policy
 from stripe_bridge.server import CreditService
 from stripe_bridge.settle import EVENT_TYPES, Settler
 from stripe_bridge.stripe_api import STRIPE_VERSION, StripeReads
 
 STARTER, MONTHLY = "price_starter", "price_monthly"
-POLICY = Policy(catalog=Catalog(by_price={STARTER: 100, MONTHLY: 30}))
+POLICY = Policy(catalog=Catalog(by_price={STARTER: Listed(100), MONTHLY: Listed(30)}))
 
 
 @dataclass

@@ -210,6 +210,7 @@ MISTAKES: dict[str, list[Mistake]] = {
         ({"reference": "r" * 256}, "reference", "the maximum is 255"),
         *(({"reference": text}, "reference", "control characters") for text in CONTROLS),
         *ids("related_transaction_id"),
+        *ids("grant_id"),
     ],
     "GetTransaction": [
         *USER,
@@ -279,6 +280,15 @@ MISTAKES: dict[str, list[Mistake]] = {
         ({"reason": "r" * 501}, "reason", "has 501 characters; the maximum is 500"),
         *(({"reason": text}, "reason", "control characters") for text in CONTROLS),
         ({"reference": "r" * 256}, "reference", "the maximum is 255"),
+    ],
+    "ListGrants": [
+        *USER,
+        ({"page_size": -1}, "page_size", "must not be negative"),
+        *(({"page_token": token}, "page_token", "start at the first page") for token in ("x", U)),
+    ],
+    "GetLiabilityReport": [
+        *times("as_of"),
+        ({"as_of": Timestamp(seconds=250_000_000_000)}, "as_of", "is still to come"),
     ],
     "ReversePurchase": [
         *(
@@ -357,6 +367,8 @@ def sound(user_id: UUID) -> dict[str, dict[str, object]]:
         },
         "GrantCredits": write | {"amount": 5, "reason": "goodwill"},
         "AdjustCredits": write | {"amount": -5, "reason": "a slip"},
+        "ListGrants": {"user_id": str(user_id)},
+        "GetLiabilityReport": {},
         "ReversePurchase": {
             "payment_ref": f"sold:{user_id}",
             "reversal_ref": "re_1",

@@ -1,5 +1,6 @@
 """Calls as bytes, below everything that generated code would refuse to send."""
 
+from datetime import timedelta
 from uuid import UUID
 
 import grpc
@@ -37,11 +38,17 @@ class Wire:
 
 
 async def user_with_a_spend(client: CreditClient, database: Database) -> UUID:
-    """A user with 95 credits, a spend of 10 in place 2, a hold of 5 in 3, a purchase of 5 in 4."""
+    """A user with 102 credits.
+
+    The spend of 10 is in place 2, the hold of 5 in 3, the purchase of 5 in 4, the grant of 7 in 5.
+    """
     user_id = await database.user(100)
     await client.spend_credits(user_id, amount=10, idempotency_key="spent")
     await client.hold_credits(user_id, amount=5, idempotency_key="held")
     await client.purchase_credits(
         user_id, 5, payment=payment(f"sold:{user_id}"), idempotency_key="sold"
+    )
+    await client.grant_credits(
+        user_id, 7, reason="gift", valid_for=timedelta(days=1), idempotency_key="gift"
     )
     return user_id

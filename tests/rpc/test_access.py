@@ -37,6 +37,8 @@ MAY_CALL = {
     "WatchUserCredit": ("gateway", "web", "operator", "auditor"),
     "GrantCredits": ("operator",),
     "AdjustCredits": ("operator",),
+    "ListGrants": ("gateway", "web", "operator", "auditor"),
+    "GetLiabilityReport": ("operator", "auditor"),
     "SetAccountPolicy": ("operator",),
     "GetUsageReport": ("web", "operator", "auditor"),
 }
@@ -108,6 +110,8 @@ async def every_call(door, user_id):
         "AdjustCredits": pb.AdjustCreditsRequest(
             **user, amount=-1, reason="a slip", idempotency_key="9"
         ),
+        "ListGrants": pb.ListGrantsRequest(**user),
+        "GetLiabilityReport": pb.GetLiabilityReportRequest(),
         "GetUsageReport": pb.GetUsageReportRequest(
             **user, start_time={"seconds": 1}, end_time={"seconds": 2}
         ),

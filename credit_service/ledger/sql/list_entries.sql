@@ -73,6 +73,17 @@ LEFT JOIN LATERAL (
         END
         AND ($5::text IS NULL OR listed.reference = $5::text)
         AND ($6::bigint IS NULL OR listed.related_seq = $6::bigint)
+        AND (
+            $9::bigint IS NULL
+            OR EXISTS (
+                SELECT
+                FROM credit_grant_changes AS change
+                WHERE
+                    change.user_id = $1::uuid
+                    AND change.seq = listed.seq
+                    AND change.grant_seq = $9::bigint
+            )
+        )
     ORDER BY listed.seq DESC
     LIMIT $7::bigint
 ) AS entry ON TRUE

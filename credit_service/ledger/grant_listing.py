@@ -1,0 +1,127 @@
+"""One function per SQL statement that shows or adds up grants; the statements are in sql/."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, NamedTuple
+
+from credit_service.ledger.store import SQL
+from credit_service.rules.grant_values import Grant, GrantChange
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from datetime import datetime
+    from uuid import UUID
+
+    import asyncpg
+    from asyncpg.pool import PoolConnectionProxy
+
+    _Connection = asyncpg.Connection | PoolConnectionProxy
+
+# The columns of a listed grant, named as in `Grant`.
+_LISTED = (
+    *("seq", "amount", "remaining", "pinned", "priority", "expire_time", "paid", "series"),
+    *("revoked", "open"),
+)
+
+# Credits that lapse at a time.
+Expiring = tuple["datetime", int]
+
+
+class ListedGrants(NamedTuple):
+    """Grants of a user.
+
+    Attributes:
+        has_account: whether the user has an account.
+        due: whether holds or grants have a time that has passed and is not recorded, so that the
+            grants are not as they are now.
+        grants: the newest first.
+    """
+
+    has_account: bool
+    due: bool
+    grants: list[Grant]
+
+
+class Pools(NamedTuple):
+    """The pools of all accounts, in credits.
+
+    Attributes:
+        undated: what the accounts that are not in debt have.
+        debt: what the others owe.
+        accounts_in_debt: how many those are.
+    """
+
+    undated: int
+    debt: int
+    accounts_in_debt: int
+
+
+class Dated(NamedTuple):
+    """The credits of grants that lapse in a month of UTC (YYYY-MM; empty: that never lapse)."""
+
+    month: str
+    paid: int
+    promotional: int
+
+
+async def list_grants(
+    connection: _Connection, user_id: UUID, *, newest: int, closed: bool, limit: int
+) -> ListedGrants:
+    """Lists grants with seq <= `newest`, newest first; `closed`: also those with nothing left."""
+    rows = await connection.fetch(SQL["list_grants"], user_id, newest, closed, limit)
+    grants = [
+        Grant(user_id, **dict(zip(_LISTED, row[:-1], strict=True)))
+        for row in rows
+        if row[0] is not None
+    ]
+    return ListedGrants(bool(rows), bool(rows and rows[0][-1]), grants)
+
+
+async def list_grant_changes(
+    connection: _Connection, user_id: UUID, seqs: Collection[int]
+) -> dict[int, tuple[GrantChange, ...]]:
+    """Reads what entries changed in grants, by seq; an entry that changed none is missing."""
+    changes = defaultdict(list)
+    for row in await connection.fetch(SQL["list_grant_changes"], user_id, seqs):
+        changes[row[1]].append(GrantChange._make((*row, None)))
+    return {seq: tuple(made) for seq, made in changes.items()}
+
+
+async def list_expiring(connection: _Connection, user_id: UUID, limit: int) -> list[Expiring]:
+    """Adds up what lapses next, by time; `limit` times at most."""
+    rows = await connection.fetch(SQL["list_expiring"], user_id, limit)
+    return [(row[0], row[1]) for row in rows]
+
+
+async def list_expiring_at(
+    connection: _Connection, user_id: UUID, seq: int, time: datetime, limit: int
+) -> list[Expiring]:
+    """Adds up what was to lapse next after a seq and a time; `limit` times at most."""
+    rows = await connection.fetch(SQL["list_expiring_at"], user_id, seq, time, limit)
+    return [(row[0], row[1]) for row in rows]
+
+
+async def report_lapsed(
+    connection: _Connection,
+    start: datetime,
+    end: datetime,
+    user_id: UUID | None,
+    *,
+    seconds: float,
+) -> dict[str, int]:
+    """Adds up what lapsed with start < time <= end, of one user or all, by day of UTC."""
+    rows = await connection.fetch(SQL["report_lapsed"], start, end, user_id, timeout=seconds)
+    return {row[0]: int(row[1]) for row in rows}
+
+
+async def report_pools(connection: _Connection, time: datetime, *, seconds: float) -> Pools:
+    """Adds up the pools of all accounts at a time."""
+    (row,) = await connection.fetch(SQL["report_pools"], time, timeout=seconds)
+    return Pools(*row)
+
+
+async def report_dated(connection: _Connection, time: datetime, *, seconds: float) -> list[Dated]:
+    """Adds up what all grants had at a time, by the month in which it lapses."""
+    rows = await connection.fetch(SQL["report_dated"], time, timeout=seconds)
+    return [Dated(row[0] or "", row[1], row[2]) for row in rows]
