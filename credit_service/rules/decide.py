@@ -101,7 +101,7 @@ def _require_same_request(user: UserState, command: Keyed, earlier: Entry) -> No
     kept_call = user.kept_calls.get(command.idempotency_key)
     recorded = earlier.request() if kept_call is None else earlier.answers(kept_call)
     asked = command.request()
-    if earlier.payment is None and earlier.type in {"purchase", "grant"}:
+    if kept_call is None and earlier.payment is None and earlier.type in {"purchase", "grant"}:
         recorded = _with_life(recorded, user.grants.get(earlier.seq), asked)
     if asked == recorded:
         return
@@ -219,11 +219,7 @@ def _spend(state: BatchState, command: Spend, terms: Terms) -> Outcome:
         floor=terms.floor(account),
         **priced,
     )
-    if not command.validate_only:
-        if account.in_grants:
-            grants.draw(user, entry.seq, cost)
-        user.post(entry, counted=cost)
-    return Outcome(entry, user.account, replayed=False)
+    return _posted(user, command, entry, counted=cost)
 
 
 def _spend_together(state: BatchState, command: SpendTogether, terms: Terms) -> Outcome:
@@ -321,6 +317,15 @@ def _set_policy(state: BatchState, command: SetPolicy, _terms: Terms) -> Outcome
         policy = policy._replace(limits=SpendLimits(*(limit or None for limit in command.limits)))
     user.put_policy(policy, command.caller)
     return Outcome(None, user.account, replayed=False)
+
+
+def _posted(user: UserState, command: Keyed, entry: Entry, *, counted: int = 0) -> Outcome:
+    """Posts an entry of which the pool gets what comes, and grants give what goes before it."""
+    if not command.validate_only:
+        if entry.balance_change < 0 and user.account.in_grants:
+            grants.draw(user, entry.seq, -entry.balance_change)
+        user.post(entry, counted=counted)
+    return Outcome(entry, user.account, replayed=False)
 
 
 def _expire(state: BatchState, command: Expire, _terms: Terms) -> Outcome:
