@@ -51,8 +51,9 @@ def change_plan(stripe: Stripe, given: Object) -> Object | None:
     Args:
         stripe: the fake.
         given: `subscription`; the new `price` and `quantity`; `left`, how much of the month is
-            left, in percent; `bill`: now or later; `status` of the invoice, if it is not paid;
-            `unattributed`: the credit line does not say what it gives back.
+            left, in percent; `bill`: now, with what was left to be billed, or later; `status` of
+            the invoice, if it is not paid; `unattributed`: the credit line does not say what it
+            gives back.
 
     Returns:
         The invoice; None: it is billed with the next month.
@@ -70,10 +71,10 @@ def change_plan(stripe: Stripe, given: Object) -> Object | None:
     }  # fmt: skip
     lines = [_credit(made, rest, attributed=not given.get("unattributed")), debit]
     made["_billed"] = debit
+    made["_pending"] += lines
     if given.get("bill", "now") == "later":
-        made["_pending"] += lines
         return None
-    return _bill(stripe, made, "subscription_update", lines, given.get("status", "paid"))
+    return _bill(stripe, made, "subscription_update", [], given.get("status", "paid"))
 
 
 def _month(stripe: Stripe, made: Object, reason: str, more: list[Object]) -> Object:
@@ -85,12 +86,13 @@ def _month(stripe: Stripe, made: Object, reason: str, more: list[Object]) -> Obj
         "amount": price["unit_amount"] * made["_plan"]["quantity"],
         "period": {"start": start, "end": made["_end"]},
     }  # fmt: skip
-    pending, made["_pending"] = made["_pending"], []
     made["_billed"] = month
-    return _bill(stripe, made, reason, [*pending, month, *more], "paid")
+    return _bill(stripe, made, reason, [month, *more], "paid")
 
 
 def _bill(stripe: Stripe, made: Object, reason: str, lines: list[Object], status: str) -> Object:
+    """Bills the lines, after what earlier changes left to be billed."""
+    lines, made["_pending"] = [*made["_pending"], *lines], []
     customer = found(stripe, "customer", made["customer"])
     id_ = stripe.state.new_id("invoice")
     for line in lines:

@@ -8,7 +8,6 @@ import asyncio
 import itertools
 import random
 import time
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -16,10 +15,8 @@ from typing import Literal
 import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
-from kit.bridges import Bridge, bridge_settings, event_of, running_bridge
-from kit.databases import Database
 from kit.extent import extent
-from kit.stripe_fakes import KEY, FakeStripe, fake_stripe
+from kit.stripe_fakes import fake_stripe
 from kit.stripe_lives import (
     DISPUTES,
     EVERY,
@@ -30,12 +27,11 @@ from kit.stripe_lives import (
     Refund,
     events_as_sent,
 )
+from kit.stripe_postmen import hired
 from model.stripe import balance
 
 from stripe_bridge.catalog import Catalog, Listed, Policy
-from stripe_bridge.reconcile import reconcile
-from stripe_bridge.settle import EVENT_TYPES, Settler
-from stripe_bridge.stripe_api import StripeReads, stripe_client
+from stripe_bridge.settle import EVENT_TYPES
 
 _WEEK_SECONDS = 7 * 86_400
 _weeks = itertools.count(1)
@@ -59,69 +55,6 @@ _LIVES = st.builds(
 )
 
 
-@dataclass
-class Postmen:
-    """Two bridges on one book, and everything that can happen between Stripe and them."""
-
-    fake: FakeStripe
-    database: Database
-    bridges: list[Bridge]
-    reads: StripeReads
-    settler: Settler
-    price: str
-
-    async def deliver(self, events, lots, *, drops):
-        """Delivers each event once or more, to either bridge, in any order, several at once."""
-        copies = [event for event in events for _ in range(lots.choice([1, 1, 2, 3]))]
-        if drops:
-            objects = sorted(set(map(object_of, events)))
-            lost = {id_ for id_ in objects if lots.random() < 0.6}
-            copies = [event for event in copies if object_of(event) not in lost]
-        lots.shuffle(copies)
-        while copies:
-            wave = [copies.pop() for _ in range(min(len(copies), lots.randint(1, 12)))]
-            sent = [thin(event) if lots.random() < 0.2 else event for event in wave]
-            answers = await asyncio.gather(
-                *(lots.choice(self.bridges).deliver(event) for event in sent)
-            )
-            assert {each.status_code for each in answers} == {200}, [each.text for each in answers]
-
-    async def reconcile(self, since):
-        summary = await reconcile(
-            self.reads,
-            self.settler,
-            since=since,
-            disputes_since=since,
-            progress=lambda _name, _summary: None,
-        )
-        assert (summary.conflicts, summary.unresolved) == ([], [])
-        return summary
-
-    async def balances(self, users):
-        rows = await self.database.fetch(
-            "SELECT user_id, balance FROM user_credits WHERE user_id = ANY($1::uuid[])", users
-        )
-        found = {row["user_id"]: row["balance"] for row in rows}
-        return [found.get(user, 0) for user in users]
-
-
-def object_of(event):
-    return event["data"]["object"]["id"]
-
-
-def thin(event):
-    """The same event as a thin destination gets it."""
-    related = event["data"]["object"]
-    return event_of(
-        {},
-        f"v1.{event['type']}",
-        object="v2.core.event",
-        created=datetime.fromtimestamp(event["created"], UTC).isoformat(),
-        data={},
-        related_object={"id": related["id"], "type": related["object"], "url": "/v1/unused"},
-    )
-
-
 @pytest.fixture(scope="module")
 async def fake():
     async with fake_stripe() as running:
@@ -134,12 +67,8 @@ async def postmen(fake, database, service):
     policy = Policy(
         catalog=Catalog(by_price={price: Listed(LISTED_CREDITS)}), allow_free_orders=True
     )
-    async with AsyncExitStack() as stack:
-        reads = StripeReads(await stack.enter_async_context(stripe_client(KEY, address=fake.url)))
-        settler = Settler(reads, await service.client(), policy)
-        sides = bridge_settings(service.target, stripe_address=fake.url, policy=policy)
-        bridges = [await stack.enter_async_context(running_bridge(sides)) for _ in range(2)]
-        yield Postmen(fake, database, bridges, reads, settler, price)
+    async with hired(fake, database, service, policy) as postmen:
+        yield postmen
 
 
 @dataclass(frozen=True)
@@ -183,6 +112,11 @@ _OF_EVERY_KIND = [
 ]
 
 
+def listed_price(postmen):
+    (price,) = postmen.policy.catalog.by_price
+    return price
+
+
 async def balances_equal_the_model(postmen, drawn):
     lots = random.Random(drawn.seed)
     # Each example has weeks of its own in which nothing else happened.
@@ -191,7 +125,8 @@ async def balances_equal_the_model(postmen, drawn):
     since = datetime.fromtimestamp(time.time() + ahead - 60, UTC)
     users = [await postmen.database.user() for _ in range(3)]
     payments = [
-        await life.play(postmen.fake, users[place], postmen.price) for place, life in drawn.sales
+        await life.play(postmen.fake, users[place], listed_price(postmen))
+        for place, life in drawn.sales
     ]
     sent = await events_as_sent(postmen.fake, int(since.timestamp()))
     events = [each for each in sent if each["type"] in EVENT_TYPES]

@@ -25,9 +25,22 @@ AMOUNTS = st.sampled_from([1, 1, 2, 3, 4, 5, 8])
 # Lives, holds and pauses of the same few lengths meet at the same instants.
 LENGTHS = st.sampled_from([1, 2, 2, 3, 3, 5, 8, 13, DAY])
 PAUSES = st.sampled_from([0, 0, 0, 1, 1, 1, 2, 2, 3, 5])
-PAYMENTS = ("pi_1", "pi_2", "pi_3", "pi_4")
+PAYMENTS = tuple(f"pi_{number}" for number in range(1, 9))
 GRACE = 6
 PAID_MINOR = 7
+
+
+def _of(call, optional=(), **fields):
+    drawn = st.fixed_dictionaries(fields, optional=dict(optional))
+    return st.builds(Step, PAUSES, st.just(call), drawn, st.integers(0, 3))
+
+
+_REVERSE = _of(
+    "reverse",
+    reversal=st.sampled_from(["re_1", "re_2"]),
+    revision=st.integers(1, 6),
+    minor=st.integers(0, PAID_MINOR),
+)
 
 
 def _steps(*, allowances):
@@ -35,37 +48,26 @@ def _steps(*, allowances):
         "lasts": LENGTHS | st.sampled_from([0, -2]),
         "priority": st.sampled_from([10, 50, 50, 60]),
     }
-    series = st.none() | st.tuples(st.sampled_from(["plan", "pack"]), st.sampled_from([0, 2, 5]))
+    series = st.tuples(st.sampled_from(["plan", "plan", "pack"]), st.sampled_from([0, 2, 5]))
     part = {"amount": st.none() | AMOUNTS}
-
-    def of(call, optional=(), **fields):
-        drawn = st.fixed_dictionaries(fields, optional=dict(optional))
-        return st.builds(Step, PAUSES, st.just(call), drawn, st.integers(0, 3))
-
-    reverse = of(
-        "reverse",
-        reversal=st.sampled_from(["re_1", "re_2"]),
-        revision=st.integers(1, 6),
-        minor=st.integers(0, PAID_MINOR),
-    )
     asked = [
-        of("purchase", life, amount=AMOUNTS, payment=st.none() | st.sampled_from(PAYMENTS)),
-        of("purchase", life, amount=AMOUNTS, payment=st.sampled_from(PAYMENTS), rollover=series),
-        of("grant", life, amount=AMOUNTS, paid=st.booleans()),
-        of("grant", life, amount=AMOUNTS),
-        *[of("spend", amount=AMOUNTS)] * 3,
-        *[of("hold", amount=AMOUNTS, ttl=LENGTHS)] * 3,
-        *[of("capture", overage=st.booleans(), **part)] * 2,
-        of("release"),
-        of("extend", ttl=LENGTHS),
-        *[of("refund", **part)] * 3,
-        *[reverse] * 3,
-        of("revoke"),
-        of("look"),
+        _of("purchase", life, amount=AMOUNTS, payment=st.none() | st.sampled_from(PAYMENTS)),
+        _of("purchase", life, amount=AMOUNTS, payment=st.sampled_from(PAYMENTS), rollover=series),
+        _of("grant", life, amount=AMOUNTS, paid=st.booleans()),
+        _of("grant", life, amount=AMOUNTS),
+        *[_of("spend", amount=AMOUNTS)] * 3,
+        *[_of("hold", amount=AMOUNTS, ttl=LENGTHS)] * 3,
+        *[_of("capture", overage=st.booleans(), **part)] * 3,
+        _of("release"),
+        _of("extend", ttl=LENGTHS),
+        *[_of("refund", **part)] * 3,
+        *[_REVERSE] * 3,
+        _of("revoke"),
+        _of("look"),
     ]
     if allowances:
         asked.append(
-            of(
+            _of(
                 "allowance",
                 amount=st.sampled_from([0, 2, 5]),
                 period=st.sampled_from(["day", "day", "week", "month"]),
@@ -75,9 +77,62 @@ def _steps(*, allowances):
     return st.one_of(*asked)
 
 
-def histories(*, allowances=False, longest=40):
+def races():
+    """Steps that two services may be asked at once; times are those of the real clock."""
+    lengths = st.sampled_from([1, 1, 2, 60])
+    life = {"lasts": lengths, "priority": st.sampled_from([10, 50, 50, 60])}
+    part = {"amount": st.none() | AMOUNTS}
+    return st.one_of(
+        _of("purchase", life, amount=AMOUNTS, payment=st.sampled_from(PAYMENTS)),
+        _of("grant", life, amount=AMOUNTS),
+        _of("grant", life, amount=AMOUNTS),
+        *[_of("spend", amount=AMOUNTS)] * 2,
+        *[_of("hold", amount=AMOUNTS, ttl=lengths)] * 2,
+        *[_of("capture", overage=st.booleans(), **part)] * 2,
+        _of("release"),
+        *[_of("refund", **part)] * 2,
+        _REVERSE,
+    )
+
+
+def _purchase(payment, amount, **life):
+    return Step(0, "purchase", {"amount": amount, "payment": payment, **life})
+
+
+# What most histories are about: bought, given and held credits, and some that are spent.
+_OPENINGS = (
+    [],
+    [_purchase("pi_1", 8, lasts=8), Step(0, "spend", {"amount": 5}), _purchase("pi_2", 4)],
+    [
+        _purchase("pi_1", 5, lasts=5),
+        Step(0, "hold", {"amount": 3, "ttl": 8}),
+        Step(0, "grant", {"amount": 4, "lasts": 8}),
+        Step(0, "hold", {"amount": 3, "ttl": 13}),
+        _purchase("pi_2", 3),
+        Step(1, "reverse", {"reversal": "re_1", "revision": 1, "minor": 5}, of=1),
+    ],
+    [
+        _purchase("pi_2", 4),
+        Step(0, "spend", {"amount": 4}),
+        Step(0, "grant", {"amount": 4, "lasts": 3}),
+        Step(0, "hold", {"amount": 4, "ttl": 5}),
+        Step(0, "reverse", {"reversal": "re_1", "revision": 1, "minor": PAID_MINOR}),
+        _purchase("pi_1", 8, lasts=8, rollover=("plan", 2)),
+    ],
+    [
+        _purchase("pi_1", 8, lasts=8),
+        _purchase("pi_3", 8, lasts=13, priority=60),
+        Step(0, "spend", {"amount": 8}),
+        Step(0, "spend", {"amount": 4}),
+        Step(0, "reverse", {"reversal": "re_1", "revision": 1, "minor": PAID_MINOR}, of=1),
+    ],
+)
+
+
+def histories(*, allowances=False, shortest=10, longest=40):
     """Lists of steps; the floor they are asked under is drawn apart."""
-    return st.lists(_steps(allowances=allowances), min_size=4, max_size=longest)
+    steps = st.lists(_steps(allowances=allowances), min_size=shortest, max_size=longest)
+    return st.builds(list.__add__, st.sampled_from(_OPENINGS), steps)
 
 
 FLOORS = st.sampled_from([0, 0, -3, -10])

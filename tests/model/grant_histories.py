@@ -304,6 +304,27 @@ HISTORIES = {
         ],
         End(pool=0, grants=(0,)),
     ),
+    "overage is drawn from the pool before a later grant": History(
+        [
+            purchase(0, 100),
+            grant(1, 50, priority=10, expire=DAY),
+            hold(2, 50, 30),
+            grant(3, 50, priority=60),
+            capture(4, 2, 150, overage=True),
+        ],
+        End(pool=0, grants=(0, 50)),
+    ),
+    "a hold below zero is captured while a grant is free": History(
+        [
+            grant(0, 20, expire=DAY),
+            hold(1, 50, 30),
+            grant(2, 20, expire=2 * DAY),
+            capture(3, 1, 40),
+            refund(4, 3, 30),
+        ],
+        End(pool=0, grants=(10, 20)),
+        floor=-100,
+    ),
     "the last drawn comes back first": History(
         [
             purchase(0, 10),

@@ -56,7 +56,7 @@ def _state(model):
 _LOOKS = st.dictionaries(st.integers(0, 30), st.lists(st.integers(0, 5), max_size=2), max_size=12)
 
 
-@settings(derandomize=True, max_examples=150)
+@settings(derandomize=True, max_examples=50)
 @given(FLOORS, histories(allowances=True), _LOOKS)
 def test_the_model_keeps_the_law_whenever_it_is_looked_at(floor, steps, looks):
     keeps_the_law_whenever_it_is_looked_at(floor, steps, looks)

@@ -1,0 +1,191 @@
+"""The rules of grants against the model that keeps each credit as an object of its own.
+
+Both are given the same random histories. After every batch they agree about the pool, about every
+grant, every hold's pins and which credits paid for which entry, and the book adds up. Every
+ordinary run draws the same examples (derandomized); with `--long` each run draws new ones.
+"""
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+from model.drawn_grants import FLOORS, GRACE, Told, histories
+from model.grant_book import GrantBook, as_command, terms, time
+from model.grant_histories import GRACE_DAYS, HISTORIES
+from model.grants import NEVER, ModelGrants
+
+from credit_service.errors import Refusal
+from credit_service.rules.decide import decide
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a history is told to the rules: what a batch is given, and when the sweeper came by.
+
+    `sweeps` are seconds after the step before, by the step's place.
+    """
+
+    sparse: bool
+    sweeps: dict[int, int]
+
+
+class Teller:
+    """Tells a history to the rules, one batch a step, beside the model."""
+
+    def __init__(self, floor, way):
+        self.model = ModelGrants(floor=floor, grace=GRACE)
+        self.told = Told(self.model)
+        self.book = GrantBook(terms(floor, GRACE), sparse=way.sparse)
+        self.way = way
+        # The rules' seqs of what `Told.made` has the model's seqs of.
+        self.made = {"hold": [], "spent": []}
+
+    def tell(self, place, step):
+        swept = self.way.sweeps.get(place, 0)
+        if 0 < swept <= step.seconds:
+            self._sweep(self.told.now + swept)
+        answer = self.told.tell(step)
+        if answer is None:
+            return
+        if step.call == "look":
+            self._sweep(self.told.now)
+        else:
+            fields, reason = answer
+            self._ask(place, step.call, fields, reason)
+        self.model.check()
+        self.agree()
+
+    def _sweep(self, seconds):
+        self.book.write(self.book.state(time(seconds), [], looked_at=False))
+
+    def _ask(self, place, call, fields, reason):
+        command = as_command(call, self._named(fields, call), f"key {place}")
+        state = self.book.state(time(self.told.now), [command])
+        try:
+            outcome = decide(state, command, self.book.terms)
+        except Refusal as refusal:
+            event(refusal.reason)
+            answer = refusal.reason
+        else:
+            event(f"{call} {'again' if outcome.replayed else 'new'}")
+            answer = None
+            if call == "hold":
+                self.made["hold"].append(outcome.entry.seq)
+            elif call in {"spend", "capture"} and outcome.entry.type in {"spend", "capture"}:
+                self.made["spent"].append(outcome.entry.seq)
+        assert answer == reason
+        self.book.write(state)
+
+    def _named(self, fields, call):
+        named = dict(fields)
+        if "hold" in named:
+            named["hold"] = self.made["hold"][named["hold"]]
+        if "line" in named:
+            named["line"] = self.made["spent"][named["line"]]
+        if "grant" in named:
+            named["grant"] = list(self.book.grants)[named["grant"]]
+        if call == "reverse":
+            named["payment"] = self.told.made["payment"][named["payment"]]
+        return named
+
+    def agree(self):
+        """The rules' book and the model say the same of every credit."""
+        account, model, book = self.book.account, self.model, self.book
+        assert (account.balance, account.held) == (model.balance, model.held)
+        assert (account.in_grants, account.pinned) == (model.in_grants, model.pinned)
+        places = {seq: place for place, seq in enumerate(book.grants)}
+        grants = [
+            (
+                grant.amount,
+                grant.remaining,
+                grant.pinned,
+                NEVER if grant.expire_time is None else grant.expire_time,
+                grant.revoked,
+                grant.lapsed,
+                grant.counted,
+            )
+            for grant in book.grants.values()
+        ]
+        assert grants == [
+            (
+                grant.amount,
+                grant.remaining,
+                len(grant.pinned),
+                NEVER if grant.expire == NEVER else time(grant.expire),
+                grant.revoked,
+                grant.lapsed,
+                grant.purchase.counted if grant.purchase else 0,
+            )
+            for grant in model.grants.values()
+        ]
+        model_places = {grant: place for place, grant in enumerate(model.grants.values())}
+        pins = self.book.pins
+        for seq, modelled in zip(self.made["hold"], self.told.made["hold"], strict=True):
+            hold = model.holds[modelled]
+            expected = [model_places[credit.grant] for credit in hold.pins]
+            held = pins.get(seq, {}) if hold.state == "held" else {}
+            paid = [places[grant] for grant, many in held.items() for _ in range(many)]
+            assert sorted(paid) == (sorted(expected) if hold.state == "held" else [])
+            assert book.holds[seq].state == hold.state
+        for seq, modelled in zip(self.made["spent"], self.told.made["spent"], strict=True):
+            drawn = [
+                places[change.grant_seq]
+                for change in book.changes
+                if change.seq == seq
+                for _ in range(-change.remaining_change)
+            ]
+            line = model.lines[modelled - 1]
+            assert sorted(drawn) == sorted(model_places[credit.grant] for credit in line.drawn)
+
+
+def rules_agree_with_the_model(floor, steps, way):
+    teller = Teller(floor, way)
+    for place, step in enumerate(steps):
+        teller.tell(place, step)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("name", HISTORIES)
+def test_the_rules_end_a_history_as_worked_out_by_hand(name, sparse):
+    history = HISTORIES[name]
+    book = GrantBook(terms(history.floor, GRACE_DAYS * 86_400), sparse=sparse)
+    seqs, refused = [], {}
+    for place, step in enumerate(history.steps):
+        seqs.append(None)
+        commands = []
+        if step.call != "look":
+            commands = [as_command(step.call, step.asked(seqs), f"key {place}")]
+        state = book.state(time(step.seconds), commands, looked_at=bool(commands))
+        for command in commands:
+            try:
+                outcome = decide(state, command, book.terms)
+            except Refusal as refusal:
+                refused[place] = refusal.reason
+            else:
+                seqs[-1] = outcome.entry and outcome.entry.seq
+        book.write(state)
+    account = book.account
+    assert refused == history.refused
+    assert account.balance - account.in_grants == history.end.pool
+    assert tuple(grant.remaining for grant in book.grants.values()) == history.end.grants
+    assert account.held == history.end.held
+
+
+_WAYS = st.builds(
+    Way, st.booleans(), st.dictionaries(st.integers(0, 30), st.integers(1, 5), max_size=12)
+)
+
+
+@settings(derandomize=True, max_examples=200)
+@given(FLOORS, histories(allowances=True), _WAYS)
+def test_the_rules_of_grants_agree_with_the_model(floor, steps, way):
+    rules_agree_with_the_model(floor, steps, way)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@settings(database=None, max_examples=4_000)
+@given(FLOORS, histories(allowances=True, longest=80), _WAYS)
+def test_the_rules_of_grants_agree_with_the_model_over_many_histories(floor, steps, way):
+    rules_agree_with_the_model(floor, steps, way)
