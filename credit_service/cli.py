@@ -38,7 +38,6 @@ from credit_service.rpc import access
 from credit_service.rpc.access import Authenticator, IdentitiesError, Role
 from credit_service.rpc.call_log import without_values
 from credit_service.rpc.tls import CertificateError, ServerCertificate
-from credit_service.rules.terms import Terms
 from credit_service.runtime import logs
 from credit_service.runtime.build_info import VERSION
 from credit_service.runtime.environment import PORT_MAX, ConfigurationError, described
@@ -305,7 +304,7 @@ def _server_settings(settings: Settings, service_url: str, process: int | None) 
         health_listen=settings.health_listen,
         writers=WriterSettings(
             address=Address(service_url, settings.statement_cache),
-            terms=Terms(settings.price_list(), settings.min_balance, settings.open_holds),
+            terms=settings.terms(),
             adds_users=settings.adds_users,
             lanes=settings.lanes,
             queue_limit=settings.lane_queue,

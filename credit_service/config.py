@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, cast
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from credit_service.fields import AMOUNT_MAX, is_operation
+from credit_service.rules.grant_values import Allowance
 from credit_service.rules.pricing import Price, PriceList
+from credit_service.rules.terms import Terms
 from credit_service.runtime import environment
 from credit_service.runtime.environment import (
     EnvironmentSettings,
@@ -20,6 +23,9 @@ from credit_service.runtime.environment import (
     Seconds,
     is_port,
 )
+
+if TYPE_CHECKING:
+    from credit_service.rules.grant_values import AllowancePeriod
 
 PREFIX = "CREDIT_"
 
@@ -51,6 +57,30 @@ def _postgres_url(url: SecretStr) -> SecretStr:
             " password written as %xx, such as %2F for /"
         )
     return url
+
+
+_GRACE_UNITS = {"h": "hours", "d": "days"}
+_GRACE_MAX = timedelta(days=366)
+
+
+def _grace(text: str) -> str:
+    match = re.fullmatch(r"([1-9]\d{0,3})([hd])", text)
+    if not match or _duration(text) > _GRACE_MAX:
+        raise ValueError("must be hours or days, such as 12h or 7d, and at most 366d")
+    return text
+
+
+def _duration(text: str) -> timedelta:
+    return timedelta(**{_GRACE_UNITS[text[-1]]: int(text[:-1])})
+
+
+def _allowance(text: str) -> str:
+    match = re.fullmatch(r"([1-9]\d{0,12})/(day|week|month)", text)
+    if not match or int(match[1]) > AMOUNT_MAX:
+        raise ValueError(
+            f"must be credits per day, week or month, such as 20/month, and at most {AMOUNT_MAX}"
+        )
+    return text
 
 
 _PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
@@ -110,6 +140,16 @@ class Settings(EnvironmentSettings):
     )
     open_holds: int = Field(
         100, ge=1, le=10_000, description="Maximum number of open holds of an account."
+    )
+    allowance: Annotated[str, AfterValidator(_allowance)] | None = Field(
+        None,
+        description="Free credits of every account in each day, week or month of UTC, such as"
+        " 20/month; they expire at its end. An account's policy may say otherwise. Unset: none.",
+    )
+    refund_grace: Annotated[str, AfterValidator(_grace)] = Field(
+        "7d",
+        description="How long credits can be used that are refunded after they have expired, such"
+        " as 12h or 7d.",
     )
     identities: Path | None = Field(
         None,
@@ -225,6 +265,20 @@ class Settings(EnvironmentSettings):
                 "render": Price(self.cost_per_render, "render"),
                 **others,
             }
+        )
+
+    def terms(self) -> Terms:
+        """Makes what the rules take from the configuration."""
+        allowance = None
+        if self.allowance is not None:
+            amount, _, period = self.allowance.partition("/")
+            allowance = Allowance(int(amount), cast("AllowancePeriod", period))
+        return Terms(
+            self.price_list(),
+            self.min_balance,
+            self.open_holds,
+            refund_grace=_duration(self.refund_grace),
+            allowance=allowance,
         )
 
 

@@ -106,7 +106,7 @@ async def serve(
             stack.push_async_callback(pool.close)
         lanes = Lanes(writers)
         stack.push_async_callback(lanes.close)
-        ledger = Ledger(lanes, Reads(*pools), writers.terms)
+        ledger = Ledger(lanes, Reads(*pools, writers.terms), writers.terms)
         watchers = Watchers(ledger.reads)
         health = health_aio.HealthServicer()
         open_calls = OpenCalls(settings.calls_in_flight)

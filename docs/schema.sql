@@ -196,7 +196,7 @@ CREATE TABLE credit_transactions (
         ELSE balance_change = 0 AND held_change = -amount
     END),
     CONSTRAINT key_is_present CHECK ((call
-        IN ('adopted', 'expiry', 'lapse', 'allowance', 'ReversePurchase'))
+        IN ('adopted', 'expiry', 'lapse', 'revocation', 'allowance', 'ReversePurchase'))
         OR idempotency_key IS NOT NULL AND length(idempotency_key) >= 1
         AND length(idempotency_key) <= 128)
 );
@@ -390,7 +390,7 @@ CREATE TABLE credit_kept_keys (
     CONSTRAINT seq_counts_from_one CHECK (seq >= 1),
     CONSTRAINT key_has_a_length CHECK (length(key) >= 1 AND length(key) <= 128),
     CONSTRAINT call_makes_no_entry CHECK (call
-        IN ('PurchaseCredits', 'CaptureHold', 'ReleaseHold'))
+        IN ('PurchaseCredits', 'CaptureHold', 'ReleaseHold', 'RevokeGrant'))
 );
 
 CREATE TRIGGER kept_keys_never_change
@@ -405,9 +405,10 @@ GRANT INSERT, SELECT ON credit_kept_keys TO credit_service;
 -- The grants in their present state. The entry at seq made the grant. Spends and holds draw on open
 -- ones. A closed one is used up or revoked, or its time was settled; it keeps what is pinned.
 --
--- valid_for_us is how long it was to be valid as asked, in microseconds; null where a time was
--- asked for. lapsed counts the credits of it that lapsed or were revoked, and counted those of them
--- that reversals have counted.
+-- asked_time and valid_for_us are the expiry and the lifetime in microseconds as they were asked
+-- for. lapsed counts its credits that lapsed or were revoked, and counted those of them that
+-- reversals of its purchase have counted. reversed is what these reversals return: counted and
+-- moved credits.
 CREATE TABLE credit_grants (
     user_id uuid NOT NULL,
     seq bigint NOT NULL,
@@ -416,6 +417,7 @@ CREATE TABLE credit_grants (
     pinned bigint NOT NULL,
     priority bigint NOT NULL,
     expire_time timestamptz,
+    asked_time timestamptz,
     valid_for_us bigint,
     paid boolean NOT NULL,
     series text,
@@ -423,6 +425,7 @@ CREATE TABLE credit_grants (
     open boolean NOT NULL,
     lapsed bigint NOT NULL,
     counted bigint NOT NULL,
+    reversed bigint NOT NULL,
     CONSTRAINT one_grant_per_entry PRIMARY KEY (user_id, seq),
     CONSTRAINT grant_belongs_to_an_account FOREIGN KEY (user_id)
         REFERENCES user_credits(user_id) ON DELETE CASCADE,
@@ -432,16 +435,20 @@ CREATE TABLE credit_grants (
     CONSTRAINT open_with_credits CHECK (NOT open OR remaining > 0),
     CONSTRAINT closed_keeps_only_what_is_pinned CHECK (open OR remaining = pinned),
     CONSTRAINT counted_within_lapsed CHECK (counted >= 0 AND counted <= lapsed),
+    CONSTRAINT reversed_within_amount CHECK (reversed >= 0 AND reversed <= amount),
     CONSTRAINT priority_in_range CHECK (priority >= 0 AND priority <= 100),
     CONSTRAINT differs_from_the_pool CHECK (expire_time IS NOT NULL OR priority <> 50),
-    CONSTRAINT valid_for_a_time CHECK (valid_for_us > 0 AND (valid_for_us IS NULL
-        OR expire_time IS NOT NULL)),
+    CONSTRAINT valid_for_a_time CHECK (valid_for_us > 0),
+    CONSTRAINT asked_for_one_end CHECK (num_nonnulls(asked_time, valid_for_us) <= 1),
     CONSTRAINT series_has_a_length CHECK (length(series) >= 1 AND length(series) <= 64),
-    CONSTRAINT time_can_be_shown CHECK (expire_time >= '0001-01-01 00:00:00+00'::timestamptz
-        AND expire_time < '10000-01-01 00:00:00+00'::timestamptz)
+    CONSTRAINT times_can_be_shown CHECK (expire_time >= '0001-01-01 00:00:00+00'::timestamptz
+        AND expire_time < '10000-01-01 00:00:00+00'::timestamptz
+        AND asked_time >= '0001-01-01 00:00:00+00'::timestamptz
+        AND asked_time < '10000-01-01 00:00:00+00'::timestamptz)
 ) WITH (fillfactor=70);
 
 CREATE INDEX open_grants ON credit_grants (user_id, priority, expire_time, paid, seq) WHERE open;
+CREATE INDEX open_grants_by_expiry ON credit_grants (user_id, expire_time) WHERE open;
 CREATE INDEX grants_due ON credit_grants (expire_time) WHERE open;
 
 CREATE TRIGGER grants_go_with_their_account
@@ -456,7 +463,7 @@ GRANT INSERT, SELECT, UPDATE ON credit_grants TO credit_service;
 -- Every change of a grant, append-only: a grant is the sum of its changes, and what a hold has
 -- pinned is the sum of its own. The entry at seq made the change; step is its place among the
 -- changes that this entry made. lapsed_at is when the credits lapsed, on the changes that lapses
--- made.
+-- made. reversed_seq is the purchase whose reversals took or gave back the credits.
 CREATE TABLE credit_grant_changes (
     user_id uuid NOT NULL,
     seq bigint NOT NULL,
@@ -469,6 +476,7 @@ CREATE TABLE credit_grant_changes (
     pinned_after bigint NOT NULL,
     expire_after timestamptz,
     lapsed_at timestamptz,
+    reversed_seq bigint,
     CONSTRAINT one_grant_change_per_step PRIMARY KEY (user_id, seq, step),
     CONSTRAINT change_belongs_to_a_grant FOREIGN KEY (user_id, grant_seq)
         REFERENCES credit_grants(user_id, seq) ON DELETE CASCADE,
@@ -486,6 +494,8 @@ CREATE TABLE credit_grant_changes (
 CREATE INDEX changes_by_grant ON credit_grant_changes (user_id, grant_seq, seq, step);
 CREATE INDEX changes_by_hold ON credit_grant_changes (user_id, hold_seq)
     WHERE hold_seq IS NOT NULL;
+CREATE INDEX changes_by_reversal ON credit_grant_changes (user_id, reversed_seq)
+    WHERE reversed_seq IS NOT NULL;
 CREATE INDEX changes_by_lapse ON credit_grant_changes USING brin (lapsed_at);
 
 CREATE TRIGGER grant_changes_never_change

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from credit_service.ledger import store
+from credit_service.ledger.due_loading import Due, find_due
+from credit_service.ledger.grant_loading import load_grants
 from credit_service.rules.batch_state import BatchState
 from credit_service.rules.commands import (
     Capture,
@@ -17,6 +19,7 @@ from credit_service.rules.commands import (
     Refund,
     Release,
     Reverse,
+    RevokeGrant,
     SetPolicy,
     SpendTogether,
 )
@@ -25,7 +28,6 @@ from credit_service.rules.model import Account, Spent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from datetime import datetime
     from uuid import UUID
 
     import asyncpg
@@ -54,12 +56,12 @@ async def load(
         connection: in the batch's transaction.
         commands: the batch.
         adds_users: whether a user may be opened who is not in the user table.
-        terms: with the allowance of accounts without one of their own.
-        expiries: how many due holds the batch may end.
+        terms: prices, and the allowance of accounts without one of their own.
+        expiries: how many due holds and grants the batch may settle.
 
     Returns:
-        The state of the batch, in which due holds are ended. Where more are due than the batch may
-        end, some users have `more_due`, and nothing else is loaded about them.
+        The state of the batch, in which what is due is settled. Where more is due than the batch
+        may settle, some users have `more_due`, and nothing else is loaded about them.
 
     Raises:
         StaleAccountError: an account was opened meanwhile; the batch must start over.
@@ -75,32 +77,37 @@ async def load(
     state = BatchState.of(now, *locked.values())
     without_account = user_ids - locked.keys()
     if without_account:
-        known = await store.find_users(connection, without_account)
-        if adds_users:
-            known |= {c.user_id for c in commands if isinstance(c, _OPENING)} & without_account
-        for user_id in known:
-            state.add(Account(user_id))
+        openers = {c.user_id for c in commands if isinstance(c, _OPENING)} if adds_users else set()
+        found = await store.find_newcomers(connection, without_account)
+        for user_id, (is_known, until) in found.items():
+            if is_known or user_id in openers:
+                state.add(Account(user_id, allowance_until=until))
     for key, kept_call, entry in known_keys:
         user = _locked(state, entry.user_id)
         user.by_key[key] = entry
         if kept_call is not None:
             user.kept_calls[key] = kept_call
-    due = await _find_due(connection, state, commands, expiries)
+    due = await find_due(connection, state, commands, expiries)
     ready = [command for command in commands if not state.postpones(command)]
     await _load_spends(connection, state, ready)
     await _load_purchases(connection, state, ready)
     await _load_reversals(connection, state, ready)
     await _load_holds(connection, state, ready)
-    for user_id, (ended, later) in due.items():
-        user = state.users[user_id]
+    await load_grants(connection, state, ready, {u: part.ends for u, part in due.items()}, terms)
+    asked = {command.user_id for command in commands if not isinstance(command, Expire)}
+    for user_id, user in state.users.items():
+        ends, lapses, next_end, next_lapse = due.get(user_id) or Due(
+            next_end=user.account.next_hold_expiry, next_lapse=user.account.next_lapse
+        )
         settle(
             user,
-            ended,
-            (),
+            ends,
+            lapses,
             terms,
-            next_end=later,
-            next_lapse=user.account.next_lapse,
+            next_end=next_end,
+            next_lapse=next_lapse,
             more=user.more_due,
+            looked_at=user_id in asked,
         )
     return state
 
@@ -129,6 +136,11 @@ async def _load_spends(
         (command.user_id, command.spend_seq)
         for command in commands
         if isinstance(command, Refund) and command.spend_seq is not None
+    }
+    spend_ids |= {
+        (command.user_id, command.grant_seq)
+        for command in commands
+        if isinstance(command, RevokeGrant)
     }
     if not spend_ids:
         return
@@ -213,39 +225,6 @@ async def _load_holds(
         if settled:
             for (user_id, seq), entry in (await store.load_entries(connection, settled)).items():
                 _locked(state, user_id).ended[settled[user_id, seq]] = entry
-
-
-async def _find_due(
-    connection: asyncpg.Connection, state: BatchState, commands: list[Command], limit: int
-) -> dict[UUID, tuple[list[Hold], datetime | None]]:
-    """Finds the holds that the batch ends, and for each user the next expiry after that."""
-    due = {
-        user_id: user.account.next_hold_expiry
-        for user_id, user in state.users.items()
-        if user.account.next_hold_expiry is not None and user.account.next_hold_expiry <= state.now
-    }
-    if not due:
-        return {}
-    # Callers first, as they came; the sweeper has time.
-    callers = [c.user_id for c in commands if not isinstance(c, Expire)]
-    asked = [u for u in dict.fromkeys([*callers, *due]) if u in due]
-    found = await store.load_due_holds(connection, asked, state.now, limit + 1)
-    complete = asked
-    if len(found) > limit:
-        complete = asked[: asked.index(found[limit].user_id)]
-        for user_id in asked[len(complete) :]:
-            state.users[user_id].more_due = True
-    ended: dict[UUID, list[Hold]] = {user_id: [] for user_id in complete}
-    for hold in found[:limit]:
-        ended.setdefault(hold.user_id, []).append(hold)
-    expiries = await store.load_next_expiries(connection, complete, state.now) if complete else {}
-    return {
-        user_id: (
-            part,
-            part[-1].expires_at if state.users[user_id].more_due else expiries.get(user_id),
-        )
-        for user_id, part in ended.items()
-    }
 
 
 def _put_holds(state: BatchState, found: Iterable[Hold]) -> None:

@@ -28,8 +28,14 @@ from credit_service.ledger.grant_reads import (
     with_changes,
     with_lapsed,
 )
+from credit_service.ledger.present_accounts import is_simple, read_present
 from credit_service.ledger.read_connections import repeated
-from credit_service.ledger.shared_account_reads import NEVER_SEEN, AccountReads, changed_accounts
+from credit_service.ledger.shared_account_reads import (
+    NEVER_SEEN,
+    AccountReads,
+    changed_accounts,
+    settle_those_with_grants,
+)
 from credit_service.rules.holds import at
 from credit_service.rules.model import Account, transaction_id
 
@@ -43,6 +49,7 @@ if TYPE_CHECKING:
     from credit_service.ledger.grant_listing import Expiring
     from credit_service.ledger.read_connections import ReadPool
     from credit_service.rules.model import Entry, EntryType, Hold, HoldState, Usage
+    from credit_service.rules.terms import Terms
 
 # How many entries a filtered page of history looks at before it comes back short.
 SCAN_LIMIT = 10_000
@@ -78,16 +85,18 @@ class HistoryQuery:
 class Reads:
     """Reads the ledger through pools of its own; one statement, or one snapshot, per answer."""
 
-    def __init__(self, pool: ReadPool, report_pool: ReadPool) -> None:
-        """Takes its connections.
+    def __init__(self, pool: ReadPool, report_pool: ReadPool, terms: Terms) -> None:
+        """Takes what it works with.
 
         Args:
             pool: connections for the reads.
             report_pool: connections for reports, which take long and so have their own.
+            terms: with the configured allowance.
         """
         self._pool = pool
         self._report_pool = report_pool
-        self._accounts = AccountReads(pool.lend)
+        self._terms = terms
+        self._accounts = AccountReads(pool.lend, terms)
         # One report at a time, so that reports do not slow down the spends.
         self._report_turn = asyncio.Semaphore(1)
         self.grants = GrantReads(pool, self._report, REPORT_SECONDS)
@@ -133,7 +142,11 @@ class Reads:
         """
         async with self._pool.snapshot() as connection:
             _, account = await _account(connection, user_id)
+            if not is_simple(account, self._terms):
+                [account] = await read_present(connection, [user_id], self._terms)
             entries = await _newest_entries(connection, account, size)
+            if account.expiring is not None:
+                return account, entries, list(account.expiring)
             return account, entries, await expiring(connection, account)
 
     @repeated
@@ -313,7 +326,9 @@ class Reads:
             for user_id, account in seen.items()
         ]
         async with self._pool.lend() as connection:
-            return await changed_accounts(connection, asked)
+            changed = {each.user_id: each for each in await changed_accounts(connection, asked)}
+            await settle_those_with_grants(connection, changed, self._terms)
+            return list(changed.values())
 
     @repeated
     async def usage(self, user_id: UUID | None, start: datetime, end: datetime) -> list[Usage]:
@@ -354,14 +369,14 @@ class Reads:
 
     @repeated
     async def due_users(self, limit: int, without: Collection[UUID]) -> list[tuple[UUID, int]]:
-        """Finds users with holds whose time has passed and is not recorded yet.
+        """Finds users with holds or grants whose time has passed and is not recorded yet.
 
         Args:
-            limit: how many such holds to look at, the longest due first.
+            limit: how many such holds and grants to look at, the longest due first.
             without: users to leave out.
 
         Returns:
-            The users, the longest due first, and how many of those holds each has.
+            The users, the longest due first, and how many of those each has.
 
         Raises:
             LedgerUnavailable: the database is away.

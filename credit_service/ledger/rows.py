@@ -6,10 +6,12 @@ statements.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from credit_service.rules.grant_values import Allowance, Grant
 from credit_service.rules.model import (
     Account,
     Entry,
@@ -29,7 +31,12 @@ if TYPE_CHECKING:
 _METADATA = Entry._fields.index("metadata")
 _PAYMENT = Entry._fields.index("payment")
 _POLICY = Account._fields.index("policy")
-_COUNTERS = _POLICY + 2 + len(SpendLimits._fields)
+_ALLOWANCE = _POLICY + 2 + len(SpendLimits._fields)
+_COUNTERS = _ALLOWANCE + len(Allowance._fields)
+_POLICY_CHANGES = _COUNTERS + len(SpendCounters._fields)
+_NO_ALLOWANCE = (None,) * len(Allowance._fields)
+_VALID_FOR = Grant._fields.index("valid_for")
+_MICROSECOND = timedelta(microseconds=1)
 _NO_PAYMENT = (None,) * len(Payment._fields)
 
 
@@ -44,37 +51,37 @@ def to_columns(rows: Iterable[tuple[object, ...]]) -> list[Sequence[object]]:
 
 def account_row(account: Account) -> tuple[object, ...]:
     """The row of an account."""
-    frozen, min_balance, limits, _ = account.policy
+    frozen, min_balance, limits, allowance = account.policy
     return (
         *account[:_POLICY],
         frozen,
         min_balance,
         *limits,
+        *(allowance or _NO_ALLOWANCE),
         *account.counters,
-        account.policy_changes,
+        *account[_POLICY + 2 : -1],
     )
 
 
 def policy_row(change: PolicyChange) -> tuple[object, ...]:
     """The row of a change of policy."""
-    frozen, min_balance, limits, _ = change.policy
-    return (*change[:-1], frozen, min_balance, *limits)
+    frozen, min_balance, limits, allowance = change.policy
+    return (*change[:-1], frozen, min_balance, *limits, *(allowance or _NO_ALLOWANCE))
 
 
 def reversal_row(reversal: Reversal) -> tuple[object, ...]:
     """The row of a reversal."""
-    # All but the entry, which is written by itself.
-    return reversal[:-2]
+    # All but the entry, the last field, which is written by itself.
+    return reversal[:-1]
 
 
 def to_account(row: Sequence[Any] | asyncpg.Record) -> Account:
     """The account of a row."""
-    limits = SpendLimits(*row[_POLICY + 2 : _COUNTERS])
-    policy = Policy(row[_POLICY], row[_POLICY + 1], limits)
-    counters = SpendCounters(*row[_COUNTERS:-1])
-    return Account(row[0])._replace(
-        **dict(zip(Account._fields, (*row[:_POLICY], policy, counters, row[-1]), strict=False))
-    )
+    limits = SpendLimits(*row[_POLICY + 2 : _ALLOWANCE])
+    allowance = None if row[_ALLOWANCE] is None else Allowance(*row[_ALLOWANCE:_COUNTERS])
+    policy = Policy(row[_POLICY], row[_POLICY + 1], limits, allowance)
+    counters = SpendCounters(*row[_COUNTERS:_POLICY_CHANGES])
+    return Account._make((*row[:_POLICY], policy, counters, *row[_POLICY_CHANGES:], None))
 
 
 def to_account_less_due(row: Sequence[Any] | asyncpg.Record) -> Account:
@@ -82,6 +89,21 @@ def to_account_less_due(row: Sequence[Any] | asyncpg.Record) -> Account:
     *columns, due = row
     account = to_account(columns)
     return account._replace(held=account.held - due) if due else account
+
+
+def grant_row(grant: Grant) -> tuple[object, ...]:
+    """The row of a grant."""
+    valid_for = grant.valid_for
+    microseconds = None if valid_for is None else valid_for // _MICROSECOND
+    return (*grant[:_VALID_FOR], microseconds, *grant[_VALID_FOR + 1 :])
+
+
+def to_grant(row: Sequence[Any] | asyncpg.Record) -> Grant:
+    """The grant of a row."""
+    grant = Grant._make(row)
+    if grant.valid_for is None:
+        return grant
+    return grant._replace(valid_for=row[_VALID_FOR] * _MICROSECOND)
 
 
 def entry_row(entry: Entry) -> tuple[object, ...]:

@@ -9,6 +9,7 @@ import asyncpg
 
 from credit_service.errors import LedgerUnavailable, UserNotFound
 from credit_service.ledger import store
+from credit_service.ledger.present_accounts import is_simple, read_present
 from credit_service.ledger.read_connections import repeated
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
     from credit_service.rules.model import Account
+    from credit_service.rules.terms import Terms
 
 Asked = TypeVar("Asked")
 
@@ -46,6 +48,24 @@ async def changed_accounts(
         asyncpg.PostgresError, OSError: as the driver raises them.
     """
     return await _in_parts(store.changed_accounts, connection, seen)
+
+
+async def settle_those_with_grants(
+    connection: PoolConnectionProxy, accounts: dict[UUID, Account], terms: Terms
+) -> None:
+    """Reads those accounts again, in one snapshot, that are not simple.
+
+    Args:
+        connection: to the database, outside a transaction.
+        accounts: by user, as they were read; those are replaced.
+        terms: with the configured allowance.
+    """
+    asked = [user_id for user_id, account in accounts.items() if not is_simple(account, terms)]
+    for first in range(0, len(asked), _ACCOUNTS_AT_ONCE):
+        part = asked[first : first + _ACCOUNTS_AT_ONCE]
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            for account in await read_present(connection, part, terms):
+                accounts[account.user_id] = account
 
 
 async def _in_parts(
@@ -76,10 +96,18 @@ class AccountReads:
     """
 
     def __init__(
-        self, reading: Callable[[], AbstractAsyncContextManager[PoolConnectionProxy]]
+        self,
+        reading: Callable[[], AbstractAsyncContextManager[PoolConnectionProxy]],
+        terms: Terms,
     ) -> None:
-        """Takes a function that lends a connection, or raises LedgerUnavailable."""
+        """Takes what it works with.
+
+        Args:
+            reading: lends a connection, or raises LedgerUnavailable.
+            terms: with the configured allowance.
+        """
         self._reading = reading
+        self._terms = terms
         self._asked: list[tuple[UUID, asyncio.Future[Account]]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -129,6 +157,7 @@ class AccountReads:
                     store.list_known_accounts, connection, list(without_account)
                 )
                 accounts.update((account.user_id, account) for account in known)
+            await settle_those_with_grants(connection, accounts, self._terms)
             return accounts
 
 

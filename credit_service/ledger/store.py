@@ -78,6 +78,14 @@ async def find_users(connection: _Connection, user_ids: Collection[UUID]) -> set
     return {row[0] for row in await connection.fetch(SQL["find_users"], user_ids)}
 
 
+async def find_newcomers(
+    connection: _Connection, user_ids: Collection[UUID]
+) -> dict[UUID, tuple[bool, datetime | None]]:
+    """Tells of users without an account whether they exist and until when they had allowances."""
+    rows = await connection.fetch(SQL["find_newcomers"], user_ids)
+    return {user_id: (known, until) for user_id, until, known in rows}
+
+
 async def add_users(connection: _Connection, user_ids: Collection[UUID]) -> None:
     """Adds those of the users who do not exist yet."""
     await connection.execute(SQL["add_users"], user_ids)
@@ -125,7 +133,7 @@ async def insert_entries(connection: _Connection, entries: Sequence[Entry]) -> N
         StaleAccountError: the database took another number of rows.
     """
     columns = to_columns(entry_row(entry) for entry in entries)
-    _expect(await connection.execute(SQL["insert_entries"], *columns), len(entries))
+    expect(await connection.execute(SQL["insert_entries"], *columns), len(entries))
 
 
 async def insert_accounts(connection: _Connection, accounts: Sequence[Account]) -> None:
@@ -135,7 +143,7 @@ async def insert_accounts(connection: _Connection, accounts: Sequence[Account]) 
         asyncpg.UniqueViolationError: another transaction has opened one of them.
     """
     columns = to_columns(account_row(account) for account in accounts)
-    _expect(await connection.execute(SQL["insert_accounts"], *columns), len(accounts))
+    expect(await connection.execute(SQL["insert_accounts"], *columns), len(accounts))
 
 
 async def update_accounts(connection: _Connection, changes: Sequence[tuple[Account, int]]) -> None:
@@ -145,7 +153,7 @@ async def update_accounts(connection: _Connection, changes: Sequence[tuple[Accou
         StaleAccountError: one of them is no longer at that seq.
     """
     columns = to_columns((*account_row(account), old_seq) for account, old_seq in changes)
-    _expect(await connection.execute(SQL["update_accounts"], *columns), len(changes))
+    expect(await connection.execute(SQL["update_accounts"], *columns), len(changes))
 
 
 async def insert_purchases(connection: _Connection, entries: Sequence[Entry]) -> None:
@@ -159,30 +167,30 @@ async def insert_purchases(connection: _Connection, entries: Sequence[Entry]) ->
         for e in entries
         if (p := e.payment) is not None
     )
-    _expect(await connection.execute(SQL["insert_purchases"], *to_columns(rows)), len(entries))
+    expect(await connection.execute(SQL["insert_purchases"], *to_columns(rows)), len(entries))
 
 
 async def upsert_refunds(connection: _Connection, spends: Sequence[Spent]) -> None:
     """Writes how many credits were given back of each spend."""
     rows = ((s.entry.user_id, s.entry.seq, s.entry.amount, s.refunded) for s in spends)
-    _expect(await connection.execute(SQL["upsert_refunds"], *to_columns(rows)), len(spends))
+    expect(await connection.execute(SQL["upsert_refunds"], *to_columns(rows)), len(spends))
 
 
 async def upsert_holds(connection: _Connection, holds: Collection[Hold]) -> None:
     """Writes holds that were made or changed."""
     columns = to_columns(holds)
-    _expect(await connection.execute(SQL["upsert_holds"], *columns), len(holds))
+    expect(await connection.execute(SQL["upsert_holds"], *columns), len(holds))
 
 
 async def insert_policy_changes(connection: _Connection, changes: Collection[PolicyChange]) -> None:
     """Records changes of what accounts may do."""
     columns = to_columns(policy_row(change) for change in changes)
-    _expect(await connection.execute(SQL["insert_policy_changes"], *columns), len(changes))
+    expect(await connection.execute(SQL["insert_policy_changes"], *columns), len(changes))
 
 
 async def insert_kept_keys(connection: _Connection, keys: Collection[KeptKey]) -> None:
     """Records the keys of calls that were answered with the entry of another call."""
-    _expect(await connection.execute(SQL["insert_kept_keys"], *to_columns(keys)), len(keys))
+    expect(await connection.execute(SQL["insert_kept_keys"], *to_columns(keys)), len(keys))
 
 
 async def insert_reversals(connection: _Connection, reversals: Collection[Reversal]) -> None:
@@ -193,7 +201,7 @@ async def insert_reversals(connection: _Connection, reversals: Collection[Revers
             revision of one of them.
     """
     columns = to_columns(reversal_row(reversal) for reversal in reversals)
-    _expect(await connection.execute(SQL["insert_reversals"], *columns), len(reversals))
+    expect(await connection.execute(SQL["insert_reversals"], *columns), len(reversals))
 
 
 async def load_reversals(
@@ -260,15 +268,15 @@ async def list_holds(
 async def find_due_users(
     connection: _Connection, limit: int, without: Collection[UUID]
 ) -> list[tuple[UUID, int]]:
-    """Finds users with holds whose time has passed and is not recorded yet.
+    """Finds users with holds or grants whose time has passed and is not recorded yet.
 
     Args:
         connection: to the database.
-        limit: how many holds to look at, the longest due first.
+        limit: how many holds and how many grants to look at, the longest due first.
         without: users to leave out.
 
     Returns:
-        The users, the longest due first, and how many of those holds each has.
+        The users, the longest due first, and how many of those each has.
     """
     rows = await connection.fetch(SQL["find_due_users"], limit, without)
     return [(row[0], row[1]) for row in rows]
@@ -292,6 +300,14 @@ async def get_account(
     assert row is not None  # noqa: S101  # the time alone is a row
     now, *columns, known = row
     return now, None if columns[0] is None else to_account_less_due(columns), known
+
+
+async def read_accounts(
+    connection: _Connection, user_ids: Collection[UUID]
+) -> tuple[datetime | None, list[Account]]:
+    """Reads accounts as they are recorded, and the time of that; None where there are none."""
+    rows = await connection.fetch(SQL["read_accounts"], user_ids)
+    return (rows[0][-1] if rows else None), [to_account(row[:-1]) for row in rows]
 
 
 async def list_accounts(connection: _Connection, after: UUID, limit: int) -> list[UUID]:
@@ -385,7 +401,7 @@ async def list_entries(
     return rows[0][0] if rows else None, entries
 
 
-def _expect(tag: str, rows: int) -> None:
+def expect(tag: str, rows: int) -> None:
     """Holds a command tag such as "INSERT 0 3" or "UPDATE 3" to the number of rows."""
     if int(tag.rpartition(" ")[2]) != rows:
         raise StaleAccountError(tag)

@@ -1,7 +1,7 @@
-"""The sweeper: records the expiry of holds on accounts that no call touches.
+"""The sweeper: records what is due of accounts that no call touches: holds end, credits lapse.
 
-No answer ever needs it, because expiry is decided by a comparison. It submits commands like any
-other caller, so every replica may run one at the same time. It yields to callers: a round is as
+No answer ever needs it, because what is due is decided by a comparison. It submits commands like
+any other caller, so every replica may run one at the same time. It yields to callers: a round is as
 large as it may be without taking long, and a pause follows.
 """
 
@@ -30,11 +30,11 @@ _log = structlog.get_logger()
 _PAUSE_SECONDS = 1.0
 _PAUSE_SECONDS_MAX = 10.0
 
-# How many due holds one look at the ledger finds.
+# How many due holds, and how many due grants, one look at the ledger finds.
 _LOOK = 5_000
 
-# A round of commands ends about so many holds. It takes no longer than this, or the next is
-# smaller; a shorter one is followed by a larger one.
+# A round of commands settles about so many holds and grants. It takes no longer than this, or the
+# next is smaller; a shorter one is followed by a larger one.
 _ROUND_MIN, _ROUND_MAX = 100, EXPIRIES_MAX
 _ROUND_SECONDS = 0.04
 
@@ -45,7 +45,7 @@ _REST_SECONDS_MAX = 0.05
 # How long a command waits for its batch.
 _WAIT_SECONDS = 10.0
 
-# For how long it leaves out a user whose holds it could not end.
+# For how long it leaves out a user of whom it could not record what is due.
 _LEFT_OUT_SECONDS = 10.0
 
 
@@ -79,10 +79,10 @@ class Sweeper:
         self._round = _ROUND_MIN
 
     async def record_due(self) -> bool:
-        """Records the expiry of the holds that have been due for longest.
+        """Records what has been due for longest.
 
         Returns:
-            Whether there was more than one look finds or one round ends.
+            Whether there was more than one look finds or one round settles.
 
         Raises:
             CreditError: not one of a round could be recorded: the database is away, or busy.
@@ -96,15 +96,15 @@ class Sweeper:
         return sum(counts) >= _LOOK or max(counts, default=0) > _ROUND_MAX
 
     def _rounds(self, due: list[tuple[UUID, int]]) -> Iterator[list[UUID]]:
-        """Divides the users so that each part has a round's holds, or is one user with more."""
+        """Divides the users so that each part is one round, or one user with more."""
         users: list[UUID] = []
-        holds = 0
+        settled = 0
         for user_id, count in due:
-            if users and holds + count > self._round:
+            if users and settled + count > self._round:
                 yield users
-                users, holds = [], 0
+                users, settled = [], 0
             users.append(user_id)
-            holds += count
+            settled += count
         if users:
             yield users
 
@@ -122,7 +122,7 @@ class Sweeper:
         faults = {
             user_id: answer
             for user_id, answer in zip(users, answers, strict=True)
-            # A user who was deleted meanwhile has no holds any more.
+            # Of a user who was deleted meanwhile nothing is due any more.
             if isinstance(answer, BaseException) and not isinstance(answer, UserNotFound)
         }
         if faults:

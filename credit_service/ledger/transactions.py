@@ -10,13 +10,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 import asyncpg
 
 from credit_service.database.postgres import spoils_connection
 from credit_service.errors import CreditError, Refusal
-from credit_service.ledger import metrics, store
+from credit_service.ledger import grant_store, metrics, store
 from credit_service.ledger.batch_loading import load
 from credit_service.rules import decide
 from credit_service.rules.model import Outcome
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from credit_service.database.postgres import Address
     from credit_service.rules.batch_state import BatchState
     from credit_service.rules.commands import Command
+    from credit_service.rules.grant_values import GrantChange
     from credit_service.rules.model import Entry, EntryId
     from credit_service.rules.terms import Terms
 
@@ -43,6 +46,10 @@ _LOST = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
 # A batch that takes longer may itself be the reason why the server closed the connection: it ends
 # transactions that are idle for too long. An ordinary batch takes a few hundredths of it.
 _SLOW_SECONDS = 1.0
+
+
+# On the entries that the service posts by itself.
+_OWN_CALLS = {"expiry", "lapse", "revocation", "allowance"}
 
 
 class BatchTooSlowError(Exception):
@@ -82,7 +89,7 @@ class Way(NamedTuple):
     """How to run a batch.
 
     Attributes:
-        expiries: how many due holds it may end.
+        expiries: how many due holds and grants it may settle.
         hurried: whether it waits for a lock for a moment only.
         lost: the entries of earlier runs whose COMMIT was sent and never answered.
     """
@@ -110,8 +117,8 @@ class Transactions:
             way: how to run it.
 
         Returns:
-            An answer per command, in order; None where more holds of the account are due than the
-            batch may end, so that the command must wait for another batch.
+            An answer per command, in order; None where more is due of the account than the batch
+            may settle, so that the command must wait for another batch.
 
         Raises:
             CommitLostError: the COMMIT was sent and its answer never came.
@@ -140,10 +147,15 @@ class Transactions:
         posted = state.posted
         await self._commit(connection, posted)
         _count(posted)
-        # No call makes an expiry: a call that is answered with one repeats an earlier end.
-        unclaimed = {(e.user_id, e.seq): e for e in way.lost if e.type != "expire"}
+        # No call makes what the service posts by itself: a call that is answered with the expiry of
+        # a hold repeats an earlier end.
+        unclaimed = {(e.user_id, e.seq): e for e in way.lost if e.call not in _OWN_CALLS}
+        changes: dict[EntryId, tuple[GrantChange, ...]] = {}
+        for user in state.users.values():
+            for entry_id, made in groupby(user.grant_changes, itemgetter(0, 1)):
+                changes[entry_id] = (*changes.get(entry_id, ()), *made)
         return [
-            _settled(answer, state, unclaimed) if isinstance(answer, Outcome) else answer
+            _settled(answer, state, unclaimed, changes) if isinstance(answer, Outcome) else answer
             for answer in answers
         ]
 
@@ -180,6 +192,13 @@ class Transactions:
         refunded = [user.spends[seq] for user in users for seq in user.refunded]
         changed_holds = [user.holds[seq] for user in users for seq in user.changed_holds]
         kept_keys = [key for user in users for key in user.kept_keys]
+        grants = [user.grants[seq] for user in users for seq in user.changed_grants]
+        grant_changes = [change for user in users for change in user.grant_changes]
+        allowances = [
+            (user.account.user_id, user.account.allowance_until)
+            for user in users
+            if user.account.allowance_until not in {None, user.loaded.allowance_until}
+        ]
         policy_changes = [change for user in users for change in user.policy_changes]
         if opened:
             if self._adds_users:
@@ -196,6 +215,12 @@ class Transactions:
             await store.insert_purchases(connection, entries)
         if changed_holds:
             await store.upsert_holds(connection, changed_holds)
+        if grants:
+            await grant_store.upsert_grants(connection, grants)
+        if grant_changes:
+            await grant_store.insert_grant_changes(connection, grant_changes)
+        if allowances:
+            await grant_store.upsert_allowances(connection, allowances)
         if kept_keys:
             await store.insert_kept_keys(connection, kept_keys)
         if state.new_reversals:
@@ -241,7 +266,12 @@ def _decide(state: BatchState, command: Command, terms: Terms) -> Outcome | Cred
         return refusal
 
 
-def _settled(answer: Outcome, state: BatchState, lost: dict[EntryId, Entry]) -> Outcome:
+def _settled(
+    answer: Outcome,
+    state: BatchState,
+    lost: dict[EntryId, Entry],
+    changes: dict[EntryId, tuple[GrantChange, ...]],
+) -> Outcome:
     """Shows the account as the batch left it, and a resolved COMMIT as the first run it was."""
     entry, account, replayed, hold, parts = answer
     if replayed and entry is not None and lost.get((entry.user_id, entry.seq)) == entry:
@@ -249,8 +279,11 @@ def _settled(answer: Outcome, state: BatchState, lost: dict[EntryId, Entry]) -> 
         replayed = False
     if parts:
         parts = tuple(
-            _settled(part, state, lost) if isinstance(part, Outcome) else part for part in parts
+            _settled(part, state, lost, changes) if isinstance(part, Outcome) else part
+            for part in parts
         )
+    if entry is not None and changes and (made := changes.get((entry.user_id, entry.seq))):
+        entry = entry._replace(grant_changes=made)
     return Outcome(entry, state.users[account.user_id].account, replayed, hold, parts)
 
 

@@ -107,6 +107,8 @@ class Account(NamedTuple):
         grants_made: how many grants there ever were.
         next_lapse: at or before the earliest expiry of the open grants; None where none expires.
         allowance_until: until when no allowance is due; None where none was given.
+        expiring: the next three times at which credits lapse, and how many; None where the
+            recorded grants say it. Only a read of an account of which something is due sets it.
     """
 
     user_id: UUID
@@ -125,6 +127,7 @@ class Account(NamedTuple):
     grants_made: int = 0
     next_lapse: datetime | None = None
     allowance_until: datetime | None = None
+    expiring: tuple[tuple[datetime, int], ...] | None = None
 
     @property
     def available(self) -> int:

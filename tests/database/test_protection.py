@@ -18,9 +18,10 @@ GRANT = """
     WITH granted AS (
         INSERT INTO credit_grants (
             user_id, seq, amount, remaining, pinned, priority, expire_time, paid, revoked, open,
-            lapsed, counted
+            lapsed, counted, reversed
         )
-        SELECT user_id, 1, 100, 0, 0, 50, now(), true, false, false, 0, 0 FROM user_credits
+        SELECT user_id, 1, 100, 0, 0, 50, now(), true, false, false, 0, 0, 0
+        FROM user_credits
         RETURNING user_id
     ),
     changed AS (

@@ -29,7 +29,15 @@ from credit_service.runtime.start_errors import StartRefusedError
 
 AUTH_ADMIN, OWNER = "supabase_auth_admin", "supabase_postgres"
 # These read what they add up, or, once a second, all open holds.
-ADDING_UP = ("report_usage", "report_usage_of_user", "find_faults", "find_due_users")
+ADDING_UP = (
+    "report_usage",
+    "report_usage_of_user",
+    "report_lapsed",
+    "report_pools",
+    "report_dated",
+    "find_faults",
+    "find_due_users",
+)
 OUTSIDERS = ("anon", "authenticated", "service_role")
 BOOKS = (
     "user_credits",

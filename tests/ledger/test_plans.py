@@ -16,6 +16,7 @@ from kit.services import running, server_settings
 from kit.waiting import eventually
 
 from credit_service.ledger import rows, store
+from credit_service.rules.grant_values import Grant, GrantChange
 from credit_service.rules.model import (
     Account,
     Entry,
@@ -41,10 +42,21 @@ TABLES = (
     "credit_policy_changes",
     "credit_reversals",
     "credit_kept_keys",
+    "credit_grants",
+    "credit_grant_changes",
+    "credit_allowances",
 )
 # These read what they add up, entries of a period or of the accounts that are verified, or, once
 # a second, all open holds.
-READING_MUCH = ("report_usage", "report_usage_of_user", "find_faults", "find_due_users")
+READING_MUCH = (
+    "report_usage",
+    "report_usage_of_user",
+    "report_lapsed",
+    "report_pools",
+    "report_dated",
+    "find_faults",
+    "find_due_users",
+)
 
 # Many accounts of one entry beside the long one, so that no table is small.
 CROWD = """
@@ -62,6 +74,18 @@ CROWD = """
     kept AS (
         INSERT INTO credit_kept_keys SELECT user_id, 'kept', seq, 'PurchaseCredits' FROM entries
     ),
+    grants AS (
+        INSERT INTO credit_grants
+        SELECT
+            user_id, seq, 1, 1, 0, 50, now() + interval '1 hour', NULL, NULL, true, NULL, false,
+            true, 0, 0, 0
+        FROM entries RETURNING user_id, seq
+    ),
+    changes AS (
+        INSERT INTO credit_grant_changes
+        SELECT user_id, seq, 1, seq, NULL, 1, 0, 1, 0, now() + interval '1 hour' FROM grants
+    ),
+    allowances AS (INSERT INTO credit_allowances SELECT user_id, now() FROM entries),
     holds AS (
         INSERT INTO credit_holds (user_id, seq, state, amount, created_at, expires_at, reference)
         SELECT user_id, seq, 'held', 1, now(), now() + interval '1 hour', '' FROM entries
@@ -110,6 +134,8 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
     reversal = Reversal(
         "re_new", 1, "pi_1", user_id, None, 1, 1, "eur", "refund", now, "test", "re_new"
     )
+    granted = Grant(user_id, seq, 5, 5, expire_time=now)
+    grant_change = GrantChange(user_id, seq, 1, None, 5, 0, 5, 0, now)
     three = [user_id] * 3
     return {
         "add_users": [[uuid4(), user_id]],
@@ -145,11 +171,35 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         "insert_purchases": [["pi_new"], [user_id], [seq + 1], [5], [1], ["eur"], [now]],
         "upsert_refunds": [[user_id, user_id], [2, 4], [1, 1], [1, 1]],
         "count_entries_before": [user_id, early],
-        "list_entries": [user_id, seq, 0, None, None, None, 50, 10_000],
+        "list_entries": [user_id, seq, 0, None, None, None, 50, 10_000, None],
+        "read_accounts": [[user_id, newcomer]],
+        "find_newcomers": [[user_id, newcomer]],
+        "upsert_allowances": [[user_id, newcomer], [now, now]],
+        "load_due_grants": [[user_id, newcomer], now, 501],
+        "load_next_lapses": [[user_id, newcomer], now],
+        "list_expiring": [user_id, 3],
+        "list_expiring_at": [user_id, seq, early, 3],
+        "list_grants": [user_id, seq, True, 50],
+        "list_grant_changes": [user_id, [1, seq // 2, seq]],
+        "report_lapsed": [early, now, user_id],
+        "report_pools": [early],
+        "report_dated": [early],
+        "upsert_grants": columns(granted),
+        "insert_grant_changes": [*columns(grant_change), [1]],
+        "load_grants": [
+            *([user_id], [1]),
+            *([user_id], [1]),
+            *([user_id], [1]),
+            [user_id],
+            *([user_id], [1]),
+            *([user_id], ["pro"]),
+            *([user_id], [100]),
+            now,
+        ],
     }
 
 
-def columns(value: Account | Hold | KeptKey | PolicyChange | Reversal) -> list[object]:
+def columns(value: tuple[object, ...]) -> list[object]:
     match value:
         case Account():
             row = rows.account_row(value)
@@ -157,6 +207,8 @@ def columns(value: Account | Hold | KeptKey | PolicyChange | Reversal) -> list[o
             row = rows.policy_row(value)
         case Reversal():
             row = rows.reversal_row(value)
+        case Grant():
+            row = rows.grant_row(value)
         case _:
             row = value
     return [[part] for part in row]
@@ -237,8 +289,19 @@ def faults(name: str, plan: dict) -> list[str]:
     return found
 
 
+async def write_granted_book(database: Database, entries: int) -> UUID:
+    """A book of so many entries, the first of which made a grant."""
+    user_id = await write_book(database, entries)
+    await database.execute(
+        "INSERT INTO credit_grants (user_id, seq, amount, remaining, pinned, priority, expire_time,"
+        f" paid, revoked, open, lapsed, counted, reversed) VALUES ('{user_id}', 1, 1, 1, 0, 50,"
+        " now(), true, false, true, 0, 0, 0)"
+    )
+    return user_id
+
+
 async def write_long_book(database: Database) -> UUID:
-    user_id = await write_book(database, ENTRIES)
+    user_id = await write_granted_book(database, ENTRIES)
     await database.execute(CROWD.format(others=OTHERS))
     return user_id
 
@@ -268,7 +331,7 @@ async def test_a_plan_made_for_a_short_book_does_not_read_a_whole_long_one(datab
     await leave_statistics_alone(database)
     if analysed:
         await database.execute("VACUUM ANALYZE")
-    short, newcomer = await write_book(database, 4), await database.user()
+    short, newcomer = await write_granted_book(database, 4), await database.user()
     found = []
     async with session(database.service_url) as prepared:
         for name, values in lookups(short, newcomer, 4):

@@ -8,6 +8,7 @@ import grpc
 import pytest
 from kit.commands import lanes, spend, submit
 from kit.fault_proxy import Kind
+from kit.rule_tables import TERMS
 from kit.services import running, server_settings
 from kit.waiting import patience
 
@@ -47,7 +48,7 @@ async def test_reads_that_are_asked_for_during_a_read_share_the_next_one(proxy, 
     users = [await database.user(credits_) for credits_ in range(1, 6)]
     held, statements = proxy.on(READ, Kind.HOLD), proxy.on(READ, Kind.HOLD, nth=10**9)
     async with Address(proxy.url).pool(4) as pool:
-        reads = AccountReads(pool.acquire)
+        reads = AccountReads(pool.acquire, TERMS)
         first = reads.read(users[0])
         await held.met.wait()
         asked = [reads.read(users[n % 5]) for n in range(20)]
@@ -132,7 +133,7 @@ async def test_accounts_that_take_longer_than_a_statement_may_are_read_in_smalle
     pool = ReadPool(Address(database.service_url), 4)
     await pool.open()
     try:
-        reads = Reads(pool, pool)
+        reads = Reads(pool, pool, TERMS)
         accounts = await asyncio.gather(*(reads.account(user_id) for user_id in users))
         assert [account.balance for account in accounts] == list(range(1, 101))
         changed = await reads.changes(dict.fromkeys(users))

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from credit_service.ledger.store import SQL
+from credit_service.rules.grant_values import Allowance, Grant, GrantChange
 from credit_service.rules.model import (
     Account,
     Entry,
@@ -16,7 +17,12 @@ from credit_service.rules.model import (
     SpendLimits,
 )
 
-_POLICY = ("frozen", "min_balance", *(f"limit_per_{window}" for window in SpendLimits._fields))
+_POLICY = (
+    "frozen",
+    "min_balance",
+    *(f"limit_per_{window}" for window in SpendLimits._fields),
+    *(f"allowance_{name}" for name in Allowance._fields),
+)
 _PARTS = {
     "payment": tuple(f"payment_{name}" for name in Payment._fields),
     "policy": _POLICY,
@@ -27,6 +33,9 @@ _PARTS = {
         "spent_this_day",
     ),
     "entry": (),
+    "expiring": (),
+    "grant_changes": (),
+    "valid_for": ("valid_for_us",),
 }
 
 
@@ -35,10 +44,13 @@ def columns(value):
     return tuple(column for name in value._fields for column in _PARTS.get(name, (name,)))
 
 
+CHANGE = ("change_user_id", "change_seq", *GrantChange._fields[2:], "step")
+
 READS = [
     ("lock_accounts", Account, (), ()),
     ("get_account", Account, ("now",), ("due", "known")),
     ("changed_accounts", Account, (), ("due",)),
+    ("read_accounts", Account, (), ("now",)),
     ("list_known_accounts", Account, (), ("due",)),
     ("load_entries_by_key", Entry, ("now", "key", "kept_call"), ()),
     ("load_entries", Entry, (), ()),
@@ -47,6 +59,8 @@ READS = [
     ("load_due_holds", Hold, (), ()),
     ("list_holds", Hold, ("now",), ()),
     ("load_reversals", Reversal, (), ()),
+    ("load_due_grants", Grant, (), ()),
+    ("load_grants", Grant, (), CHANGE),
 ]
 
 
@@ -69,6 +83,8 @@ WRITES = [
     ("insert_policy_changes", PolicyChange, ()),
     ("insert_reversals", Reversal, ()),
     ("insert_kept_keys", KeptKey, ()),
+    ("upsert_grants", Grant, ()),
+    ("insert_grant_changes", GrantChange, ("step",)),
 ]
 
 
@@ -84,8 +100,8 @@ def test_a_write_takes_its_columns_in_the_order_of_the_fields(statement, value, 
     into = re.search(r"INSERT INTO \w+(?: AS \w+)? \(([^)]*)\)", sql)
     if into:
         written = re.search(r"\nSELECT\n(.*?)\nFROM", sql, re.DOTALL)[1]
-        assert listed(into[1]) == columns(value)
-        assert tuple(re.findall(rf"{alias}\.(\w+)", written)) == columns(value)
+        assert listed(into[1]) == (*columns(value), *after)
+        assert tuple(re.findall(rf"{alias}\.(\w+)", written)) == (*columns(value), *after)
     else:
         pairs = re.findall(rf"^    (\w+) = {alias}\.(\w+)", sql, re.MULTILINE)
         assert all(column == source for column, source in pairs)

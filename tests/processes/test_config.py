@@ -1,10 +1,12 @@
 """The settings: what each takes, what each refuses and in which words, and what it changes."""
 
 import os
+from datetime import timedelta
 
 import pytest
 
 from credit_service import cli, config
+from credit_service.rules.grant_values import Allowance
 from credit_service.rules.pricing import Price
 from credit_service.runtime.environment import ConfigurationError
 
@@ -64,6 +66,8 @@ def test_without_any_variable_the_service_is_for_this_machine_alone(read):
         ("CREDIT_USERS", "managed", "managed"),
         ("CREDIT_COST_PER_RENDER", "1000000000000", 10**12),
         ("CREDIT_MIN_BALANCE", "-1000000000000", -(10**12)),
+        ("CREDIT_ALLOWANCE", "1000000000000/week", "1000000000000/week"),
+        ("CREDIT_REFUND_GRACE", "366d", "366d"),
         ("CREDIT_ALLOW_PLAINTEXT", "true", True),
         ("CREDIT_LANES", "64", 64),
         ("CREDIT_STATEMENT_CACHE", "0", 0),
@@ -92,6 +96,20 @@ def test_a_url_of_postgresql_is_taken_as_it_is(read, url):
     assert settings.database_url.get_secret_value() == url
     assert settings.migrate_url.get_secret_value() == url
     assert not settings.adds_users
+
+
+def test_the_rules_take_their_terms_from_the_settings(read):
+    terms = read().terms()
+    assert (terms.allowance, terms.refund_grace) == (None, timedelta(days=7))
+    terms = read(
+        CREDIT_ALLOWANCE="20/month",
+        CREDIT_REFUND_GRACE="12h",
+        CREDIT_MIN_BALANCE="-5",
+        CREDIT_OPEN_HOLDS="3",
+    ).terms()
+    assert terms.allowance == Allowance(20, "month")
+    assert terms.refund_grace == timedelta(hours=12)
+    assert (terms.min_balance, terms.open_holds) == (-5, 3)
 
 
 WORDS = {
@@ -145,6 +163,14 @@ BAD = [
     ),
     ("CREDIT_MIN_BALANCE", "1.5", WORDS["whole"]),
     ("CREDIT_MIN_BALANCE", "-1000000000001", "greater than or equal to -1000000000000"),
+    *(
+        ("CREDIT_ALLOWANCE", text, "must be credits per day, week or month, such as 20/month")
+        for text in ("20", "0/month", "20/year", "-5/day", "1000000000001/day", "20 / month")
+    ),
+    *(
+        ("CREDIT_REFUND_GRACE", text, "must be hours or days, such as 12h or 7d")
+        for text in ("7", "0d", "7 days", "367d", "-1d", "9999d")
+    ),
     ("CREDIT_TLS_CERTIFICATE", "/c.pem", "CREDIT_TLS_KEY go together; set both"),
     ("CREDIT_TLS_KEY", "/k.pem", "CREDIT_TLS_KEY go together; set both"),
     ("CREDIT_TLS_CLIENT_CA", "/ca.pem", "needs CREDIT_TLS_CERTIFICATE and CREDIT_TLS_KEY"),

@@ -68,8 +68,14 @@ ADD CONSTRAINT changes_follow_type CHECK (
     END
 ),
 ADD CONSTRAINT key_is_present CHECK (
-    call IN ('adopted', 'expiry', 'lapse', 'allowance', 'ReversePurchase')
+    call IN ('adopted', 'expiry', 'lapse', 'revocation', 'allowance', 'ReversePurchase')
     OR (idempotency_key IS NOT NULL AND length(idempotency_key) BETWEEN 1 AND 128)
+);
+
+ALTER TABLE credit_kept_keys
+DROP CONSTRAINT call_makes_no_entry,
+ADD CONSTRAINT call_makes_no_entry CHECK (
+    call IN ('PurchaseCredits', 'CaptureHold', 'ReleaseHold', 'RevokeGrant')
 );
 
 -- How many of the credits that a revision took had lapsed or been revoked before, so that they were
@@ -80,9 +86,10 @@ ADD COLUMN counted bigint NOT NULL DEFAULT 0;
 -- The grants in their present state. The entry at seq made the grant. Spends and holds draw on open
 -- ones. A closed one is used up or revoked, or its time was settled; it keeps what is pinned.
 --
--- valid_for_us is how long it was to be valid as asked, in microseconds; null where a time was
--- asked for. lapsed counts the credits of it that lapsed or were revoked, and counted those of them
--- that reversals have counted.
+-- asked_time and valid_for_us are the expiry and the lifetime in microseconds as they were asked
+-- for. lapsed counts its credits that lapsed or were revoked, and counted those of them that
+-- reversals of its purchase have counted. reversed is what these reversals return: counted and
+-- moved credits.
 CREATE TABLE credit_grants (
     user_id uuid NOT NULL,
     seq bigint NOT NULL,
@@ -91,6 +98,7 @@ CREATE TABLE credit_grants (
     pinned bigint NOT NULL,
     priority bigint NOT NULL,
     expire_time timestamptz,
+    asked_time timestamptz,
     valid_for_us bigint,
     paid boolean NOT NULL,
     series text,
@@ -98,6 +106,7 @@ CREATE TABLE credit_grants (
     open boolean NOT NULL,
     lapsed bigint NOT NULL,
     counted bigint NOT NULL,
+    reversed bigint NOT NULL,
     CONSTRAINT one_grant_per_entry PRIMARY KEY (user_id, seq),
     CONSTRAINT grant_belongs_to_an_account FOREIGN KEY (user_id)
     REFERENCES user_credits (user_id) ON DELETE CASCADE,
@@ -107,19 +116,25 @@ CREATE TABLE credit_grants (
     CONSTRAINT open_with_credits CHECK (NOT open OR remaining > 0),
     CONSTRAINT closed_keeps_only_what_is_pinned CHECK (open OR remaining = pinned),
     CONSTRAINT counted_within_lapsed CHECK (counted BETWEEN 0 AND lapsed),
+    CONSTRAINT reversed_within_amount CHECK (reversed BETWEEN 0 AND amount),
     CONSTRAINT priority_in_range CHECK (priority BETWEEN 0 AND 100),
     -- Credits at the priority of the pool and without an end are the pool.
     CONSTRAINT differs_from_the_pool CHECK (expire_time IS NOT NULL OR priority <> 50),
-    CONSTRAINT valid_for_a_time
-    CHECK (valid_for_us > 0 AND (valid_for_us IS NULL OR expire_time IS NOT NULL)),
+    CONSTRAINT valid_for_a_time CHECK (valid_for_us > 0),
+    CONSTRAINT asked_for_one_end CHECK (num_nonnulls(asked_time, valid_for_us) <= 1),
     CONSTRAINT series_has_a_length CHECK (length(series) BETWEEN 1 AND 64),
-    CONSTRAINT time_can_be_shown
-    CHECK (expire_time >= '0001-01-01 00:00:00+00' AND expire_time < '10000-01-01 00:00:00+00')
+    CONSTRAINT times_can_be_shown CHECK (
+        expire_time >= '0001-01-01 00:00:00+00' AND expire_time < '10000-01-01 00:00:00+00'
+        AND asked_time >= '0001-01-01 00:00:00+00' AND asked_time < '10000-01-01 00:00:00+00'
+    )
 ) WITH (fillfactor = 70);
 
 -- The burn order of a user's open grants. No index names remaining or pinned, so that what is drawn
 -- changes no index.
 CREATE INDEX open_grants ON credit_grants (user_id, priority, expire_time, paid, seq) WHERE open;
+
+-- The order in which a user's grants lapse.
+CREATE INDEX open_grants_by_expiry ON credit_grants (user_id, expire_time) WHERE open;
 
 -- Finds the grants whose time has passed, over all users: for the sweeper and the reports.
 CREATE INDEX grants_due ON credit_grants (expire_time) WHERE open;
@@ -135,7 +150,7 @@ FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
 -- Every change of a grant, append-only: a grant is the sum of its changes, and what a hold has
 -- pinned is the sum of its own. The entry at seq made the change; step is its place among the
 -- changes that this entry made. lapsed_at is when the credits lapsed, on the changes that lapses
--- made.
+-- made. reversed_seq is the purchase whose reversals took or gave back the credits.
 CREATE TABLE credit_grant_changes (
     user_id uuid NOT NULL,
     seq bigint NOT NULL,
@@ -148,6 +163,7 @@ CREATE TABLE credit_grant_changes (
     pinned_after bigint NOT NULL,
     expire_after timestamptz,
     lapsed_at timestamptz,
+    reversed_seq bigint,
     CONSTRAINT one_grant_change_per_step PRIMARY KEY (user_id, seq, step),
     CONSTRAINT change_belongs_to_a_grant FOREIGN KEY (user_id, grant_seq)
     REFERENCES credit_grants (user_id, seq) ON DELETE CASCADE,
@@ -165,6 +181,9 @@ CREATE INDEX changes_by_grant ON credit_grant_changes (user_id, grant_seq, seq, 
 
 CREATE INDEX changes_by_hold ON credit_grant_changes (user_id, hold_seq)
 WHERE hold_seq IS NOT NULL;
+
+CREATE INDEX changes_by_reversal ON credit_grant_changes (user_id, reversed_seq)
+WHERE reversed_seq IS NOT NULL;
 
 -- For reports: credits lapse in the order of time, more or less.
 CREATE INDEX changes_by_lapse ON credit_grant_changes USING brin (lapsed_at);

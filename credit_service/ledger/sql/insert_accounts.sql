@@ -1,9 +1,10 @@
 -- Opens accounts with their first entries. Two batches that open the same account at once collide
 -- here, and the later one starts over with the row to lock.
 INSERT INTO user_credits (
-    user_id, balance, held, seq, last_updated, open_holds, next_hold_expiry, frozen,
-    min_balance, limit_per_minute, limit_per_hour, limit_per_day, counted_at,
-    spent_this_minute, spent_this_hour, spent_this_day, policy_changes
+    user_id, balance, held, seq, last_updated, open_holds, next_hold_expiry, frozen, min_balance,
+    limit_per_minute, limit_per_hour, limit_per_day, allowance_amount, allowance_period,
+    allowance_carry_over, counted_at, spent_this_minute, spent_this_hour, spent_this_day,
+    policy_changes, in_grants, pinned, open_grants, grants_made, next_lapse, allowance_until
 )
 SELECT
     opened.user_id,
@@ -18,20 +19,32 @@ SELECT
     opened.limit_per_minute,
     opened.limit_per_hour,
     opened.limit_per_day,
+    opened.allowance_amount,
+    opened.allowance_period,
+    opened.allowance_carry_over,
     opened.counted_at,
     opened.spent_this_minute,
     opened.spent_this_hour,
     opened.spent_this_day,
-    opened.policy_changes
+    opened.policy_changes,
+    opened.in_grants,
+    opened.pinned,
+    opened.open_grants,
+    opened.grants_made,
+    opened.next_lapse,
+    opened.allowance_until
 FROM
     unnest(
         $1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::bigint[],
         $7::timestamptz[], $8::boolean[], $9::bigint[], $10::bigint[], $11::bigint[],
-        $12::bigint[], $13::timestamptz[], $14::bigint[], $15::bigint[], $16::bigint[],
-        $17::bigint[]
+        $12::bigint[], $13::bigint[], $14::text[], $15::bigint[], $16::timestamptz[],
+        $17::bigint[], $18::bigint[], $19::bigint[], $20::bigint[], $21::bigint[], $22::bigint[],
+        $23::bigint[], $24::bigint[], $25::timestamptz[], $26::timestamptz[]
     ) AS opened (
         user_id, balance, held, seq, last_updated, open_holds, next_hold_expiry, frozen,
-        min_balance, limit_per_minute, limit_per_hour, limit_per_day, counted_at,
-        spent_this_minute, spent_this_hour, spent_this_day, policy_changes
+        min_balance, limit_per_minute, limit_per_hour, limit_per_day, allowance_amount,
+        allowance_period, allowance_carry_over, counted_at, spent_this_minute, spent_this_hour,
+        spent_this_day, policy_changes, in_grants, pinned, open_grants, grants_made, next_lapse,
+        allowance_until
     )
 ORDER BY opened.user_id

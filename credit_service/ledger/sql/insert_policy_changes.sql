@@ -1,7 +1,7 @@
 -- Records changes of what accounts may do.
 INSERT INTO credit_policy_changes (
     user_id, change, changed_at, caller, frozen, min_balance, limit_per_minute, limit_per_hour,
-    limit_per_day
+    limit_per_day, allowance_amount, allowance_period, allowance_carry_over
 )
 SELECT
     made.user_id,
@@ -12,12 +12,15 @@ SELECT
     made.min_balance,
     made.limit_per_minute,
     made.limit_per_hour,
-    made.limit_per_day
+    made.limit_per_day,
+    made.allowance_amount,
+    made.allowance_period,
+    made.allowance_carry_over
 FROM
     unnest(
         $1::uuid[], $2::bigint[], $3::timestamptz[], $4::text[], $5::boolean[], $6::bigint[],
-        $7::bigint[], $8::bigint[], $9::bigint[]
+        $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::text[], $12::bigint[]
     ) AS made (
         user_id, change, changed_at, caller, frozen, min_balance, limit_per_minute,
-        limit_per_hour, limit_per_day
+        limit_per_hour, limit_per_day, allowance_amount, allowance_period, allowance_carry_over
     )

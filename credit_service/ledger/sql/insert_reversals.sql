@@ -3,7 +3,7 @@
 -- payment. The later batch starts over and loads it.
 INSERT INTO credit_reversals (
     reversal_ref, revision, payment_ref, user_id, seq, reversed_minor, paid_minor, currency, reason,
-    recorded_at, caller, opens_ref
+    recorded_at, caller, opens_ref, counted
 )
 SELECT
     recorded.reversal_ref,
@@ -17,14 +17,15 @@ SELECT
     recorded.reason,
     recorded.recorded_at,
     recorded.caller,
-    recorded.opens_ref
+    recorded.opens_ref,
+    recorded.counted
 FROM
     unnest(
         $1::text[], $2::bigint[], $3::text[], $4::uuid[], $5::bigint[], $6::bigint[],
         $7::bigint[], $8::text[], $9::text[], $10::timestamptz[], $11::text[],
-        $12::text[]
+        $12::text[], $13::bigint[]
     ) AS recorded (
         reversal_ref, revision, payment_ref, user_id, seq, reversed_minor, paid_minor, currency,
-        reason, recorded_at, caller, opens_ref
+        reason, recorded_at, caller, opens_ref, counted
     )
 ORDER BY recorded.reversal_ref, recorded.revision

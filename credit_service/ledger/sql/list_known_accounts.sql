@@ -14,11 +14,20 @@ SELECT
     account.limit_per_minute,
     account.limit_per_hour,
     account.limit_per_day,
+    account.allowance_amount,
+    account.allowance_period,
+    account.allowance_carry_over,
     account.counted_at,
     account.spent_this_minute,
     account.spent_this_hour,
     account.spent_this_day,
     account.policy_changes,
+    account.in_grants,
+    account.pinned,
+    account.open_grants,
+    account.grants_made,
+    account.next_lapse,
+    account.allowance_until,
     CASE
         WHEN account.next_hold_expiry <= now()
             THEN (

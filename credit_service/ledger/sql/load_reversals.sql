@@ -12,7 +12,8 @@ SELECT
     found.reason,
     found.recorded_at,
     found.caller,
-    found.opens_ref
+    found.opens_ref,
+    found.counted
 FROM unnest($1::text[], $2::bigint[]) AS asked (reversal_ref, revision)
 CROSS JOIN
     LATERAL ( -- noqa: ST05

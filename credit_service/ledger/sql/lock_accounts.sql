@@ -13,11 +13,20 @@ SELECT
     limit_per_minute,
     limit_per_hour,
     limit_per_day,
+    allowance_amount,
+    allowance_period,
+    allowance_carry_over,
     counted_at,
     spent_this_minute,
     spent_this_hour,
     spent_this_day,
-    policy_changes
+    policy_changes,
+    in_grants,
+    pinned,
+    open_grants,
+    grants_made,
+    next_lapse,
+    allowance_until
 FROM user_credits
 WHERE user_id = ANY($1::uuid[])
 ORDER BY user_id
