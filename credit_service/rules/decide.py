@@ -196,11 +196,7 @@ def _adjust(state: BatchState, command: Adjust, terms: Terms) -> Outcome:
         balance_change=command.amount,
         floor=floor,
     )
-    if not command.validate_only:
-        if command.amount < 0 and user.account.in_grants:
-            grants.draw(user, entry.seq, -command.amount)
-        user.post(entry)
-    return Outcome(entry, user.account, replayed=False)
+    return _posted(user, command, entry)
 
 
 def _spend(state: BatchState, command: Spend, terms: Terms) -> Outcome:
