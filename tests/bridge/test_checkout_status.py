@@ -111,6 +111,22 @@ async def test_a_checkout_is_open_until_it_is_paid_and_a_refresh_settles_it(shop
     assert await shop.database.faults() == []
 
 
+async def test_a_session_that_names_only_the_user_is_credited_by_the_catalogue(shop):
+    user_id = await shop.database.user()
+    session = await shop.fake.sdk().v1.checkout.sessions.create_async(
+        {
+            "mode": "payment",
+            "line_items": [{"price": "price_starter", "quantity": 1}],
+            "metadata": {"credit_user_id": str(user_id)},
+            "success_url": "https://app.example.com/paid",
+        }
+    )
+    await shop.fake.pay_session(session.id)
+    settled = await shop.refresh(session.id, user_id)
+    assert settled.json() == {"id": session.id, "state": "credited", "credits": None}
+    assert await shop.balance(user_id) == 100
+
+
 async def test_a_late_webhook_after_a_refresh_credits_nothing_twice(shop):
     user_id = await shop.database.user()
     session_id = await shop.sells(user_id)
