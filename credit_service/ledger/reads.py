@@ -23,7 +23,7 @@ from credit_service.ledger import metrics, store
 from credit_service.ledger.read_connections import repeated
 from credit_service.ledger.shared_account_reads import NEVER_SEEN, AccountReads, changed_accounts
 from credit_service.rules.holds import at
-from credit_service.rules.model import Account, transaction_id
+from credit_service.rules.model import FIRST_USER, Account, transaction_id, user_after
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from credit_service.ledger.read_connections import ReadPool
     from credit_service.rules.model import Entry, EntryType, Hold, HoldState, Usage
 
-# How many entries a filtered page of history looks at before it comes back short.
+# How many entries a filtered page of history looks at before it comes back short, and how many
+# accounts a filtered page of accounts.
 SCAN_LIMIT = 10_000
 
 # How long a report may take.
@@ -63,6 +64,25 @@ class HistoryQuery:
     end: datetime | None = None
     reference: str | None = None
     related_seq: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountQuery:
+    """Which accounts to list, in the order of their users; a filter that is None lets all pass.
+
+    Attributes:
+        first: start at this user.
+        in_debt: only those with a balance below zero.
+        available_below: only those with fewer credits available.
+        changed_since: only those that changed at this time or later.
+    """
+
+    page_size: int
+    first: UUID = FIRST_USER
+    in_debt: bool = False
+    frozen: bool | None = None
+    available_below: int | None = None
+    changed_since: datetime | None = None
 
 
 class Reads:
@@ -323,6 +343,31 @@ class Reads:
                 until=await store.count_entries_before(connection, user_id, end),
                 seconds=REPORT_SECONDS,
             )
+
+    @repeated
+    async def accounts(self, query: AccountQuery) -> tuple[datetime, list[Account], UUID | None]:
+        """Reads a page of accounts, all as they were at one moment.
+
+        Returns:
+            That moment, the accounts, and the user to go on from; None when there are no more.
+
+        Raises:
+            LedgerUnavailable: the database is away.
+        """
+        async with self._pool.lend() as connection:
+            now, found, last = await store.find_accounts(
+                connection,
+                first=query.first,
+                in_debt=query.in_debt,
+                frozen=query.frozen,
+                available_below=query.available_below,
+                changed_since=query.changed_since,
+                limit=query.page_size,
+                looks_at=SCAN_LIMIT,
+            )
+        if len(found) == query.page_size:
+            last = found[-1].user_id
+        return now, found, None if last is None else user_after(last)
 
     @repeated
     async def due_users(self, limit: int, without: Collection[UUID]) -> list[tuple[UUID, int]]:

@@ -294,9 +294,40 @@ async def get_account(
     return now, None if columns[0] is None else to_account_less_due(columns), known
 
 
-async def list_accounts(connection: _Connection, after: UUID, limit: int) -> list[UUID]:
-    """Lists the users with accounts, in their order, after one of them."""
-    return [row[0] for row in await connection.fetch(SQL["list_accounts"], after, limit)]
+async def list_accounts(connection: _Connection, first: UUID, limit: int) -> list[UUID]:
+    """Lists the users with accounts, in their order, from one of them on."""
+    return [row[0] for row in await connection.fetch(SQL["list_accounts"], first, limit)]
+
+
+async def find_accounts(
+    connection: _Connection,
+    *,
+    first: UUID,
+    in_debt: bool,
+    frozen: bool | None,
+    available_below: int | None,
+    changed_since: datetime | None,
+    limit: int,
+    looks_at: int,
+) -> tuple[datetime, list[Account], UUID | None]:
+    """Finds accounts less what is due to expire, in the order of their users, from `first` on.
+
+    Returns:
+        The time, the accounts, and the last user that was looked at if `looks_at` cut the search
+        short; None otherwise.
+    """
+    rows = await connection.fetch(
+        SQL["find_accounts"],
+        first,
+        in_debt,
+        frozen,
+        available_below,
+        changed_since,
+        limit,
+        looks_at,
+    )
+    found = [to_account_less_due(row[:-2]) for row in rows if row[0] is not None]
+    return rows[0][-2], found, rows[0][-1]
 
 
 async def find_faults(

@@ -75,6 +75,7 @@ CALLS: Mapping[str, frozenset[Role]] = {
     "BatchSpendCredits": _WORKERS,
     "WatchUserCredit": _READERS,
     "GetUsageReport": _REPORTS | {Role.WEB},
+    "ListAccounts": _REPORTS,
     "GrantCredits": _OPERATORS,
     "AdjustCredits": _OPERATORS,
     "SetAccountPolicy": _OPERATORS,

@@ -35,6 +35,15 @@ EntryType = Literal[
 HoldState = Literal["held", "captured", "released", "expired"]
 
 
+# The user before all others, in their order.
+FIRST_USER = UUID(int=0)
+
+
+def user_after(user_id: UUID) -> UUID | None:
+    """Returns the next possible user in their order; None after the last one."""
+    return UUID(int=user_id.int + 1) if user_id.int < 2**128 - 1 else None
+
+
 def transaction_id(user_id: UUID | str, seq: int) -> str:
     """Makes the public id of an entry; it holds user and seq, so no index of ids is needed."""
     return f"{user_id}-{seq}"

@@ -37,6 +37,7 @@ MAY_CALL = {
     "BatchSpendCredits": ("worker", "operator"),
     "WatchUserCredit": ("gateway", "web", "operator", "auditor"),
     "GrantCredits": ("operator",),
+    "ListAccounts": ("operator", "auditor"),
     "AdjustCredits": ("operator",),
     "SetAccountPolicy": ("operator",),
     "GetUsageReport": ("web", "operator", "auditor"),
@@ -106,6 +107,7 @@ async def every_call(door, user_id):
         "GrantCredits": pb.GrantCreditsRequest(
             **user, amount=1, reason="goodwill", idempotency_key="8"
         ),
+        "ListAccounts": pb.ListAccountsRequest(),
         "AdjustCredits": pb.AdjustCreditsRequest(
             **user, amount=-1, reason="a slip", idempotency_key="9"
         ),
