@@ -7,6 +7,10 @@ import os
 # gRPC reads this when it is imported. Its own lines would stand between the JSON lines of the log.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
+import credit_service.runtime  # noqa: F401  # loads structlog without rich
+
+# isort: split
+
 import asyncio
 import hashlib
 import json

@@ -17,7 +17,7 @@ from credit_service.fields import uuid_or_none
 from stripe_bridge import metrics
 from stripe_bridge.checkout import CheckoutRefused
 from stripe_bridge.fields import Object, child
-from stripe_bridge.metadata import CREDITS_KEY, USER_KEY
+from stripe_bridge.metadata import USER_KEY, frozen_credits
 from stripe_bridge.model import Unresolved
 from stripe_bridge.stripe_api import StripeMissing, stripe_errors
 
@@ -139,7 +139,8 @@ class CheckoutStatus:
             raise unknown()
         state = await _state_of(session, settler)
         facts["state"] = state
-        credits_ = int(metadata[CREDITS_KEY]) if state == "credited" else None
+        # Of a session whose metadata names only the user, the catalogue decides.
+        credits_ = frozen_credits(metadata, session_id) if state == "credited" else None
         return {"id": session_id, "state": state, "credits": credits_}
 
 

@@ -30,12 +30,14 @@ _log = structlog.get_logger()
 LOOK_BACK_SECONDS = 24 * 60 * 60
 OVERLAP_SECONDS = 10 * 60
 GRACE_SECONDS = 30
+LISTED_SECONDS = 30 * 24 * 60 * 60
 
 
 class Poller:
     """Settles the events that Stripe lists.
 
-    It remembers the events that it has settled for as long as the process lives.
+    It remembers the events that it has settled until Stripe lists them no more, or no later poll
+    asks for them.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Poller:
         look_back_seconds: int = LOOK_BACK_SECONDS,
         overlap_seconds: int = OVERLAP_SECONDS,
         grace_seconds: int = GRACE_SECONDS,
+        listed_seconds: int = LISTED_SECONDS,
     ) -> None:
         """Starts without any settled event.
 
@@ -55,12 +58,14 @@ class Poller:
             look_back_seconds: the age of the events to begin with.
             overlap_seconds: how much later than a newer event an event may be listed.
             grace_seconds: how long an event is left to its delivery before it is settled here.
+            listed_seconds: the age up to which Stripe lists events.
         """
         self._stripe = stripe
         self._settler = settler
         self._since = int(time.time()) - look_back_seconds
         self._overlap_seconds = overlap_seconds
         self._grace_seconds = grace_seconds
+        self._listed_seconds = listed_seconds
         self._settled: dict[str, int] = {}
 
     async def run(self, poll_seconds: float) -> None:
@@ -103,16 +108,17 @@ class Poller:
             if away == len(group):
                 # The rest would fail as well.
                 break
-        if left:
-            return False
-        self._since = max(self._since, newest - self._overlap_seconds)
+        if not left:
+            self._since = max(self._since, newest - self._overlap_seconds)
+            metrics.POLLED_UNTIL.set(now - self._grace_seconds)
+        # An event that can never be settled would otherwise let this grow for ever.
+        self._since = max(self._since, now - self._listed_seconds)
         self._settled = {
             event_id: created
             for event_id, created in self._settled.items()
             if created >= self._since
         }
-        metrics.POLLED_UNTIL.set(now - self._grace_seconds)
-        return True
+        return not left
 
     async def _events(self, now: int) -> AsyncIterator[Object]:
         until = now - self._grace_seconds

@@ -19,7 +19,7 @@ from stripe_bridge.checkout_status import CheckoutStatus, SessionReads
 from stripe_bridge.poll import Poller
 from stripe_bridge.portal import Portal
 from stripe_bridge.settle import Settler
-from stripe_bridge.stripe_api import StripeReads, stripe_client
+from stripe_bridge.stripe_api import CALL_SECONDS, StripeReads, stripe_client
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -72,6 +72,7 @@ class Settings:
         limits: of requests.
         poll_seconds: the pause between two polls of Stripe's newest events; 0: no polls.
         unready_seconds: how long a bridge still serves after it was asked to stop.
+        stripe_seconds: how long a try of a request to Stripe may take.
         metrics_port: where Prometheus reads; None: nowhere.
         metrics_host: the address of that port.
     """
@@ -89,6 +90,7 @@ class Settings:
     unready_seconds: float
     metrics_port: int | None
     metrics_host: str
+    stripe_seconds: float = CALL_SECONDS
 
 
 async def serve(
@@ -111,7 +113,11 @@ async def serve(
         )
         build_info.expose("stripe_bridge_build_info")
         client = await stack.enter_async_context(
-            stripe_client(settings.stripe_key, address=settings.stripe_address)
+            stripe_client(
+                settings.stripe_key,
+                address=settings.stripe_address,
+                seconds=settings.stripe_seconds,
+            )
         )
         credit_service = await stack.enter_async_context(settings.credit_service.client())
         reads = StripeReads(client)

@@ -156,6 +156,70 @@ class BlockingAccountCalls(BlockingConnection):
             )
         )
 
+    def list_accounts(
+        self,
+        *,
+        in_debt: bool = False,
+        frozen: bool | None = None,
+        available_below: int | None = None,
+        changed_since: datetime | None = None,
+        page_size: int = 0,
+    ) -> Generator[pb.UserCredit]:
+        """Goes through accounts in the order of their users, reading a page when it is needed.
+
+        Args:
+            in_debt: only those with a balance below zero.
+            frozen: only frozen ones; False: only those that are not; None: both.
+            available_below: only those with fewer credits available.
+            changed_since: only those that changed at this time (aware) or later.
+            page_size: how many to read at once, 1,000 at most; 0: 50.
+        """
+        return self.iterate(
+            self._client.list_accounts(
+                in_debt=in_debt,
+                frozen=frozen,
+                available_below=available_below,
+                changed_since=changed_since,
+                page_size=page_size,
+            )
+        )
+
+    def list_accounts_page(
+        self,
+        *,
+        in_debt: bool = False,
+        frozen: bool | None = None,
+        available_below: int | None = None,
+        changed_since: datetime | None = None,
+        page_size: int = 0,
+        page_token: str = "",
+    ) -> pb.ListAccountsResponse:
+        """Reads one page of accounts, all of them as they were at its `as_of`.
+
+        A page may be short or empty and still have a token: it looks at 10,000 accounts at most.
+
+        Args:
+            in_debt: only those with a balance below zero.
+            frozen: only frozen ones; False: only those that are not; None: both.
+            available_below: only those with fewer credits available.
+            changed_since: only those that changed at this time (aware) or later.
+            page_size: the maximum number of accounts; 0: 50.
+            page_token: the `next_page_token` of the page before; empty: the first page.
+
+        Raises:
+            InvalidRequest: the token was made for other filters.
+        """
+        return self.run(
+            self._client.list_accounts_page(
+                in_debt=in_debt,
+                frozen=frozen,
+                available_below=available_below,
+                changed_since=changed_since,
+                page_size=page_size,
+                page_token=page_token,
+            )
+        )
+
     def get_usage_report(
         self, start_time: datetime, end_time: datetime, *, user_id: UUID | str | None = None
     ) -> list[pb.UsageLine]:

@@ -127,7 +127,6 @@ def kept_running(
     """
     if log.exists():
         log.replace(log.with_suffix(".log.previous"))
-    log.touch(mode=0o600)
     where = {"listen_addresses": "", "port": "5432", "unix_socket_directories": str(sockets)}
     options = [f"-c{name}={value}" for name, value in (dict(settings) | where).items()]
     server = _Server(programs, cluster, log, options)
@@ -245,6 +244,9 @@ class _Server:
         return True
 
     def _launched(self) -> "subprocess.Popen[bytes]":
+        # It may have been removed to make room on the disk.
+        self._log.touch(mode=0o600)
+        self._log_begin = min(self._log_begin, self._log.stat().st_size)
         # What a start that failed wrote does not pile up; what a server wrote that ran is kept.
         os.truncate(self._log, self._log_begin)
         order = {
@@ -287,11 +289,16 @@ class _Server:
             log=str(self._log),
             seconds=pause,
         )
-        self._log_begin = self._log.stat().st_size
+        with contextlib.suppress(FileNotFoundError):
+            self._log_begin = self._log.stat().st_size
 
     def _said(self) -> list[str]:
-        """The lines that the present server wrote, or the last of many."""
-        with self._log.open("rb") as log:
+        """The lines that the present server wrote, or the last of many; none if it was removed."""
+        try:
+            log = self._log.open("rb")
+        except FileNotFoundError:
+            return []
+        with log:
             end = log.seek(0, os.SEEK_END)
             log.seek(max(self._log_begin, end - _SAID_BYTES_MAX))
             return log.read().decode(errors="replace").splitlines()

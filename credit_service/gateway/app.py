@@ -85,11 +85,7 @@ class Gateway:
         )
         self.probes = Probes(client)
         self._bridge = bridge
-        site = Site(
-            checkout_hosts=() if bridge is None else bridge.checkout_hosts,
-            checkout=bridge is not None,
-            portal=bridge is not None and bridge.has_portal,
-        )
+        site = Site(bridge)
         account, purchases = self._account, PurchaseRoutes(bridge, self._streams)
         checkouts = Bucket(self._limits.checkouts)
         app = Starlette(

@@ -92,7 +92,7 @@ class Bridge:
         self._cancel_url = cancel_url
         self._portal_return_url = portal_return_url
         self.checkout_hosts = tuple(checkout_hosts)
-        self._portal_hosts = tuple(portal_hosts)
+        self.portal_hosts = tuple(portal_hosts)
         self._http: httpx.AsyncClient | None = None
         self._packs: tuple[float, asyncio.Task[list[Pack]]] | None = None
 
@@ -177,7 +177,7 @@ class Bridge:
         order = {"user_id": str(user_id), "return_url": self._portal_return_url}
 
         def read(answer: dict[str, Any]) -> str:
-            return _leading_to(answer["url"], self._portal_hosts)
+            return _leading_to(answer["url"], self.portal_hosts)
 
         return await self._ask("POST", "/portal-sessions", read, body=order)
 

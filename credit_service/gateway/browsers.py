@@ -1,8 +1,9 @@
 """The headers that browsers need on every answer, and which pages may ask: CORS, Fetch metadata.
 
-A request with an Authorization header needs no more proof, because no page of another site can make
-a browser send one unless the preflight allowed it. A request without one may carry a cookie, so it
-must come from a page of this origin or of a listed one ("Fetch Metadata Request Headers", "Fetch").
+A request with a bearer token needs no more proof, because no page of another site can make a
+browser send one unless the preflight allowed it. Any other request may carry what a browser adds by
+itself, a cookie or the password of HTTP Basic. So it must come from a page of this origin or of a
+listed one ("Fetch Metadata Request Headers", "Fetch").
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from credit_service.gateway.problems import Problem
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from starlette.datastructures import Headers
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -46,7 +48,7 @@ class Browsers:
         """
         headers = request.headers
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-        if "authorization" in headers or origin in self._origins or site == "same-origin":
+        if _has_bearer_token(headers) or origin in self._origins or site == "same-origin":
             return
         if site is None and origin is None and "cookie" not in headers:
             raise Problem("UNAUTHENTICATED")
@@ -99,6 +101,10 @@ class Browsers:
                 "Access-Control-Max-Age": str(_PREFLIGHT_SECONDS),
             },
         )
+
+
+def _has_bearer_token(headers: Headers) -> bool:
+    return headers.get("authorization", "").lower().startswith("bearer ")
 
 
 _ASKED = {b"origin", b"access-control-request-method"}

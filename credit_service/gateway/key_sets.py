@@ -137,26 +137,39 @@ class KeySet:
 
 
 def _usable(document: Any) -> dict[str | None, jwt.PyJWK]:
-    """Picks the keys that may verify; an id that appears twice is left out."""
-    listed = document["keys"] if isinstance(document, dict) else None
+    """Picks the keys that may verify; an id that appears twice is left out.
+
+    Raises:
+        ValueError: the document is not a key set.
+    """
+    listed = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(listed, list) or len(listed) > _KEYS_MAX:
         raise ValueError("no key set")
-    ids = [each.get("kid") for each in listed if isinstance(each, dict)]
+    objects = [each for each in listed if isinstance(each, dict)]
+    ids = [each.get("kid") for each in objects]
     usable: dict[str | None, jwt.PyJWK] = {}
-    for each in listed:
-        if not isinstance(each, dict) or ids.count(each.get("kid")) > 1:
+    for each, key_id in zip(objects, ids, strict=True):
+        if not isinstance(key_id, str | None) or ids.count(key_id) > 1:
             continue
-        if each.get("use", "sig") != "sig" or "verify" not in each.get("key_ops", ["verify"]):
-            continue
-        try:
-            key = jwt.PyJWK(each)
-        except jwt.PyJWTError:
-            # Not a kind of key that signs tokens.
-            continue
-        if each.get("kty") == "oct" or "d" in each:
-            # A secret has no place in a public set.
-            continue
-        if isinstance(key.key, RSAPublicKey) and key.key.key_size < RSA_BITS_MIN:
-            continue
-        usable[each.get("kid")] = key
+        key = _verifying(each)
+        if key is not None:
+            usable[key_id] = key
     return usable
+
+
+def _verifying(published: dict[str, Any]) -> jwt.PyJWK | None:
+    """Reads a key of a set; None: it must not verify tokens."""
+    use, operations = published.get("use"), published.get("key_ops")
+    if use not in (None, "sig") or (isinstance(operations, list) and "verify" not in operations):
+        return None
+    if published.get("kty") == "oct" or "d" in published:
+        # A secret has no place in a public set.
+        return None
+    try:
+        key = jwt.PyJWK(published)
+    except (jwt.PyJWTError, NotImplementedError):
+        # Not a kind of key that signs tokens. PyJWT raises the second for the algorithm `none`.
+        return None
+    if isinstance(key.key, RSAPublicKey) and key.key.key_size < RSA_BITS_MIN:
+        return None
+    return key

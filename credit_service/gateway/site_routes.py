@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from credit_service.client import CreditClient
+    from credit_service.gateway.bridge import Bridge
 
 _READY_SECONDS = 1.0
 _READY_KEPT_SECONDS = 1.0
@@ -32,10 +33,13 @@ def public(value: object, status: int = 200, caching: str = "no-cache") -> Respo
 class Site:
     """Answers what a page needs before it knows its user."""
 
-    def __init__(self, *, checkout_hosts: tuple[str, ...], checkout: bool, portal: bool) -> None:
+    def __init__(self, bridge: Bridge | None) -> None:
+        sells = bridge is not None
+        has_portal = bridge is not None and bridge.has_portal
         self._config = {
-            "checkout_hosts": checkout_hosts,
-            "features": {"checkout": checkout, "portal": portal},
+            "checkout_hosts": bridge.checkout_hosts if bridge is not None else (),
+            "portal_hosts": bridge.portal_hosts if bridge is not None and has_portal else (),
+            "features": {"checkout": sells, "portal": has_portal},
         }
 
     async def config(self, request: Request) -> Response:

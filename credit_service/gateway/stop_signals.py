@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
     from types import FrameType
+
+    _Handler = Callable[[int, FrameType | None], object]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -23,33 +25,42 @@ class StopSignals:
     """Calls a function before the handlers of SIGTERM and SIGINT, if the program has any."""
 
     def __init__(self) -> None:
-        self._before: dict[int, Any] = {}
+        # By signal: our handler, and the one that was there before.
+        self._chained: dict[int, tuple[_Handler, _Handler]] = {}
 
     def chain(self, loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
         """Calls `stop` in `loop` on a signal, before the program's own handler runs."""
-
-        def handler(number: int, frame: FrameType | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(stop)
-            self._before[number](number, frame)
-
         for number in _SIGNALS:
-            if number in self._before or not callable(signal.getsignal(number)):
+            before = signal.getsignal(number)
+            if number in self._chained or not callable(before):
                 # The default handler ends the process at once and needs no help.
                 continue
-            self._before[number] = signal.getsignal(number)
+            handler = _chained(loop, stop, before)
             try:
                 signal.signal(number, handler)
             except ValueError:
                 # Not the main thread: the program calls `Gateway.stop`.
-                del self._before[number]
                 return
-            self._handler = handler
+            self._chained[number] = handler, before
 
     def release(self) -> None:
-        """Restores the program's handlers, unless it has set others in the meantime."""
-        for number, before in self._before.items():
-            if signal.getsignal(number) is self._handler:
+        """Restores the program's handlers, unless it has set others in the meantime.
+
+        Such another one may still call ours, which goes on to call the one before it.
+        """
+        for number, (handler, before) in self._chained.items():
+            if signal.getsignal(number) is handler:
                 with contextlib.suppress(ValueError):
                     signal.signal(number, before)
-        self._before.clear()
+        self._chained.clear()
+
+
+def _chained(
+    loop: asyncio.AbstractEventLoop, stop: Callable[[], None], before: _Handler
+) -> _Handler:
+    def handler(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(stop)
+        before(number, frame)
+
+    return handler

@@ -16,9 +16,10 @@ from credit_service.database.postgres import unreachable
 from credit_service.errors import CreditError, InternalError, LedgerUnavailable, Overloaded
 from credit_service.ledger import metrics, store
 from credit_service.ledger.transactions import BatchTooSlowError, CommitLostError, Way
+from credit_service.rules.commands import SpendTogether
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from uuid import UUID
 
     from credit_service.ledger.transactions import Transactions
@@ -107,9 +108,10 @@ class Stuck(NamedTuple):
 class BatchRunner:
     """Runs batches on one connection, again or in parts where that can help."""
 
-    def __init__(self, transactions: Transactions) -> None:
-        """Takes the connection."""
+    def __init__(self, transactions: Transactions, batch_limit: int) -> None:
+        """Takes the connection, and the maximum number of commands in a transaction."""
         self._transactions = transactions
+        self._batch_limit = batch_limit
         self._expiries = EXPIRIES_MAX
 
     async def serve(
@@ -118,15 +120,16 @@ class BatchRunner:
         """Answers every call of the batch but those it returns.
 
         Args:
-            batch: the calls.
+            batch: the calls, any number of them: those that had to wait come back together.
             lost: the entries of an earlier run whose COMMIT was sent and never answered.
             hurried: whether to wait for a lock for a moment only.
         """
         left = Left([], [])
-        started = time.perf_counter()
-        await self._serve(batch, Way(self._expiries, hurried, lost), left)
-        metrics.BATCH_COMMANDS.observe(len(batch))
-        metrics.BATCH_SECONDS.observe(time.perf_counter() - started)
+        for part in _parts(batch, self._batch_limit):
+            started = time.perf_counter()
+            await self._serve(part, Way(self._expiries, hurried, lost), left)
+            metrics.BATCH_COMMANDS.observe(len(part))
+            metrics.BATCH_SECONDS.observe(time.perf_counter() - started)
         return left
 
     async def find_locked(self, batch: list[Waiting]) -> set[UUID] | None:
@@ -224,6 +227,26 @@ class BatchRunner:
                 _answer(waiting, LedgerUnavailable())
             else:
                 left.postponed.append(waiting)
+
+
+def size_of(command: Command) -> int:
+    """How much of a transaction's limit a command takes: what spends several times, as often."""
+    return len(command.spends) if isinstance(command, SpendTogether) else 1
+
+
+def _parts(batch: list[Waiting], limit: int) -> Iterator[list[Waiting]]:
+    """Divides calls, in their order, into parts of which a transaction takes each."""
+    part: list[Waiting] = []
+    size = 0
+    for waiting in batch:
+        more = size_of(waiting.command)
+        if part and size + more > limit:
+            yield part
+            part, size = [], 0
+        part.append(waiting)
+        size += more
+    if part:
+        yield part
 
 
 def users_of(batch: list[Waiting]) -> set[UUID]:

@@ -23,11 +23,11 @@ from credit_service.ledger.batches import (
     fail,
     of_users,
     postponed,
+    size_of,
     users_of,
 )
 from credit_service.ledger.contention import GLANCE_SECONDS, ContendedCalls, Contention
 from credit_service.ledger.transactions import Transactions
-from credit_service.rules.commands import SpendTogether
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -132,7 +132,7 @@ class Lane:
                 self._kept = len(kept)
 
     def _take(self) -> list[Waiting]:
-        """Takes the pile, up to the bound; what spends several times counts as often.
+        """Takes the pile, up to the bound.
 
         Calls that were in a batch before and had to wait do not count, because they would keep the
         others from being served.
@@ -142,8 +142,7 @@ class Lane:
         size = 0
         first = len(batch)
         while self._queue:
-            command = self._queue[0].command
-            size += len(command.spends) if isinstance(command, SpendTogether) else 1
+            size += size_of(self._queue[0].command)
             if len(batch) > first and size > self._batch_limit:
                 break
             batch.append(self._queue.popleft())
@@ -240,7 +239,7 @@ class Lanes:
         self._contention = contention = Contention()
 
         def runner() -> BatchRunner:
-            return BatchRunner(Transactions(settings))
+            return BatchRunner(Transactions(settings), settings.batch_limit)
 
         self._contended = Lane("contended", ContendedCalls(runner(), contention), settings)
         self._lanes = [

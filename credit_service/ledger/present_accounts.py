@@ -61,7 +61,12 @@ async def read_present(
 
 
 async def present(
-    connection: PoolConnectionProxy, now: datetime, accounts: list[Account], terms: Terms
+    connection: PoolConnectionProxy,
+    now: datetime,
+    accounts: list[Account],
+    terms: Terms,
+    *,
+    allowance: bool = True,
 ) -> list[Account]:
     """Settles what is due of accounts as they are recorded, without recording it.
 
@@ -70,21 +75,33 @@ async def present(
         now: the time of that.
         accounts: as they are recorded.
         terms: with the configured allowance.
+        allowance: whether an allowance that is due counts.
     """
-    state = BatchState.of(now, *(account for account in accounts if _is_due(account, terms, now)))
+    changing = [
+        account
+        for account in accounts
+        if _is_due(account, now) or (allowance and allowances.due(account, terms, now) is not None)
+    ]
+    state = BatchState.of(now, *changing)
     due = await find_due(connection, state, [], _NO_LIMIT)
     await load_open_grants(connection, state, {u: part.ends for u, part in due.items()})
     for user_id, user in state.users.items():
         part = due.get(user_id, Due())
-        settle(user, part.ends, part.lapses, terms, next_end=None, next_lapse=None)
+        settle(
+            user,
+            part.ends,
+            part.lapses,
+            terms,
+            next_end=None,
+            next_lapse=None,
+            looked_at=allowance,
+        )
     return [_shown(account, state.users.get(account.user_id), now) for account in accounts]
 
 
-def _is_due(account: Account, terms: Terms, now: datetime) -> bool:
-    return (
-        (account.next_hold_expiry is not None and account.next_hold_expiry <= now)
-        or (account.next_lapse is not None and account.next_lapse <= now)
-        or allowances.due(account, terms, now) is not None
+def _is_due(account: Account, now: datetime) -> bool:
+    return (account.next_hold_expiry is not None and account.next_hold_expiry <= now) or (
+        account.next_lapse is not None and account.next_lapse <= now
     )
 
 

@@ -28,7 +28,7 @@ from credit_service.ledger.grant_reads import (
     with_changes,
     with_lapsed,
 )
-from credit_service.ledger.present_accounts import is_simple, read_present
+from credit_service.ledger.present_accounts import is_simple, present, read_present
 from credit_service.ledger.read_connections import repeated
 from credit_service.ledger.shared_account_reads import (
     NEVER_SEEN,
@@ -37,7 +37,7 @@ from credit_service.ledger.shared_account_reads import (
     settle_those_with_grants,
 )
 from credit_service.rules.holds import at
-from credit_service.rules.model import Account, transaction_id
+from credit_service.rules.model import FIRST_USER, Account, transaction_id, user_after
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     from credit_service.rules.model import Entry, EntryType, Hold, HoldState, Usage
     from credit_service.rules.terms import Terms
 
-# How many entries a filtered page of history looks at before it comes back short.
+# How many entries a filtered page of history looks at before it comes back short, and how many
+# accounts a filtered page of accounts.
 SCAN_LIMIT = 10_000
 
 # How long a report may take.
@@ -80,6 +81,32 @@ class HistoryQuery:
     reference: str | None = None
     related_seq: int | None = None
     grant_seq: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountQuery:
+    """Which accounts to list, in the order of their users; a filter that is None lets all pass.
+
+    Attributes:
+        first: start at this user.
+        in_debt: only those with a balance below zero.
+        available_below: only those with fewer credits available.
+        changed_since: only those that changed at this time or later.
+    """
+
+    page_size: int
+    first: UUID = FIRST_USER
+    in_debt: bool = False
+    frozen: bool | None = None
+    available_below: int | None = None
+    changed_since: datetime | None = None
+
+    def takes(self, account: Account) -> bool:
+        """Whether an account passes the filters on amounts."""
+        in_debt = not self.in_debt or account.balance < 0
+        return in_debt and (
+            self.available_below is None or account.available < self.available_below
+        )
 
 
 class Reads:
@@ -366,6 +393,39 @@ class Reads:
                 f" SET LOCAL statement_timeout = '{REPORT_SECONDS}s'; {ALL_PLANS}"
             )
             yield connection
+
+    @repeated
+    async def accounts(self, query: AccountQuery) -> tuple[datetime, list[Account], UUID | None]:
+        """Reads a page of accounts, all as they were at one moment.
+
+        Returns:
+            That moment, the accounts, and the user to go on from; None when there are no more.
+
+        Raises:
+            LedgerUnavailable: the database is away.
+        """
+        async with (
+            self._pool.lend() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            now, found, last = await store.find_accounts(
+                connection,
+                first=query.first,
+                in_debt=query.in_debt,
+                frozen=query.frozen,
+                available_below=query.available_below,
+                changed_since=query.changed_since,
+                limit=query.page_size,
+                looks_at=SCAN_LIMIT,
+            )
+            due = [account for account, grants_due in found if grants_due]
+            settled = await present(connection, now, due, self._terms, allowance=False)
+        if len(found) == query.page_size:
+            last = found[-1][0].user_id
+        present_of = {account.user_id: account for account in settled}
+        accounts = [present_of.get(account.user_id, account) for account, _ in found]
+        shown = [account for account in accounts if query.takes(account)]
+        return now, shown, None if last is None else user_after(last)
 
     @repeated
     async def due_users(self, limit: int, without: Collection[UUID]) -> list[tuple[UUID, int]]:

@@ -310,9 +310,45 @@ async def read_accounts(
     return (rows[0][-1] if rows else None), [to_account(row[:-1]) for row in rows]
 
 
-async def list_accounts(connection: _Connection, after: UUID, limit: int) -> list[UUID]:
-    """Lists the users with accounts, in their order, after one of them."""
-    return [row[0] for row in await connection.fetch(SQL["list_accounts"], after, limit)]
+async def list_accounts(connection: _Connection, first: UUID, limit: int) -> list[UUID]:
+    """Lists the users with accounts, in their order, from one of them on."""
+    return [row[0] for row in await connection.fetch(SQL["list_accounts"], first, limit)]
+
+
+async def find_accounts(
+    connection: _Connection,
+    *,
+    first: UUID,
+    in_debt: bool,
+    frozen: bool | None,
+    available_below: int | None,
+    changed_since: datetime | None,
+    limit: int,
+    looks_at: int,
+) -> tuple[datetime, list[tuple[Account, bool]], UUID | None]:
+    """Finds accounts in the order of their users, from `first` on.
+
+    Returns:
+        The time; the accounts, and of each whether something of its grants is due, where it is as
+        recorded and may not pass the filters on amounts; all others are less what is due to
+        expire; and the last user that was looked at if `looks_at` cut the search short, else None.
+    """
+    rows = await connection.fetch(
+        SQL["find_accounts"],
+        first,
+        in_debt,
+        frozen,
+        available_below,
+        changed_since,
+        limit,
+        looks_at,
+    )
+    found = [
+        (to_account(row[:-4]) if row[-3] else to_account_less_due(row[:-3]), row[-3])
+        for row in rows
+        if row[0] is not None
+    ]
+    return rows[0][-2], found, rows[0][-1]
 
 
 async def find_faults(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 import asyncpg
 
 from credit_service.database.postgres import ALL_PLANS
 from credit_service.ledger import store
+from credit_service.rules.model import FIRST_USER, user_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from uuid import UUID
 
 _ACCOUNTS_AT_ONCE = 500
 
@@ -52,10 +53,10 @@ async def verify(
             return 0, 0
     verified = 0
     faulty: set[UUID] = set()
-    last = UUID(int=0)
-    while True:
+    first: UUID | None = FIRST_USER
+    while first is not None:
         user_ids = (
-            await store.list_accounts(connection, last, _ACCOUNTS_AT_ONCE)
+            await store.list_accounts(connection, first, _ACCOUNTS_AT_ONCE)
             if user_id is None
             else [user_id]
         )
@@ -66,7 +67,7 @@ async def verify(
             say(f"{found}: {fault}")
         verified += len(user_ids)
         progress(verified)
-        last = user_ids[-1]
+        first = user_after(user_ids[-1])
         if user_id is not None:
             break
     return verified, len(faulty)

@@ -76,6 +76,7 @@ CALLS: Mapping[str, frozenset[Role]] = {
     "WatchUserCredit": _READERS,
     "GetUsageReport": _REPORTS | {Role.WEB},
     "GetLiabilityReport": _REPORTS,
+    "ListAccounts": _REPORTS,
     "GrantCredits": _OPERATORS,
     "AdjustCredits": _OPERATORS,
     "ListGrants": _READERS,

@@ -132,9 +132,14 @@ class Interceptor(grpc.aio.ServerInterceptor):
         opened = None
         try:
             opened = self._open_calls.admit(context, streams=call.streams)
+            # Before the request is read, because a stranger might send it slowly or not at all.
+            self._identify(call, context)
             request = await _read(context) if requests is None else requests
             opened.heard()
-            self._identify(call, request, context)
+            if isinstance(request, InvalidRequest):
+                raise request
+            call.user = getattr(request, "user_id", "")
+            call.key = getattr(request, "idempotency_key", "")
             answer = await respond(request, context, opened)
         except asyncio.CancelledError:
             if opened is None or not opened.given_up:
@@ -147,19 +152,15 @@ class Interceptor(grpc.aio.ServerInterceptor):
         call.answered()
         return answer
 
-    def _identify(self, call: Call, request: Any, context: Context) -> None:
-        """Finds out who calls, whether they may, and whether the request can be read at all."""
+    def _identify(self, call: Call, context: Context) -> None:
+        """Finds out who calls, and whether they may."""
         CALL.set(call)
         caller = self._authenticator.identify(
             context.invocation_metadata() or (), context.auth_context
         )
         call.caller = caller.name
         caller.require_call(call.method)
-        if isinstance(request, InvalidRequest):
-            raise request
         access.CALLER.set(caller)
-        call.user = getattr(request, "user_id", "")
-        call.key = getattr(request, "idempotency_key", "")
 
 
 async def _read(context: Context) -> Any:

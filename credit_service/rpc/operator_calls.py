@@ -1,12 +1,14 @@
-"""The calls that only operators and auditors make: corrections of balances."""
+"""The servicer's calls for operators and auditors: corrections, and lists over all accounts."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from credit_service import fields
-from credit_service.rpc import access, requests, responses
+from credit_service.ledger.reads import AccountQuery
+from credit_service.rpc import access, page_tokens, requests, responses, validation
 from credit_service.rules.commands import Adjust
+from credit_service.rules.model import FIRST_USER
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class OperatorCalls(pb_grpc.CreditServiceServicer):
-    """Answers the calls that correct balances."""
+    """Answers the calls that correct balances and list accounts."""
 
     _ledger: Ledger
     _terms: Terms
@@ -42,4 +44,28 @@ class OperatorCalls(pb_grpc.CreditServiceServicer):
             transaction=requests.transaction(request, outcome),
             credit=responses.user_credit(outcome.account, self._terms),
             replayed=outcome.replayed,
+        )
+
+    async def ListAccounts(
+        self, request: pb.ListAccountsRequest, context: Context
+    ) -> pb.ListAccountsResponse:
+        """Lists accounts, a page at a time."""
+        size = fields.page_size(request.page_size, "page_size")
+        query = AccountQuery(
+            page_size=size or validation.PAGE_SIZE_DEFAULT,
+            first=page_tokens.user_of(request) or FIRST_USER,
+            in_debt=request.in_debt,
+            frozen=request.frozen if request.HasField("frozen") else None,
+            available_below=request.available_below
+            if request.HasField("available_below")
+            else None,
+            changed_since=validation.time(request.changed_since, "changed_since", round_up=True)
+            if request.HasField("changed_since")
+            else None,
+        )
+        now, accounts, onward = await self._ledger.reads.accounts(query)
+        return pb.ListAccountsResponse(
+            accounts=[responses.user_credit(account, self._terms) for account in accounts],
+            next_page_token="" if onward is None else page_tokens.user_token(request, onward),
+            as_of=responses.timestamp(now),
         )

@@ -8,28 +8,54 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from uuid import UUID
 
 from credit_service.errors import InvalidRequest
 from credit_service.v1 import credit_service_pb2 as pb
 
-Listing = pb.GetTransactionHistoryRequest | pb.ListHoldsRequest | pb.ListGrantsRequest
+OfUser = pb.GetTransactionHistoryRequest | pb.ListHoldsRequest | pb.ListGrantsRequest
+Listing = OfUser | pb.ListAccountsRequest
 
 _DIGEST_BYTES = 12
 _SEQ_BYTES = 8
+_USER_BYTES = 16
 
 
-def token(request: Listing, seq: int) -> str:
+def token(request: OfUser, seq: int) -> str:
     """Makes the token that continues at `seq` with the request's user and filters."""
-    place = seq.to_bytes(_SEQ_BYTES)
-    return base64.urlsafe_b64encode(place + _digest(request, place)).decode().rstrip("=")
+    return _token(request, seq.to_bytes(_SEQ_BYTES))
 
 
-def seq_of(request: Listing) -> int | None:
+def user_token(request: pb.ListAccountsRequest, user_id: UUID) -> str:
+    """Makes the token that continues at a user with the request's filters."""
+    return _token(request, user_id.bytes)
+
+
+def seq_of(request: OfUser) -> int | None:
     """Reads the request's token; None where it has none.
 
     Raises:
         InvalidRequest: the token was not made for this user and these filters.
     """
+    place = _place(request, _SEQ_BYTES, "this user and these filters")
+    return None if place is None else int.from_bytes(place)
+
+
+def user_of(request: pb.ListAccountsRequest) -> UUID | None:
+    """Reads the request's token; None where it has none.
+
+    Raises:
+        InvalidRequest: the token was not made for these filters.
+    """
+    place = _place(request, _USER_BYTES, "these filters")
+    return None if place is None else UUID(bytes=place)
+
+
+def _token(request: Listing, place: bytes) -> str:
+    return base64.urlsafe_b64encode(place + _digest(request, place)).decode().rstrip("=")
+
+
+def _place(request: Listing, size: int, made_for: str) -> bytes | None:
     text = request.page_token
     if not text:
         return None
@@ -37,12 +63,10 @@ def seq_of(request: Listing) -> int | None:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except ValueError:
         raw = b""
-    place, digest = raw[:_SEQ_BYTES], raw[_SEQ_BYTES:]
-    if len(place) != _SEQ_BYTES or digest != _digest(request, place):
-        raise InvalidRequest(
-            "page_token", "was not made for this user and these filters; start at the first page."
-        )
-    return int.from_bytes(place)
+    place, digest = raw[:size], raw[size:]
+    if len(place) != size or digest != _digest(request, place):
+        raise InvalidRequest("page_token", f"was not made for {made_for}; start at the first page.")
+    return place
 
 
 def _digest(request: Listing, place: bytes) -> bytes:
@@ -58,6 +82,15 @@ def _bound(request: Listing) -> tuple[str, ...]:
         return request.user_id.lower(), "holds", str(request.state)
     if isinstance(request, pb.ListGrantsRequest):
         return request.user_id.lower(), "grants", str(request.include_closed)
+    if isinstance(request, pb.ListAccountsRequest):
+        since = request.changed_since
+        return (
+            "accounts",
+            str(request.in_debt),
+            str(request.frozen) if request.HasField("frozen") else "",
+            str(request.available_below) if request.HasField("available_below") else "",
+            f"{since.seconds}.{since.nanos}" if request.HasField("changed_since") else "",
+        )
     start, end = request.start_time, request.end_time
     return (
         request.user_id.lower(),

@@ -41,6 +41,15 @@ HoldState = Literal["held", "captured", "released", "expired"]
 PRIORITY_DEFAULT = 50
 
 
+# The user before all others, in their order.
+FIRST_USER = UUID(int=0)
+
+
+def user_after(user_id: UUID) -> UUID | None:
+    """Returns the next possible user in their order; None after the last one."""
+    return UUID(int=user_id.int + 1) if user_id.int < 2**128 - 1 else None
+
+
 def transaction_id(user_id: UUID | str, seq: int) -> str:
     """Makes the public id of an entry; it holds user and seq, so no index of ids is needed."""
     return f"{user_id}-{seq}"

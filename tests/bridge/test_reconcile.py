@@ -301,6 +301,25 @@ async def test_an_event_that_could_not_be_settled_waits_for_the_next_poll(
     assert await balances(client, users) == [100, 0]
 
 
+async def test_a_poller_asks_for_no_event_that_stripe_lists_no_more(
+    fake, reads, ahead, client, monkeypatch
+):
+    await fake.dispute(await fake.purchase(STRANGER))
+    asked, events = [], reads.events
+
+    def recorded(**filters):
+        asked.append(filters["created"]["gte"])
+        return events(**filters)
+
+    monkeypatch.setattr(reads, "events", recorded)
+    settler = Settler(reads, client, policy())
+    poller = Poller(reads, settler, listed_seconds=30 - ahead, **window(ahead))
+    await fake.api_faults({"path": "charges", "status": 500})
+    assert not await poller.poll()
+    assert not await poller.poll()
+    assert asked[1] - asked[0] >= 30
+
+
 async def test_a_poll_ends_early_when_nothing_can_be_settled(fake, reads, ahead, database):
     tried = []
 

@@ -304,6 +304,21 @@ async def test_while_the_bridge_is_away_the_page_promises_nothing_and_goes_on_as
                 await expect(balance(page)).to_have_text("110")
 
 
+async def test_the_billing_portal_is_followed_to_hosts_of_its_own(chromium, shop):
+    user_id = await shop.database.user(10)
+    await shop.fake.do("customer", metadata={"credit_user_id": str(user_id)})
+    site = Site()
+    site.signs_in(user_id)
+    async with (
+        shop.bridge(),
+        shop.site(site, portal=True) as url,
+        opened(chromium, url) as page,
+    ):
+        await expect(balance(page)).to_have_text("10")
+        await page.evaluate("() => void document.querySelector('credits-provider').store.portal()")
+        await page.wait_for_url(f"{shop.fake.url}/_fake/portal/**")
+
+
 async def test_twenty_clicks_in_one_tick_open_one_checkout(chromium, shop):
     await shop.fake.settings(mode="lose")
     site = Site()

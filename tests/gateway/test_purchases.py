@@ -214,11 +214,13 @@ async def test_the_configuration_says_what_is_offered(shop):
     answer = await shop.gateway.http.get("/config")
     assert answer.json() == {
         "checkout_hosts": [shop.fake.url.removeprefix("http://")],
+        "portal_hosts": [shop.fake.url.removeprefix("http://")],
         "features": {"checkout": True, "portal": True},
     }
     async with running_gateway(gateway_settings(shop.target)) as gateway:
         assert (await gateway.http.get("/config")).json() == {
             "checkout_hosts": [],
+            "portal_hosts": [],
             "features": {"checkout": False, "portal": False},
         }
         assert problem(await gateway.get(uuid4(), "/packs")) == (404, "NOT_SOLD_HERE")

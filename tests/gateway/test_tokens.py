@@ -223,7 +223,7 @@ async def test_thousands_of_unknown_key_ids_fetch_the_keys_once_in_thirty_second
     assert issuer.fetches == 3
 
 
-@pytest.mark.parametrize("mode", ["away", "redirects", "large", "nonsense"])
+@pytest.mark.parametrize("mode", ["away", "redirects", "large", "nonsense", "error"])
 async def test_without_keys_no_token_is_judged(mode, issuer, users):
     issuer.mode = mode
     assert await refusal(users, issuer.token(USER)) == (503, "ISSUER_UNAVAILABLE")
@@ -262,11 +262,19 @@ async def test_keys_that_may_not_verify_are_left_out(issuer, users):
         secret,
         {"kty": "EC", "kid": "broken", "crv": "P-256", "x": "AA", "y": "AA"},
         {"kid": "of no kind"},
+        {**Key().jwk, "kid": ["a list"]},
+        {**Key().jwk, "alg": "none"},
         "no key",
     ]
     assert await asks(users, issuer.token(USER)) == USER
     for key in (short, twice, second, encrypting):
         assert (await asks_or_reason(users, key.signs(issuer.claims(USER)))) != USER
+
+
+@pytest.mark.parametrize("uses", [None, "verify", ["verify"]])
+async def test_a_key_verifies_unless_its_uses_are_listed_without_that(uses, issuer, users):
+    issuer.keys = [{**issuer.key.jwk, "key_ops": uses}]
+    assert await asks(users, issuer.token(USER)) == USER
 
 
 async def asks_or_reason(users, token):

@@ -135,6 +135,7 @@ def reads(client: CreditClient):
         "QuoteCost": lambda: client.quote_cost({"render": 1}),
         "GetHold": lambda: client.get_hold(USER, f"{USER}-2"),
         "ListHolds": lambda: anext(client.list_holds(USER), None),
+        "ListAccounts": lambda: anext(client.list_accounts(), None),
     }
 
 

@@ -14,6 +14,7 @@ from kit.stripe_fakes import KEY, SECRET
 from kit.waiting import patience
 from stripe import WebhookSignature
 
+from credit_service.client import CreditClient
 from stripe_bridge import server
 from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.request_bodies import Limits
@@ -70,23 +71,40 @@ def signature(body: bytes, secret: str = SECRET, at: int | None = None) -> str:
     return WebhookSignature.generate_signature_header(text, secret, at)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatientCreditService(CreditService):
+    """A credit service whose answers the bridge awaits for as long as this machine needs."""
+
+    def client(self) -> CreditClient:
+        return CreditClient(
+            self.target,
+            token=self.token,
+            credentials=self.credentials,
+            deadline_seconds=patience(5),
+        )
+
+
 def bridge_settings(credit_target: str, **changes: object) -> server.Settings:
-    """Settings of a bridge on any free port, without a Stripe because most tests ask none."""
+    """Settings of a bridge on any free port, without a Stripe because most tests ask none.
+
+    It is as patient as the machine is slow: a test about its limits sets them.
+    """
     return replace(
         server.Settings(
             listen="127.0.0.1:0",
-            credit_service=CreditService(target=credit_target, token=None, credentials=None),
+            credit_service=PatientCreditService(target=credit_target, token=None, credentials=None),
             stripe_key=KEY,
             stripe_address=f"http://{NOWHERE}",
             secrets=(Secret(SECRET, live=False),),
             policy=Policy(catalog=Catalog.parse(PACKS)),
             checkout_token_sha256=None,
             return_origins=frozenset(),
-            limits=Limits(),
+            limits=Limits(read_seconds=patience(2.5), budget_seconds=patience(4)),
             poll_seconds=0,
             unready_seconds=0,
             metrics_port=None,
             metrics_host="127.0.0.1",
+            stripe_seconds=patience(2),
         ),
         **changes,
     )

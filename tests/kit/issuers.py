@@ -104,6 +104,8 @@ class Issuer:
                 return JSONResponse({"keys": self.keys, "more": "x" * 70_000})
             case "nonsense":
                 return Response(b"<html>")
+            case "error":
+                return JSONResponse({"message": "no Route matched with those values"})
         return JSONResponse({"keys": self.keys})
 
     async def elsewhere(self, _: Request) -> Response:

@@ -335,6 +335,11 @@ MISTAKES: dict[str, list[Mistake]] = {
         ({"end_time": Timestamp(seconds=1)}, "end_time", "31 days at most"),
         ({"end_time": Timestamp(seconds=1 + 31 * 86_400, nanos=1000)}, "end_time", "31 days"),
     ],
+    "ListAccounts": [
+        *times("changed_since"),
+        ({"page_size": -1}, "page_size", "must not be negative"),
+        *(({"page_token": token}, "page_token", "start at the first page") for token in ("x", U)),
+    ],
     "ListPrices": [],
     "QuoteCost": [
         *USER[1:],
@@ -383,6 +388,7 @@ def sound(user_id: UUID) -> dict[str, dict[str, object]]:
             "start_time": Timestamp(seconds=1),
             "end_time": Timestamp(seconds=86_400),
         },
+        "ListAccounts": {"in_debt": True},
         "ListPrices": {},
         "QuoteCost": {"user_id": str(user_id), "items": [pb.Charge(operation="render")]},
     }

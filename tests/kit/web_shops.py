@@ -34,15 +34,21 @@ class Shop:
         """Runs the bridge for the length of the block."""
         return running_bridge(self.settings)
 
-    def site(self, site: Site) -> AbstractAsyncContextManager[str]:
-        """Serves the page for the length of the block, always on the same port."""
+    def site(self, site: Site, *, portal: bool = False) -> AbstractAsyncContextManager[str]:
+        """Serves the page for the length of the block, always on the same port.
+
+        With `portal` it has the billing portal; then checkouts are on another host, as at Stripe.
+        """
+        host = self.fake.url.removeprefix("http://")
         url = f"http://127.0.0.1:{self.port}"
         selling = gateway.Bridge(
             f"http://{self.settings.listen}",
             token=_TOKEN,
             success_url=f"{url}/?checkout={{CHECKOUT_SESSION_ID}}",
             cancel_url=f"{url}/",
-            checkout_hosts=(self.fake.url.removeprefix("http://"),),
+            checkout_hosts=("checkout.stripe.com" if portal else host,),
+            portal_return_url=f"{url}/" if portal else None,
+            portal_hosts=(host,),
         )
         return running_site(site, self.target, port=self.port, bridge=selling)
 

@@ -15,7 +15,8 @@ from kit.commands import (
     written,
 )
 from kit.fault_proxy import BEGIN, COMMIT, UPDATE, Kind
-from kit.waiting import eventually
+from kit.services import writer_settings
+from kit.waiting import eventually, patience
 
 from credit_service.errors import (
     IdempotencyKeyReused,
@@ -26,6 +27,8 @@ from credit_service.errors import (
     UserNotFound,
 )
 from credit_service.ledger import store
+from credit_service.ledger.batches import BatchRunner, Waiting
+from credit_service.ledger.transactions import Transactions
 from credit_service.rules import decide
 from credit_service.rules.model import Account, Outcome
 
@@ -48,6 +51,21 @@ async def test_a_transaction_takes_no_more_commands_than_its_limit(database):
     async with lanes(database.service_url, batch_limit=10) as clerk:
         await ask(clerk, *(spend(user_id) for _ in range(25)))
     assert await transactions(database) == 3
+
+
+async def test_calls_that_had_to_wait_together_are_written_in_as_many_transactions(database):
+    user_id = await database.user(100)
+    settings = writer_settings(database.service_url, batch_limit=10)
+    runner = BatchRunner(Transactions(settings), settings.batch_limit)
+    loop = asyncio.get_running_loop()
+    # As many as a lane hands over once the row, or what was due before them, is out of the way.
+    waiting = [
+        Waiting(spend(user_id), loop.create_future(), loop.time() + patience(10)) for _ in range(35)
+    ]
+    await runner.serve(waiting)
+    runner.close()
+    assert set(kinds(await answers(each.answer for each in waiting))) == {Outcome}
+    assert await transactions(database) == 4
 
 
 async def test_a_user_who_stands_in_a_batch_many_times_is_served_in_order(database):

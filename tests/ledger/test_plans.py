@@ -157,6 +157,7 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         "changed_accounts": [[user_id, newcomer], [-1, -1], [0, 0], [now, now]],
         "list_known_accounts": [[user_id, newcomer]],
         "list_accounts": [UUID(int=0), 50],
+        "find_accounts": [UUID(int=0), False, None, None, None, 50, 10_000],
         "find_faults": [[user_id]],
         "report_usage": [early, now],
         "report_usage_of_user": [user_id, max(0, seq - 100), seq],

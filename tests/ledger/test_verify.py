@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from datetime import timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from kit.requests import payment
 from kit.services import running, server_settings
@@ -85,6 +85,17 @@ async def test_a_book_that_adds_up_ends_with_zero(database, client):
     assert (code, lines, complaints) == (0, ["2 accounts verified, 0 with faults"], [])
     code, lines, _ = await run(database.service_url, users[0])
     assert (code, lines) == (0, ["1 accounts verified, 0 with faults"])
+
+
+async def test_the_first_and_the_last_possible_user_are_verified(database):
+    ends = [UUID(int=0), UUID(int=2**128 - 1)]
+    for user_id in ends:
+        await database.make_anew(user_id, 1)
+    await damage(database, "UPDATE user_credits SET balance = balance + 1")
+    code, lines, _ = await run(database.service_url)
+    assert code == 1
+    assert [line.partition(":")[0] for line in lines[:2]] == [str(user_id) for user_id in ends]
+    assert lines[2:] == ["2 accounts verified, 2 with faults"]
 
 
 async def test_an_empty_book_adds_up(database):

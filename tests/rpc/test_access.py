@@ -5,14 +5,15 @@ import asyncio
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
-from kit.callers import EVERY_ROLE, ROLES, bearer, opened, sha256
+from kit.callers import EVERY_ROLE, ROLES, Door, bearer, opened, sha256
+from kit.http2 import silent_reader
 from kit.requests import payment
 from kit.services import running, server_settings
-from kit.waiting import patience
+from kit.waiting import eventually, patience
 
 from credit_service.errors import PermissionDenied
 from credit_service.rpc import access
-from credit_service.rpc.access import Caller
+from credit_service.rpc.access import Authenticator, Caller
 from credit_service.runtime.start_errors import StartRefusedError
 from credit_service.v1 import credit_service_pb2 as pb
 
@@ -36,6 +37,7 @@ MAY_CALL = {
     "BatchSpendCredits": ("worker", "operator"),
     "WatchUserCredit": ("gateway", "web", "operator", "auditor"),
     "GrantCredits": ("operator",),
+    "ListAccounts": ("operator", "auditor"),
     "AdjustCredits": ("operator",),
     "ListGrants": ("gateway", "web", "operator", "auditor"),
     "GetLiabilityReport": ("operator", "auditor"),
@@ -107,6 +109,7 @@ async def every_call(door, user_id):
         "GrantCredits": pb.GrantCreditsRequest(
             **user, amount=1, reason="goodwill", idempotency_key="8"
         ),
+        "ListAccounts": pb.ListAccountsRequest(),
         "AdjustCredits": pb.AdjustCreditsRequest(
             **user, amount=-1, reason="a slip", idempotency_key="9"
         ),
@@ -227,6 +230,21 @@ async def test_a_refused_caller_does_not_learn_whether_its_request_was_well_form
             grpc.StatusCode.UNAUTHENTICATED,
             grpc.StatusCode.PERMISSION_DENIED,
         }
+
+
+async def test_strangers_who_send_no_request_keep_no_caller_out(database, tmp_path):
+    file = tmp_path / "identities.toml"
+    file.write_text(EVERY_ROLE)
+    settings = server_settings(
+        database.service_url, authenticator=Authenticator(file), calls_in_flight=4
+    )
+    async with running(settings) as service, silent_reader(service.port) as stranger:
+        for _ in range(12):
+            await stranger.call("/credit_service.v1.CreditService/SpendCredits", None)
+        await eventually(lambda: stranger.ended == 12)
+        async with grpc.aio.insecure_channel(service.target) as channel:
+            door = Door(channel, file)
+            assert (await door.call("ListPrices", pb.ListPricesRequest(), bearer("worker"))).prices
 
 
 async def test_the_scheme_of_the_authorization_may_be_written_in_any_case(door):

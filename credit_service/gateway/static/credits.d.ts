@@ -174,7 +174,10 @@ export class CreditsStore extends EventTarget {
   subscribe(listener: () => void): () => void;
   refuse(problem: Problem): void;
   clearRefusal(): void;
-  config(): Promise<{ readonly checkout_hosts: readonly string[] }>;
+  config(): Promise<{
+    readonly checkout_hosts: readonly string[];
+    readonly portal_hosts: readonly string[];
+  }>;
   prices(): Promise<{ readonly items: readonly Price[]; readonly price_version: string }>;
   packs(): Promise<{ readonly items: readonly Pack[] }>;
   quote(items: readonly QuoteItem[]): Promise<Quote>;

@@ -259,7 +259,8 @@ export class CreditsStore extends EventTarget {
   }
 
   async portal() {
-    this.#follow((await this.request("portal", { body: {} })).url, await this.config());
+    const { url } = await this.request("portal", { body: {} });
+    this.#follow(url, (await this.config()).portal_hosts);
   }
 
   /**
@@ -278,7 +279,7 @@ export class CreditsStore extends EventTarget {
         this.config(),
       ]);
       keepIntent(this.#base.href, { ...intent, id: order.id });
-      this.#follow(order.url, config);
+      this.#follow(order.url, config.checkout_hosts);
     } catch (error) {
       this.#setBuying(false);
       if (error instanceof CreditsProblem && error.status < 500 && error.status !== 429) {
@@ -365,10 +366,10 @@ export class CreditsStore extends EventTarget {
     }
   }
 
-  #follow(address, config) {
+  #follow(address, hosts) {
     const url = new URL(address);
     const secure = url.protocol === "https:" || (url.protocol === "http:" && LOOPBACK.test(url.hostname));
-    if (!secure || !config.checkout_hosts.includes(url.host)) {
+    if (!secure || !hosts.includes(url.host)) {
       throw new CreditsProblem(0, { reason: "CHECKOUT_HOST", detail: texts.checkoutHost });
     }
     globalThis.location.assign(url.href);
