@@ -2,14 +2,28 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from uuid import uuid4
 
 from kit.services import writer_settings
 from kit.waiting import patience
 
 from credit_service.ledger.lanes import Lanes
-from credit_service.rules.commands import Charge, GiveCredits, Purchase, Refund, Reverse, Spend
+from credit_service.rules.commands import (
+    Charge,
+    GiveCredits,
+    Life,
+    MakeHold,
+    Purchase,
+    Refund,
+    Reverse,
+    Spend,
+)
 from credit_service.rules.model import Payment
+
+# The life of credits that expire within an hour, and while a test waits.
+LATER = Life(valid_for=timedelta(hours=1))
+SOON = Life(valid_for=timedelta(seconds=1))
 
 
 @asynccontextmanager
@@ -33,6 +47,11 @@ def _common(user_id, key, changes):
     } | changes
 
 
+def keyed(kind, user_id, key=None, **fields):
+    """A keyed command of any kind."""
+    return kind(**_common(user_id, key, fields))
+
+
 def spend(user_id, amount=1, key=None, **changes):
     return Spend(charge=Charge(amount), **_common(user_id, key, changes))
 
@@ -48,6 +67,10 @@ def refund(user_id, seq, amount=None, key=None, **changes):
 
 def grant(user_id, amount=1, key=None, **changes):
     return GiveCredits(amount=amount, **_common(user_id, key, changes))
+
+
+def hold(user_id, amount, seconds, key=None):
+    return keyed(MakeHold, user_id, key, charge=Charge(amount), ttl=timedelta(seconds=seconds))
 
 
 def reverse(user_id, payment_ref, reversal_ref="re_1", revision=1, reversed_minor=999, **changes):

@@ -197,7 +197,11 @@ _FAULTS = """
             FROM credit_reversals AS record WHERE record.payment_ref = bought.payment_ref
         ) AS known WHERE revision = last
     ) AS gone
-    WHERE bought.type = 'purchase' AND taken.credits <> coalesce(
+    CROSS JOIN LATERAL (
+        SELECT coalesce(sum(counted), 0) AS credits FROM credit_reversals AS record
+        WHERE record.payment_ref = bought.payment_ref
+    ) AS counted
+    WHERE bought.type = 'purchase' AND taken.credits + counted.credits <> coalesce(
         trunc(bought.amount::numeric * least(gone.money, gone.paid) / gone.paid, 0), 0
     )
 """

@@ -62,6 +62,64 @@ taken_back AS (
     GROUP BY user_id, related_seq
 ),
 
+counted AS (
+    SELECT
+        payment_ref,
+        sum(counted) AS credits
+    FROM credit_reversals
+    WHERE payment_ref IN (SELECT book.payment_ref FROM book)
+    GROUP BY payment_ref
+),
+
+changes AS (
+    SELECT
+        change.user_id,
+        change.seq,
+        change.step,
+        change.grant_seq,
+        change.hold_seq,
+        change.pinned_change,
+        change.remaining_after,
+        change.pinned_after,
+        change.expire_after,
+        sum(change.remaining_change) OVER (granted ORDER BY change.seq, change.step)
+            AS running_remaining,
+        sum(change.pinned_change) OVER (granted ORDER BY change.seq, change.step)
+            AS running_pinned,
+        sum(change.remaining_change) FILTER (WHERE book.type IN ('lapse', 'revocation'))
+            OVER granted AS lapsed_change,
+        row_number() OVER (granted ORDER BY change.seq DESC, change.step DESC) AS from_last,
+        book.seq IS NULL AS is_orphan
+    FROM credit_grant_changes AS change
+    LEFT JOIN book ON change.user_id = book.user_id AND change.seq = book.seq
+    WHERE change.user_id = any($1::uuid[])
+    WINDOW granted AS (PARTITION BY change.user_id, change.grant_seq)
+),
+
+pins AS (
+    SELECT
+        user_id,
+        hold_seq,
+        grant_seq,
+        sum(pinned_change) AS credits
+    FROM changes
+    WHERE hold_seq IS NOT NULL
+    GROUP BY user_id, hold_seq, grant_seq
+),
+
+granted AS (
+    SELECT
+        user_id,
+        sum(remaining) AS remaining,
+        sum(pinned) AS pinned,
+        count(*) FILTER (WHERE open) AS open_grants,
+        count(*) AS grants_made,
+        min(expire_time) FILTER (WHERE open) AS next_lapse
+    FROM credit_grants
+    WHERE user_id = any($1::uuid[])
+    GROUP BY user_id
+),
+
 standing AS (
     SELECT DISTINCT ON (payment_ref, reversal_ref)
         payment_ref,
@@ -248,16 +306,18 @@ SELECT
     book.user_id,
     'the reversals of seq ' || book.seq || ' took ' || coalesce(taken_back.credits, 0)
     || ' credits; its refunds and disputes say '
-    || coalesce(div(book.amount * gone.reversed_minor, gone.paid_minor), 0) AS fault
+    || coalesce(div(book.amount * gone.reversed_minor, gone.paid_minor), 0)
+    || ', of which they counted ' || coalesce(counted.credits, 0) || ' that had lapsed' AS fault
 FROM book
 LEFT JOIN gone ON book.payment_ref = gone.payment_ref
+LEFT JOIN counted ON book.payment_ref = counted.payment_ref
 LEFT JOIN taken_back
     ON
         book.user_id = taken_back.user_id
         AND book.seq = taken_back.related_seq
 WHERE
     book.type = 'purchase'
-    AND coalesce(taken_back.credits, 0)
+    AND coalesce(taken_back.credits, 0) + coalesce(counted.credits, 0)
     <> coalesce(div(book.amount * gone.reversed_minor, gone.paid_minor), 0)
 UNION ALL
 SELECT
@@ -294,3 +354,111 @@ INNER JOIN credit_reversals AS other
     ON
         record.reversal_ref = other.reversal_ref
         AND record.payment_ref <> other.payment_ref
+UNION ALL
+SELECT
+    account.user_id,
+    'the account says ' || account.in_grants || ' in grants, ' || account.pinned || ' pinned, '
+    || account.open_grants || ' open of ' || account.grants_made || '; the grants say '
+    || coalesce(granted.remaining, 0) || ', ' || coalesce(granted.pinned, 0) || ', '
+    || coalesce(granted.open_grants, 0) || ' of ' || coalesce(granted.grants_made, 0) AS fault
+FROM user_credits AS account
+LEFT JOIN granted ON account.user_id = granted.user_id
+WHERE
+    account.user_id = any($1::uuid[])
+    AND (account.in_grants, account.pinned, account.open_grants, account.grants_made)
+    <> (
+        coalesce(granted.remaining, 0),
+        coalesce(granted.pinned, 0),
+        coalesce(granted.open_grants, 0),
+        coalesce(granted.grants_made, 0)
+    )
+UNION ALL
+SELECT
+    account.user_id,
+    'an open grant lapses before the account expects the next one to' AS fault
+FROM user_credits AS account
+INNER JOIN granted ON account.user_id = granted.user_id
+WHERE
+    granted.next_lapse < account.next_lapse
+    OR (granted.next_lapse IS NOT NULL AND account.next_lapse IS NULL)
+UNION ALL
+SELECT
+    record.user_id,
+    'grant ' || record.seq || ' says ' || record.remaining || ' left, ' || record.pinned
+    || ' pinned, ' || record.lapsed || ' lapsed, until '
+    || coalesce(record.expire_time::text, 'ever') || '; its changes say otherwise' AS fault
+FROM credit_grants AS record
+LEFT JOIN changes
+    ON
+        record.user_id = changes.user_id
+        AND record.seq = changes.grant_seq
+        AND changes.from_last = 1
+WHERE
+    record.user_id = any($1::uuid[])
+    AND (record.remaining, record.pinned, record.lapsed, record.expire_time)
+    IS DISTINCT FROM (
+        changes.running_remaining,
+        changes.running_pinned,
+        -coalesce(changes.lapsed_change, 0),
+        changes.expire_after
+    )
+UNION ALL
+SELECT
+    record.user_id,
+    'grant ' || record.seq || ' of ' || record.amount || ' was not made by its entry' AS fault
+FROM credit_grants AS record
+LEFT JOIN book ON record.user_id = book.user_id AND record.seq = book.seq
+WHERE
+    record.user_id = any($1::uuid[])
+    AND (
+        book.type IS NULL
+        OR book.type NOT IN ('purchase', 'grant')
+        OR book.amount <> record.amount
+    )
+UNION ALL
+SELECT
+    user_id,
+    'change ' || step || ' of grant ' || grant_seq || ' by seq ' || seq
+    || ' is not the sum of the changes' AS fault
+FROM changes
+WHERE (remaining_after, pinned_after) <> (running_remaining, running_pinned)
+UNION ALL
+SELECT
+    user_id,
+    'grant ' || grant_seq || ' was changed by seq ' || seq || ', which is missing' AS fault
+FROM changes
+WHERE is_orphan
+UNION ALL
+SELECT
+    pins.user_id,
+    'hold ' || pins.hold_seq || ' pins ' || pins.credits || ' of grant ' || pins.grant_seq
+    || ' and is ' || coalesce(hold.state, 'missing') AS fault
+FROM pins
+LEFT JOIN credit_holds AS hold ON pins.user_id = hold.user_id AND pins.hold_seq = hold.seq
+WHERE pins.credits < 0 OR (pins.credits > 0 AND hold.state IS DISTINCT FROM 'held')
+UNION ALL
+SELECT
+    pins.user_id,
+    'hold ' || pins.hold_seq || ' of ' || hold.amount || ' pins ' || sum(pins.credits) AS fault
+FROM pins
+INNER JOIN credit_holds AS hold ON pins.user_id = hold.user_id AND pins.hold_seq = hold.seq
+GROUP BY pins.user_id, pins.hold_seq, hold.amount
+HAVING sum(pins.credits) > hold.amount
+UNION ALL
+SELECT
+    record.user_id,
+    'grant ' || record.seq || ' says that reversals returned ' || record.reversed || ', '
+    || record.counted || ' of them counted; the reversals say '
+    || coalesce(taken_back.credits, 0) + coalesce(counted.credits, 0) || ', '
+    || coalesce(counted.credits, 0) AS fault
+FROM credit_grants AS record
+LEFT JOIN book ON record.user_id = book.user_id AND record.seq = book.seq
+LEFT JOIN counted ON book.payment_ref = counted.payment_ref
+LEFT JOIN taken_back ON record.user_id = taken_back.user_id AND record.seq = taken_back.related_seq
+WHERE
+    record.user_id = any($1::uuid[])
+    AND (record.reversed, record.counted)
+    <> (
+        coalesce(taken_back.credits, 0) + coalesce(counted.credits, 0),
+        coalesce(counted.credits, 0)
+    )

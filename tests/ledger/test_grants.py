@@ -1,0 +1,222 @@
+"""Credits that expire, with the real database: what batches write of them and what reads show."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+from kit.commands import (
+    LATER,
+    SOON,
+    ask,
+    grant,
+    hold,
+    keyed,
+    kinds,
+    lanes,
+    purchase,
+    refund,
+    reverse,
+    spend,
+)
+from kit.rule_tables import TERMS
+from kit.services import writer_settings
+from kit.waiting import eventually
+
+from credit_service.database.postgres import Address
+from credit_service.errors import IdempotencyKeyReused
+from credit_service.ledger.lanes import Lanes
+from credit_service.ledger.read_connections import ReadPool
+from credit_service.ledger.reads import Reads
+from credit_service.rules.commands import Capture, Expire, RevokeGrant
+from credit_service.rules.grant_values import Allowance
+
+
+@asynccontextmanager
+async def reading(url, terms=TERMS):
+    pool = ReadPool(Address(url), 2)
+    await pool.open()
+    try:
+        yield Reads(pool, pool, terms)
+    finally:
+        await pool.close()
+
+
+async def passed(database):
+    """Whether the time of every grant with an expiry has passed."""
+    return not await database.fetch("SELECT FROM credit_grants WHERE expire_time > now()")
+
+
+async def entries(database):
+    rows = await database.fetch("SELECT type, amount FROM credit_transactions ORDER BY seq")
+    return [tuple(row) for row in rows]
+
+
+async def test_what_is_due_counts_before_it_is_recorded_and_the_same_after(database):
+    user_id = await database.user()
+    async with lanes(database.service_url) as clerk, reading(database.service_url) as reads:
+        assert kinds(await ask(clerk, purchase(user_id, 50), grant(user_id, 100, life=SOON)))
+        given, pinned = await ask(clerk, spend(user_id, 30), hold(user_id, 40, 1))
+        assert (given.account.in_grants, pinned.account.pinned) == (70, 40)
+        await eventually(lambda: passed(database))
+        await eventually(lambda: expired(database))
+        unrecorded = await reads.account(user_id)
+        with_entries, _, _ = await reads.account_with_entries(user_id, 1)
+        assert unrecorded == with_entries
+        assert (unrecorded.balance, unrecorded.held, unrecorded.in_grants) == (50, 0, 0)
+        assert unrecorded.seq == 4
+        assert await reads.due_users(10, []) == [(user_id, 2)]
+        await ask(clerk, Expire(user_id=user_id, caller="test"))
+        recorded = await reads.account(user_id)
+        assert (recorded.balance, recorded.held, recorded.open_grants) == (50, 0, 0)
+        assert await reads.due_users(10, []) == []
+    kinds_of = [kind for kind, _ in await entries(database)]
+    assert sorted(kinds_of[4:]) in (["expire", "lapse"], ["expire", "lapse", "lapse"])
+    assert not await database.faults()
+
+
+async def expired(database):
+    return not await database.fetch("SELECT FROM credit_holds WHERE expires_at > now()")
+
+
+async def test_an_account_without_grants_needs_no_further_statement(database, monkeypatch):
+    user_id = await database.user(100)
+
+    async def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr("credit_service.ledger.grant_store.load_grants", never)
+    monkeypatch.setattr("credit_service.ledger.grant_store.upsert_grants", never)
+    async with lanes(database.service_url) as clerk:
+        [spent] = await ask(clerk, spend(user_id, 30))
+        given = await ask(clerk, refund(user_id, spent.entry.seq, 10), hold(user_id, 5, 60))
+        assert [answer.account.balance for answer in given] == [80, 80]
+
+
+async def test_refunded_credits_go_back_into_the_grant_that_paid(database):
+    user_id = await database.user()
+    async with lanes(database.service_url) as clerk:
+        await ask(clerk, grant(user_id, 20, life=LATER), grant(user_id, 100, life=SOON))
+        [spent] = await ask(clerk, spend(user_id, 110))
+        assert [c.grant_seq for c in spent.entry.grant_changes] == [2, 1]
+        await eventually(lambda: passed_of(database, 2))
+        [back] = await ask(clerk, refund(user_id, spent.entry.seq))
+        assert back.account.balance == 120
+        # It lapses after the grace, not at once.
+        rows = await database.fetch(
+            "SELECT seq, remaining, open, expire_time > now() + interval '6 days' AS grace"
+            " FROM credit_grants ORDER BY seq"
+        )
+        assert [tuple(row) for row in rows] == [(1, 20, True, False), (2, 100, True, True)]
+    assert not await database.faults()
+
+
+async def passed_of(database, seq):
+    rows = await database.fetch(
+        f"SELECT FROM credit_grants WHERE seq = {seq} AND expire_time < now()"
+    )
+    return bool(rows)
+
+
+async def test_a_key_used_again_with_another_life_is_refused(database):
+    user_id = await database.user()
+    async with lanes(database.service_url) as clerk:
+        first, again, other, plain = [
+            (await ask(clerk, grant(user_id, 10, key="k", **life)))[0]
+            for life in ({"life": LATER}, {"life": LATER}, {"life": SOON}, {})
+        ]
+        assert (first.replayed, again.replayed) == (False, True)
+        assert isinstance(other, IdempotencyKeyReused)
+        assert isinstance(plain, IdempotencyKeyReused)
+
+
+async def test_a_reversal_takes_the_purchases_own_grant_and_moves_what_holds_have_pinned(database):
+    user_id = await database.user()
+    async with lanes(database.service_url) as clerk:
+        await ask(clerk, purchase(user_id, 500), purchase(user_id, 100, ref="pi_1", life=LATER))
+        [held] = await ask(clerk, hold(user_id, 60, 600))
+        [reversed_] = await ask(clerk, reverse(user_id, "pi_1"))
+        assert (reversed_.account.balance, reversed_.account.in_grants) == (500, 0)
+        capture = keyed(
+            Capture, user_id, hold_seq=held.hold.seq, amount=60, quantity=None, allow_overage=False
+        )
+        [captured] = await ask(clerk, capture)
+        assert captured.account.balance == 440
+    assert not await database.faults()
+
+
+async def test_a_revoked_grant_stays_revoked_and_the_key_replays(database):
+    user_id = await database.user()
+    async with lanes(database.service_url) as clerk:
+        await ask(clerk, grant(user_id, 100, life=LATER))
+        await ask(clerk, spend(user_id, 30))
+        revoke = keyed(RevokeGrant, user_id, grant_seq=1)
+        first, again = [(await ask(clerk, revoke))[0] for _ in range(2)]
+        assert (first.entry.type, first.entry.amount, first.account.balance) == (
+            "revocation",
+            70,
+            0,
+        )
+        assert again.replayed
+    assert not await database.faults()
+
+
+@pytest.mark.parametrize("grants", [30, 1200])
+async def test_grants_of_one_account_that_lapse_together_are_settled_in_bounded_batches(
+    database, grants
+):
+    user_id = await database.user()
+    async with lanes(database.service_url) as clerk, reading(database.service_url) as reads:
+        await ask(clerk, purchase(user_id, 7))
+        for first in range(0, grants, 200):
+            made = range(first, min(grants, first + 200))
+            # Purchases are never refused for having too many.
+            await ask(clerk, *(purchase(user_id, 1, life=SOON) for _ in made))
+        await eventually(lambda: passed(database))
+        assert (await reads.account(user_id)).balance == 7
+        [left] = await ask(clerk, spend(user_id, 7))
+        assert left.account.balance == 0
+        rows = await database.fetch(
+            "SELECT count(*) AS grants FROM credit_grant_changes WHERE lapsed_at IS NOT NULL"
+            " GROUP BY seq"
+        )
+        assert max(row[0] for row in rows) <= 500
+        assert sum(row[0] for row in rows) == grants
+    assert not await database.faults()
+
+
+async def test_an_allowance_counts_in_answers_and_is_given_once(database):
+    user_id = await database.user()
+    terms = replace(TERMS, allowance=Allowance(20, "month"))
+    settings = replace(writer_settings(database.service_url, lanes=1), terms=terms)
+    clerk = Lanes(settings)
+    try:
+        async with reading(database.service_url, terms) as reads:
+            assert (await reads.account(user_id)).balance == 20
+            assert (await ask(clerk, spend(user_id, 5)))[0].account.balance == 15
+            assert (await ask(clerk, spend(user_id, 5)))[0].account.balance == 10
+            assert (await reads.account(user_id)).balance == 10
+            # Who is deleted and created again gets no second one in the period.
+            await database.execute(f"DELETE FROM auth.users WHERE id = '{user_id}'")
+            await database.execute(f"INSERT INTO auth.users (id) VALUES ('{user_id}')")
+            assert (await reads.account(user_id)).balance == 0
+            await ask(clerk, purchase(user_id, 3))
+            assert (await reads.account(user_id)).balance == 3
+    finally:
+        await clerk.close()
+    assert not await database.faults()
+
+
+async def test_two_services_at_the_instant_of_a_lapse_record_it_once(
+    database,
+):
+    user_id = await database.user()
+    async with lanes(database.service_url) as one, lanes(database.service_url) as other:
+        await ask(one, purchase(user_id, 100), grant(user_id, 50, life=SOON))
+        while not await passed(database):
+            given = await asyncio.gather(ask(one, spend(user_id)), ask(other, spend(user_id)))
+            assert all(answer.entry.type == "spend" for [answer] in given)
+        await asyncio.gather(ask(one, spend(user_id)), ask(other, spend(user_id)))
+    lapses = [amount for kind, amount in await entries(database) if kind == "lapse"]
+    assert len(lapses) <= 1
+    assert not await database.faults()
