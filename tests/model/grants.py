@@ -253,11 +253,12 @@ class ModelGrants:
             purchase.own.append(credit)
             self._put_back(_last(purchase.elsewhere))
             return
+        closed = grant.closed or not grant.remaining
         credit.place = FREE
         grant.closed = False
         if grant.expire <= self.now:
             grant.expire = self.now + self.grace
-        elif grant.revoked:
+        elif grant.revoked and closed:
             later = self.now + self.grace
             grant.expire = later if grant.expire == NEVER else max(grant.expire, later)
 
