@@ -12,6 +12,7 @@ from model.grants import NEVER, SINCE
 from credit_service.rules import due
 from credit_service.rules.batch_state import BatchState
 from credit_service.rules.commands import (
+    Adjust,
     Capture,
     Charge,
     Extend,
@@ -75,6 +76,7 @@ def as_command(call, fields, key):
         "purchase": (Purchase, common | bought | life),
         "grant": (GiveCredits, common | amount | life | {"paid": fields.get("paid", False)}),
         "spend": (Spend, common | charge),
+        "adjust": (Adjust, common | amount | {"allow_debt": fields.get("allow_debt")}),
         "hold": (MakeHold, common | charge | ttl),
         "capture": (Capture, common | hold | part),
         "release": (Release, common | hold),
@@ -200,6 +202,8 @@ class GrantBook:
                 case Capture():
                     # Overage, a late capture, and the debt that the pool's part may make.
                     drawn += max(command.amount or 0, self.entries[command.hold_seq].amount)
+                case Adjust():
+                    drawn += max(0, -command.amount)
                 case Refund():
                     named |= {c.grant_seq for c in self.changes if c.seq == command.spend_seq}
                 case RevokeGrant():

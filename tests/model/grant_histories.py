@@ -70,6 +70,10 @@ def spend(minute, amount):
     return Step(minute, "spend", {"amount": amount})
 
 
+def adjust(minute, amount, *, allow_debt=False):
+    return Step(minute, "adjust", {"amount": amount, "allow_debt": allow_debt})
+
+
 def hold(minute, amount, ttl):
     return Step(minute, "hold", {"amount": amount, "ttl": ttl})
 
@@ -365,6 +369,19 @@ HISTORIES = {
             refund(9, 8),
         ],
         End(pool=30, grants=(0, 50)),
+    ),
+    "a correction takes what no hold has set aside, then debt": History(
+        [
+            purchase(0, 10),
+            grant(1, 10, expire=DAY),
+            hold(2, 5, 30),
+            adjust(3, -18),
+            adjust(4, -18, allow_debt=True),
+            adjust(5, 2),
+            release(6, 2),
+        ],
+        End(pool=0, grants=(4,)),
+        refused={3: "INSUFFICIENT_CREDITS"},
     ),
     "the last drawn comes back first": History(
         [

@@ -356,6 +356,15 @@ class ModelGrants:
             raise Refused("INVALID_REQUEST")
         return self._come("grant", amount, expire=expire, **life)
 
+    def _adjust(self, *, amount, allow_debt):
+        if amount > 0:
+            self.pool += amount
+        else:
+            if not allow_debt:
+                self._must_have(-amount, self.held)
+            self._draw(-amount, TAKEN)
+        return self._line("adjustment", abs(amount), amount)
+
     def _must_have(self, amount, held):
         if self.balance - held - amount < self.floor:
             raise Refused("INSUFFICIENT_CREDITS")
