@@ -28,7 +28,7 @@ from credit_service.ledger.grant_reads import (
     with_changes,
     with_lapsed,
 )
-from credit_service.ledger.present_accounts import is_simple, read_present
+from credit_service.ledger.present_accounts import is_simple, read_at, read_present
 from credit_service.ledger.read_connections import repeated
 from credit_service.ledger.shared_account_reads import (
     NEVER_SEEN,
@@ -177,11 +177,15 @@ class Reads:
             if seq == 0:
                 return account._replace(balance=0, held=0, seq=0, last_updated=None), [], []
             entry = (await store.load_entries(connection, [(user_id, seq)]))[user_id, seq]
-            # An expiry is recorded later than it happens, when the account is next looked at.
-            over = await store.expired_unrecorded_at(connection, user_id, seq, time)
+            # What is due is recorded later than it happens, when the account is next looked at.
+            if account.grants_made > 0:
+                balance, held = await read_at(connection, entry, time, self._terms)
+            else:
+                over = await store.expired_unrecorded_at(connection, user_id, seq, time)
+                balance, held = entry.balance_after, entry.held_after - over
             then = account._replace(
-                balance=entry.balance_after,
-                held=entry.held_after - over,
+                balance=balance,
+                held=held,
                 seq=seq,
                 last_updated=entry.timestamp,
             )
