@@ -132,6 +132,7 @@ class BlockingAccountCalls(BlockingConnection):
         min_balance: int | None = None,
         spend_limits: pb.SpendLimits | None = None,
         reset: Iterable[pb.PolicyField.ValueType] = (),
+        allowance: pb.Allowance | None = None,
     ) -> pb.SetAccountPolicyResponse:
         """Changes what an account may do; None leaves a part as it is. Only an operator may.
 
@@ -140,6 +141,7 @@ class BlockingAccountCalls(BlockingConnection):
             frozen: whether it refuses spends and holds.
             min_balance: its own floor, in credits.
             spend_limits: all three of them; 0 means none.
+            allowance: the free credits of every period; 0 credits: none.
             reset: the fields that become as configured again; they cannot be set as well.
 
         Raises:
@@ -153,6 +155,7 @@ class BlockingAccountCalls(BlockingConnection):
                 min_balance=min_balance,
                 spend_limits=spend_limits,
                 reset=reset,
+                allowance=allowance,
             )
         )
 

@@ -68,6 +68,45 @@ class BlockingGrantCalls(BlockingConnection):
             )
         )
 
+    def revoke_grant(
+        self,
+        user_id: UUID | str,
+        grant_id: str,
+        *,
+        reason: str,
+        idempotency_key: str | None = None,
+        reference: str = "",
+        metadata: Mapping[str, str] | None = None,
+        validate_only: bool = False,
+    ) -> pb.RevokeGrantResponse:
+        """Revokes a grant: takes what is left of it and is not held, for good.
+
+        Args:
+            user_id: whose grant.
+            grant_id: the id of the grant, which is that of the entry that made it.
+            reason: for people.
+            idempotency_key: the caller's key; None: one is made for this call.
+            reference: the caller's own reference.
+            metadata: the caller's own facts.
+            validate_only: check everything, write nothing.
+
+        Raises:
+            GrantNotFound: the user has no such grant.
+            PermissionDenied: only an operator may revoke a grant that another caller made.
+            OutcomeUnknown: no final answer came.
+        """
+        return self.run(
+            self._client.revoke_grant(
+                user_id,
+                grant_id,
+                reason=reason,
+                idempotency_key=idempotency_key,
+                reference=reference,
+                metadata=metadata,
+                validate_only=validate_only,
+            )
+        )
+
     def list_grants(
         self, user_id: UUID | str, *, include_closed: bool = False, page_size: int = 0
     ) -> Generator[pb.CreditGrant]:

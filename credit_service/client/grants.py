@@ -66,6 +66,44 @@ class GrantCalls(Connection):
         expire(request, expire_time, valid_for)
         return await self.write(self.stub.GrantCredits, request)
 
+    async def revoke_grant(
+        self,
+        user_id: UUID | str,
+        grant_id: str,
+        *,
+        reason: str,
+        idempotency_key: str | None = None,
+        reference: str = "",
+        metadata: Mapping[str, str] | None = None,
+        validate_only: bool = False,
+    ) -> pb.RevokeGrantResponse:
+        """Revokes a grant: takes what is left of it and is not held, for good.
+
+        Args:
+            user_id: whose grant.
+            grant_id: the id of the grant, which is that of the entry that made it.
+            reason: for people.
+            idempotency_key: the caller's key; None: one is made for this call.
+            reference: the caller's own reference.
+            metadata: the caller's own facts.
+            validate_only: check everything, write nothing.
+
+        Raises:
+            GrantNotFound: the user has no such grant.
+            PermissionDenied: only an operator may revoke a grant that another caller made.
+            OutcomeUnknown: no final answer came.
+        """
+        request = pb.RevokeGrantRequest(
+            user_id=str(user_id),
+            grant_id=grant_id,
+            reason=reason,
+            idempotency_key=key(idempotency_key),
+            reference=reference,
+            metadata=metadata,
+            validate_only=validate_only,
+        )
+        return await self.write(self.stub.RevokeGrant, request)
+
     async def list_grants(
         self, user_id: UUID | str, *, include_closed: bool = False, page_size: int = 0
     ) -> AsyncGenerator[pb.CreditGrant]:

@@ -9,6 +9,7 @@ from credit_service.errors import InvalidRequest
 from credit_service.ledger import grant_store
 from credit_service.ledger.grant_store import AskedGrants
 from credit_service.rules.commands import (
+    Adjust,
     Capture,
     MakeHold,
     Purchase,
@@ -111,6 +112,8 @@ def _ask(
             drawn = _ALL
         case Spend() | MakeHold():
             drawn = _cost(command.charge, terms)
+        case Adjust():
+            drawn = max(0, -command.amount)
         case SpendTogether():
             drawn = sum(_cost(spend.charge, terms) for spend in command.spends)
         case Capture() | Release():

@@ -96,6 +96,18 @@ async def load_grants(connection: _Connection, asked: AskedGrants, now: datetime
     return loaded
 
 
+async def settled_at(
+    connection: _Connection, user_id: UUID, seq: int, time: datetime
+) -> tuple[int, int, int] | None:
+    """Reads the last of what was due by a time and recorded right after a seq.
+
+    Returns:
+        The seq of its entry, and balance and held after that; None without any.
+    """
+    row = await connection.fetchrow(SQL["settled_at"], user_id, seq, time)
+    return None if row is None else (row[0], row[1], row[2])
+
+
 def _columns(pairs: Collection[tuple[object, object]]) -> list[Sequence[object]]:
     return to_columns(pairs) if pairs else [(), ()]
 

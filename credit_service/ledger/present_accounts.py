@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from credit_service.ledger import store
+from credit_service.ledger import grant_store, store
 from credit_service.ledger.due_loading import Due, find_due
 from credit_service.ledger.grant_loading import load_open_grants
 from credit_service.rules import allowances
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
     from credit_service.rules.batch_state import UserState
+    from credit_service.rules.model import Entry
     from credit_service.rules.terms import Terms
 
 _NO_LIMIT = 2**62
@@ -97,6 +98,34 @@ async def present(
             looked_at=allowance,
         )
     return [_shown(account, state.users.get(account.user_id), now) for account in accounts]
+
+
+async def read_at(
+    connection: PoolConnectionProxy, entry: Entry, time: datetime, terms: Terms
+) -> tuple[int, int]:
+    """Reads what an account had at a time, with all that was due by then settled.
+
+    Args:
+        connection: in a snapshot.
+        entry: the last that was made by then.
+        time: when.
+        terms: with the configured allowance, which counts from its entry on.
+
+    Returns:
+        Its balance and what was held.
+    """
+    user_id = entry.user_id
+    recorded = await grant_store.settled_at(connection, user_id, entry.seq, time)
+    seq, balance, held = recorded or (entry.seq, entry.balance_after, entry.held_after)
+    _, [account] = await store.read_accounts(connection, [user_id])
+    if seq < account.seq:
+        return balance, held
+    state = BatchState.of(time, account)
+    due = await find_due(connection, state, [], _NO_LIMIT)
+    await load_open_grants(connection, state, {u: part.ends for u, part in due.items()})
+    user, part = state.users[user_id], due.get(user_id, Due())
+    settle(user, part.ends, part.lapses, terms, next_end=None, next_lapse=None, looked_at=False)
+    return user.account.balance, user.account.held
 
 
 def _is_due(account: Account, now: datetime) -> bool:

@@ -21,6 +21,7 @@ from credit_service.errors import (
     UserNotFound,
 )
 from credit_service.ledger import metrics, store
+from credit_service.ledger.account_listing import AccountQuery, find_accounts
 from credit_service.ledger.grant_reads import (
     GrantReads,
     expiring,
@@ -28,7 +29,7 @@ from credit_service.ledger.grant_reads import (
     with_changes,
     with_lapsed,
 )
-from credit_service.ledger.present_accounts import is_simple, present, read_present
+from credit_service.ledger.present_accounts import is_simple, read_at, read_present
 from credit_service.ledger.read_connections import repeated
 from credit_service.ledger.shared_account_reads import (
     NEVER_SEEN,
@@ -37,7 +38,7 @@ from credit_service.ledger.shared_account_reads import (
     settle_those_with_grants,
 )
 from credit_service.rules.holds import at
-from credit_service.rules.model import FIRST_USER, Account, transaction_id, user_after
+from credit_service.rules.model import Account, transaction_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -81,32 +82,6 @@ class HistoryQuery:
     reference: str | None = None
     related_seq: int | None = None
     grant_seq: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AccountQuery:
-    """Which accounts to list, in the order of their users; a filter that is None lets all pass.
-
-    Attributes:
-        first: start at this user.
-        in_debt: only those with a balance below zero.
-        available_below: only those with fewer credits available.
-        changed_since: only those that changed at this time or later.
-    """
-
-    page_size: int
-    first: UUID = FIRST_USER
-    in_debt: bool = False
-    frozen: bool | None = None
-    available_below: int | None = None
-    changed_since: datetime | None = None
-
-    def takes(self, account: Account) -> bool:
-        """Whether an account passes the filters on amounts."""
-        in_debt = not self.in_debt or account.balance < 0
-        return in_debt and (
-            self.available_below is None or account.available < self.available_below
-        )
 
 
 class Reads:
@@ -204,11 +179,15 @@ class Reads:
             if seq == 0:
                 return account._replace(balance=0, held=0, seq=0, last_updated=None), [], []
             entry = (await store.load_entries(connection, [(user_id, seq)]))[user_id, seq]
-            # An expiry is recorded later than it happens, when the account is next looked at.
-            over = await store.expired_unrecorded_at(connection, user_id, seq, time)
+            # What is due is recorded later than it happens, when the account is next looked at.
+            if account.grants_made > 0:
+                balance, held = await read_at(connection, entry, time, self._terms)
+            else:
+                over = await store.expired_unrecorded_at(connection, user_id, seq, time)
+                balance, held = entry.balance_after, entry.held_after - over
             then = account._replace(
-                balance=entry.balance_after,
-                held=entry.held_after - over,
+                balance=balance,
+                held=held,
                 seq=seq,
                 last_updated=entry.timestamp,
             )
@@ -408,24 +387,7 @@ class Reads:
             self._pool.lend() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            now, found, last = await store.find_accounts(
-                connection,
-                first=query.first,
-                in_debt=query.in_debt,
-                frozen=query.frozen,
-                available_below=query.available_below,
-                changed_since=query.changed_since,
-                limit=query.page_size,
-                looks_at=SCAN_LIMIT,
-            )
-            due = [account for account, grants_due in found if grants_due]
-            settled = await present(connection, now, due, self._terms, allowance=False)
-        if len(found) == query.page_size:
-            last = found[-1][0].user_id
-        present_of = {account.user_id: account for account in settled}
-        accounts = [present_of.get(account.user_id, account) for account, _ in found]
-        shown = [account for account in accounts if query.takes(account)]
-        return now, shown, None if last is None else user_after(last)
+            return await find_accounts(connection, query, SCAN_LIMIT, self._terms)
 
     @repeated
     async def due_users(self, limit: int, without: Collection[UUID]) -> list[tuple[UUID, int]]:

@@ -45,6 +45,7 @@ class Right(Enum):
     REPORT_ON_ALL_USERS = "report on all users"
     REFUND_WITHOUT_SPEND = "refund without naming a spend"
     PURCHASE_WITHOUT_PAYMENT = "purchase without a payment"
+    REVOKE_ANY_GRANT = "revoke a grant that it did not purchase"
 
 
 _EVERYBODY = frozenset(Role)
@@ -79,6 +80,7 @@ CALLS: Mapping[str, frozenset[Role]] = {
     "ListAccounts": _REPORTS,
     "GrantCredits": _OPERATORS,
     "AdjustCredits": _OPERATORS,
+    "RevokeGrant": _PAYMENTS,
     "ListGrants": _READERS,
     "SetAccountPolicy": _OPERATORS,
     # Reflection, with which grpcurl finds the calls.
@@ -90,6 +92,7 @@ RIGHTS: Mapping[Right, frozenset[Role]] = {
     Right.REPORT_ON_ALL_USERS: _REPORTS,
     Right.REFUND_WITHOUT_SPEND: _OPERATORS,
     Right.PURCHASE_WITHOUT_PAYMENT: _OPERATORS,
+    Right.REVOKE_ANY_GRANT: _OPERATORS,
 }
 
 # Probes come without credentials, and learn only whether the service serves.

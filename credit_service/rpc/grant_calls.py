@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from credit_service import fields
 from credit_service.rpc import access, page_tokens, requests, responses, validation
-from credit_service.rules.commands import SERVICE, Expire, GiveCredits
+from credit_service.rules.commands import SERVICE, Expire, GiveCredits, RevokeGrant
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
@@ -49,6 +49,29 @@ class GrantCalls(pb_grpc.CreditServiceServicer):
             credit=responses.user_credit(outcome.account, self._terms),
             replayed=outcome.replayed,
         )
+
+    async def RevokeGrant(
+        self, request: pb.RevokeGrantRequest, context: Context
+    ) -> pb.RevokeGrantResponse:
+        """Takes what is left of a grant."""
+        reasoned = requests.reasoned(request)
+        seq = requests.grant_place(request.grant_id, reasoned["user_id"])
+        if not access.CALLER.get().may(access.Right.REVOKE_ANY_GRANT):
+            await self._require_own_purchase(reasoned["user_id"], seq)
+        command = RevokeGrant(**reasoned, grant_seq=seq)
+        outcome = await requests.submit(self._ledger, command, context)
+        return pb.RevokeGrantResponse(
+            transaction=requests.transaction(request, outcome),
+            credit=responses.user_credit(outcome.account, self._terms),
+            replayed=outcome.replayed,
+        )
+
+    async def _require_own_purchase(self, user_id: UUID, seq: int) -> None:
+        """Refuses a grant that the caller did not purchase; an entry never changes its caller."""
+        caller = access.CALLER.get()
+        entry = await self._ledger.reads.entry_at(user_id, seq)
+        if entry is None or entry.type != "purchase" or entry.caller != caller.name:
+            caller.require(access.Right.REVOKE_ANY_GRANT)
 
     async def ListGrants(
         self, request: pb.ListGrantsRequest, context: Context

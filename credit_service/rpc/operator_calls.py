@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from credit_service import fields
-from credit_service.ledger.reads import AccountQuery
+from credit_service.ledger.account_listing import AccountQuery
 from credit_service.rpc import access, page_tokens, requests, responses, validation
 from credit_service.rules.commands import Adjust
 from credit_service.rules.model import FIRST_USER

@@ -144,4 +144,8 @@ async def submit(ledger: Ledger, command: Command, context: Context) -> Outcome:
     outcome = await ledger.enqueue(command, seconds_left(context))
     if outcome.replayed:
         call_log.CALL.get().replayed = True
+        if outcome.entry is not None and outcome.account.grants_made > 0:
+            # The batch found the entry by its key, without what it had changed in grants.
+            entry = await ledger.reads.entry_at(outcome.account.user_id, outcome.entry.seq)
+            return outcome._replace(entry=entry)
     return outcome

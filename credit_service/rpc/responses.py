@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from credit_service.rpc import validation
 from credit_service.rules.model import transaction_id
 from credit_service.v1 import credit_service_pb2 as pb
 
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from credit_service.ledger.grant_listing import Dated, Expiring, Pools
-    from credit_service.rules.grant_values import Grant, GrantChange
+    from credit_service.rules.grant_values import (
+        Allowance,
+        Grant,
+        GrantChange,
+    )
     from credit_service.rules.model import Account, Entry, EntryType, Hold, HoldState, Usage
     from credit_service.rules.terms import Terms
 
@@ -38,6 +43,7 @@ HOLD_STATES: dict[HoldState, pb.HoldState.ValueType] = {
     "released": pb.HOLD_STATE_RELEASED,
     "expired": pb.HOLD_STATE_EXPIRED,
 }
+PERIODS = {name: value for value, name in validation.PERIODS.items()}
 HOLD_STATE_NAMES = {value: name for name, value in HOLD_STATES.items()}
 TYPE_NAMES = {value: name for name, value in TYPES.items()}
 
@@ -210,4 +216,11 @@ def policy(account: Account) -> pb.AccountPolicy:
             per_hour=own.limits.hour or 0,
             per_day=own.limits.day or 0,
         ),
+        allowance=None if own.allowance is None else _allowance(own.allowance),
+    )
+
+
+def _allowance(value: Allowance) -> pb.Allowance:
+    return pb.Allowance(
+        amount=value.amount, period=PERIODS[value.period], carry_over=value.carry_over
     )

@@ -48,7 +48,7 @@ _POLICY_FIELDS: dict[
     pb.POLICY_FIELD_SPEND_LIMITS: ("spend_limits", "limits"),
     pb.POLICY_FIELD_ALLOWANCE: ("allowance", "allowance"),
 }
-_NO_CHANGE = (None, None, None, ())
+_NO_CHANGE = (None, None, None, None, ())
 
 
 class CreditServicer(GrantCalls, HoldCalls, BatchCalls, OperatorCalls):
@@ -187,9 +187,13 @@ class CreditServicer(GrantCalls, HoldCalls, BatchCalls, OperatorCalls):
             )
             if request.HasField("spend_limits")
             else None,
+            allowance=validation.allowance(request.allowance)
+            if request.HasField("allowance")
+            else None,
             reset=_reset(request),
         )
-        if (command.frozen, command.min_balance, command.limits, command.reset) == _NO_CHANGE:
+        asked = (command.frozen, command.min_balance, command.limits, command.allowance)
+        if (*asked, command.reset) == _NO_CHANGE:
             raise InvalidRequest("frozen", "is unset, and so is everything else to change.")
         outcome = await requests.submit(self._ledger, command, context)
         return pb.SetAccountPolicyResponse(

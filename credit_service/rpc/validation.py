@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from credit_service import fields
 from credit_service.errors import InvalidRequest
 from credit_service.rules.commands import Life, Rollover
+from credit_service.rules.grant_values import Allowance, AllowancePeriod
 from credit_service.rules.model import Payment, parse_transaction_id
 from credit_service.v1 import credit_service_pb2 as pb
 
@@ -28,6 +29,12 @@ TTL_MAX = timedelta(hours=24)
 VALID_FOR_MIN = timedelta(seconds=1)
 # Ten years, with as many leap days as ten years can have.
 VALID_FOR_MAX = timedelta(days=3653)
+
+PERIODS: dict[pb.AllowancePeriod.ValueType, AllowancePeriod] = {
+    pb.ALLOWANCE_PERIOD_DAY: "day",
+    pb.ALLOWANCE_PERIOD_WEEK: "week",
+    pb.ALLOWANCE_PERIOD_MONTH: "month",
+}
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECONDS_MIN = int((datetime.min.replace(tzinfo=UTC) - _EPOCH).total_seconds())
@@ -113,6 +120,22 @@ def time(stamp: Timestamp, field: str, *, round_up: bool) -> datetime:
         return whole + timedelta(microseconds=1) if round_up and stamp.nanos % 1000 else whole
     except OverflowError:
         raise InvalidRequest(field, "is not a time between the years 1 and 9999.") from None
+
+
+def allowance(message: pb.Allowance) -> Allowance:
+    """Checks free credits of every period; 0 credits are none, of whatever period."""
+    amount = fields.amount_or_none(message.amount, "allowance.amount")
+    period = PERIODS.get(message.period)
+    if period is None:
+        if amount or message.period != pb.ALLOWANCE_PERIOD_UNSPECIFIED:
+            raise InvalidRequest("allowance.period", "must be DAY, WEEK or MONTH.")
+        period = "month"
+    if not 0 <= message.carry_over <= fields.CARRY_OVER_MAX:
+        raise InvalidRequest(
+            "allowance.carry_over",
+            f"must be 0 to {fields.CARRY_OVER_MAX}, not {message.carry_over}.",
+        )
+    return Allowance(amount, period, message.carry_over)
 
 
 def _duration(

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from kit.commands import ask, grant, lanes, spend
 from kit.databases import add_api_roles
 from kit.programs import process
 from kit.waiting import eventually
@@ -346,3 +348,38 @@ async def test_the_owners_own_time_limits_do_not_end_a_long_run(make_database):
     await migrate(database, [FIRST, BOOK, *LATER, slow])
     with pytest.raises(asyncpg.QueryCanceledError):
         await database.execute(slow.sql)
+
+
+async def test_a_book_from_before_grants_stays_as_it_is_and_works(make_database):
+    database = await make_database(empty=True)
+    before = [file for file in migrations.migrations() if file.version < 10]
+    await migrate(database, before)
+    user_id = await database.user()
+    await database.execute(
+        f"INSERT INTO user_credits (user_id, balance, seq, last_updated)"
+        f" VALUES ('{user_id}', 70, 1, now());"
+        f"INSERT INTO credit_transactions (user_id, seq, type, call, amount, requested_amount,"
+        " balance_change,"
+        f" held_change, balance_after, held_after, description, timestamp, reference,"
+        f" idempotency_key, caller)"
+        f" VALUES ('{user_id}', 1, 'grant', 'GrantCredits', 70, 70, 70, 0, 70, 0, '', now(),"
+        " '', 'k', 'test')"
+    )
+    book = "SELECT to_jsonb(account) FROM user_credits AS account"
+    files = (
+        "SELECT pg_relation_filenode('user_credits'), pg_relation_filenode('credit_transactions')"
+    )
+    [[then]], rewritten = await database.fetch(book), await database.fetch(files)
+    await migrate(database)
+    [[now]] = await database.fetch(book)
+    added = json.loads(now).items() - json.loads(then).items()
+    assert json.loads(then).items() <= json.loads(now).items()
+    assert {value for _, value in added} == {0, None}
+    # Not a row was written again.
+    assert await database.fetch(files) == rewritten
+    async with lanes(database.service_url) as clerk:
+        [spent] = await ask(clerk, spend(user_id, 30))
+        assert spent.account.balance == 40
+        [again] = await ask(clerk, grant(user_id, 70, key="k"))
+        assert again.replayed
+    assert not await database.faults()

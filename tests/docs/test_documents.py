@@ -135,6 +135,8 @@ def test_the_table_of_rights_is_the_one_in_force():
         "RefundCredits without a spend": access.Right.REFUND_WITHOUT_SPEND,
         "PurchaseCredits with a payment": "PurchaseCredits",
         "PurchaseCredits without a payment": access.Right.PURCHASE_WITHOUT_PAYMENT,
+        "RevokeGrant of a grant that the caller purchased": "RevokeGrant",
+        "RevokeGrant of any other grant": access.Right.REVOKE_ANY_GRANT,
         "GetUsageReport of one user": "GetUsageReport",
         "GetUsageReport of all users": access.Right.REPORT_ON_ALL_USERS,
         "reflection": "ServerReflectionInfo",

@@ -281,6 +281,17 @@ MISTAKES: dict[str, list[Mistake]] = {
         *(({"reason": text}, "reason", "control characters") for text in CONTROLS),
         ({"reference": "r" * 256}, "reference", "the maximum is 255"),
     ],
+    "RevokeGrant": [
+        *USER,
+        *KEY,
+        *METADATA,
+        ({"grant_id": ""}, "grant_id", "is missing"),
+        *ids("grant_id"),
+        ({"reason": ""}, "reason", "is missing"),
+        ({"reason": "r" * 501}, "reason", "has 501 characters; the maximum is 500"),
+        *(({"reason": text}, "reason", "control characters") for text in CONTROLS),
+        ({"reference": "r" * 256}, "reference", "the maximum is 255"),
+    ],
     "ListGrants": [
         *USER,
         ({"page_size": -1}, "page_size", "must not be negative"),
@@ -324,6 +335,22 @@ MISTAKES: dict[str, list[Mistake]] = {
             ({"spend_limits": pb.SpendLimits(**{name: n})}, f"spend_limits.{name}", "must be 0")
             for name in ("per_minute", "per_hour", "per_day")
             for n in (-1, 10**15 + 1, INT64_MAX)
+        ),
+        *(
+            ({"allowance": pb.Allowance(amount=n, period=3)}, "allowance.amount", "must be 0 to")
+            for n in AMOUNTS[1:]
+        ),
+        *(
+            ({"allowance": pb.Allowance(amount=1, period=n)}, "allowance.period", "DAY, WEEK")
+            for n in (0, 4, -1)
+        ),
+        *(
+            (
+                {"allowance": pb.Allowance(amount=1, period=3, carry_over=n)},
+                "allowance.carry_over",
+                "must be 0 to 12",
+            )
+            for n in (-1, 13, INT32_MIN)
         ),
     ],
     "GetUsageReport": [
@@ -372,6 +399,7 @@ def sound(user_id: UUID) -> dict[str, dict[str, object]]:
         },
         "GrantCredits": write | {"amount": 5, "reason": "goodwill"},
         "AdjustCredits": write | {"amount": -5, "reason": "a slip"},
+        "RevokeGrant": write | {"grant_id": f"{user_id}-5", "reason": "withdrawn"},
         "ListGrants": {"user_id": str(user_id)},
         "GetLiabilityReport": {},
         "ReversePurchase": {

@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from kit.commands import (
@@ -28,7 +29,7 @@ from credit_service.errors import IdempotencyKeyReused
 from credit_service.ledger.lanes import Lanes
 from credit_service.ledger.read_connections import ReadPool
 from credit_service.ledger.reads import Reads
-from credit_service.rules.commands import Capture, Expire, RevokeGrant
+from credit_service.rules.commands import Adjust, Capture, Expire, RevokeGrant
 from credit_service.rules.grant_values import Allowance
 
 
@@ -66,13 +67,29 @@ async def test_what_is_due_counts_before_it_is_recorded_and_the_same_after(datab
         assert (unrecorded.balance, unrecorded.held, unrecorded.in_grants) == (50, 0, 0)
         assert unrecorded.seq == 4
         assert await reads.due_users(10, []) == [(user_id, 2)]
+        [times] = await database.fetch(
+            "SELECT max(expire_time) AS lapse, (SELECT max(expires_at) FROM credit_holds) AS hold"
+            " FROM credit_grants"
+        )
+        before = min(times) - timedelta(microseconds=1)
+        assert await balance_at(reads, user_id, before) == (120, 40)
+        past = {time: await balance_at(reads, user_id, time) for time in times}
+        assert past[max(times)] == (50, 0)
         await ask(clerk, Expire(user_id=user_id, caller="test"))
+        # The past is the same whether it was asked about before or after it was recorded.
+        assert past == {time: await balance_at(reads, user_id, time) for time in times}
+        assert await balance_at(reads, user_id, before) == (120, 40)
         recorded = await reads.account(user_id)
         assert (recorded.balance, recorded.held, recorded.open_grants) == (50, 0, 0)
         assert await reads.due_users(10, []) == []
     kinds_of = [kind for kind, _ in await entries(database)]
     assert sorted(kinds_of[4:]) in (["expire", "lapse"], ["expire", "lapse", "lapse"])
     assert not await database.faults()
+
+
+async def balance_at(reads, user_id, time):
+    account, _, _ = await reads.account_at(user_id, time, 0)
+    return account.balance, account.held
 
 
 async def expired(database):
@@ -142,6 +159,20 @@ async def test_a_reversal_takes_the_purchases_own_grant_and_moves_what_holds_hav
         )
         [captured] = await ask(clerk, capture)
         assert captured.account.balance == 440
+    assert not await database.faults()
+
+
+async def test_a_correction_down_draws_on_grants_and_one_up_comes_to_the_pool(database):
+    user_id = await database.user()
+    async with lanes(database.service_url) as clerk:
+        await ask(clerk, purchase(user_id, 100), grant(user_id, 50, life=LATER))
+        down, up = await ask(
+            clerk,
+            keyed(Adjust, user_id, amount=-70, allow_debt=False, description="mistyped"),
+            keyed(Adjust, user_id, amount=5, allow_debt=False, description="mistyped"),
+        )
+        assert [change.remaining_change for change in down.entry.grant_changes] == [-50]
+        assert (up.account.balance, up.account.in_grants) == (85, 0)
     assert not await database.faults()
 
 

@@ -177,6 +177,7 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         "find_newcomers": [[user_id, newcomer]],
         "upsert_allowances": [[user_id, newcomer], [now, now]],
         "load_due_grants": [[user_id, newcomer], now, 501],
+        "settled_at": [user_id, seq - 2, now],
         "load_next_lapses": [[user_id, newcomer], now],
         "list_expiring": [user_id, 3],
         "list_expiring_at": [user_id, seq, early, 3],

@@ -63,6 +63,7 @@ def _steps(*, allowances):
         *[_of("refund", **part)] * 3,
         *[_REVERSE] * 3,
         _of("revoke"),
+        _of("adjust", amount=AMOUNTS | AMOUNTS.map(lambda n: -n), allow_debt=st.booleans()),
         _of("look"),
     ]
     if allowances:

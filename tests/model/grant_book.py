@@ -12,6 +12,7 @@ from model.grants import NEVER, SINCE
 from credit_service.rules import due
 from credit_service.rules.batch_state import BatchState
 from credit_service.rules.commands import (
+    Adjust,
     Capture,
     Charge,
     Extend,
@@ -75,6 +76,7 @@ def as_command(call, fields, key):
         "purchase": (Purchase, common | bought | life),
         "grant": (GiveCredits, common | amount | life | {"paid": fields.get("paid", False)}),
         "spend": (Spend, common | charge),
+        "adjust": (Adjust, common | amount | {"allow_debt": fields.get("allow_debt")}),
         "hold": (MakeHold, common | charge | ttl),
         "capture": (Capture, common | hold | part),
         "release": (Release, common | hold),
@@ -104,11 +106,13 @@ class GrantBook:
     """Everything that was written about Alice.
 
     `sparse`: a batch is given only the grants that its commands need, as a ledger loads them.
+    `limit`: how many ends and lapses a batch takes.
     """
 
-    def __init__(self, terms, *, sparse):
+    def __init__(self, terms, *, sparse, limit=500):
         self.terms = terms
         self.sparse = sparse
+        self.limit = limit
         self.account = Account(ALICE)
         self.entries = {}
         self.refunded = {}
@@ -133,7 +137,12 @@ class GrantBook:
         }
 
     def state(self, now, commands, *, looked_at=True):
-        """The state of a batch at a time, with what is due settled."""
+        """The state of a batch at a time. What is due is settled, by batches of its own first."""
+        while (state := self._state(now, commands, looked_at)).users[ALICE].more_due:
+            self.write(state)
+        return state
+
+    def _state(self, now, commands, looked_at):
         state = BatchState.of(now, self.account)
         alice = state.users[ALICE]
         alice.spends.update(
@@ -146,15 +155,14 @@ class GrantBook:
             if hold.settled_seq is not None
         )
         opened = [hold for hold in self.holds.values() if hold.state == "held"]
-        ends = sorted(
-            (hold for hold in opened if hold.expires_at <= now),
-            key=lambda hold: (hold.expires_at, hold.seq),
-        )
         lapsing = [g for g in self.grants.values() if g.open and g.expire_time is not None]
-        lapses = sorted(
-            (grant for grant in lapsing if grant.expire_time <= now),
-            key=lambda grant: (grant.expire_time, grant.seq),
+        due_now = sorted(
+            [(hold.expires_at, 0, hold.seq) for hold in opened if hold.expires_at <= now]
+            + [(grant.expire_time, 1, grant.seq) for grant in lapsing if grant.expire_time <= now]
         )
+        ends = [self.holds[seq] for _, kind, seq in due_now[: self.limit] if kind == 0]
+        lapses = [self.grants[seq] for _, kind, seq in due_now[: self.limit] if kind == 1]
+        alice.more_due = len(due_now) > self.limit
         pins = self.pins
         alice.pins.update({seq: dict(pins[seq]) for seq in pins if self.holds[seq].state == "held"})
         for change in self.changes:
@@ -175,7 +183,7 @@ class GrantBook:
             self.terms,
             next_end=min(later_ends, default=None),
             next_lapse=min(later_lapses, default=None),
-            more=False,
+            more=alice.more_due,
             looked_at=looked_at,
         )
         return state
@@ -194,6 +202,8 @@ class GrantBook:
                 case Capture():
                     # Overage, a late capture, and the debt that the pool's part may make.
                     drawn += max(command.amount or 0, self.entries[command.hold_seq].amount)
+                case Adjust():
+                    drawn += max(0, -command.amount)
                 case Refund():
                     named |= {c.grant_seq for c in self.changes if c.seq == command.spend_seq}
                 case RevokeGrant():

@@ -70,6 +70,10 @@ def spend(minute, amount):
     return Step(minute, "spend", {"amount": amount})
 
 
+def adjust(minute, amount, *, allow_debt=False):
+    return Step(minute, "adjust", {"amount": amount, "allow_debt": allow_debt})
+
+
 def hold(minute, amount, ttl):
     return Step(minute, "hold", {"amount": amount, "ttl": ttl})
 
@@ -324,6 +328,60 @@ HISTORIES = {
         ],
         End(pool=0, grants=(10, 20)),
         floor=-100,
+    ),
+    "refunded work of a revoked grant comes back for the grace": History(
+        [grant(0, 20, expire=DAY), spend(1, 10), revoke(2, 0), refund(3, 1), look(DAY + 1)],
+        End(pool=0, grants=(10,)),
+    ),
+    "a dispute that is won pays the debt first": History(
+        [
+            purchase(0, 50, "pi_1", expire=30 * DAY),
+            reverse(1, "pi_1", 1000),
+            purchase(2, 40, "pi_2"),
+            spend(3, 40),
+            reverse(4, "pi_2", 1000, reversal="re_2"),
+            reverse(5, "pi_1", 0, revision=2),
+        ],
+        End(pool=0, grants=(10,)),
+    ),
+    "a dispute that is half won gives back what it took last": History(
+        [
+            purchase(0, 20, "pi_1", priority=10, expire=DAY),
+            spend(1, 20),
+            grant(2, 10, expire=10 * DAY),
+            grant(3, 10, expire=20 * DAY),
+            reverse(4, "pi_1", 1000),
+            reverse(5, "pi_1", 500, revision=2),
+        ],
+        End(pool=0, grants=(0, 0, 10)),
+    ),
+    "what a hold keeps of a reversed grant is never more than there is": History(
+        [
+            purchase(0, 30),
+            purchase(1, 60, "pi_1", expire=DAY),
+            hold(2, 40, 100),
+            hold(3, 20, 100),
+            grant(4, 50, priority=60),
+            reverse(5, "pi_1", 1000),
+            capture(6, 2),
+            refund(7, 6),
+            capture(8, 3),
+            refund(9, 8),
+        ],
+        End(pool=30, grants=(0, 50)),
+    ),
+    "a correction takes what no hold has set aside, then debt": History(
+        [
+            purchase(0, 10),
+            grant(1, 10, expire=DAY),
+            hold(2, 5, 30),
+            adjust(3, -18),
+            adjust(4, -18, allow_debt=True),
+            adjust(5, 2),
+            release(6, 2),
+        ],
+        End(pool=0, grants=(4,)),
+        refused={3: "INSUFFICIENT_CREDITS"},
     ),
     "the last drawn comes back first": History(
         [

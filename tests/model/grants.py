@@ -253,11 +253,12 @@ class ModelGrants:
             purchase.own.append(credit)
             self._put_back(_last(purchase.elsewhere))
             return
+        closed = grant.closed or not grant.remaining
         credit.place = FREE
         grant.closed = False
         if grant.expire <= self.now:
             grant.expire = self.now + self.grace
-        elif grant.revoked:
+        elif grant.revoked and closed:
             later = self.now + self.grace
             grant.expire = later if grant.expire == NEVER else max(grant.expire, later)
 
@@ -354,6 +355,15 @@ class ModelGrants:
         if expire <= self.now:
             raise Refused("INVALID_REQUEST")
         return self._come("grant", amount, expire=expire, **life)
+
+    def _adjust(self, *, amount, allow_debt):
+        if amount > 0:
+            self.pool += amount
+        else:
+            if not allow_debt:
+                self._must_have(-amount, self.held)
+            self._draw(-amount, TAKEN)
+        return self._line("adjustment", abs(amount), amount)
 
     def _must_have(self, amount, held):
         if self.balance - held - amount < self.floor:

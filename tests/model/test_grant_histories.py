@@ -64,7 +64,7 @@ def test_the_model_keeps_the_law_whenever_it_is_looked_at(floor, steps, looks):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@settings(database=None, max_examples=4_000)
+@settings(database=None, max_examples=2_000)
 @given(FLOORS, histories(allowances=True, longest=80), _LOOKS)
 def test_the_model_keeps_the_law_over_many_histories(floor, steps, looks):
     keeps_the_law_whenever_it_is_looked_at(floor, steps, looks)

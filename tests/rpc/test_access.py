@@ -39,6 +39,7 @@ MAY_CALL = {
     "GrantCredits": ("operator",),
     "ListAccounts": ("operator", "auditor"),
     "AdjustCredits": ("operator",),
+    "RevokeGrant": ("bridge", "operator"),
     "ListGrants": ("gateway", "web", "operator", "auditor"),
     "GetLiabilityReport": ("operator", "auditor"),
     "SetAccountPolicy": ("operator",),
@@ -72,6 +73,14 @@ async def every_call(door, user_id):
         user_id=str(user_id), amount=5, idempotency_key="bought", payment=payment("sold")
     )
     await door.call("PurchaseCredits", bought, bearer("operator"))
+    expiring = pb.PurchaseCreditsRequest(
+        user_id=str(user_id),
+        amount=5,
+        idempotency_key="expiring",
+        payment=payment("expiring"),
+        valid_for={"seconds": 3600},
+    )
+    grant = await door.call("PurchaseCredits", expiring, bearer("bridge"))
     user = {"user_id": str(user_id)}
     this = {**user, "hold_id": held.hold.id}
     write = {**user, "idempotency_key": "the key"}
@@ -112,6 +121,9 @@ async def every_call(door, user_id):
         "ListAccounts": pb.ListAccountsRequest(),
         "AdjustCredits": pb.AdjustCreditsRequest(
             **user, amount=-1, reason="a slip", idempotency_key="9"
+        ),
+        "RevokeGrant": pb.RevokeGrantRequest(
+            **user, grant_id=grant.transaction.id, reason="withdrawn", idempotency_key="10"
         ),
         "ListGrants": pb.ListGrantsRequest(**user),
         "GetLiabilityReport": pb.GetLiabilityReportRequest(),
@@ -191,6 +203,40 @@ async def test_only_an_operator_adds_credits_without_a_payment(door, database):
     assert answer.message == "A caller with the role bridge may not purchase without a payment."
     assert await database.book() == before
     assert (await door.call("PurchaseCredits", request, bearer("operator"))).credit.balance == 5
+
+
+async def test_the_bridge_revokes_only_grants_of_its_own_purchases(door, database):
+    user_id = str(await database.user(100))
+    life = {"valid_for": {"seconds": 3600}}
+    given = pb.GrantCreditsRequest(
+        user_id=user_id, amount=5, reason="gift", idempotency_key="given", **life
+    )
+    sold = pb.PurchaseCreditsRequest(
+        user_id=user_id, amount=7, payment=payment("sold"), idempotency_key="sold", **life
+    )
+    elsewhere = pb.PurchaseCreditsRequest(
+        user_id=user_id, amount=9, payment=payment("else"), idempotency_key="else", **life
+    )
+    others = [
+        await door.call("GrantCredits", given, bearer("operator")),
+        await door.call("PurchaseCredits", elsewhere, bearer("operator")),
+    ]
+    own = await door.call("PurchaseCredits", sold, bearer("bridge"))
+    revoke = pb.RevokeGrantRequest(user_id=user_id, reason="the order was cancelled")
+    before = await database.book()
+    places = [other.transaction.id for other in others] + [f"{user_id}-1", f"{user_id}-77"]
+    for place in places:
+        revoke.grant_id, revoke.idempotency_key = place, f"revoke:{place[-20:]}"
+        answer = await door.refusal("RevokeGrant", revoke, bearer("bridge"))
+        assert answer.code is grpc.StatusCode.PERMISSION_DENIED
+        assert answer.message == (
+            "A caller with the role bridge may not revoke a grant that it did not purchase."
+        )
+    assert await database.book() == before
+    revoke.grant_id, revoke.idempotency_key = own.transaction.id, "revoke"
+    assert (await door.call("RevokeGrant", revoke, bearer("bridge"))).credit.balance == 114
+    revoke.grant_id, revoke.idempotency_key = others[1].transaction.id, "revoke too"
+    assert (await door.call("RevokeGrant", revoke, bearer("operator"))).credit.balance == 105
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def test_the_first_look_in_a_period_gives_its_allowance():
     assert user.account.allowance_until == utc(2026, 2, 1)
     assert looked_at(user.account, NOON + 30 * DAY).posted == []
     assert looked_at(user.account, utc(2026, 2, 1) - timedelta(microseconds=1)).posted == []
+    assert len(looked_at(user.account, utc(2026, 2, 1)).posted) == 1
 
 
 def test_periods_without_a_look_are_not_made_up_for():

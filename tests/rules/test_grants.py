@@ -245,6 +245,48 @@ TABLE = [
         Left(0, {1: (60, 0)}),
     ),
     row(
+        "what never expires after what does",
+        [grant(10, at(None, 49), "a"), grant(10, at(DAY, 49), "b"), spend(10)],
+        Left(0, {1: (10, 0), 2: (0, 0)}),
+    ),
+    row(
+        "an older paid grant after a newer promotional one",
+        [grant(10, at(DAY), "a", paid=True), grant(10, at(DAY), "b"), spend(10)],
+        Left(0, {1: (10, 0), 2: (0, 0)}),
+    ),
+    row(
+        "a capture takes what the hold has of the pool before later priorities",
+        [purchase(10, "p"), grant(10, at(DAY, 60), "g"), hold(20), capture(3, 5)],
+        Left(5, {2: (10, 0)}),
+    ),
+    row(
+        "of two grants the last drawn comes back first",
+        [grant(10, at(DAY), "a"), grant(10, at(2 * DAY), "b"), spend(20), refund(3, 7)],
+        Left(0, {1: (0, 0), 2: (7, 0)}),
+    ),
+    row(
+        "what an earlier revision counted is not counted again",
+        [dated(100, 1, "p", "pi_1"), spend(60), DAY, reverse(500), reverse(1000, 2)],
+        Left(-60, {1: (0, 0)}),
+    ),
+    row(
+        "a refund restores what the reversal of its grant took elsewhere",
+        [purchase(100, "o"), dated(100, 9, "p", "pi_1"), spend(100), reverse(1000), refund(3)],
+        Left(100, {2: (0, 0)}),
+    ),
+    row(
+        "and a dispute won after that gives the grant back",
+        [
+            purchase(100, "o"),
+            dated(100, 9, "p", "pi_1"),
+            spend(100),
+            reverse(1000),
+            refund(3),
+            reverse(0, 2),
+        ],
+        Left(100, {2: (100, 0)}),
+    ),
+    row(
         "what rolls over is capped, the earliest lapses first",
         [
             dated(100, 30, "m1", "pi_1", series="plan", cap=50),

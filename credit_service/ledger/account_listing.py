@@ -1,0 +1,81 @@
+"""Lists of accounts over all users, a page at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from credit_service.ledger import store
+from credit_service.ledger.present_accounts import present
+from credit_service.rules.model import FIRST_USER, Account, user_after
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from uuid import UUID
+
+    from asyncpg.pool import PoolConnectionProxy
+
+    from credit_service.rules.terms import Terms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountQuery:
+    """Which accounts to list, in the order of their users; a filter that is None lets all pass.
+
+    Attributes:
+        first: start at this user.
+        in_debt: only those with a balance below zero.
+        available_below: only those with fewer credits available.
+        changed_since: only those that changed at this time or later.
+    """
+
+    page_size: int
+    first: UUID = FIRST_USER
+    in_debt: bool = False
+    frozen: bool | None = None
+    available_below: int | None = None
+    changed_since: datetime | None = None
+
+    def takes(self, account: Account) -> bool:
+        """Whether an account passes the filters on amounts."""
+        in_debt = not self.in_debt or account.balance < 0
+        return in_debt and (
+            self.available_below is None or account.available < self.available_below
+        )
+
+
+async def find_accounts(
+    connection: PoolConnectionProxy, query: AccountQuery, looks_at: int, terms: Terms
+) -> tuple[datetime, list[Account], UUID | None]:
+    """Reads a page of accounts with what is due settled; an allowance counts from its entry on.
+
+    Args:
+        connection: in a snapshot.
+        query: which accounts.
+        looks_at: the maximum number of accounts to look at.
+        terms: the configured ones.
+
+    Returns:
+        The moment of the snapshot, the accounts, and the user to go on from; None when there are no
+        more.
+    """
+    now, found, last = await store.find_accounts(
+        connection,
+        first=query.first,
+        in_debt=query.in_debt,
+        frozen=query.frozen,
+        available_below=query.available_below,
+        changed_since=query.changed_since,
+        limit=query.page_size,
+        looks_at=looks_at,
+    )
+    due = [account for account, grants_due in found if grants_due]
+    settled = {
+        account.user_id: account
+        for account in await present(connection, now, due, terms, allowance=False)
+    }
+    if len(found) == query.page_size:
+        last = found[-1][0].user_id
+    accounts = [settled.get(account.user_id, account) for account, _ in found]
+    shown = [account for account in accounts if query.takes(account)]
+    return now, shown, None if last is None else user_after(last)
