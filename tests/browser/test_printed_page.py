@@ -1,5 +1,7 @@
 """The page of docs/web.md: its HTML, styles and texts as printed, beside the mounted gateway."""
 
+from datetime import UTC, datetime
+
 from kit.documents import snippets
 from kit.issuers import running_issuer
 from kit.paths import ROOT
@@ -58,5 +60,8 @@ async def test_the_printed_page_shows_the_balance_in_its_own_looks_and_words(
             await expect(balance).to_contain_text("30 für laufende Aufträge reserviert")
             await client.grant_credits(user_id, 5, reason="live", idempotency_key="live")
             await expect(value).to_have_text("75")
+            noon = datetime(datetime.now(UTC).year + 1, 3, 1, 12, tzinfo=UTC)
+            await client.grant_credits(user_id, 40, reason="gift", expire_time=noon)
+            await expect(balance).to_contain_text(f"40 verfallen am 1. März {noon.year}")
             await page.close()
             names["gateway"].stop()

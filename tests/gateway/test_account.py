@@ -54,6 +54,18 @@ async def test_the_account_shows_what_can_be_spent(database, client, gateway):
     }
 
 
+async def test_the_account_shows_what_expires_next(database, client, gateway):
+    user_id = await database.user(100)
+    times = [datetime(2027, month, 1, tzinfo=UTC) for month in (3, 4)]
+    for time in times:
+        await client.grant_credits(user_id, 40, reason="gift", expire_time=time)
+    shown = (await gateway.get(user_id, "/account")).json()
+    assert shown["expiring"] == [
+        {"amount": 40, "at": "2027-03-01T00:00:00.000Z"},
+        {"amount": 40, "at": "2027-04-01T00:00:00.000Z"},
+    ]
+
+
 async def test_nothing_can_be_spent_from_a_frozen_account_or_from_debt(database, client, gateway):
     frozen, indebted = await database.user(100), await database.user(10)
     await client.set_account_policy(frozen, frozen=True)
