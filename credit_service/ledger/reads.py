@@ -23,7 +23,7 @@ from credit_service.ledger import metrics, store
 from credit_service.ledger.read_connections import repeated
 from credit_service.ledger.shared_account_reads import NEVER_SEEN, AccountReads, changed_accounts
 from credit_service.rules.holds import at
-from credit_service.rules.model import FIRST_USER, Account, transaction_id, user_after
+from credit_service.rules.model import FIRST_USER, Account, transaction_id
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -355,7 +355,7 @@ class Reads:
             LedgerUnavailable: the database is away.
         """
         async with self._pool.lend() as connection:
-            now, found, last = await store.find_accounts(
+            return await store.find_accounts(
                 connection,
                 first=query.first,
                 in_debt=query.in_debt,
@@ -365,9 +365,6 @@ class Reads:
                 limit=query.page_size,
                 looks_at=SCAN_LIMIT,
             )
-        if len(found) == query.page_size:
-            last = found[-1].user_id
-        return now, found, None if last is None else user_after(last)
 
     @repeated
     async def due_users(self, limit: int, without: Collection[UUID]) -> list[tuple[UUID, int]]:

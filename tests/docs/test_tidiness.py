@@ -14,6 +14,7 @@ from credit_service import errors, status
 from credit_service.client import CreditClient
 from credit_service.ledger import (
     batch_loading,
+    export,
     reads,
     shared_account_reads,
     store,
@@ -139,7 +140,10 @@ def test_every_statement_is_used_by_the_store_and_says_what_it_is_for():
 
 def test_every_function_of_the_store_has_a_caller():
     callers = "".join(
-        map(inspect.getsource, (transactions, batch_loading, shared_account_reads, reads, verify))
+        map(
+            inspect.getsource,
+            (transactions, batch_loading, shared_account_reads, reads, verify, export),
+        )
     )
     functions = [name for name, value in vars(store).items() if inspect.iscoroutinefunction(value)]
     assert functions
