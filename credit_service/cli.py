@@ -1,4 +1,4 @@
-"""The command line: serve, migrate, settings, verify, health, token; see `--help`."""
+"""The command line: serve, migrate, settings, verify, export, health, token; see `--help`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ import hashlib
 import json
 import re
 import secrets
+import shlex
 import sys
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
@@ -28,7 +31,7 @@ import uvloop
 from cyclopts import App, Parameter, validators
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from credit_service import config, processes, server
+from credit_service import config, export, export_rows, processes, server
 from credit_service.database import migrations
 from credit_service.database.embedded import (
     EmbeddedPostgresError,
@@ -37,6 +40,7 @@ from credit_service.database.embedded import (
 )
 from credit_service.database.postgres import Absence, Address, absence
 from credit_service.ledger import verify as book
+from credit_service.ledger.export import BEGINNING, END
 from credit_service.ledger.transactions import WriterSettings
 from credit_service.rpc import access
 from credit_service.rpc.access import Authenticator, IdentitiesError, Role
@@ -136,6 +140,63 @@ def verify(user_id: UUID | None = None) -> None:
     sys.exit(1 if faulty else 0)
 
 
+@app.command(name="export")
+def export_command(
+    what: export.What,
+    *,
+    since: str | None = None,
+    until: str | None = None,
+    format: export_rows.Format | None = None,  # noqa: A002  # its name on the command line
+    output: Path | None = None,
+    resume: str | None = None,
+) -> None:
+    """Write accounts or transactions to a file or standard output, as CSV or JSON lines.
+
+    Accounts come in the order of users, transactions of all users in the order of time. Progress
+    and the cursor of an export that stops early go to standard error. Ctrl-C stops it between two
+    rows, with exit code 130. Changes nothing, and runs beside the service. Connects by
+    CREDIT_DATABASE_URL, or to the embedded server while the service that owns it is stopped.
+
+    Args:
+        what: Accounts as they are now, or transactions: all entries of the ledger.
+        since: Only transactions from this time on, or accounts that changed since; in UTC, such as
+            2026-11-01 or 2026-11-01T12:00:00Z. By default from the beginning.
+        until: Only what is before this time. By default, and at most, now.
+        format: By default csv.
+        output: The file, which must not exist yet. By default standard output.
+        resume: Go on at the cursor of an export that stopped early, with its times and format. A
+            file given by --output is cut after the last row before the cursor.
+    """
+    settings = _settings()
+    if resume is None:
+        cursor = export.Cursor.first(
+            what,
+            format or export_rows.Format.CSV,
+            BEGINNING if since is None else _moment("--since", since),
+            END if until is None else _moment("--until", until),
+        )
+    else:
+        cursor = export.Cursor.parse(resume)
+        if cursor.what is not what or (since, until, format) != (None, None, None):
+            raise _Refused(
+                f"--resume goes on with {cursor.what}; leave out --since, --until and --format"
+            )
+    file = export.Output(output, keep=None if resume is None else cursor.size)
+    with _database(settings) as (_, service_url):
+        address = Address(service_url, settings.statement_cache)
+        terms = Terms(settings.price_list(), settings.min_balance, settings.open_holds)
+        reached = asyncio.run(export.run(address, cursor, terms, file))
+    rows, until = reached.cursor.rows, reached.cursor.until.isoformat()
+    if reached.complete:
+        print(f"{rows} {what}, complete until {until}", file=sys.stderr)
+        return
+    again = ["credit-service", "export", what, "--resume", str(reached.cursor)]
+    again += [] if output is None else ["--output", str(output)]
+    why = reached.problem or "stopped"
+    print(f"{why}, after {rows} {what}; to go on:\n  {shlex.join(again)}", file=sys.stderr)
+    sys.exit(1 if reached.problem else 130)
+
+
 @app.command
 def health(target: str | None = None) -> None:
     """Ask a running service whether it serves; exit code 0 if so, 1 if not.
@@ -201,6 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 _REFUSALS = (
     _Refused,
+    export.ExportError,
     ConfigurationError,
     migrations.MigrationError,
     StartRefusedError,
@@ -280,6 +342,14 @@ async def _verify(service_url: str, user_id: UUID | None) -> tuple[int, int]:
                 f"the database cannot be verified: {error}; run `credit-service migrate` first"
             ) from error
         raise
+
+
+def _moment(option: str, text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise _Refused(f"{option}: {text} is no time such as 2026-11-01T12:00:00Z") from error
 
 
 async def _migrate_patiently(owner_url: str, service_url: str) -> None:

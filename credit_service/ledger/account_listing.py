@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 
 from credit_service.ledger import store
 from credit_service.ledger.present_accounts import present
-from credit_service.rules.model import FIRST_USER, Account, user_after
+from credit_service.rules.model import FIRST_USER, Account
 
 if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    import asyncpg
     from asyncpg.pool import PoolConnectionProxy
-
-    from credit_service.rules.terms import Terms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +44,7 @@ class AccountQuery:
 
 
 async def find_accounts(
-    connection: PoolConnectionProxy, query: AccountQuery, looks_at: int, terms: Terms
+    connection: asyncpg.Connection | PoolConnectionProxy, query: AccountQuery, looks_at: int
 ) -> tuple[datetime, list[Account], UUID | None]:
     """Reads a page of accounts with what is due settled; an allowance counts from its entry on.
 
@@ -53,13 +52,12 @@ async def find_accounts(
         connection: in a snapshot.
         query: which accounts.
         looks_at: the maximum number of accounts to look at.
-        terms: the configured ones.
 
     Returns:
         The moment of the snapshot, the accounts, and the user to go on from; None when there are no
         more.
     """
-    now, found, last = await store.find_accounts(
+    now, found, onward = await store.find_accounts(
         connection,
         first=query.first,
         in_debt=query.in_debt,
@@ -72,10 +70,8 @@ async def find_accounts(
     due = [account for account, grants_due in found if grants_due]
     settled = {
         account.user_id: account
-        for account in await present(connection, now, due, terms, allowance=False)
+        for account in await present(connection, now, due, None)
     }
-    if len(found) == query.page_size:
-        last = found[-1][0].user_id
     accounts = [settled.get(account.user_id, account) for account, _ in found]
     shown = [account for account in accounts if query.takes(account)]
-    return now, shown, None if last is None else user_after(last)
+    return now, shown, onward

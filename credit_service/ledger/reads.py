@@ -387,7 +387,7 @@ class Reads:
             self._pool.lend() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            return await find_accounts(connection, query, SCAN_LIMIT, self._terms)
+            return await find_accounts(connection, query, SCAN_LIMIT)
 
     @repeated
     async def due_users(self, limit: int, without: Collection[UUID]) -> list[tuple[UUID, int]]:

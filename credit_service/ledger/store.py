@@ -24,6 +24,7 @@ from credit_service.rules.model import (
     Returned,
     Reversal,
     Usage,
+    user_after,
 )
 
 if TYPE_CHECKING:
@@ -315,6 +316,11 @@ async def list_accounts(connection: _Connection, first: UUID, limit: int) -> lis
     return [row[0] for row in await connection.fetch(SQL["list_accounts"], first, limit)]
 
 
+async def find_writers(connection: _Connection) -> set[str]:
+    """Finds the transactions that have locked accounts to write entries, or are about to."""
+    return {row[0] for row in await connection.fetch(SQL["find_writers"])}
+
+
 async def find_accounts(
     connection: _Connection,
     *,
@@ -331,7 +337,7 @@ async def find_accounts(
     Returns:
         The time; the accounts, and of each whether something of its grants is due, where it is as
         recorded and may not pass the filters on amounts; all others are less what is due to
-        expire; and the last user that was looked at if `looks_at` cut the search short, else None.
+        expire; and the user to go on from, None when there are no more.
     """
     rows = await connection.fetch(
         SQL["find_accounts"],
@@ -348,7 +354,8 @@ async def find_accounts(
         for row in rows
         if row[0] is not None
     ]
-    return rows[0][-2], found, rows[0][-1]
+    last = found[-1][0].user_id if len(found) == limit else rows[0][-1]
+    return rows[0][-2], found, None if last is None else user_after(last)
 
 
 async def find_faults(
@@ -396,6 +403,14 @@ async def report_usage_of_user(
 def _usage(row: asyncpg.Record) -> Usage:
     day, operation, *sums = row
     return Usage(day, operation, *(int(value or 0) for value in sums))
+
+
+async def list_entries_by_time(
+    connection: _Connection, after: tuple[datetime, UUID, int], end: datetime, limit: int
+) -> list[Entry]:
+    """Lists entries of all users in the order of time, user and seq: after those, before `end`."""
+    rows = await connection.fetch(SQL["list_entries_by_time"], *after, end, limit)
+    return [to_entry(row) for row in rows]
 
 
 async def count_entries_before(connection: _Connection, user_id: UUID, time: datetime) -> int:

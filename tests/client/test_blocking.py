@@ -10,6 +10,7 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
+from kit.held_jobs import SHORT
 from kit.paths import ROOT
 from kit.programs import process
 from kit.services import running, server_settings
@@ -152,8 +153,9 @@ async def test_a_hold_is_extended_while_the_thread_works(database, blocking):
     user_id = await database.user(10)
 
     def works(client):
-        with client.hold(user_id, amount=10, job="long", ttl=timedelta(seconds=2)) as held:
-            subprocess.run([sys.executable, "-c", "import time; time.sleep(3.5)"], check=True)
+        with client.hold(user_id, amount=10, job="long", ttl=SHORT) as held:
+            pause = f"import time; time.sleep({1.75 * SHORT.total_seconds()})"
+            subprocess.run([sys.executable, "-c", pause], check=True)
             answer = held.capture()
         assert not answer.late
 

@@ -288,7 +288,7 @@ async def test_a_client_certificate_identifies_the_caller(secured):
 
 async def test_accounts_are_managed_as_described(site):
     require("grpcurl", site.shell)
-    policy, show, verify = snippets(DEPLOY, "Managing accounts", "sh")
+    policy, adjust, show, verify, export = snippets(DEPLOY, "Managing accounts", "sh")
     add_user = f"INSERT INTO auth.users VALUES ('{USER_ID}') ON CONFLICT DO NOTHING"
     await site.sql(add_user, "credit_owner", "credit")
     today = datetime.now(UTC).date()
@@ -304,13 +304,20 @@ async def test_accounts_are_managed_as_described(site):
             site.shell.run(policy)
             with pytest.raises(AccountFrozen):
                 await client.spend_credits(USER_ID, amount=1)
+            assert "TRANSACTION_TYPE_ADJUSTMENT" in site.shell.run(adjust)
             shown = site.shell.run(show)
             await client.capture_hold(USER_ID, held.hold.id)
             account = await client.get_user_credit(USER_ID)
     assert (account.frozen, account.min_balance) == (True, -50)
     assert f'"id": "{held.hold.id}"' in shown
+    assert '"balance": "-449900"' in shown
     assert '"hold_count": "1"' in shown.replace("holdCount", "hold_count")
     assert " verified, 0 with faults" in site.shell.run(verify)
+    site.shell.run(export)
+    written = (site.shell.directory / "november.csv").read_text()
+    assert f"{USER_ID},3,adjustment,450000,-450000" in written
+    accounts = (site.shell.directory / "accounts.jsonl").read_text()
+    assert '"balance":-449905' in accounts
     changes = "SELECT caller FROM credit_policy_changes"
     assert [row["caller"] for row in await site.sql(changes, database="credit")] == ["local"]
 

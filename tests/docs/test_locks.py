@@ -130,7 +130,10 @@ def resolve(pip, market, text, tmp_path, *options):
 
 @pytest.mark.parametrize(
     ("lock", "pip"),
-    [*((lock, "oldest_pip") for lock in LOCKS), (ROOT / "requirements.lock", "pip_of_this_python")],
+    [
+        *((lock, "oldest_pip") for lock in LOCKS),
+        (ROOT / "scripts/image-requirements.lock", "pip_of_this_python"),
+    ],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_a_lock_resolves_to_its_own_versions_when_later_ones_exist(

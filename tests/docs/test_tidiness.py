@@ -14,7 +14,9 @@ from credit_service import errors, status
 from credit_service.client import CreditClient
 from credit_service.ledger import (
     batch_loading,
+    account_listing,
     due_loading,
+    export,
     grant_listing,
     grant_loading,
     grant_reads,
@@ -149,7 +151,7 @@ def test_every_statement_is_used_by_the_store_and_says_what_it_is_for():
 def test_every_function_of_the_store_has_a_caller():
     modules = (
         *(transactions, batch_loading, due_loading, grant_loading, present_accounts),
-        *(shared_account_reads, reads, grant_reads, verify),
+        *(shared_account_reads, account_listing, reads, grant_reads, verify, export),
     )
     callers = "".join(map(inspect.getsource, modules))
     for module in STORES:

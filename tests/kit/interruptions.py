@@ -10,9 +10,9 @@ class TimeLimit(Exception):
 
 
 def strike(thread_id: int) -> None:
-    """Raises TimeLimit in a thread, at whatever it does next in Python."""
+    """Raises TimeLimit in a thread that has not ended, at whatever it does next in Python."""
     strikes = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    assert strikes(ctypes.c_ulong(thread_id), ctypes.py_object(TimeLimit)) == 1
+    assert strikes(ctypes.c_ulong(thread_id), ctypes.py_object(TimeLimit)) <= 1
 
 
 def struck_at_step(step, function) -> bool:

@@ -56,6 +56,8 @@ READING_MUCH = (
     "report_dated",
     "find_faults",
     "find_due_users",
+    "find_writers",
+    "list_entries_by_time",
 )
 
 # Many accounts of one entry beside the long one, so that no table is small.
@@ -160,6 +162,8 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         "find_accounts": [UUID(int=0), False, None, None, None, 50, 10_000],
         "find_faults": [[user_id]],
         "report_usage": [early, now],
+        "find_writers": [],
+        "list_entries_by_time": [early, UUID(int=0), 0, now, 1000],
         "report_usage_of_user": [user_id, max(0, seq - 100), seq],
         "load_entries_by_key": [three, ["key 7", f"key {seq // 2}", "never used"]],
         "load_entries": [three, [1, seq // 2, seq]],

@@ -136,7 +136,7 @@ async def test_a_server_that_stops_answers_unavailable_and_never_cancelled(datab
     for _ in range(2):
         stopped.clear()
         async with serving(database.service_url, count) as (server, target):
-            callers = [asyncio.create_task(caller(target)) for _ in range(30)]
+            callers = [asyncio.create_task(caller(target)) for _ in range(10)]
             watchers = [asyncio.create_task(watcher(target)) for _ in range(3)]
             goal = codes["OK"] + 100
             await eventually(lambda goal=goal: codes["OK"] >= goal)
