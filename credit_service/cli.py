@@ -184,7 +184,7 @@ def export_command(
     file = export.Output(output, keep=None if resume is None else cursor.size)
     with _database(settings) as (_, service_url):
         address = Address(service_url, settings.statement_cache)
-        terms = Terms(settings.price_list(), settings.min_balance, settings.open_holds)
+        terms = settings.terms()
         reached = asyncio.run(export.run(address, cursor, terms, file))
     rows, until = reached.cursor.rows, reached.cursor.until.isoformat()
     if reached.complete:

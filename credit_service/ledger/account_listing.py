@@ -68,10 +68,7 @@ async def find_accounts(
         looks_at=looks_at,
     )
     due = [account for account, grants_due in found if grants_due]
-    settled = {
-        account.user_id: account
-        for account in await present(connection, now, due, None)
-    }
+    settled = {account.user_id: account for account in await present(connection, now, due, None)}
     accounts = [settled.get(account.user_id, account) for account, _ in found]
     shown = [account for account in accounts if query.takes(account)]
     return now, shown, onward

@@ -10,6 +10,7 @@ import asyncpg
 
 from credit_service.database.postgres import ALL_PLANS
 from credit_service.ledger import store
+from credit_service.ledger.account_listing import AccountQuery, find_accounts
 from credit_service.rules.model import FIRST_USER
 
 if TYPE_CHECKING:
@@ -81,16 +82,9 @@ async def accounts(
         user to go on from; None after the last page.
     """
     while first is not None:
-        now, found, first = await store.find_accounts(
-            connection,
-            first=first,
-            in_debt=False,
-            frozen=None,
-            available_below=None,
-            changed_since=since,
-            limit=PAGE_ROWS,
-            looks_at=_LOOKS_AT,
-        )
+        query = AccountQuery(page_size=PAGE_ROWS, first=first, changed_since=since)
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            now, found, first = await find_accounts(connection, query, _LOOKS_AT)
         yield now, found, first
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
     from credit_service.rules.batch_state import UserState
@@ -62,12 +63,10 @@ async def read_present(
 
 
 async def present(
-    connection: PoolConnectionProxy,
+    connection: asyncpg.Connection | PoolConnectionProxy,
     now: datetime,
     accounts: list[Account],
-    terms: Terms,
-    *,
-    allowance: bool = True,
+    terms: Terms | None,
 ) -> list[Account]:
     """Settles what is due of accounts as they are recorded, without recording it.
 
@@ -75,28 +74,20 @@ async def present(
         connection: in the snapshot of which the accounts are.
         now: the time of that.
         accounts: as they are recorded.
-        terms: with the configured allowance.
-        allowance: whether an allowance that is due counts.
+        terms: with the configured allowance; None: an allowance counts from its entry on.
     """
     changing = [
         account
         for account in accounts
-        if _is_due(account, now) or (allowance and allowances.due(account, terms, now) is not None)
+        if _is_due(account, now)
+        or (terms is not None and allowances.due(account, terms, now) is not None)
     ]
     state = BatchState.of(now, *changing)
     due = await find_due(connection, state, [], _NO_LIMIT)
     await load_open_grants(connection, state, {u: part.ends for u, part in due.items()})
     for user_id, user in state.users.items():
         part = due.get(user_id, Due())
-        settle(
-            user,
-            part.ends,
-            part.lapses,
-            terms,
-            next_end=None,
-            next_lapse=None,
-            looked_at=allowance,
-        )
+        settle(user, part.ends, part.lapses, terms, next_end=None, next_lapse=None)
     return [_shown(account, state.users.get(account.user_id), now) for account in accounts]
 
 

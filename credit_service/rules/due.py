@@ -25,7 +25,7 @@ def settle(
     user: UserState,
     ends: Sequence[Hold],
     lapses: Sequence[int],
-    terms: Terms,
+    terms: Terms | None,
     *,
     next_end: datetime | None,
     next_lapse: datetime | None,
@@ -38,7 +38,7 @@ def settle(
         user: whose account; what its due holds have set aside, and of which grants, is loaded.
         ends: its due holds, in the order of their times.
         lapses: the seqs of its open grants whose time has passed, in the order of their times.
-        terms: with the configured allowance.
+        terms: with the configured allowance; None: no allowance is given.
         next_end: at or before the expiry of every open hold that is left; None where none is.
         next_lapse: at or before the expiry of every open grant that is left; None where none
             expires.
@@ -61,7 +61,7 @@ def settle(
     next_lapse = next_lapse if account.open_grants else None
     if (next_end, next_lapse) != (account.next_hold_expiry, account.next_lapse):
         user.account = account._replace(next_hold_expiry=next_end, next_lapse=next_lapse)
-    if looked_at and not more:
+    if terms is not None and looked_at and not more:
         allowances.give(user, terms)
 
 

@@ -13,8 +13,8 @@ from kit.services import server_settings
 from credit_service import errors, status
 from credit_service.client import CreditClient
 from credit_service.ledger import (
-    batch_loading,
     account_listing,
+    batch_loading,
     due_loading,
     export,
     grant_listing,
