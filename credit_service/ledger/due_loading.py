@@ -67,10 +67,12 @@ async def find_due(
             due[granted.user_id].append(granted)
             state.users[granted.user_id].grants[granted.seq] = granted
     complete: dict[UUID, None] = {}
+    is_full = False
     for user_id, found in due.items():
         found.sort(key=_end)
-        if len(found) > limit:
-            state.users[user_id].more_due = True
+        # What is due of the users after the one that fills the batch was not loaded.
+        if is_full or len(found) > limit:
+            state.users[user_id].more_due = is_full = True
             del found[limit:]
             limit = 0
         else:

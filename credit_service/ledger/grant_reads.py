@@ -129,17 +129,6 @@ async def expiring(connection: PoolConnectionProxy, account: Account) -> list[Ex
     return await grant_listing.list_expiring(connection, account.user_id, EXPIRING_MAX)
 
 
-async def expiring_at(
-    connection: PoolConnectionProxy, account: Account, time: datetime
-) -> list[Expiring]:
-    """Reads when credits of an account as it was at a time were to lapse next, and how many."""
-    if account.grants_made == 0:
-        return []
-    return await grant_listing.list_expiring_at(
-        connection, account.user_id, account.seq, time, EXPIRING_MAX
-    )
-
-
 async def with_lapsed(
     connection: PoolConnectionProxy,
     lines: Sequence[Usage],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from credit_service.ledger import grant_store, store
+from credit_service.ledger import grant_listing, grant_store, store
 from credit_service.ledger.due_loading import Due, find_due
 from credit_service.ledger.grant_loading import load_open_grants
 from credit_service.rules import allowances
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
+    from credit_service.ledger.grant_listing import Expiring
     from credit_service.rules.batch_state import UserState
     from credit_service.rules.model import Entry
     from credit_service.rules.terms import Terms
@@ -93,7 +94,7 @@ async def present(
 
 async def read_at(
     connection: PoolConnectionProxy, entry: Entry, time: datetime, terms: Terms
-) -> tuple[int, int]:
+) -> tuple[int, int, list[Expiring]]:
     """Reads what an account had at a time, with all that was due by then settled.
 
     Args:
@@ -103,20 +104,21 @@ async def read_at(
         terms: with the configured allowance, which counts from its entry on.
 
     Returns:
-        Its balance and what was held.
+        Its balance, what was held, and what was to lapse next.
     """
     user_id = entry.user_id
     recorded = await grant_store.settled_at(connection, user_id, entry.seq, time)
     seq, balance, held = recorded or (entry.seq, entry.balance_after, entry.held_after)
     _, [account] = await store.read_accounts(connection, [user_id])
     if seq < account.seq:
-        return balance, held
+        listed = await grant_listing.list_expiring_at(connection, user_id, seq, time, _TIMES)
+        return balance, held, listed
     state = BatchState.of(time, account)
     due = await find_due(connection, state, [], _NO_LIMIT)
     await load_open_grants(connection, state, {u: part.ends for u, part in due.items()})
     user, part = state.users[user_id], due.get(user_id, Due())
     settle(user, part.ends, part.lapses, terms, next_end=None, next_lapse=None, looked_at=False)
-    return user.account.balance, user.account.held
+    return user.account.balance, user.account.held, _expiring(user, time)
 
 
 def _is_due(account: Account, now: datetime) -> bool:
@@ -128,11 +130,6 @@ def _is_due(account: Account, now: datetime) -> bool:
 def _shown(account: Account, user: UserState | None, now: datetime) -> Account:
     if user is None:
         return account
-    sums: dict[datetime, int] = {}
-    for granted in user.grants.values():
-        time = granted.expire_time
-        if granted.open and time is not None and time > now and granted.rest > 0:
-            sums[time] = sums.get(time, 0) + granted.rest
     settled = user.account
     return account._replace(
         balance=settled.balance,
@@ -140,5 +137,14 @@ def _shown(account: Account, user: UserState | None, now: datetime) -> Account:
         in_grants=settled.in_grants,
         pinned=settled.pinned,
         open_grants=settled.open_grants,
-        expiring=tuple(sorted(sums.items())[:_TIMES]),
+        expiring=tuple(_expiring(user, now)),
     )
+
+
+def _expiring(user: UserState, now: datetime) -> list[Expiring]:
+    sums: dict[datetime, int] = {}
+    for granted in user.grants.values():
+        time = granted.expire_time
+        if granted.open and time is not None and time > now and granted.rest > 0:
+            sums[time] = sums.get(time, 0) + granted.rest
+    return sorted(sums.items())[:_TIMES]

@@ -25,7 +25,6 @@ from credit_service.ledger.account_listing import AccountQuery, find_accounts
 from credit_service.ledger.grant_reads import (
     GrantReads,
     expiring,
-    expiring_at,
     with_changes,
     with_lapsed,
 )
@@ -181,10 +180,10 @@ class Reads:
             entry = (await store.load_entries(connection, [(user_id, seq)]))[user_id, seq]
             # What is due is recorded later than it happens, when the account is next looked at.
             if account.grants_made > 0:
-                balance, held = await read_at(connection, entry, time, self._terms)
+                balance, held, expiring_next = await read_at(connection, entry, time, self._terms)
             else:
                 over = await store.expired_unrecorded_at(connection, user_id, seq, time)
-                balance, held = entry.balance_after, entry.held_after - over
+                balance, held, expiring_next = entry.balance_after, entry.held_after - over, []
             then = account._replace(
                 balance=balance,
                 held=held,
@@ -192,7 +191,7 @@ class Reads:
                 last_updated=entry.timestamp,
             )
             entries = await _newest_entries(connection, then, size)
-            return then, entries, await expiring_at(connection, then, time)
+            return then, entries, expiring_next
 
     @repeated
     async def history(self, query: HistoryQuery) -> tuple[list[Entry], int | None]:

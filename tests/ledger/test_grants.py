@@ -216,6 +216,18 @@ async def test_grants_of_one_account_that_lapse_together_are_settled_in_bounded_
     assert not await database.faults()
 
 
+async def test_callers_of_many_users_with_due_grants_are_all_served(database):
+    users = [await database.user() for _ in range(12)]
+    async with lanes(database.service_url) as clerk:
+        for user_id in users:
+            await ask(clerk, *(purchase(user_id, 1, life=SOON) for _ in range(90)))
+        await ask(clerk, *(purchase(user_id, 5) for user_id in users))
+        await eventually(lambda: passed(database))
+        given = await ask(clerk, *(spend(user_id, 5) for user_id in users))
+        assert [answer.account.balance for answer in given] == [0] * len(users)
+    assert not await database.faults()
+
+
 async def test_an_allowance_counts_in_answers_and_is_given_once(database):
     user_id = await database.user()
     terms = replace(TERMS, allowance=Allowance(20, "month"))

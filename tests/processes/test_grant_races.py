@@ -3,9 +3,10 @@
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, timedelta
 
 from kit.services import TERMS, running, server_settings
+from kit.waiting import eventually
 
 from credit_service.errors import InsufficientCredits
 from credit_service.rules.grant_values import Allowance
@@ -96,3 +97,25 @@ async def test_credits_that_expire_while_two_services_spend_them_are_spent_or_la
     assert {row["type"] for row in rows if row["at"] >= expire} == {"lapse"}
     assert {row["type"] for row in rows if row["at"] < expire} == {"spend"}
     assert not await database.faults()
+
+
+async def test_what_an_ended_hold_gave_up_is_shown_to_expire_before_that_is_recorded(database):
+    user = await database.user()
+    async with two_clients(database, TERMS) as (client, other):
+        await client.grant_credits(user, 10, reason="test", valid_for=timedelta(minutes=5))
+        held = await client.hold_credits(user, amount=4, ttl=timedelta(seconds=1))
+
+        async def ended():
+            return (await client.get_user_credit(user)).held == 0
+
+        await eventually(ended)
+        ends = held.hold.expire_time.ToDatetime(UTC)
+        for record in (False, True):
+            if record:
+                await other.spend_credits(user, amount=1)
+            then = await client.get_user_credit(user, as_of=ends)
+            assert (then.balance, then.held) == (10, 0)
+            assert [each.amount for each in then.expiring] == [10]
+            before = await client.get_user_credit(user, as_of=ends - timedelta(microseconds=1))
+            assert (before.balance, before.held) == (10, 4)
+            assert [each.amount for each in before.expiring] == [6]
