@@ -46,6 +46,10 @@ SQL = {
 }
 
 
+# The locks on the table of accounts that a transaction takes before it writes entries.
+WRITING = ("RowShareLock", "RowExclusiveLock")
+
+
 class Known(NamedTuple):
     """A key that an earlier call used, and the entry that the call was answered with.
 
@@ -318,7 +322,7 @@ async def list_accounts(connection: _Connection, first: UUID, limit: int) -> lis
 
 async def find_writers(connection: _Connection) -> set[str]:
     """Finds the transactions that have locked accounts to write entries, or are about to."""
-    return {row[0] for row in await connection.fetch(SQL["find_writers"])}
+    return {row[0] for row in await connection.fetch(SQL["find_writers"], WRITING)}
 
 
 async def find_accounts(

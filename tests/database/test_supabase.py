@@ -28,7 +28,7 @@ from credit_service.ledger.store import SQL
 from credit_service.runtime.start_errors import StartRefusedError
 
 AUTH_ADMIN, OWNER = "supabase_auth_admin", "supabase_postgres"
-# These read what they add up, or, once a second, all open holds.
+# These read what they add up or export, or, once a second, all open holds.
 ADDING_UP = (
     "report_usage",
     "report_usage_of_user",
@@ -37,6 +37,8 @@ ADDING_UP = (
     "report_dated",
     "find_faults",
     "find_due_users",
+    "find_writers",
+    "list_entries_by_time",
 )
 OUTSIDERS = ("anon", "authenticated", "service_role")
 BOOKS = (

@@ -27,13 +27,18 @@ class SilentReader:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
         self._stream = -1
-        self.ended = 0
+        self._ended: set[int] = set()
         self.streams_max: int | None = None
         self.closed = asyncio.Event()
 
     def start(self) -> None:
         no_room = struct.pack(">HI", _INITIAL_WINDOW_SIZE, 0)
         self._writer.write(_PREFACE + _frame(_SETTINGS, 0, 0, no_room))
+
+    @property
+    def ended(self) -> int:
+        # A stream that is refused before its request was sent ends twice: by trailers and a reset.
+        return len(self._ended)
 
     async def call(self, path: str, request: bytes | None) -> None:
         """Sends a call.
@@ -78,7 +83,7 @@ class SilentReader:
                 elif kind == _PING and not flags & _ACK:
                     self._writer.write(_frame(_PING, _ACK, 0, payload))
                 elif kind == _RST_STREAM or (kind == _HEADERS and flags & _END_STREAM):
-                    self.ended += 1
+                    self._ended.add(int.from_bytes(head[5:9], "big"))
         self.closed.set()
 
 

@@ -162,7 +162,7 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         "find_accounts": [UUID(int=0), False, None, None, None, 50, 10_000],
         "find_faults": [[user_id]],
         "report_usage": [early, now],
-        "find_writers": [],
+        "find_writers": [store.WRITING],
         "list_entries_by_time": [early, UUID(int=0), 0, now, 1000],
         "report_usage_of_user": [user_id, max(0, seq - 100), seq],
         "load_entries_by_key": [three, ["key 7", f"key {seq // 2}", "never used"]],

@@ -7,5 +7,5 @@ WHERE
     here.datname = current_database()
     AND held.locktype = 'relation'
     AND held.relation = 'user_credits'::regclass
-    AND held.mode IN ('RowShareLock', 'RowExclusiveLock')
+    AND held.mode = any($1::text[])
     AND held.pid IS DISTINCT FROM pg_backend_pid()
