@@ -119,3 +119,22 @@ async def test_what_an_ended_hold_gave_up_is_shown_to_expire_before_that_is_reco
             before = await client.get_user_credit(user, as_of=ends - timedelta(microseconds=1))
             assert (before.balance, before.held) == (10, 4)
             assert [each.amount for each in before.expiring] == [6]
+
+
+async def test_what_a_revoked_grant_lost_when_its_hold_ended_is_gone_from_that_moment(database):
+    user = await database.user()
+    async with two_clients(database, TERMS) as (client, other):
+        given = await client.grant_credits(user, 10, reason="test", valid_for=timedelta(minutes=5))
+        held = await client.hold_credits(user, amount=4, ttl=timedelta(seconds=1))
+        await client.revoke_grant(user, given.transaction.id, reason="test")
+
+        async def ended():
+            return (await client.get_user_credit(user)).held == 0
+
+        await eventually(ended)
+        ends = held.hold.expire_time.ToDatetime(UTC)
+        for record in (False, True):
+            if record:
+                await other.grant_credits(user, 1, reason="test")
+            then = await client.get_user_credit(user, as_of=ends)
+            assert (then.balance, then.held) == (0, 0)

@@ -33,6 +33,21 @@ WHERE
             WHERE
                 change.user_id = $1::uuid
                 AND change.seq = entry.seq
+        ),
+        -- What was taken of a revoked grant went when the hold before it ended.
+        (
+            SELECT ended.expires_at
+            FROM credit_transactions AS earlier
+            INNER JOIN credit_holds AS ended
+                ON
+                    earlier.user_id = ended.user_id
+                    AND earlier.hold_seq = ended.seq
+            WHERE
+                earlier.user_id = $1::uuid
+                AND earlier.seq < entry.seq
+                AND earlier.call = 'expiry'
+            ORDER BY earlier.seq DESC
+            LIMIT 1
         )
     ) <= $3::timestamptz
 ORDER BY entry.seq DESC
