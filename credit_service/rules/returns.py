@@ -195,7 +195,7 @@ def _put_back(
 def _reopen(user: UserState, entry_seq: int, grant: Grant, grace: timedelta) -> None:
     """Opens a grant that credits came back to; one that was over lives for the grace at least."""
     until = grant.expire_time
-    if grant.revoked or (until is not None and until <= user.now):
+    if grant.revoked or (until is not None and until <= user.time):
         until = max(until or user.time, user.time + grace)
         user.change_grant(entry_seq, grant.seq, expire_time=until, opens=True)
     else:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
+from kit.extent import extent
 from kit.stripe_fakes import fake_stripe
 from kit.stripe_lives import events_as_sent
 from kit.stripe_plans import Change, Plan, PlanLife
@@ -147,8 +148,8 @@ async def test_balances_are_shares_of_months_however_plans_change_and_events_com
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
-@settings(_RACES, max_examples=60)
+@pytest.mark.timeout(600)
+@settings(_RACES, max_examples=extent(6, 60))
 @given(drawn=_EXAMPLES)
 async def test_balances_are_shares_of_months_in_a_long_run(postmen, drawn):
     await balances_are_shares_of_months(postmen, drawn)

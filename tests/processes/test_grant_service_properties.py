@@ -12,6 +12,7 @@ from datetime import timedelta
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from kit.extent import extent
 from kit.services import running, server_settings
 from model.drawn_grants import PAID_MINOR, races
 from model.grants import SINCE, ModelGrants
@@ -287,15 +288,15 @@ _RACES = settings(
 
 
 @pytest.mark.long
-@settings(_RACES, derandomize=True, max_examples=8)
+@settings(_RACES, derandomize=True, max_examples=extent(4, 8))
 @given(floor=_FLOORS, waves=_WAVES)
 async def test_two_services_keep_grants_as_the_model_does(database, floor, waves):
     await services_agree_with_the_model(database, floor, waves)
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
-@settings(_RACES, max_examples=40)
+@pytest.mark.timeout(900)
+@settings(_RACES, max_examples=extent(6, 40))
 @given(floor=_FLOORS, waves=_WAVES)
 async def test_two_services_keep_grants_as_the_model_does_in_a_storm(database, floor, waves):
     await services_agree_with_the_model(database, floor, waves)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from kit.extent import extent
 from model.drawn_grants import FLOORS, GRACE, Told, histories
 from model.drawn_holds import ALICE
 from model.grant_book import GrantBook, as_command, terms, time
@@ -215,7 +216,7 @@ def test_the_rules_of_grants_agree_with_the_model(floor, steps, way):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@settings(database=None, max_examples=2_000)
+@settings(database=None, max_examples=extent(200, 2_000))
 @given(FLOORS, histories(allowances=True, longest=80), _WAYS)
 def test_the_rules_of_grants_agree_with_the_model_over_many_histories(floor, steps, way):
     rules_agree_with_the_model(floor, steps, way)
