@@ -76,6 +76,59 @@ _HOLDING_ACCOUNTS = f"""
     )
 """
 
+# $3 grants for each of these users, of one entry each, all of which expire at $4.
+_GRANT_CREDITS = 1_000_000
+_GRANT_ENTRIES = f"""
+    INSERT INTO credit_transactions (
+        user_id, seq, type, call, amount, requested_amount, balance_change, held_change,
+        balance_after, held_after, description, timestamp, reference, idempotency_key, caller
+    )
+    SELECT {_USER}, place, 'grant', 'GrantCredits', {_GRANT_CREDITS}, {_GRANT_CREDITS},
+        {_GRANT_CREDITS}, 0, {BALANCE} + {_GRANT_CREDITS} * (place - 1), 0, '', now(), '',
+        'filled:' || place, 'benchmark'
+    FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
+    CROSS JOIN generate_series(2, $3::bigint + 1) AS place
+"""
+_GRANTS = f"""
+    INSERT INTO credit_grants (
+        user_id, seq, amount, remaining, pinned, priority, expire_time, asked_time, paid, revoked,
+        open, lapsed, counted, reversed
+    )
+    SELECT {_USER}, place, {_GRANT_CREDITS}, {_GRANT_CREDITS}, 0, 50, $4::timestamptz,
+        $4::timestamptz, FALSE, FALSE, TRUE, 0, 0, 0
+    FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
+    CROSS JOIN generate_series(2, $3::bigint + 1) AS place
+"""
+_GRANT_CHANGES = f"""
+    INSERT INTO credit_grant_changes (
+        user_id, seq, step, grant_seq, remaining_change, pinned_change, remaining_after,
+        pinned_after, expire_after
+    )
+    SELECT {_USER}, place, 1, place, {_GRANT_CREDITS}, 0, {_GRANT_CREDITS}, 0, $4::timestamptz
+    FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
+    CROSS JOIN generate_series(2, $3::bigint + 1) AS place
+"""
+_GRANTED_ACCOUNTS = f"""
+    UPDATE user_credits
+    SET
+        balance = balance + {_GRANT_CREDITS} * $3::bigint, seq = $3::bigint + 1,
+        in_grants = {_GRANT_CREDITS} * $3::bigint, open_grants = $3::bigint,
+        grants_made = $3::bigint, next_lapse = $4::timestamptz
+    WHERE user_id IN (
+        SELECT {_USER} FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
+    )
+"""
+
+_LAPSES = f"""
+    SELECT entry.timestamp, count(*)
+    FROM credit_grant_changes AS change
+    INNER JOIN credit_transactions AS entry USING (user_id, seq)
+    WHERE change.lapsed_at IS NOT NULL AND change.user_id IN (
+        SELECT {_USER} FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
+    )
+    GROUP BY entry.timestamp
+"""
+
 _EXPIRIES = f"""
     SELECT timestamp, count(*) FROM credit_transactions
     WHERE type = 'expire' AND user_id IN (
@@ -152,6 +205,31 @@ async def expire_holds(owner_url: str, first_user: int, users: int, each: int = 
             await connection.execute("SET LOCAL session_replication_role = replica")
             for statement in (_HOLD_ENTRIES, _HOLDS, _HOLDING_ACCOUNTS):
                 await connection.execute(statement, first_user, users, each)
+    finally:
+        await connection.close()
+
+
+async def give_grants(
+    owner_url: str, first_user: int, users: int, each: int, expire_time: datetime
+) -> None:
+    """Gives each of these users, of one entry each, so many grants that expire at the same time."""
+    connection = await asyncpg.connect(owner_url)
+    try:
+        async with connection.transaction():
+            await connection.execute("SET LOCAL session_replication_role = replica")
+            await connection.execute(_GRANT_ENTRIES, first_user, users, each)
+            for statement in (_GRANTS, _GRANT_CHANGES, _GRANTED_ACCOUNTS):
+                await connection.execute(statement, first_user, users, each, expire_time)
+    finally:
+        await connection.close()
+
+
+async def lapses(owner_url: str, first_user: int, users: int) -> dict[datetime, int]:
+    """Reads when grants of these users were recorded as lapsed, and how many at each time."""
+    connection = await asyncpg.connect(owner_url)
+    try:
+        rows = await connection.fetch(_LAPSES, first_user, users)
+        return {row[0]: row[1] for row in rows}
     finally:
         await connection.close()
 

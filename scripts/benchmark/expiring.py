@@ -1,20 +1,23 @@
-"""Rows of the sweeper: expired holds it records a second, and how others fare meanwhile."""
+"""Rows of the sweeper: what it records a second, and how others fare meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
 import statistics
 import time
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from benchmark import book, measuring
 from benchmark.children import BenchmarkError
 from benchmark.lines import Line, at_least, below, busy
-from benchmark.numbering import EXPIRING, EXPIRING_TOGETHER
+from benchmark.numbering import EXPIRING, EXPIRING_TOGETHER, LAPSING
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from collections.abc import Callable
+    from typing import Any
 
+    from benchmark.measuring import Sample
     from benchmark.testbed import Testbed
 
 _HOLDS = 3_000
@@ -29,6 +32,10 @@ _TOGETHER_FULL = 10_000
 _EACH = 100
 _PART_SECONDS = 5.0
 _TOGETHER_SECONDS_MAX = 1_800.0
+
+# Users with a grant each that lapses at the same midnight.
+_LAPSES = 20_000
+_LAPSES_FULL = 1_000_000
 
 
 def sweeper(testbed: Testbed) -> list[Line]:
@@ -60,16 +67,9 @@ def mass(testbed: Testbed) -> list[Line]:
     owner_url = testbed.cluster.owner_url
     load = testbed.load(testbed.service, "spend", 0, rate=rate)
     asyncio.run(book.expire_holds(owner_url, EXPIRING_TOGETHER, users, _EACH))
-    deadline = time.monotonic() + _TOGETHER_SECONDS_MAX
-    samples = []
-    while True:
-        samples.append(load(_PART_SECONDS))
-        times = asyncio.run(book.expiries(owner_url, EXPIRING_TOGETHER, users))
-        recorded = sum(times.values())
-        testbed.say(f"{recorded:,} of {holds:,} expiries")
-        if recorded == holds:
-            break
-        _require_time(deadline, recorded, holds)
+    times, samples = _loaded(
+        testbed, load, holds, lambda: book.expiries(owner_url, EXPIRING_TOGETHER, users)
+    )
     waited = [us for sample in samples for us in sample.waited_us]
     failed = {**measuring.failures(most), **measuring.failures({"spends": samples})}
     note = f"{users:,} users with {_EACH} each, due at one instant; spends of others {rate:,.0f}/s"
@@ -94,6 +94,45 @@ def mass(testbed: Testbed) -> list[Line]:
     ]
 
 
+def lapses(testbed: Testbed) -> list[Line]:
+    """Measures the lapse of very many grants at once, while others spend as fast as they can."""
+    users = _LAPSES_FULL if testbed.extent.full else _LAPSES
+    testbed.fill(LAPSING, users)
+    owner_url = testbed.cluster.owner_url
+    midnight = datetime.now(UTC) - timedelta(hours=1)
+    asyncio.run(book.give_grants(owner_url, LAPSING, users, 1, midnight))
+    load = testbed.load(testbed.service, "spend", 100)
+    times, samples = _loaded(testbed, load, users, lambda: book.lapses(owner_url, LAPSING, users))
+    return [
+        Line(
+            row="lapses",
+            measured="lapsed grants recorded while others spend at full load",
+            value=_rate(times),
+            unit="/s",
+            target=at_least(1_000),
+            note=f"{users:,} users with one each, due at one instant; spends of others"
+            f" {measuring.middle_rate(samples):,.0f}/s; {busy(samples)}",
+            failed=measuring.failures({"spends": samples}),
+        )
+    ]
+
+
+def _loaded(
+    testbed: Testbed, load: Callable[[float], Sample], total: int, read: Callable[[], Any]
+) -> tuple[dict[datetime, int], list[Sample]]:
+    """Puts the load on until all is recorded, and returns when that was, and the load's samples."""
+    deadline = time.monotonic() + _TOGETHER_SECONDS_MAX
+    samples = []
+    while True:
+        samples.append(load(_PART_SECONDS))
+        times: dict[datetime, int] = asyncio.run(read())
+        recorded = sum(times.values())
+        testbed.say(f"{recorded:,} of {total:,} are recorded")
+        if recorded == total:
+            return times, samples
+        _require_time(deadline, recorded, total)
+
+
 def _swept(testbed: Testbed, first_user: int, holds: int) -> float:
     testbed.fill(first_user, holds)
     owner_url = testbed.cluster.owner_url
@@ -110,7 +149,7 @@ def _swept(testbed: Testbed, first_user: int, holds: int) -> float:
 
 def _require_time(deadline: float, recorded: int, holds: int) -> None:
     if time.monotonic() > deadline:
-        raise BenchmarkError(f"the sweeper is too slow: it recorded {recorded} of {holds} expiries")
+        raise BenchmarkError(f"the sweeper is too slow: it recorded {recorded} of {holds}")
 
 
 def _rate(times: dict[datetime, int]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmark import crowds, deployment, expiring, growth, latency, throughput
+from benchmark import crowds, deployment, expiring, granted, growth, latency, throughput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +21,8 @@ _APART: Mapping[str, Callable[[Testbed], list[Line]]] = {
     "pgbouncer": deployment.pooler,
     "expiry": expiring.sweeper,
     "mass-expiry": expiring.mass,
+    "grants": granted.spends,
+    "lapses": expiring.lapses,
     "watchers": latency.watchers,
     "overload": crowds.overload,
 }
