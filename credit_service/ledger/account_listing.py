@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from credit_service.ledger import store
 from credit_service.ledger.present_accounts import present
-from credit_service.rules.model import FIRST_USER, Account
+from credit_service.ledger.rows import to_account, to_account_less_due
+from credit_service.ledger.store import SQL
+from credit_service.rules.model import FIRST_USER, Account, user_after
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -57,18 +58,26 @@ async def find_accounts(
         The moment of the snapshot, the accounts, and the user to go on from; None when there are no
         more.
     """
-    now, found, onward = await store.find_accounts(
-        connection,
-        first=query.first,
-        in_debt=query.in_debt,
-        frozen=query.frozen,
-        available_below=query.available_below,
-        changed_since=query.changed_since,
-        limit=query.page_size,
-        looks_at=looks_at,
+    rows = await connection.fetch(
+        SQL["find_accounts"],
+        query.first,
+        query.in_debt,
+        query.frozen,
+        query.available_below,
+        query.changed_since,
+        query.page_size,
+        looks_at,
     )
+    now, last_seen = rows[0][-2:]
+    # Where something of grants is due, the row is as it was recorded.
+    found = [
+        (to_account(row[:-4]) if row[-3] else to_account_less_due(row[:-3]), row[-3])
+        for row in rows
+        if row[0] is not None
+    ]
+    last = found[-1][0].user_id if len(found) == query.page_size else last_seen
     due = [account for account, grants_due in found if grants_due]
     settled = {account.user_id: account for account in await present(connection, now, due, None)}
     accounts = [settled.get(account.user_id, account) for account, _ in found]
     shown = [account for account in accounts if query.takes(account)]
-    return now, shown, onward
+    return now, shown, None if last is None else user_after(last)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import asyncpg
 
 from credit_service.database.postgres import ALL_PLANS
-from credit_service.ledger import store
-from credit_service.ledger.account_listing import AccountQuery, find_accounts
+from credit_service.ledger import account_listing, store
 from credit_service.rules.model import FIRST_USER
 
 if TYPE_CHECKING:
@@ -82,9 +81,9 @@ async def accounts(
         user to go on from; None after the last page.
     """
     while first is not None:
-        query = AccountQuery(page_size=PAGE_ROWS, first=first, changed_since=since)
+        query = account_listing.AccountQuery(page_size=PAGE_ROWS, first=first, changed_since=since)
         async with connection.transaction(isolation="repeatable_read", readonly=True):
-            now, found, first = await find_accounts(connection, query, _LOOKS_AT)
+            now, found, first = await account_listing.find_accounts(connection, query, _LOOKS_AT)
         yield now, found, first
 
 

@@ -20,8 +20,7 @@ from credit_service.errors import (
     PaymentNotFound,
     UserNotFound,
 )
-from credit_service.ledger import metrics, store
-from credit_service.ledger.account_listing import AccountQuery, find_accounts
+from credit_service.ledger import account_listing, metrics, store
 from credit_service.ledger.grant_reads import (
     GrantReads,
     expiring,
@@ -373,7 +372,9 @@ class Reads:
             yield connection
 
     @repeated
-    async def accounts(self, query: AccountQuery) -> tuple[datetime, list[Account], UUID | None]:
+    async def accounts(
+        self, query: account_listing.AccountQuery
+    ) -> tuple[datetime, list[Account], UUID | None]:
         """Reads a page of accounts, all as they were at one moment.
 
         Returns:
@@ -386,7 +387,7 @@ class Reads:
             self._pool.lend() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            return await find_accounts(connection, query, SCAN_LIMIT)
+            return await account_listing.find_accounts(connection, query, SCAN_LIMIT)
 
     @repeated
     async def due_users(self, limit: int, without: Collection[UUID]) -> list[tuple[UUID, int]]:

@@ -24,7 +24,6 @@ from credit_service.rules.model import (
     Returned,
     Reversal,
     Usage,
-    user_after,
 )
 
 if TYPE_CHECKING:
@@ -323,43 +322,6 @@ async def list_accounts(connection: _Connection, first: UUID, limit: int) -> lis
 async def find_writers(connection: _Connection) -> set[str]:
     """Finds the transactions that have locked accounts to write entries, or are about to."""
     return {row[0] for row in await connection.fetch(SQL["find_writers"], WRITING)}
-
-
-async def find_accounts(
-    connection: _Connection,
-    *,
-    first: UUID,
-    in_debt: bool,
-    frozen: bool | None,
-    available_below: int | None,
-    changed_since: datetime | None,
-    limit: int,
-    looks_at: int,
-) -> tuple[datetime, list[tuple[Account, bool]], UUID | None]:
-    """Finds accounts in the order of their users, from `first` on.
-
-    Returns:
-        The time; the accounts, and of each whether something of its grants is due, where it is as
-        recorded and may not pass the filters on amounts; all others are less what is due to
-        expire; and the user to go on from, None when there are no more.
-    """
-    rows = await connection.fetch(
-        SQL["find_accounts"],
-        first,
-        in_debt,
-        frozen,
-        available_below,
-        changed_since,
-        limit,
-        looks_at,
-    )
-    found = [
-        (to_account(row[:-4]) if row[-3] else to_account_less_due(row[:-3]), row[-3])
-        for row in rows
-        if row[0] is not None
-    ]
-    last = found[-1][0].user_id if len(found) == limit else rows[0][-1]
-    return rows[0][-2], found, None if last is None else user_after(last)
 
 
 async def find_faults(

@@ -175,22 +175,23 @@ async def test_38_credits_that_are_no_plain_whole_number_are_refused(stage, writ
 
 
 PRORATION = {"price": MONTHLY, "proration": True}
+# The lines of an invoice, its other fields, and the entries that it makes.
 INVOICED = {
-    "as many as were subscribed": ([{"price": MONTHLY, "quantity": 2}], {}, 60),
-    "prorations": ([{"price": MONTHLY}, PRORATION, {**PRORATION, "amount": -1450}], {}, 30),
-    "12 lines over two pages": ([{"price": MONTHLY}] * 12, {}, 360),
-    "first month": ([{"price": MONTHLY}], {"billing_reason": "subscription_create"}, 30),
-    "zero amount": ([{"price": MONTHLY, "amount": 0}], {}, None),
-    "out of band": ([{"price": MONTHLY}], {"out_of_band": True}, None),
-    "manual": ([{"price": MONTHLY}], {"billing_reason": "manual"}, None),
-    "change of the plan": ([{"price": MONTHLY}], {"billing_reason": "subscription_update"}, None),
+    "as many as were subscribed": ([{"price": MONTHLY, "quantity": 2}], {}, [60]),
+    "prorations": ([{"price": MONTHLY}, PRORATION, {**PRORATION, "amount": -1450}], {}, [60, -15]),
+    "12 lines over two pages": ([{"price": MONTHLY}] * 12, {}, [360]),
+    "first month": ([{"price": MONTHLY}], {"billing_reason": "subscription_create"}, [30]),
+    "zero amount": ([{"price": MONTHLY, "amount": 0}], {}, []),
+    "out of band": ([{"price": MONTHLY}], {"out_of_band": True}, []),
+    "manual": ([{"price": MONTHLY}], {"billing_reason": "manual"}, []),
+    "change of the plan": ([{"price": MONTHLY}], {"billing_reason": "subscription_update"}, [30]),
 }
 
 
 @pytest.mark.parametrize("version", ["2023-10-16", "2026-10-28.endive"])
 @pytest.mark.parametrize("name", INVOICED)
 async def test_39_a_months_invoice_gives_its_lines_once_in_both_layouts(stage, name, version):
-    lines, fields, credits_ = INVOICED[name]
+    lines, fields, entries = INVOICED[name]
     user = await stage.user()
     await stage.fake.settings(api_version=version)
     invoice = await stage.fake.invoice(lines, metadata={"credit_user_id": str(user)}, **fields)
@@ -198,7 +199,7 @@ async def test_39_a_months_invoice_gives_its_lines_once_in_both_layouts(stage, n
     assert ("parent" in event["data"]["object"]) == (version > "2025")
     answers = await stage.tell(event, event)
     assert [status for status, _ in answers] == [200, 200]
-    assert await stage.entries(user) == ([] if credits_ is None else [credits_])
+    assert await stage.entries(user) == entries
 
 
 async def test_40_a_checkout_payment_that_makes_an_invoice_too_is_one_grant_and_no_alert(stage):
