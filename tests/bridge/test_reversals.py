@@ -118,19 +118,19 @@ def test_the_base_is_the_amount_of_the_charge_however_much_of_it_was_captured_or
 def test_a_charge_that_paid_a_part_of_an_invoice_takes_no_more_than_that_part(
     contributed, refunded, reversed_minor
 ):
-    invoice = {"id": "in_1", "object": "invoice", "amount_paid": 10_000, "currency": "usd"}
-    basis = basis_of_invoice(invoice, contributed, CHARGE)
+    invoice = {"id": "in_1", "object": "invoice", "total": 10_000, "currency": "usd"}
+    basis = basis_of_invoice(invoice, [], contributed, CHARGE)
     refund = thing(PENDING, amount=refunded)
     assert of_refund(refund, basis=basis) == Reversal(
         "in_1", refund["id"], 1, reversed_minor, 10_000, "usd", "refund"
     )
 
 
-@pytest.mark.parametrize("paid", [0, None, -1, "900", True])
-def test_an_invoice_whose_payments_are_unknown_waits_for_a_person(paid):
-    invoice = {"id": "in_1", "object": "invoice", "amount_paid": paid, "currency": "usd"}
+@pytest.mark.parametrize("total", [0, None, -1, "900", True])
+def test_an_invoice_whose_total_is_unknown_waits_for_a_person(total):
+    invoice = {"id": "in_1", "object": "invoice", "total": total, "currency": "usd"}
     with pytest.raises(Unresolved) as raised:
-        basis_of_invoice(invoice, 900, CHARGE)
+        basis_of_invoice(invoice, [], 900, CHARGE)
     assert raised.value.reason == "amount_malformed"
 
 

@@ -114,8 +114,9 @@ async def test_the_token_goes_with_every_call_and_nothing_without_one():
             async with CreditClient(server.target, token=token) as client:
                 for call in every_call(client).values():
                     await call()
-            # The report has a deadline of its own, and so a test of its own.
-            assert {r.method for r in server.received} == set(METHODS) - {"GetUsageReport"}
+            # The reports have deadlines of their own.
+            reports = {"GetUsageReport", "GetLiabilityReport"}
+            assert {r.method for r in server.received} == set(METHODS) - reports
             assert {r.metadata.get("authorization") for r in server.received} == {sent}
 
 

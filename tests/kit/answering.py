@@ -102,6 +102,7 @@ def keyed_writes(client: CreditClient, **arguments):
         "ReleaseHold": lambda: client.release_hold(USER, f"{USER}-2", **arguments),
         "GrantCredits": lambda: client.grant_credits(USER, 5, reason="goodwill", **arguments),
         "AdjustCredits": lambda: client.adjust_credits(USER, -5, reason="a slip", **arguments),
+        "RevokeGrant": lambda: client.revoke_grant(USER, f"{USER}-2", reason="a slip", **arguments),
     }
 
 
@@ -126,7 +127,7 @@ def keyless_writes(client: CreditClient):
 
 
 def reads(client: CreditClient):
-    """Every call that changes nothing, but the report, which has a deadline of its own."""
+    """Every call that changes nothing, but the reports, which have a deadline of their own."""
     return {
         "GetUserCredit": lambda: client.get_user_credit(USER),
         "GetTransactionHistory": lambda: anext(client.get_transaction_history(USER), None),
@@ -136,6 +137,7 @@ def reads(client: CreditClient):
         "GetHold": lambda: client.get_hold(USER, f"{USER}-2"),
         "ListHolds": lambda: anext(client.list_holds(USER), None),
         "ListAccounts": lambda: anext(client.list_accounts(), None),
+        "ListGrants": lambda: anext(client.list_grants(USER), None),
     }
 
 
