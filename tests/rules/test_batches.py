@@ -40,7 +40,7 @@ FACTS = {
 
 def entry(**rest):
     """An entry of a user who had three and whose account held 5 of 105 credits."""
-    empty = dict.fromkeys(Entry._fields)
+    empty = dict.fromkeys(Entry._fields) | Entry._field_defaults
     common = {
         "user_id": ALICE,
         "seq": 4,
