@@ -184,6 +184,7 @@ async def test_a_collision_that_does_not_pass_is_no_fault_of_the_neighbours(data
 
 
 async def test_a_deadlock_with_another_program_goes_unnoticed(database):
+    await database.wait_longer_for_locks()
     first, second = sorted([await database.user(10), await database.user(10)])
     lock = "SELECT FROM user_credits WHERE user_id = $1 FOR UPDATE"
     other = await database.connect()
