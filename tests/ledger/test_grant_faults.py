@@ -21,6 +21,7 @@ async def lively(database, clerk):
     )
     await ask(clerk, refund(user_id, 3, 5))
     await ask(clerk, keyed(RevokeGrant, user_id, grant_seq=1))
+    await ask(clerk, keyed(RevokeGrant, user_id, grant_seq=1))  # nothing is left to revoke
     await ask(clerk, reverse(user_id, ref, f"re_{user_id}", reversed_minor=500))
     await ask(clerk, grant(user_id, 10, life=LATER))
     return user_id
@@ -83,6 +84,7 @@ DAMAGES = [
         "that reversals returned",
     ),
     ("UPDATE credit_reversals SET counted = counted + 1", "that had lapsed"),
+    ("UPDATE credit_kept_keys SET seq = 3", "of RevokeGrant was answered with seq 3, which does"),
 ]
 
 
