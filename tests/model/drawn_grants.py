@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
-from model.grants import Refused
+from model.grant_credits import Refused
 
 DAY = 86_400
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from datetime import timedelta
 
 from model.drawn_holds import ALICE, PRICES
-from model.grants import NEVER, SINCE
+from model.grant_credits import NEVER, SINCE
 
 from credit_service.rules import due
 from credit_service.rules.batch_state import BatchState

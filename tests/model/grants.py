@@ -6,130 +6,24 @@ lapsed or taken by a reversal. The pool is a number, because debt is no credit. 
 one credit at a time. Times are numbers of seconds since `SINCE`.
 """
 
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-
-SINCE = datetime(2026, 1, 1, tzinfo=UTC)
-PLAIN_PRIORITY = 50
-NEVER = float("inf")
-FREE, DRAWN, LAPSED, TAKEN = "free", "drawn", "lapsed", "taken"
-
-# Stands in lists of credits for a credit of the pool.
-POOL = None
-
-
-@dataclass(eq=False)
-class Grant:
-    """Credits with a life; `seq` is that of the entry that made it."""
-
-    seq: int
-    priority: int
-    expire: float
-    paid: bool
-    series: str | None
-    revoked: bool = False
-    # Revoked, and nothing has come back since.
-    closed: bool = False
-    credits: list["Credit"] = field(default_factory=list)
-    purchase: "Purchase | None" = None
-
-    @property
-    def amount(self):
-        return len(self.credits)
-
-    @property
-    def free(self):
-        return [credit for credit in self.credits if credit.place == FREE]
-
-    @property
-    def pinned(self):
-        return [credit for credit in self.credits if isinstance(credit.place, Hold)]
-
-    @property
-    def remaining(self):
-        return len(self.free) + len(self.pinned)
-
-    @property
-    def lapsed(self):
-        return sum(credit.place == LAPSED for credit in self.credits)
-
-    @property
-    def burns(self):
-        return self.priority, self.expire, self.paid, self.seq
-
-
-@dataclass(eq=False)
-class Credit:
-    """One credit of a grant; `place` is FREE, DRAWN, LAPSED, TAKEN or the hold that pins it."""
-
-    grant: Grant
-    place: "str | Hold" = FREE
-
-
-@dataclass(eq=False)
-class Hold:
-    """Credits set aside, each of a grant or of the pool, in the order in which they were drawn."""
-
-    seq: int
-    made: float
-    until: float
-    credits: list[Credit | None] = field(default_factory=list)
-    state: str = "held"
-    captured: int = 0
-
-    @property
-    def pins(self):
-        return [credit for credit in self.credits if credit is not POOL]
-
-
-@dataclass(eq=False)
-class Purchase:
-    """What a payment bought, and what its reversals have done with it.
-
-    `own` are the credits that they took of its own grant, `counted` those that had lapsed or were
-    revoked, `elsewhere` what they took of others.
-    """
-
-    payment: str
-    seq: int
-    amount: int
-    grant: Grant | None
-    paid_minor: int = 0
-    revisions: dict[tuple[str, int], int] = field(default_factory=dict)
-    own: list[Credit] = field(default_factory=list)
-    counted: int = 0
-    elsewhere: list[Credit | None] = field(default_factory=list)
-
-    @property
-    def reversed_credits(self):
-        """How many credits all its reversals together take."""
-        if not self.revisions:
-            return 0
-        latest = {reversal: minor for (reversal, _), minor in sorted(self.revisions.items())}
-        total = sum(latest.values())
-        return self.amount * min(total, self.paid_minor) // self.paid_minor
-
-
-@dataclass(eq=False)
-class Line:
-    """An entry: its changes, and which credits of grants it drew, in order."""
-
-    seq: int
-    type: str
-    amount: int
-    balance_change: int
-    held_change: int
-    drawn: list[Credit] = field(default_factory=list)
-    # What a refund of it brings next is at the end.
-    back: list[Credit | None] = field(default_factory=list)
-
-
-class Refused(Exception):
-    """A refusal by its reason."""
-
-    @property
-    def reason(self):
-        return self.args[0]
+from model.grant_credits import (
+    DRAWN,
+    FREE,
+    LAPSED,
+    NEVER,
+    PLAIN_PRIORITY,
+    POOL,
+    TAKEN,
+    Credit,
+    Grant,
+    Hold,
+    Line,
+    Purchase,
+    Refused,
+    burns,
+    period_end,
+    take_last,
+)
 
 
 class ModelGrants:
@@ -251,7 +145,7 @@ class ModelGrants:
         if purchase is not None and purchase.elsewhere:
             credit.place = TAKEN
             purchase.own.append(credit)
-            self._put_back(_last(purchase.elsewhere))
+            self._put_back(take_last(purchase.elsewhere))
             return
         closed = grant.closed or not grant.remaining
         credit.place = FREE
@@ -418,7 +312,7 @@ class ModelGrants:
         else:
             if amount > size:
                 self._must_have(amount, self.held - size)
-            first = sorted(named.credits, key=_burns)[:amount]
+            first = sorted(named.credits, key=burns)[:amount]
             for credit in first:
                 named.credits.remove(credit)
                 if credit is POOL:
@@ -527,7 +421,7 @@ class ModelGrants:
     def _give_back(self, purchase, less):
         for _ in range(less):
             if purchase.elsewhere:
-                self._put_back(_last(purchase.elsewhere))
+                self._put_back(take_last(purchase.elsewhere))
             elif purchase.counted:
                 purchase.counted -= 1
             else:
@@ -562,29 +456,3 @@ class ModelGrants:
             moved = len(purchase.own) + len(purchase.elsewhere)
             assert moved + purchase.counted == purchase.reversed_credits
             assert not purchase.elsewhere or purchase.grant is None or not purchase.grant.remaining
-
-
-def _burns(credit):
-    """Where a credit stands in burn order; those of the pool after every grant of priority 50."""
-    return (PLAIN_PRIORITY, NEVER, True, NEVER) if credit is POOL else credit.grant.burns
-
-
-def _last(taken):
-    """Takes from a list what goes back next: of the pool first, then the last taken."""
-    if POOL in taken:
-        taken.remove(POOL)
-        return POOL
-    return taken.pop()
-
-
-def period_end(now, period):
-    """When the period of UTC in which a time lies ends."""
-    time = SINCE + timedelta(seconds=now)
-    day = time.replace(hour=0, minute=0, second=0, microsecond=0)
-    if period == "day":
-        end = day + timedelta(days=1)
-    elif period == "week":
-        end = day + timedelta(days=7 - day.weekday())
-    else:
-        end = (day.replace(day=1) + timedelta(days=32)).replace(day=1)
-    return (end - SINCE).total_seconds()

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model.drawn_grants import FLOORS, GRACE, Told, histories
+from model.grant_credits import Refused
 from model.grant_histories import HISTORIES
-from model.grants import ModelGrants, Refused
+from model.grants import ModelGrants
 
 
 def _ask(model, step, seqs):

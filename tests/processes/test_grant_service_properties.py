@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from kit.extent import extent
 from kit.services import running, server_settings
 from model.drawn_grants import PAID_MINOR, races
-from model.grants import SINCE, ModelGrants
+from model.grant_credits import SINCE
+from model.grants import ModelGrants
 
 from credit_service.errors import CreditError, Refusal
 from credit_service.ledger.verify import verify

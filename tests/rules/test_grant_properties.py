@@ -14,8 +14,9 @@ from kit.extent import extent
 from model.drawn_grants import FLOORS, GRACE, Told, histories
 from model.drawn_holds import ALICE
 from model.grant_book import GrantBook, as_command, terms, time
+from model.grant_credits import NEVER
 from model.grant_histories import GRACE_DAYS, HISTORIES
-from model.grants import NEVER, ModelGrants
+from model.grants import ModelGrants
 
 from credit_service.errors import CreditError, Refusal
 from credit_service.rules.commands import Charge, Keyed, Spend, SpendTogether
