@@ -441,18 +441,3 @@ class ModelGrants:
 
     def _allowance(self, *, amount, period, carry_over):
         self.allowance = amount, period, carry_over
-
-    def check(self):
-        """The law, on the model itself."""
-        assert all(
-            credit.place in self._open() for g in self.grants.values() for credit in g.pinned
-        )
-        assert self.pinned == sum(len(grant.pinned) for grant in self.grants.values())
-        assert 0 <= self.pinned <= self.held
-        assert self.pool >= 0 or not any(grant.free for grant in self.grants.values())
-        assert self.balance == sum(line.balance_change for line in self.lines)
-        assert self.held == sum(line.held_change for line in self.lines)
-        for purchase in self.purchases.values():
-            moved = len(purchase.own) + len(purchase.elsewhere)
-            assert moved + purchase.counted == purchase.reversed_credits
-            assert not purchase.elsewhere or purchase.grant is None or not purchase.grant.remaining

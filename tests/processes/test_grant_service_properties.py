@@ -16,6 +16,7 @@ from kit.extent import extent
 from kit.services import running, server_settings
 from model.drawn_grants import PAID_MINOR, races
 from model.grant_credits import SINCE
+from model.grant_law import require_the_law
 from model.grants import ModelGrants
 
 from credit_service.errors import CreditError, Refusal
@@ -160,7 +161,7 @@ class Retold:
             call, fields = self._request(row, moved)
             line = self.model.take(call, now, **fields)
             self.seqs[row["seq"]] = line.seq if line is not None else 0
-            self.model.check()
+            require_the_law(self.model)
             last = now
         for reversal in unmoved:
             self._reverse_nothing(reversal)

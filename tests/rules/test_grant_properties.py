@@ -16,6 +16,7 @@ from model.drawn_holds import ALICE
 from model.grant_book import GrantBook, as_command, terms, time
 from model.grant_credits import NEVER
 from model.grant_histories import GRACE_DAYS, HISTORIES
+from model.grant_law import require_the_law
 from model.grants import ModelGrants
 
 from credit_service.errors import CreditError, Refusal
@@ -59,7 +60,7 @@ class Teller:
         else:
             fields, reason = answer
             self._ask(place, step.call, fields, reason)
-        self.model.check()
+        require_the_law(self.model)
         self.agree()
 
     def _sweep(self, seconds):
