@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from credit_service.ledger import store
 from credit_service.ledger.due_loading import Due, find_due
 from credit_service.ledger.grant_loading import load_grants
+from credit_service.rules import allowances
 from credit_service.rules.batch_state import BatchState
 from credit_service.rules.commands import (
     Capture,
@@ -96,6 +97,11 @@ async def load(
     await load_grants(connection, state, ready, {u: part.ends for u, part in due.items()}, terms)
     asked = {command.user_id for command in commands if not isinstance(command, Expire)}
     for user_id, user in state.users.items():
+        looked_at = user_id in asked
+        if user_id not in due and not (
+            looked_at and allowances.due(user.account, terms, state.now)
+        ):
+            continue
         ends, lapses, next_end, next_lapse = due.get(user_id) or Due(
             next_end=user.account.next_hold_expiry, next_lapse=user.account.next_lapse
         )
@@ -107,7 +113,7 @@ async def load(
             next_end=next_end,
             next_lapse=next_lapse,
             more=user.more_due,
-            looked_at=user_id in asked,
+            looked_at=looked_at,
         )
     return state
 
