@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from credit_service.errors import InvalidRequest, UserNotFound
 from credit_service.ledger import grant_listing, store
+from credit_service.ledger.present_accounts import EXPIRING_MAX
 from credit_service.ledger.read_connections import repeated
 from credit_service.rules.model import Usage
 
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from credit_service.ledger.read_connections import ReadPool
     from credit_service.rules.grant_values import Grant
     from credit_service.rules.model import Account, Entry
-
-# How many times the answers say at which credits lapse next.
-EXPIRING_MAX = 3
 
 _SEQ_MAX = 2**63 - 1
 
@@ -140,8 +138,8 @@ async def with_lapsed(
 ) -> list[Usage]:
     """Adds what lapsed in a time, of one user or all, to the lines of its report."""
     lapsed = await grant_listing.report_lapsed(connection, start, end, user_id, seconds=seconds)
-    told = {(line.day, line.operation): line for line in lines}
+    by_place = {(line.day, line.operation): line for line in lines}
     for day, credits_lapsed in lapsed.items():
-        line = told.get((day, ""), Usage(day, "", 0, 0, 0, 0, 0, 0))
-        told[day, ""] = line._replace(lapsed=credits_lapsed)
-    return [told[place] for place in sorted(told)]
+        line = by_place.get((day, ""), Usage(day, "", 0, 0, 0, 0, 0, 0))
+        by_place[day, ""] = line._replace(lapsed=credits_lapsed)
+    return [by_place[place] for place in sorted(by_place)]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _NO_LIMIT = 2**62
 
 # How many times at which credits expire an answer names.
-_TIMES = 3
+EXPIRING_MAX = 3
 
 
 def is_simple(account: Account, terms: Terms) -> bool:
@@ -111,7 +111,7 @@ async def read_at(
     seq, balance, held = recorded or (entry.seq, entry.balance_after, entry.held_after)
     _, [account] = await store.read_accounts(connection, [user_id])
     if seq < account.seq:
-        listed = await grant_listing.list_expiring_at(connection, user_id, seq, time, _TIMES)
+        listed = await grant_listing.list_expiring_at(connection, user_id, seq, time, EXPIRING_MAX)
         return balance, held, listed
     state = BatchState.of(time, account)
     due = await find_due(connection, state, [], _NO_LIMIT)
@@ -147,4 +147,4 @@ def _expiring(user: UserState, now: datetime) -> list[Expiring]:
         time = granted.expire_time
         if granted.open and time is not None and time > now and granted.rest > 0:
             sums[time] = sums.get(time, 0) + granted.rest
-    return sorted(sums.items())[:_TIMES]
+    return sorted(sums.items())[:EXPIRING_MAX]

@@ -12,6 +12,7 @@ from credit_service import fields
 from credit_service.errors import InvalidRequest
 from credit_service.rules.commands import Life, Rollover
 from credit_service.rules.grant_values import Allowance, AllowancePeriod
+from credit_service.rules.grants import LIFE_MAX
 from credit_service.rules.model import Payment, parse_transaction_id
 from credit_service.v1 import credit_service_pb2 as pb
 
@@ -27,8 +28,6 @@ TTL_DEFAULT = timedelta(minutes=15)
 TTL_MIN = timedelta(seconds=1)
 TTL_MAX = timedelta(hours=24)
 VALID_FOR_MIN = timedelta(seconds=1)
-# Ten years, with as many leap days as ten years can have.
-VALID_FOR_MAX = timedelta(days=3653)
 
 PERIODS: dict[pb.AllowancePeriod.ValueType, AllowancePeriod] = {
     pb.ALLOWANCE_PERIOD_DAY: "day",
@@ -56,7 +55,7 @@ def life(request: pb.PurchaseCreditsRequest | pb.GrantCreditsRequest) -> Life:
             expire_time = time(request.expire_time, "expire_time", round_up=False)
         case "valid_for":
             valid_for = _duration(
-                request.valid_for, "valid_for", VALID_FOR_MIN, VALID_FOR_MAX, "3,653 days"
+                request.valid_for, "valid_for", VALID_FOR_MIN, LIFE_MAX, "3,653 days"
             )
         case _:
             pass

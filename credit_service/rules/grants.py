@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from credit_service.rules.model import Account, Entry
     from credit_service.rules.terms import Terms
 
-# The longest life that credits may be given: ten years.
+# The longest life that credits may be given: ten years, with as many leap days as those can have.
 LIFE_MAX = timedelta(days=3653)
 
 # How many open grants GrantCredits may give an account. Purchases are never refused.
