@@ -24,6 +24,9 @@ _LISTED = (
     *("revoked", "open"),
 )
 
+# How many changes of grants an answer shows of an entry, so that a page of entries has a bound.
+CHANGES_MAX = 100
+
 # Credits that lapse at a time.
 Expiring = tuple["datetime", int]
 
@@ -81,9 +84,12 @@ async def list_grants(
 async def list_grant_changes(
     connection: _Connection, user_id: UUID, seqs: Collection[int]
 ) -> dict[int, tuple[GrantChange, ...]]:
-    """Reads what entries changed in grants, by seq; an entry that changed none is missing."""
+    """Reads what entries changed in grants, by seq; an entry that changed none is missing.
+
+    Of each entry, one change more is read than answers show.
+    """
     changes = defaultdict(list)
-    for row in await connection.fetch(SQL["list_grant_changes"], user_id, seqs):
+    for row in await connection.fetch(SQL["list_grant_changes"], user_id, seqs, CHANGES_MAX + 1):
         changes[row[1]].append(GrantChange._make((*row, None)))
     return {seq: tuple(made) for seq, made in changes.items()}
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from credit_service.ledger.grant_listing import CHANGES_MAX
 from credit_service.rpc import validation
 from credit_service.rules.model import transaction_id
 from credit_service.v1 import credit_service_pb2 as pb
@@ -125,7 +126,9 @@ def transaction(entry: Entry, *, written: bool = True) -> pb.CreditTransaction:
         message.payment.amount_minor = entry.payment.amount_minor
         message.payment.currency = entry.payment.currency
     if entry.grant_changes:
-        message.grant_changes.extend(_grant_change(change) for change in entry.grant_changes)
+        shown = entry.grant_changes[:CHANGES_MAX]
+        message.grant_changes.extend(_grant_change(change) for change in shown)
+        message.more_grant_changes = len(entry.grant_changes) > CHANGES_MAX
     return message
 
 

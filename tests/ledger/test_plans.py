@@ -186,7 +186,7 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         "list_expiring": [user_id, 3],
         "list_expiring_at": [user_id, seq, early, 3],
         "list_grants": [user_id, seq, True, 50],
-        "list_grant_changes": [user_id, [1, seq // 2, seq]],
+        "list_grant_changes": [user_id, [1, seq // 2, seq], 101],
         "report_lapsed": [early, now, user_id],
         "report_pools": [early],
         "report_dated": [early],

@@ -1,5 +1,6 @@
 """Credits that expire, through the socket: how they come, are used, are shown, and go."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -304,3 +305,20 @@ async def test_the_liability_report_adds_up_what_all_users_have(client, database
     ]
     with pytest.raises(InvalidRequest):
         await client.get_liability_report(datetime.now(UTC) + DAY)
+
+
+@pytest.mark.parametrize(("grants", "more"), [(100, False), (101, True)])
+async def test_an_entry_shows_a_hundred_changes_of_grants(client, database, grants, more):
+    user_id = await database.user()
+    await asyncio.gather(
+        *(client.grant_credits(user_id, 1, reason="test", valid_for=DAY) for _ in range(grants))
+    )
+    spent = (await client.spend_credits(user_id, amount=grants)).transaction
+    replayed = await client.spend_credits(
+        user_id, amount=grants, idempotency_key=spent.idempotency_key
+    )
+    found = await client.get_transaction(user_id, transaction_id=spent.id)
+    listed_first = await anext(client.get_transaction_history(user_id))
+    for entry in (spent, replayed.transaction, found, listed_first):
+        assert len(entry.grant_changes) == 100
+        assert entry.more_grant_changes == more
