@@ -28,6 +28,7 @@ from credit_service.ledger import (
     transactions,
     verify,
 )
+from credit_service.relay import store as relay_store
 from credit_service.rpc import access, interceptor
 from credit_service.rpc.servicer import CreditServicer
 from credit_service.v1 import credit_service_pb2 as pb
@@ -40,6 +41,7 @@ LINES_MAX = 450
 
 # The modules with one function per statement.
 STORES = (account_listing, store, grant_store, grant_listing)
+RELAY_STORES = (relay_store,)
 
 
 def snake_case(name: str) -> str:
@@ -142,10 +144,11 @@ def test_the_contract_names_the_refusals_of_a_call_and_they_exist(method):
 
 
 def test_every_statement_is_used_by_the_store_and_says_what_it_is_for():
-    used = re.findall(r'SQL\["(\w+)"\]', "".join(map(inspect.getsource, STORES)))
-    assert set(used) == store.SQL.keys()
-    for name, text in store.SQL.items():
-        assert text.startswith("-- "), name
+    for statements, modules in ((store.SQL, STORES), (relay_store.SQL, RELAY_STORES)):
+        used = re.findall(r'SQL\["(\w+)"\]', "".join(map(inspect.getsource, modules)))
+        assert set(used) == statements.keys()
+        for name, text in statements.items():
+            assert text.startswith("-- "), name
 
 
 def test_every_function_of_the_store_has_a_caller():
@@ -169,7 +172,7 @@ def test_every_function_of_the_store_has_a_caller():
 async def test_every_statement_prepares_for_the_service_on_a_migrated_database(database):
     connection = await server_settings(database.service_url).writers.address.connect()
     try:
-        for name, text in store.SQL.items():
+        for name, text in (*store.SQL.items(), *relay_store.SQL.items()):
             prepared = await connection.prepare(text)
             kinds = {kind.name for kind in prepared.get_parameters()}
             # What a distributed engine takes too.

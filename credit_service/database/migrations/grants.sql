@@ -39,7 +39,11 @@ BEGIN
             ('credit_kept_keys', 'SELECT, INSERT'),
             ('credit_grants', 'SELECT, INSERT, UPDATE'),
             ('credit_grant_changes', 'SELECT, INSERT'),
-            ('credit_allowances', 'SELECT, INSERT, UPDATE')
+            ('credit_allowances', 'SELECT, INSERT, UPDATE'),
+            ('credit_relay_lease', 'SELECT, UPDATE'),
+            ('credit_relay_readers', 'SELECT, INSERT, UPDATE'),
+            ('credit_parked_events', 'SELECT, INSERT, UPDATE, DELETE'),
+            ('credit_alerts', 'SELECT, INSERT')
         ) AS wanted (book, rights)
         WHERE
             to_regclass(wanted.book) IS NOT NULL

@@ -1,0 +1,1 @@
+"""Webhooks and alerts: what happened, sent to HTTP endpoints as Standard Webhooks."""

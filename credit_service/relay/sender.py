@@ -1,0 +1,188 @@
+"""Sends one event to one endpoint, once: the request, its time limit, and what the answer says.
+
+The name is resolved once and the request goes to the very address that was checked, so that a name
+server cannot lead it elsewhere in between. The certificate is still verified against the name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from datetime import UTC, datetime
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import httpcore
+
+from credit_service.relay import addresses
+from credit_service.runtime.build_info import VERSION
+
+if TYPE_CHECKING:
+    from credit_service.relay.endpoints import Endpoint
+    from credit_service.relay.event_types import Event
+
+# How much of an answer is read; what it says decides nothing.
+ANSWER_BYTES_MAX = 64 * 1024
+
+ATTEMPT_SECONDS = 10.0
+
+# How long one of several addresses of a name may take to be connected to.
+_CONNECT_SECONDS = 3.0
+
+# How long an idle connection is kept; shorter than most servers keep theirs.
+_KEPT_SECONDS = 4.0
+
+_PORTS = {"https": 443, "http": 80}
+
+
+class Result(Enum):
+    """How an attempt ended, as the metrics name it."""
+
+    TAKEN = "taken"
+    REFUSED = "refused"
+    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"
+    ADDRESS = "address"
+
+
+class Attempt(NamedTuple):
+    """How an attempt ended.
+
+    Attributes:
+        result: its kind.
+        problem: what went wrong, without secrets; empty if the event was taken.
+        seconds: how long it took.
+    """
+
+    result: Result
+    problem: str
+    seconds: float
+
+    @property
+    def taken(self) -> bool:
+        """Whether the endpoint has the event."""
+        return self.result is Result.TAKEN
+
+
+class Sender:
+    """Sends events to one endpoint over connections that are kept for a while."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        private: bool,
+        connections: int,
+        attempt_seconds: float = ATTEMPT_SECONDS,
+    ) -> None:
+        """Connects to nothing as yet.
+
+        Args:
+            endpoint: where to.
+            private: whether addresses that are not globally routable are allowed.
+            connections: how many connections are open at most.
+            attempt_seconds: how long an attempt may take in all.
+
+        Raises:
+            OSError: the file of the endpoint's authorities cannot be used.
+        """
+        context = ssl.create_default_context()
+        if endpoint.ca is not None:
+            context.load_verify_locations(endpoint.ca)
+        url = endpoint.url
+        self._endpoint = endpoint
+        self._private = private
+        self._seconds = attempt_seconds
+        self._resolver = addresses.Resolver()
+        self._host = (url.hostname or "").encode("idna").decode()
+        self._port = url.port or _PORTS[url.scheme]
+        self._target = (url.path or "/") + (f"?{url.query}" if url.query else "")
+        # A bare pool knows no proxy variables and follows no redirect.
+        self._pool = httpcore.AsyncConnectionPool(
+            context,
+            max_connections=connections,
+            max_keepalive_connections=connections,
+            keepalive_expiry=_KEPT_SECONDS,
+            http1=True,
+            http2=False,
+        )
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        await self._pool.aclose()
+
+    async def send(self, event: Event) -> Attempt:
+        """Sends an event once.
+
+        Returns:
+            How it ended: taken is an answer of 2xx in time. Nothing is raised but cancellation.
+        """
+        started = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(self._seconds):
+                status = await self._post(event)
+        except TimeoutError:
+            ended = partial(Attempt, Result.TIMEOUT, f"no answer within {self._seconds:g} s")
+        except addresses.AddressRefusedError as error:
+            ended = partial(Attempt, Result.ADDRESS, str(error))
+        except (addresses.NameUnknownError, httpcore.TimeoutException) as error:
+            ended = partial(Attempt, Result.UNREACHABLE, str(error) or "cannot be connected to")
+        except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
+            ended = partial(
+                Attempt,
+                Result.UNREACHABLE,
+                str(error) or f"the connection broke: {type(error).__name__}",
+            )
+        else:
+            taken = 200 <= status < 300  # noqa: PLR2004  # RFC 9110
+            problem = "" if taken else f"answered {status}"
+            ended = partial(Attempt, Result.TAKEN if taken else Result.REFUSED, problem)
+        return ended(asyncio.get_running_loop().time() - started)
+
+    async def _post(self, event: Event) -> int:
+        endpoint = self._endpoint
+        found = await self._resolver.resolve(
+            self._host,
+            self._port,
+            private=self._private,
+            only_private=endpoint.url.scheme == "http",
+        )
+        now = datetime.now(UTC)
+        body = event.body.encode()
+        headers = [
+            ("host", endpoint.url.netloc),
+            ("content-type", "application/json"),
+            ("content-length", str(len(body))),
+            ("user-agent", f"credit-service/{VERSION}"),
+            ("webhook-id", event.id),
+            ("webhook-timestamp", str(int(now.timestamp()))),
+            ("webhook-signature", endpoint.signature(event.id, now, event.body)),
+        ]
+        for place, address in enumerate(found, start=1):
+            try:
+                return await self._request(address, headers, body)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                if place == len(found):
+                    raise
+        raise AssertionError  # resolve returns one address or more
+
+    async def _request(self, address: str, headers: list[tuple[str, str]], body: bytes) -> int:
+        url = httpcore.URL(
+            scheme=self._endpoint.url.scheme,
+            host=address,
+            port=self._port,
+            target=self._target,
+        )
+        limits = {"sni_hostname": self._host, "timeout": {"connect": _CONNECT_SECONDS}}
+        async with self._pool.stream(
+            "POST", url, headers=headers, content=body, extensions=limits
+        ) as answer:
+            size = 0
+            async for part in answer.aiter_stream():
+                size += len(part)
+                if size >= ANSWER_BYTES_MAX:
+                    # Closing an answer that was not read to its end closes the connection.
+                    break
+            status: int = answer.status
+            return status
