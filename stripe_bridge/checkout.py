@@ -16,17 +16,28 @@ import stripe
 
 from credit_service.fields import uuid_or_none
 from stripe_bridge.catalog import CREDITS_MAX
-from stripe_bridge.metadata import frozen_metadata
+from stripe_bridge.customers import find_or_make_customer
+from stripe_bridge.metadata import TOP_UP_KEY, frozen_metadata
 from stripe_bridge.stripe_api import StripeRefuses, stripe_errors
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from stripe.params.checkout import SessionCreateParams
+
     from stripe_bridge.catalog import Catalog, Pack
     from stripe_bridge.fields import Object
 
 _QUANTITY_MAX = 999_999
-_FIELDS = {"user_id", "pack", "quantity", "success_url", "cancel_url", "idempotency_key"}
+_FIELDS = {
+    "user_id",
+    "pack",
+    "quantity",
+    "success_url",
+    "cancel_url",
+    "idempotency_key",
+    "save_card",
+}
 
 # Only what every program reads alike: no user name before the host, no backslash.
 _URL = re.compile(
@@ -64,6 +75,8 @@ class Order:
         success_url: where Stripe leads after the payment.
         cancel_url: where Stripe leads a buyer who turns back.
         key: the caller's idempotency key; None: every call makes a session of its own.
+        save_card: the card is saved with the user's customer, to be charged for top-ups.
+        top_up: the id of the failed top-up that this pays instead; None: it is an ordinary order.
     """
 
     user_id: UUID
@@ -72,6 +85,8 @@ class Order:
     success_url: str
     cancel_url: str
     key: str | None
+    save_card: bool = False
+    top_up: str | None = None
 
     @property
     def credits(self) -> int:
@@ -127,6 +142,9 @@ def read_order(
     key = fields.get("idempotency_key")
     if key is not None and not (isinstance(key, str) and _KEY.fullmatch(key)):
         raise _invalid("idempotency_key must have 1 to 128 printable ASCII characters, no spaces")
+    save_card = fields.get("save_card", False)
+    if type(save_card) is not bool:
+        raise _invalid("save_card must be true or false")
     order = Order(
         user_id=user_id,
         pack=pack,
@@ -134,6 +152,7 @@ def read_order(
         success_url=return_url(fields, "success_url", return_origins),
         cancel_url=return_url(fields, "cancel_url", return_origins),
         key=key,
+        save_card=save_card,
     )
     most = min(credits_max, CREDITS_MAX)
     if order.credits > most:
@@ -152,26 +171,30 @@ async def open_session(client: stripe.StripeClient, order: Order) -> Opened:
     """
     metadata = frozen_metadata(order.user_id, order.credits, order.pack.valid_for)
     price_id = order.pack.price or await _price_id(client, order.pack)
+    wanted: SessionCreateParams = {
+        "mode": "payment",
+        "line_items": [
+            {
+                "price": price_id,
+                "quantity": order.quantity,
+                # The buyer must not change the quantity, because the credits are fixed.
+                "adjustable_quantity": {"enabled": False},
+            }
+        ],
+        "client_reference_id": str(order.user_id),
+        "metadata": metadata if order.top_up is None else {**metadata, TOP_UP_KEY: order.top_up},
+        "payment_intent_data": {"metadata": metadata},
+        "success_url": order.success_url,
+        "cancel_url": order.cancel_url,
+    }
+    if order.save_card:
+        wanted["customer"] = await find_or_make_customer(client, order.user_id)
+        # Checkout informs the buyer that the card is saved for future payments.
+        wanted["payment_intent_data"]["setup_future_usage"] = "off_session"
     with stripe_errors(f"session for pack {order.pack.id}"):
         try:
             session = await client.v1.checkout.sessions.create_async(
-                {
-                    "mode": "payment",
-                    "line_items": [
-                        {
-                            "price": price_id,
-                            "quantity": order.quantity,
-                            # The buyer must not change the quantity, because the credits are fixed.
-                            "adjustable_quantity": {"enabled": False},
-                        }
-                    ],
-                    "client_reference_id": str(order.user_id),
-                    "metadata": metadata,
-                    "payment_intent_data": {"metadata": metadata},
-                    "success_url": order.success_url,
-                    "cancel_url": order.cancel_url,
-                },
-                {"idempotency_key": order.idempotency_key},
+                wanted, {"idempotency_key": order.idempotency_key}
             )
         except stripe.IdempotencyError:
             raise CheckoutRefused(

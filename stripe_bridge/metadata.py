@@ -24,6 +24,8 @@ CREDITS_KEY = "credits"
 VALID_FOR_KEY = "credits_valid_for"
 VERSION_KEY = "credits_v"
 VERSION = "1"
+# On the payment intent and the Checkout Sessions of a top-up: the id of its request.
+TOP_UP_KEY = "credit_top_up"
 
 _CREDITS = re.compile("[1-9][0-9]{0,12}")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from credit_service.fields import uuid_or_none
 from stripe_bridge import metrics
 from stripe_bridge.checkout import CheckoutRefused, return_url
-from stripe_bridge.metadata import USER_KEY
+from stripe_bridge.customers import find_customer
 from stripe_bridge.stripe_api import stripe_errors
 
 if TYPE_CHECKING:
@@ -47,14 +47,11 @@ class Portal:
             raise CheckoutRefused(400, "invalid_request", "user_id must be a UUID")
         back = return_url(fields, "return_url", self._return_origins)
         facts["user"] = str(user_id)
+        customer = await find_customer(self._client, user_id)
+        if customer is None:
+            raise CheckoutRefused(404, "no_customer", "Stripe has no customer for this user")
         with stripe_errors("portal session"):
-            # A UUID needs no quoting in a query.
-            found = await self._client.v1.customers.search_async(
-                {"query": f"metadata['{USER_KEY}']:'{user_id}'", "limit": 1}
-            )
-            if not found.data:
-                raise CheckoutRefused(404, "no_customer", "Stripe has no customer for this user")
             session = await self._client.v1.billing_portal.sessions.create_async(
-                {"customer": found.data[0].id, "return_url": back}
+                {"customer": customer, "return_url": back}
             )
         return {"url": session.url}

@@ -14,7 +14,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from . import billing, money_back, payments, plans
+from . import billing, cards, money_back, payments, plans
 from .deliveries import Couriers, Pace
 from .faults import ApiFault
 from .payments import Refused, found
@@ -92,6 +92,10 @@ class Control:
             "purchase": self._purchase,
             "price": lambda body: payments.make_price(stripe, body),
             "customer": lambda body: payments.make_customer(stripe, body),
+            "card": lambda body: cards.save_card(stripe, **body),
+            "change_card": lambda body: cards.change_card(
+                stripe, self._object("payment_method", body), like=body["like"]
+            ),
             "payment": lambda body: payments.pay_intent(stripe, payments.make_intent(stripe, body)),
             "capture": lambda body: payments.capture(
                 stripe, self._object("payment_intent", body), amount=body.get("amount")
@@ -185,6 +189,8 @@ class Control:
     def _pay(self, session: Object, when: str = "now") -> Object:
         """The customer completes a session, and gets the invoice that it may have asked for."""
         payments.pay_session(self._stripe, session, when=when)
+        if session["_saves_card"] and session["customer"]:
+            cards.save_card(self._stripe, session["customer"])
         billing.invoice_of_session(self._stripe, session)
         return session
 
@@ -247,6 +253,8 @@ class Control:
                 self._stripe.api_version = value
             elif name == "clock_offset_seconds":
                 self._stripe.state.clock_offset_seconds = value
+            elif name == "search_lag_seconds":
+                self._stripe.search_lag_seconds = value
             elif name in {each.name for each in fields(Pace)}:
                 setattr(self._couriers.pace, name, value)
             else:
@@ -306,7 +314,7 @@ class Control:
 
 _SHOWN = {
     "checkout.session", "payment_intent", "charge", "refund", "dispute", "invoice", "price",
-    "customer", "invoice_payment", "product",
+    "customer", "invoice_payment", "payment_method", "product",
 }  # fmt: skip
 
 

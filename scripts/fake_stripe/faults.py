@@ -57,9 +57,11 @@ class ApiFault:
     """How requests to the API fail.
 
     Attributes:
-        kind: `status`, `hang` (waits `seconds`, then cuts), `cut` (half an answer), or
-            `lost_answer` (does what was asked, then answers with the status).
+        kind: `status`, `hang` (waits `seconds`, then cuts), `cut` (half an answer),
+            `lost_answer` (does what was asked, then answers with the status), or
+            `late_answer` (does what was asked, then waits `seconds` before it answers).
         status: of the answer.
+        code: of the error in the answer, where Stripe has one for the status.
         path: requests whose path begins so, below `/v1/`.
         method: GET or POST; empty for both.
         share: how often, 0 to 1.
@@ -69,6 +71,7 @@ class ApiFault:
 
     kind: str = "status"
     status: int = 500
+    code: str = ""
     path: str = ""
     method: str = ""
     share: float = 1.0

@@ -4,15 +4,17 @@ import re
 from urllib.parse import parse_qsl
 
 from stripe import RequestOptions
+from stripe.params import PaymentIntentConfirmParams, PaymentIntentCreateParams
 from stripe.params.checkout import SessionCreateParams
 
 from .payments import Refused
 from .state import Object
 
 _KEYS = re.compile(r"\[([^\]]*)\]")
-_SESSION_PARAMETERS = frozenset(SessionCreateParams.__annotations__) - frozenset(
-    RequestOptions.__annotations__  # of the SDK's calls, not of the API
-)
+_OPTIONS = frozenset(RequestOptions.__annotations__)  # of the SDK's calls, not of the API
+_SESSION_PARAMETERS = frozenset(SessionCreateParams.__annotations__) - _OPTIONS
+_INTENT_PARAMETERS = frozenset(PaymentIntentCreateParams.__annotations__) - _OPTIONS
+_CONFIRM_PARAMETERS = frozenset(PaymentIntentConfirmParams.__annotations__) - _OPTIONS
 
 
 def decoded(text: str) -> Object:
@@ -41,11 +43,7 @@ def session_parameters(form: Object) -> Object:
     Raises:
         Refused: an unknown parameter, a missing one, or one of the wrong kind.
     """
-    for name in form:
-        if name not in _SESSION_PARAMETERS:
-            raise Refused(
-                f"Received unknown parameter: {name}", code="parameter_unknown", param=name
-            )
+    _only(form, _SESSION_PARAMETERS)
     mode = form.get("mode")
     if mode not in {"payment", "setup", "subscription"}:
         raise Refused(
@@ -74,6 +72,40 @@ def session_parameters(form: Object) -> Object:
                     param="metadata",
                 )
     return form
+
+
+def intent_parameters(form: Object) -> Object:
+    """Checks the parameters of a payment intent.
+
+    Raises:
+        Refused: an unknown parameter, or a missing one.
+    """
+    if "payment_method_types" in form:
+        code = "payment_method_types_no_longer_supported"
+        raise Refused("Use allowed_payment_method_types.", code=code, param="payment_method_types")
+    _only(form, _INTENT_PARAMETERS)
+    for name in ("amount", "currency"):
+        if not form.get(name):
+            raise Refused(f"Missing required param: {name}.", code="parameter_missing", param=name)
+    return form
+
+
+def confirm_parameters(form: Object) -> Object:
+    """Checks the parameters of a confirmation.
+
+    Raises:
+        Refused: an unknown parameter.
+    """
+    _only(form, _CONFIRM_PARAMETERS)
+    return form
+
+
+def _only(form: Object, known: frozenset[str]) -> None:
+    for name in form:
+        if name not in known:
+            raise Refused(
+                f"Received unknown parameter: {name}", code="parameter_unknown", param=name
+            )
 
 
 def flag(form: Object, name: str) -> bool | None:

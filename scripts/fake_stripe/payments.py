@@ -13,6 +13,7 @@ class Refused(Exception):
     Attributes:
         status: HTTP status.
         error: the value of `error` in the answer.
+        kept: the answer belongs to the idempotency key, because the request has begun to run.
     """
 
     def __init__(
@@ -23,10 +24,13 @@ class Refused(Exception):
         kind: str = "invalid_request_error",
         code: str | None = None,
         param: str | None = None,
+        kept: bool = False,
+        **more: object,
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.error = {"type": kind, "message": message}
+        self.kept = kept
+        self.error: dict[str, object] = {"type": kind, "message": message, **more}
         if code:
             self.error |= {"code": code, "doc_url": f"https://docs.stripe.com/error-codes/{code}"}
         if param:
@@ -97,6 +101,7 @@ def make_session(stripe: Stripe, given: Object) -> Object:
         "_lines": lines,
         "_intent_metadata": (given.get("payment_intent_data") or {}).get("metadata") or {},
         "_capture": (given.get("payment_intent_data") or {}).get("capture_method", "automatic"),
+        "_saves_card": bool((given.get("payment_intent_data") or {}).get("setup_future_usage")),
         "_presentment": given.get("presentment"),
     }  # fmt: skip
     return state.add("checkout.session", session)
@@ -148,7 +153,10 @@ def make_price(stripe: Stripe, given: Object) -> Object:
 
 def make_customer(stripe: Stripe, given: Object) -> Object:
     """Makes a customer."""
-    blank: Object = {"email": None, "name": None, "metadata": {}, "balance": 0, "delinquent": False}
+    blank: Object = {
+        "email": None, "name": None, "metadata": {}, "balance": 0, "currency": None,
+        "delinquent": False, "invoice_settings": {"default_payment_method": None},
+    }  # fmt: skip
     return stripe.state.add("customer", {**blank, **given})
 
 
@@ -207,7 +215,7 @@ def pay_session(stripe: Stripe, session: Object, *, when: str = "now") -> Object
         intent["status"] = "processing"
         stripe.tell(("payment_intent.processing", intent), ("checkout.session.completed", session))
     elif when == "authorized":
-        charge = _charge_of(stripe, intent, captured=False)
+        charge = charge_of(stripe, intent, captured=False)
         intent["status"] = "requires_capture"
         intent["amount_capturable"] = intent["amount"]
         stripe.tell(
@@ -249,7 +257,7 @@ def settle_session(stripe: Stripe, session: Object, *, succeeds: bool) -> Object
             ("checkout.session.async_payment_succeeded", session),
         )
     else:
-        charge = _charge_of(stripe, intent, captured=False)
+        charge = charge_of(stripe, intent, captured=False)
         charge |= {"status": "failed", "paid": False, "failure_code": "insufficient_funds"}
         intent["status"] = "requires_payment_method"
         stripe.tell(
@@ -323,14 +331,18 @@ def make_refund(
     )  # fmt: skip
 
 
-def succeed(stripe: Stripe, intent: Object) -> Object:
-    """Marks the intent as paid in full and returns its charge."""
-    charge = _charge_of(stripe, intent, captured=True)
+def succeed(stripe: Stripe, intent: Object, *, card: Object | None = None) -> Object:
+    """Marks the intent as paid in full, by a saved card or (None) another; returns its charge."""
+    charge = charge_of(stripe, intent, captured=True, card=card)
     intent |= {"status": "succeeded", "amount_received": intent["amount"]}
     return charge
 
 
-def _charge_of(stripe: Stripe, intent: Object, *, captured: bool) -> Object:
+def charge_of(
+    stripe: Stripe, intent: Object, *, captured: bool, card: Object | None = None
+) -> Object:
+    """Makes the charge of an intent, by a saved card or (None) another."""
+    last4, card_id = ("4242", None) if card is None else (card["card"]["last4"], card["id"])
     amount, metadata = intent["amount"], intent["metadata"]
     charge = stripe.state.add(
         "charge",
@@ -344,12 +356,12 @@ def _charge_of(stripe: Stripe, intent: Object, *, captured: bool) -> Object:
             # The charge gets a copy, because a later change of the intent does not change it.
             "metadata": metadata.copy() if isinstance(metadata, dict) else metadata,
             "outcome": {"network_status": "approved_by_network", "type": "authorized"},
-            "paid": True, "payment_intent": intent["id"], "payment_method": None,
-            "payment_method_details": {"card": {"brand": "visa", "last4": "4242"}, "type": "card"},
+            "paid": True, "payment_intent": intent["id"], "payment_method": card_id,
+            "payment_method_details": {"card": {"brand": "visa", "last4": last4}, "type": "card"},
             "receipt_email": None, "receipt_url": None, "refunded": False, "review": None,
             "status": "succeeded", "transfer_data": None, "_invoice": intent["_invoice"],
             "_released": 0,
         },
     )  # fmt: skip
-    intent["latest_charge"] = charge["id"]
+    intent |= {"latest_charge": charge["id"], "payment_method": card_id}
     return charge

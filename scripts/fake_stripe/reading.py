@@ -30,6 +30,7 @@ FILTERS = {
     "invoice": {"collection_method", "customer", "due_date", "status", "subscription"},
     "invoice_payment": {"invoice", "payment", "status"},
     "customer": {"email"},
+    "payment_method": {"customer", "type"},
     "price": {"active", "currency", "lookup_keys", "product", "recurring", "type"},
     "product": {"active", "ids", "shippable", "url"},
 }  # fmt: skip

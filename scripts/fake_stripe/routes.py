@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from . import money_back, payments
+from . import card_routes, money_back, payments
 from .faults import ApiFault
 from .forms import decoded, flag, session_parameters
 from .payments import Refused
@@ -25,6 +25,7 @@ from .versions import shown
 Handler = Callable[[Call], Object]
 
 _EVENTS_KEPT_SECONDS = 30 * 86400
+_KEYS_KEPT_SECONDS = 86400
 _MOST_EVENT_TYPES = 20
 _MOST_ENDPOINTS = 16
 
@@ -37,6 +38,7 @@ _LISTS = {
     "/v1/invoices": "invoice",
     "/v1/invoice_payments": "invoice_payment",
     "/v1/customers": "customer",
+    "/v1/payment_methods": "payment_method",
     "/v1/prices": "price",
     "/v1/products": "product",
 }
@@ -64,22 +66,26 @@ class Api:
         self.requests += 1
         fault = self._stripe.faults.of_request(request.method, request.url.path)
         body = await request.body()
-        if fault is not None and fault.kind != "lost_answer":
+        if fault is not None and fault.kind not in {"lost_answer", "late_answer"}:
             return await _failing(fault)
         status, answer, headers = self._answer(request, body)
         if request.method == "POST":
             self._stripe.keep()
+        if fault is not None and fault.kind == "lost_answer":
+            return _json(_failure(fault), fault.status)
         if fault is not None:
-            return _json(_failure(fault.status), fault.status)
+            await asyncio.sleep(fault.seconds)
         return _json(answer, status, headers)
 
     def _answer(self, request: Request, body: bytes) -> tuple[int, bytes, dict[str, str]]:
         headers = {"Request-Id": self._stripe.state.new_id("request")}
+        key, used_with = "", b""
         try:
             live = _mode(request)
-            key = request.headers.get("Idempotency-Key") if request.method == "POST" else None
+            if request.method == "POST":
+                key = request.headers.get("Idempotency-Key", "")
             used_with = hashlib.sha256(request.url.path.encode() + b"?" + body).digest()
-            if key and (kept := self._stripe.answers.get((live, key))):
+            if key and (kept := self._kept(live, key)):
                 if kept.used_with != used_with:
                     raise Refused(
                         "Keys for idempotent requests can only be used with the same parameters "
@@ -94,11 +100,24 @@ class Api:
             call = Call(self._stripe, live, version, request.url.path, decoded(form), ids)
             answer = orjson.dumps(handler(call))
             if key:
-                self._stripe.answers[live, key] = KeptAnswer(used_with, 200, answer)
+                self._keep(live, key, KeptAnswer(used_with, 200, answer, self._stripe.state.now()))
                 headers["Idempotency-Key"] = key
         except Refused as refusal:
-            return refusal.status, orjson.dumps({"error": refusal.error}), headers
+            refused = orjson.dumps({"error": refusal.error})
+            if key and refusal.kept:
+                now = self._stripe.state.now()
+                self._keep(live, key, KeptAnswer(used_with, refusal.status, refused, now))
+            return refusal.status, refused, headers
         return 200, answer, {**headers, "Stripe-Version": version}
+
+    def _kept(self, live: bool, key: str) -> KeptAnswer | None:
+        kept = self._stripe.answers.get((live, key))
+        if kept is None or self._stripe.state.now() - kept.at >= _KEYS_KEPT_SECONDS:
+            return None
+        return kept
+
+    def _keep(self, live: bool, key: str, answer: KeptAnswer) -> None:
+        self._stripe.answers[live, key] = answer
 
 
 def _mode(request: Request) -> bool:
@@ -141,14 +160,15 @@ async def _failing(fault: ApiFault) -> Response:
         await asyncio.sleep(fault.seconds)
     if fault.kind in {"hang", "cut"}:
         return Broken()
-    return _json(_failure(fault.status), fault.status)
+    return _json(_failure(fault), fault.status)
 
 
-def _failure(status: int) -> bytes:
-    if status == 429:
+def _failure(fault: ApiFault) -> bytes:
+    error = {"type": "api_error", "message": "An unexpected error occurred."}
+    if fault.status == 429:
         error = {"type": "invalid_request_error", "code": "rate_limit", "message": "Too many."}
-    else:
-        error = {"type": "api_error", "message": "An unexpected error occurred."}
+    elif fault.code:
+        error = {"type": "invalid_request_error", "code": fault.code, "message": "Refused."}
     return orjson.dumps({"error": error})
 
 
@@ -319,17 +339,29 @@ def _create_customer(call: Call) -> Object:
     return call.show(payments.make_customer(call.stripe, {**call.params, "livemode": call.live}))
 
 
-def _search_customers(call: Call) -> Object:
-    """Finds customers by one pair of their metadata, which is all that our programs search for."""
-    asked = re.fullmatch(r"metadata\['(\w+)'\]:'([^']*)'", call.params.get("query", ""))
-    if asked is None:
-        raise Refused("The search query could not be read.", param="query")
-    found = [
-        call.show(each)
-        for each in call.stripe.state.all("customer")
-        if each["livemode"] == call.live and each["metadata"].get(asked[1]) == asked[2]
-    ]
-    return {"object": "search_result", "data": found, "has_more": False, "url": call.path}
+def _searching(kind: str) -> Handler:
+    """Finds objects by one pair of their metadata, which is all that our programs search for."""
+
+    def search(call: Call) -> Object:
+        asked = re.fullmatch(r"metadata\['(\w+)'\]:'([^']*)'", call.params.get("query", ""))
+        if asked is None:
+            raise Refused("The search query could not be read.", param="query")
+        state = call.stripe.state
+        indexed = state.now() - call.stripe.search_lag_seconds
+        found = [
+            call.show(each)
+            for each in reversed(state.all(kind))
+            if each["livemode"] == call.live
+            and each["metadata"].get(asked[1]) == asked[2]
+            and each["created"] <= indexed
+        ]
+        limit = int(call.params.get("limit", 10))
+        return {
+            "object": "search_result", "data": found[:limit], "has_more": len(found) > limit,
+            "next_page": None, "url": call.path,
+        }  # fmt: skip
+
+    return search
 
 
 def _create_portal_session(call: Call) -> Object:
@@ -369,7 +401,9 @@ _ROUTES: dict[tuple[str, str], Handler] = {
     ("POST", "/v1/refunds"): _create_refund,
     ("POST", "/v1/prices"): _create_price,
     ("POST", "/v1/customers"): _create_customer,
-    ("GET", "/v1/customers/search"): _search_customers,
+    ("GET", "/v1/customers/search"): _searching("customer"),
+    ("GET", "/v1/payment_intents/search"): _searching("payment_intent"),
+    **{("POST", path): handler for path, handler in card_routes.POSTS.items()},
     ("POST", "/v1/billing_portal/sessions"): _create_portal_session,
     ("GET", "/v1/events"): _events,
     ("GET", "/v1/events/{id}"): _event,

@@ -23,6 +23,7 @@ PREFIXES = {
     "subscription": "sub",
     "subscription_item": "si",
     "customer": "cus",
+    "payment_method": "pm",
     "price": "price",
     "product": "prod",
     "balance_transaction": "txn",

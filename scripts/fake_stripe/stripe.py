@@ -24,6 +24,7 @@ _URLS = {
     "invoice": "/v1/invoices",
     "invoice_payment": "/v1/invoice_payments",
     "customer": "/v1/customers",
+    "payment_method": "/v1/payment_methods",
     "price": "/v1/prices",
 }
 
@@ -76,11 +77,12 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class KeptAnswer:
-    """The answer of an idempotency key, and a digest of the request."""
+    """The answer of an idempotency key, a digest of the request, and when it was made."""
 
     used_with: bytes
     status: int
     body: bytes
+    at: int
 
 
 class Stripe:
@@ -90,6 +92,7 @@ class Stripe:
         api_version: the account's default, in which `/v1/events` shows events.
         base_url: where this fake can be reached.
         answers: those of idempotency keys, by mode and key.
+        search_lag_seconds: the age from which a search finds an object; a list shows it at once.
         undelivered: events that no endpoint has accepted and no fault has lost.
         outbox: those of them that wait for a delivery.
         mail: set when something is in the outbox.
@@ -105,6 +108,7 @@ class Stripe:
         self.events: dict[str, Event] = {}
         self.event_order: list[Event] = []
         self.answers: dict[tuple[bool, str], KeptAnswer] = {}
+        self.search_lag_seconds = 0
         self.undelivered: dict[tuple[str, str], tuple[Event, Endpoint]] = {}
         self.outbox: deque[tuple[Event, Endpoint]] = deque()
         self.mail = asyncio.Event()

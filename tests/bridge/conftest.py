@@ -34,7 +34,9 @@ async def calm(fake):
     yield
     await fake.faults()
     await fake.api_faults()
-    await fake.settings(mode="on", clock_offset_seconds=0, clock_skew_seconds=0)
+    await fake.settings(
+        mode="on", clock_offset_seconds=0, clock_skew_seconds=0, search_lag_seconds=0
+    )
 
 
 @pytest.fixture

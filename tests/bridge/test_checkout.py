@@ -104,6 +104,25 @@ async def test_a_pack_named_by_lookup_key_sells_the_price_that_has_it(bridge, fa
     assert line["price"]["id"] == "price_studio"
 
 
+async def test_an_order_that_saves_the_card_has_the_customer_of_the_user(bridge, fake):
+    user = str(uuid4())
+    saving = {**ORDER, "user_id": user, "save_card": True}
+    made = [(await order(bridge, saving)).json()["id"] for _ in range(2)]
+    customers = {(await fake.do("object", id=each))["customer"] for each in made}
+    (customer,) = customers
+    assert (await fake.do("object", id=customer))["metadata"] == {"credit_user_id": user}
+    await fake.pay_session(made[0])
+    methods = fake.sdk().v1.payment_methods
+    saved = await methods.list_async({"customer": customer, "type": "card"})
+    assert len(saved.data) == 1
+
+
+async def test_an_order_saves_no_card_unless_it_says_so(bridge, fake):
+    for fields in (ORDER, {**ORDER, "save_card": False}):
+        made = (await order(bridge, fields)).json()["id"]
+        assert (await fake.do("object", id=made))["customer"] is None
+
+
 async def test_a_double_click_is_one_session(bridge):
     answers = await asyncio.gather(
         *(order(bridge, {**ORDER, "idempotency_key": "click-1"}) for _ in range(5))
@@ -222,6 +241,7 @@ async def test_what_was_sold_arrives_once_it_is_paid(service, client, database, 
                 "https://a.example.com/" + "x" * 2048,
             )
         ),
+        *(({"save_card": no}, "save_card must be true or false") for no in (1, "true", None, [])),
         ({"success_url": "http://app.example.com/"}, "success_url must be https"),
         ({"cancel_url": "http://localhost.example.com/"}, "cancel_url must be https"),
         ({"colour": 1}, "'colour' is not a field of an order"),
