@@ -23,6 +23,34 @@ BEGIN
 END
 $$;
 
+-- While replicas of two releases run side by side, the older ones know nothing of tx. These
+-- triggers number what they write: the account first, then, in the same transaction, its entries.
+CREATE FUNCTION credit_number_account()
+RETURNS trigger
+LANGUAGE plpgsql
+SET search_path TO ''
+AS $$
+BEGIN
+    EXECUTE format(
+        'SELECT greatest($1, base + pg_current_xact_id()::text::bigint) FROM %I.credit_feed_numbers',
+        TG_TABLE_SCHEMA
+    ) INTO NEW.tx USING NEW.tx;
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION credit_number_after_account()
+RETURNS trigger
+LANGUAGE plpgsql
+SET search_path TO ''
+AS $$
+BEGIN
+    EXECUTE format('SELECT tx FROM %I.user_credits WHERE user_id = $1', TG_TABLE_SCHEMA)
+    INTO NEW.tx USING NEW.user_id;
+    RETURN NEW;
+END
+$$;
+
 -- Who is a user. The first migration makes this table unless there is one, as on Supabase.
 CREATE TABLE auth.users (
     id uuid NOT NULL,
@@ -72,6 +100,12 @@ CREATE TABLE user_credits (
     allowance_amount bigint,
     allowance_period text,
     allowance_carry_over bigint,
+    alert_below bigint,
+    top_up_below bigint,
+    top_up_pack text,
+    top_up_per_month bigint,
+    top_up_changes bigint NOT NULL DEFAULT 0,
+    tx bigint NOT NULL,
     CONSTRAINT one_account_per_user PRIMARY KEY (user_id),
     CONSTRAINT account_belongs_to_a_user FOREIGN KEY (user_id)
         REFERENCES auth.users(id) ON DELETE CASCADE,
@@ -107,7 +141,13 @@ CREATE TABLE user_credits (
     CONSTRAINT grant_times_can_be_shown CHECK (next_lapse >= '0001-01-01 00:00:00+00'::timestamptz
         AND next_lapse < '10000-01-01 00:00:00+00'::timestamptz
         AND allowance_until >= '0001-01-01 00:00:00+00'::timestamptz
-        AND allowance_until < '10000-01-01 00:00:00+00'::timestamptz)
+        AND allowance_until < '10000-01-01 00:00:00+00'::timestamptz),
+    CONSTRAINT top_up_changes_count_up CHECK (top_up_changes >= 0),
+    CONSTRAINT alert_in_range CHECK (alert_below >= -1000000000000
+        AND alert_below <= 1000000000000),
+    CONSTRAINT top_up_is_complete CHECK ((num_nulls(top_up_below, top_up_pack, top_up_per_month)
+        IN (0, 3)) AND top_up_below >= -1000000000000 AND top_up_below <= 1000000000000
+        AND length(top_up_pack) >= 1 AND length(top_up_pack) <= 64 AND top_up_per_month >= 1)
 ) WITH (fillfactor=70);
 
 CREATE TRIGGER accounts_go_with_their_user
@@ -116,6 +156,13 @@ CREATE TRIGGER accounts_go_with_their_user
 CREATE TRIGGER accounts_are_never_truncated
     BEFORE TRUNCATE ON user_credits
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
+CREATE TRIGGER new_accounts_have_a_number
+    BEFORE INSERT ON user_credits
+    FOR EACH ROW WHEN (new.tx IS NULL) EXECUTE FUNCTION credit_number_account();
+CREATE TRIGGER changed_accounts_have_a_number
+    BEFORE UPDATE ON user_credits
+    FOR EACH ROW WHEN (new.tx = old.tx AND (new.seq <> old.seq
+    OR new.policy_changes <> old.policy_changes)) EXECUTE FUNCTION credit_number_account();
 
 GRANT INSERT, SELECT, UPDATE ON user_credits TO credit_service;
 
@@ -152,6 +199,7 @@ CREATE TABLE credit_transactions (
     payment_amount_minor bigint,
     payment_currency text,
     hold_seq bigint,
+    tx bigint NOT NULL,
     CONSTRAINT one_entry_per_place PRIMARY KEY (user_id, seq),
     CONSTRAINT one_entry_per_key UNIQUE (user_id, idempotency_key),
     CONSTRAINT entry_belongs_to_an_account FOREIGN KEY (user_id)
@@ -204,6 +252,7 @@ CREATE TABLE credit_transactions (
 CREATE INDEX entries_by_what_they_settle ON credit_transactions (user_id, related_seq)
     WHERE related_seq IS NOT NULL;
 CREATE INDEX entries_by_time ON credit_transactions USING brin ("timestamp");
+CREATE INDEX entries_by_tx ON credit_transactions (tx, user_id, seq);
 
 CREATE TRIGGER entries_never_change
     BEFORE DELETE OR UPDATE ON credit_transactions
@@ -211,6 +260,9 @@ CREATE TRIGGER entries_never_change
 CREATE TRIGGER entries_are_never_truncated
     BEFORE TRUNCATE ON credit_transactions
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
+CREATE TRIGGER entries_have_a_number
+    BEFORE INSERT ON credit_transactions
+    FOR EACH ROW WHEN (new.tx IS NULL) EXECUTE FUNCTION credit_number_after_account();
 
 GRANT INSERT, SELECT ON credit_transactions TO credit_service;
 
@@ -319,10 +371,17 @@ CREATE TABLE credit_policy_changes (
     allowance_amount bigint,
     allowance_period text,
     allowance_carry_over bigint,
+    alert_below bigint,
+    top_up_below bigint,
+    top_up_pack text,
+    top_up_per_month bigint,
+    tx bigint NOT NULL,
     CONSTRAINT one_change_per_place PRIMARY KEY (user_id, change),
     CONSTRAINT change_belongs_to_an_account FOREIGN KEY (user_id)
         REFERENCES user_credits(user_id) ON DELETE CASCADE
 );
+
+CREATE INDEX policy_changes_by_tx ON credit_policy_changes (tx, user_id, change);
 
 CREATE TRIGGER policy_changes_never_change
     BEFORE DELETE OR UPDATE ON credit_policy_changes
@@ -330,6 +389,9 @@ CREATE TRIGGER policy_changes_never_change
 CREATE TRIGGER policy_changes_are_never_truncated
     BEFORE TRUNCATE ON credit_policy_changes
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
+CREATE TRIGGER policy_changes_have_a_number
+    BEFORE INSERT ON credit_policy_changes
+    FOR EACH ROW WHEN (new.tx IS NULL) EXECUTE FUNCTION credit_number_after_account();
 
 GRANT INSERT, SELECT ON credit_policy_changes TO credit_service;
 
@@ -525,6 +587,45 @@ CREATE TRIGGER allowances_are_never_truncated
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
 
 GRANT INSERT, SELECT, UPDATE ON credit_allowances TO credit_service;
+
+-- The owner's one row, which says what tx numbers are. A number is the id of a transaction plus an
+-- offset. Ids are of one server and one timeline: after a failover that lost commits, and on
+-- another server, ids are given out again. So writers add leap for each timeline since, until the
+-- owner has moved the offset; a leap is more than the number of ids that any server gives out.
+CREATE TABLE credit_feed (
+    feed_id uuid NOT NULL,
+    feed_offset bigint NOT NULL,
+    leap bigint NOT NULL,
+    system_identifier bigint NOT NULL,
+    timeline bigint NOT NULL,
+    CONSTRAINT one_feed PRIMARY KEY (feed_id),
+    CONSTRAINT offset_counts_up CHECK (feed_offset >= 0 AND leap > 0 AND timeline > 0)
+);
+
+CREATE UNIQUE INDEX one_feed_for_all ON credit_feed ((true));
+
+GRANT SELECT ON credit_feed TO credit_service;
+
+-- What the owner made known to readers when the offset moved: entries that they have read may be
+-- gone. Append-only.
+CREATE TABLE credit_feed_advances (
+    number bigint NOT NULL,
+    tx bigint NOT NULL,
+    advanced_at timestamptz NOT NULL,
+    reason text NOT NULL,
+    CONSTRAINT one_advance_per_number PRIMARY KEY (number),
+    CONSTRAINT advances_in_order UNIQUE (tx),
+    CONSTRAINT number_counts_from_one CHECK (number >= 1)
+);
+
+CREATE TRIGGER advances_never_change
+    BEFORE DELETE OR UPDATE ON credit_feed_advances
+    FOR EACH ROW EXECUTE FUNCTION refuse_to_change_the_book();
+CREATE TRIGGER advances_are_never_truncated
+    BEFORE TRUNCATE ON credit_feed_advances
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
+
+GRANT SELECT ON credit_feed_advances TO credit_service;
 
 -- The one process that sends. Every change of hands counts fence up.
 CREATE TABLE credit_relay_lease (

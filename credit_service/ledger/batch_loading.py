@@ -70,12 +70,13 @@ async def load(
     user_ids = {command.user_id for command in commands}
     locked = await store.lock_accounts(connection, user_ids)
     keyed = [command for command in _each(commands) if isinstance(command, Keyed)]
-    now, known_keys = await store.load_entries_by_key(
+    now, number, known_keys = await store.load_entries_by_key(
         connection,
         [command.user_id for command in keyed],
         [command.idempotency_key for command in keyed],
+        writes=True,
     )
-    state = BatchState.of(now, *locked.values())
+    state = BatchState.of(now, *locked.values(), number=number)
     without_account = user_ids - locked.keys()
     if without_account:
         openers = {c.user_id for c in commands if isinstance(c, _OPENING)} if adds_users else set()

@@ -258,7 +258,7 @@ class Reads:
             LedgerUnavailable: the database is away.
         """
         async with self._pool.lend() as connection:
-            _, known = await store.load_entries_by_key(connection, [user_id], [key])
+            _, _, known = await store.load_entries_by_key(connection, [user_id], [key])
             if not known:
                 await _require_user(connection, user_id)
                 return None

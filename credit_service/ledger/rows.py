@@ -19,6 +19,7 @@ from credit_service.rules.model import (
     Policy,
     SpendCounters,
     SpendLimits,
+    TopUp,
 )
 
 if TYPE_CHECKING:
@@ -32,9 +33,10 @@ _METADATA = Entry._fields.index("metadata")
 _PAYMENT = Entry._fields.index("payment")
 _POLICY = Account._fields.index("policy")
 _ALLOWANCE = _POLICY + 2 + len(SpendLimits._fields)
-_COUNTERS = _ALLOWANCE + len(Allowance._fields)
+_COUNTERS = _ALLOWANCE + len(Allowance._fields) + 1 + len(TopUp._fields)
 _POLICY_CHANGES = _COUNTERS + len(SpendCounters._fields)
 _NO_ALLOWANCE = (None,) * len(Allowance._fields)
+_NO_TOP_UP = (None,) * len(TopUp._fields)
 _VALID_FOR = Grant._fields.index("valid_for")
 _MICROSECOND = timedelta(microseconds=1)
 _NO_PAYMENT = (None,) * len(Payment._fields)
@@ -51,22 +53,29 @@ def to_columns(rows: Iterable[tuple[object, ...]]) -> list[Sequence[object]]:
 
 def account_row(account: Account) -> tuple[object, ...]:
     """The row of an account."""
-    frozen, min_balance, limits, allowance = account.policy
     return (
         *account[:_POLICY],
-        frozen,
-        min_balance,
-        *limits,
-        *(allowance or _NO_ALLOWANCE),
+        *_policy_columns(account.policy),
         *account.counters,
         *account[_POLICY + 2 : -1],
     )
 
 
-def policy_row(change: PolicyChange) -> tuple[object, ...]:
-    """The row of a change of policy."""
-    frozen, min_balance, limits, allowance = change.policy
-    return (*change[:-1], frozen, min_balance, *limits, *(allowance or _NO_ALLOWANCE))
+def policy_row(change: PolicyChange, tx: int) -> tuple[object, ...]:
+    """The row of a change of policy, with its place in the feed."""
+    return (*change[:-1], *_policy_columns(change.policy), tx)
+
+
+def _policy_columns(policy: Policy) -> tuple[object, ...]:
+    frozen, min_balance, limits, allowance, alert_below, top_up = policy
+    return (
+        frozen,
+        min_balance,
+        *limits,
+        *(allowance or _NO_ALLOWANCE),
+        alert_below,
+        *(top_up or _NO_TOP_UP),
+    )
 
 
 def reversal_row(reversal: Reversal) -> tuple[object, ...]:
@@ -77,11 +86,24 @@ def reversal_row(reversal: Reversal) -> tuple[object, ...]:
 
 def to_account(row: Sequence[Any] | asyncpg.Record) -> Account:
     """The account of a row."""
-    limits = SpendLimits(*row[_POLICY + 2 : _ALLOWANCE])
-    allowance = None if row[_ALLOWANCE] is None else Allowance(*row[_ALLOWANCE:_COUNTERS])
-    policy = Policy(row[_POLICY], row[_POLICY + 1], limits, allowance)
+    policy = to_policy(row[_POLICY:_COUNTERS])
     counters = SpendCounters(*row[_COUNTERS:_POLICY_CHANGES])
     return Account._make((*row[:_POLICY], policy, counters, *row[_POLICY_CHANGES:], None))
+
+
+def to_policy(columns: Sequence[Any]) -> Policy:
+    """The policy of its columns."""
+    frozen, min_balance, minute, hour, day, amount, period, carry_over, alert_below, *top_up = (
+        columns
+    )
+    return Policy(
+        frozen,
+        min_balance,
+        SpendLimits(minute, hour, day),
+        None if amount is None else Allowance(amount, period, carry_over),
+        alert_below,
+        None if top_up[0] is None else TopUp(*top_up),
+    )
 
 
 def to_account_less_due(row: Sequence[Any] | asyncpg.Record) -> Account:
@@ -106,8 +128,8 @@ def to_grant(row: Sequence[Any] | asyncpg.Record) -> Grant:
     return grant._replace(valid_for=row[_VALID_FOR] * _MICROSECOND)
 
 
-def entry_row(entry: Entry) -> tuple[object, ...]:
-    """The row of an entry."""
+def entry_row(entry: Entry, tx: int) -> tuple[object, ...]:
+    """The row of an entry, with its place in the feed."""
     metadata = orjson.dumps(entry.metadata).decode() if entry.metadata else None
     return (
         *entry[:_METADATA],
@@ -115,6 +137,7 @@ def entry_row(entry: Entry) -> tuple[object, ...]:
         *entry[_METADATA + 1 : _PAYMENT],
         *(entry.payment or _NO_PAYMENT),
         entry.hold_seq,
+        tx,
     )
 
 

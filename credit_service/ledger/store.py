@@ -27,7 +27,7 @@ from credit_service.rules.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -96,12 +96,19 @@ async def add_users(connection: _Connection, user_ids: Collection[UUID]) -> None
 
 
 async def load_entries_by_key(
-    connection: _Connection, user_ids: Sequence[UUID], keys: Sequence[str]
-) -> tuple[datetime, list[Known]]:
-    """Reads the database's time and what is known of the pairs of user and key."""
-    rows = await connection.fetch(SQL["load_entries_by_key"], user_ids, keys)
-    found = (row[1:] for row in rows if row[1] is not None)
-    return rows[0][0], [Known(key, kept_call, to_entry(row)) for key, kept_call, *row in found]
+    connection: _Connection, user_ids: Sequence[UUID], keys: Sequence[str], *, writes: bool = False
+) -> tuple[datetime, int, list[Known]]:
+    """Reads the database's time and what is known of the pairs of user and key.
+
+    Returns:
+        The time, the number of this transaction in the order of the feed (0 unless it `writes`),
+        and what is known.
+    """
+    rows = await connection.fetch(SQL["load_entries_by_key"], user_ids, keys, writes)
+    now, number = rows[0][:2]
+    found = (row[2:] for row in rows if row[2] is not None)
+    known = [Known(key, kept_call, to_entry(row)) for key, kept_call, *row in found]
+    return now, number, known
 
 
 async def load_entries(
@@ -130,13 +137,20 @@ async def load_purchases(
     return {row[0]: Purchased(row[1], row[2], row[3], entry=None) for row in rows}
 
 
-async def insert_entries(connection: _Connection, entries: Sequence[Entry]) -> None:
+async def insert_entries(
+    connection: _Connection, entries: Sequence[Entry], txs: Mapping[UUID, int]
+) -> None:
     """Adds entries to the ledger.
+
+    Args:
+        connection: in the batch's transaction.
+        entries: those of a user in order.
+        txs: the place in the feed of each user's entries.
 
     Raises:
         StaleAccountError: the database took another number of rows.
     """
-    columns = to_columns(entry_row(entry) for entry in entries)
+    columns = to_columns(entry_row(entry, txs[entry.user_id]) for entry in entries)
     expect(await connection.execute(SQL["insert_entries"], *columns), len(entries))
 
 
@@ -186,9 +200,11 @@ async def upsert_holds(connection: _Connection, holds: Collection[Hold]) -> None
     expect(await connection.execute(SQL["upsert_holds"], *columns), len(holds))
 
 
-async def insert_policy_changes(connection: _Connection, changes: Collection[PolicyChange]) -> None:
-    """Records changes of what accounts may do."""
-    columns = to_columns(policy_row(change) for change in changes)
+async def insert_policy_changes(
+    connection: _Connection, changes: Collection[PolicyChange], txs: Mapping[UUID, int]
+) -> None:
+    """Records changes of what accounts may do, with the place in the feed of each user's."""
+    columns = to_columns(policy_row(change, txs[change.user_id]) for change in changes)
     expect(await connection.execute(SQL["insert_policy_changes"], *columns), len(changes))
 
 

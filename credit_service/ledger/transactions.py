@@ -200,6 +200,7 @@ class Transactions:
             if user.account.allowance_until not in {None, user.loaded.allowance_until}
         ]
         policy_changes = [change for user in users for change in user.policy_changes]
+        txs = {user_id: user.tx for user_id, user in state.users.items()}
         if opened:
             if self._adds_users:
                 await store.add_users(connection, [account.user_id for account in opened])
@@ -207,7 +208,7 @@ class Transactions:
         if changed:
             await store.update_accounts(connection, changed)
         if posted := state.posted:
-            await store.insert_entries(connection, posted)
+            await store.insert_entries(connection, posted, txs)
         if refunded:
             await store.upsert_refunds(connection, refunded)
         if state.bought:
@@ -226,7 +227,7 @@ class Transactions:
         if state.new_reversals:
             await store.insert_reversals(connection, state.new_reversals)
         if policy_changes:
-            await store.insert_policy_changes(connection, policy_changes)
+            await store.insert_policy_changes(connection, policy_changes, txs)
 
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():

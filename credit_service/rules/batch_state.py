@@ -24,6 +24,7 @@ class BatchState:
     Attributes:
         now: the time of the batch, by the database's clock.
         users: the part of every known user of the batch.
+        number: the number of its transaction in the order of the feed; 0 where nothing is written.
         purchases: what the batch's payments bought before, by payment.
         bought: payments that this batch credits.
         reversals: the recorded revisions that the batch names, by reference and revision.
@@ -34,6 +35,7 @@ class BatchState:
 
     now: datetime
     users: dict[UUID, UserState]
+    number: int = 0
     purchases: dict[str, Purchased] = field(default_factory=dict)
     bought: dict[str, Purchased] = field(default_factory=dict)
     reversals: dict[tuple[str, int], Reversal] = field(default_factory=dict)
@@ -42,13 +44,16 @@ class BatchState:
     new_reversals: list[Reversal] = field(default_factory=list)
 
     @classmethod
-    def of(cls, now: datetime, *accounts: Account) -> BatchState:
+    def of(cls, now: datetime, *accounts: Account, number: int = 0) -> BatchState:
         """A state of these accounts, of which nothing else is loaded yet."""
-        return cls(now, {account.user_id: UserState(now, account, account) for account in accounts})
+        state = cls(now, {}, number)
+        for account in accounts:
+            state.add(account)
+        return state
 
     def add(self, account: Account) -> None:
         """Adds an account that was loaded."""
-        self.users[account.user_id] = UserState(self.now, account, account)
+        self.users[account.user_id] = UserState(self.now, account, account, self.number)
 
     @property
     def posted(self) -> list[Entry]:

@@ -79,6 +79,20 @@ class SpendLimits(NamedTuple):
 NO_LIMITS = SpendLimits()
 
 
+class TopUp(NamedTuple):
+    """An automatic purchase: below so many credits, buy the pack.
+
+    Attributes:
+        below: credits available.
+        pack: the name of the pack in the bridge's catalogue.
+        per_month: the maximum number of purchases in a calendar month of UTC.
+    """
+
+    below: int
+    pack: str
+    per_month: int
+
+
 class Policy(NamedTuple):
     """What an account may do.
 
@@ -87,12 +101,16 @@ class Policy(NamedTuple):
         min_balance: its own floor, in credits; None: the configured one.
         limits: what it may spend.
         allowance: its own free credits; None: the configured ones.
+        alert_below: credits available below which its owner is alerted; None: as configured.
+        top_up: when and what it buys automatically; None: nothing.
     """
 
     frozen: bool = False
     min_balance: int | None = None
     limits: SpendLimits = NO_LIMITS
     allowance: Allowance | None = None
+    alert_below: int | None = None
+    top_up: TopUp | None = None
 
 
 class SpendCounters(NamedTuple):
@@ -110,12 +128,15 @@ class Account(NamedTuple):
     Attributes:
         next_hold_expiry: at or before the earliest expiry of the open holds; None without any.
         policy_changes: how often the policy was changed.
+        top_up_changes: how often a request for a top-up was made or changed.
         in_grants: the part of the balance that grants hold; the rest is the pool.
         pinned: the part of `in_grants` that holds have set aside; it is part of `held` too.
         open_grants: how many grants spends and holds may draw on.
         grants_made: how many grants there ever were.
         next_lapse: at or before the earliest expiry of the open grants; None where none expires.
         allowance_until: until when no allowance is due; None where none was given.
+        tx: the place in the feed of the last entry or change: the number of its transaction, or of
+            an earlier one of the account where that is greater; 0 for one from before the feed.
         expiring: the next three times at which credits lapse, and how many; None where the
             recorded grants say it. Only a read of an account of which something is due sets it.
     """
@@ -130,12 +151,14 @@ class Account(NamedTuple):
     policy: Policy = Policy()
     counters: SpendCounters = SpendCounters()
     policy_changes: int = 0
+    top_up_changes: int = 0
     in_grants: int = 0
     pinned: int = 0
     open_grants: int = 0
     grants_made: int = 0
     next_lapse: datetime | None = None
     allowance_until: datetime | None = None
+    tx: int = 0
     expiring: tuple[tuple[datetime, int], ...] | None = None
 
     @property
@@ -143,8 +166,8 @@ class Account(NamedTuple):
         """What can be set against the floor, in credits."""
         return self.balance - self.held
 
-    def after(self, entry: Entry, counters: SpendCounters) -> Account:
-        """The account after its next entry, with what it has spent since."""
+    def after(self, entry: Entry, counters: SpendCounters, tx: int) -> Account:
+        """The account after its next entry, with what it has spent since, and its place."""
         return Account(
             self.user_id,
             entry.balance_after,
@@ -155,7 +178,9 @@ class Account(NamedTuple):
             self.next_hold_expiry,
             self.policy,
             counters,
-            *self[9:],
+            *self[9:-2],
+            tx,
+            self.expiring,
         )
 
 

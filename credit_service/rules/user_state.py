@@ -45,6 +45,7 @@ class UserState:
         now: the time of the batch, by the database's clock.
         loaded: the account as it was loaded; zero where there is no row yet.
         account: the account as it is now.
+        number: the number of the batch's transaction in the order of the feed.
         by_key: by idempotency key, the entry that the call with the key made or was answered with.
         kept_calls: the RPCs of those keys whose call was answered with the entry of another call.
         spends: entries that refunds refer to, by seq.
@@ -71,6 +72,7 @@ class UserState:
     now: datetime
     loaded: Account
     account: Account
+    number: int
     by_key: dict[str, Entry] = field(default_factory=dict)
     kept_calls: dict[str, str] = field(default_factory=dict)
     spends: dict[int, Spent] = field(default_factory=dict)
@@ -99,6 +101,14 @@ class UserState:
     def is_changed(self) -> bool:
         """Whether the account's row must be written."""
         return self.account is not self.loaded
+
+    @property
+    def tx(self) -> int:
+        """The place in the feed of what the batch writes about the user: it never falls with seq.
+
+        The batch may have its number from before it waited for this user's row.
+        """
+        return max(self.number, self.loaded.tx)
 
     @property
     def changed_grants(self) -> set[int]:
@@ -183,7 +193,9 @@ class UserState:
             counted: credits that count against the spend limits.
         """
         account = self.account
-        self.account = account.after(entry, limits.count(account.counters, counted, self.now))
+        self.account = account.after(
+            entry, limits.count(account.counters, counted, self.now), self.tx
+        )
         self.posted.append(entry)
         self.spends[entry.seq] = Spent(entry, refunded=0)
         if entry.idempotency_key is not None:
@@ -221,7 +233,9 @@ class UserState:
         """Records a changed policy, and who changed it."""
         account, time = self.account, self.time
         change = account.policy_changes + 1
-        self.account = account._replace(last_updated=time, policy=policy, policy_changes=change)
+        self.account = account._replace(
+            last_updated=time, policy=policy, policy_changes=change, tx=self.tx
+        )
         self.policy_changes.append(PolicyChange(account.user_id, change, time, caller, policy))
 
     def burn_order(self) -> list[BurnKey]:

@@ -15,6 +15,7 @@ from credit_service.rules.model import (
     PolicyChange,
     Reversal,
     SpendLimits,
+    TopUp,
 )
 
 _POLICY = (
@@ -22,6 +23,8 @@ _POLICY = (
     "min_balance",
     *(f"limit_per_{window}" for window in SpendLimits._fields),
     *(f"allowance_{name}" for name in Allowance._fields),
+    "alert_below",
+    *(f"top_up_{name}" for name in TopUp._fields),
 )
 _PARTS = {
     "payment": tuple(f"payment_{name}" for name in Payment._fields),
@@ -52,7 +55,7 @@ READS = [
     ("changed_accounts", Account, (), ("due",)),
     ("read_accounts", Account, (), ("now",)),
     ("list_known_accounts", Account, (), ("due",)),
-    ("load_entries_by_key", Entry, ("now", "key", "kept_call"), ()),
+    ("load_entries_by_key", Entry, ("now", "tx", "key", "kept_call"), ()),
     ("load_entries", Entry, (), ()),
     ("list_entries", Entry, ("newest",), ()),
     ("load_holds", Hold, (), ()),
@@ -78,9 +81,9 @@ async def test_a_read_answers_in_the_order_of_the_fields(database, statement, va
 WRITES = [
     ("insert_accounts", Account, ()),
     ("update_accounts", Account, ("old_seq",)),
-    ("insert_entries", Entry, ()),
+    ("insert_entries", Entry, ("tx",)),
     ("upsert_holds", Hold, ()),
-    ("insert_policy_changes", PolicyChange, ()),
+    ("insert_policy_changes", PolicyChange, ("tx",)),
     ("insert_reversals", Reversal, ()),
     ("insert_kept_keys", KeptKey, ()),
     ("upsert_grants", Grant, ()),

@@ -1,16 +1,20 @@
 """Migrates a database to the newest version by numbered SQL files, each applied once, in order.
 
 Each file runs in a transaction of its own, together with the row that records it and the rights to
-the objects that it made, under a lock that ends with the transaction. So two runs at the same time
-apply each file once, and a run that is killed leaves only complete steps. A file is never edited
-after its release; an edited file is refused.
+the objects that it made, under a lock that ends at the latest with the connection. So two runs at
+the same time apply each file once, and a run that is killed leaves only complete steps. A file is
+never edited after its release; an edited file is refused.
+
+A file that builds indexes CONCURRENTLY, so that writers go on meanwhile, cannot run in a
+transaction. Its statements run one by one under the same lock, and the file is recorded after the
+last one. So they must be such that they can be run again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -20,7 +24,7 @@ import asyncpg
 from credit_service.database.postgres import ROLE_LIMITS_MS, ROLE_PLANS_OFF, Address, unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 # A number that no other program in the database uses: "credit" in ASCII.
 _LOCK = 0x637265646974
@@ -63,6 +67,11 @@ class Migration:
     name: str
     sql: str
     check: str = ""
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether its statements run one by one, outside a transaction."""
+        return "CONCURRENTLY" in self.sql
 
     @property
     def checksum(self) -> str:
@@ -150,29 +159,53 @@ async def _apply(
     apart: str,
     say: Callable[[str], None],
 ) -> bool:
-    async with _step(connection, migration.name, say):
-        if await connection.fetchval("SELECT to_regclass('credit_migrations')") is None:
-            await connection.execute(_CREATE_RECORD)
-        applied = await _applied(connection)
-        _require_unedited(known, applied)
-        if migration.version in applied:
-            return False
-        say(f"applying {migration.name}")
-        if migration.check:
-            await connection.execute(migration.check)
-        await connection.execute(migration.sql)
-        await connection.execute(
-            "INSERT INTO credit_migrations (version, name, checksum) VALUES ($1, $2, $3)",
-            migration.version,
-            migration.name,
-            migration.checksum,
-        )
-        await _set_rights(connection, apart)
+    async with _lock(connection, say):
+        if migration.concurrent:
+            async with _step(connection, migration.name):
+                if not await _is_missing(connection, migration, known):
+                    return False
+            say(f"applying {migration.name}")
+            await _build(connection, migration)
+        async with _step(connection, migration.name):
+            if not await _is_missing(connection, migration, known):
+                return False
+            if not migration.concurrent:
+                say(f"applying {migration.name}")
+                if migration.check:
+                    await connection.execute(migration.check)
+                await connection.execute(migration.sql)
+            await connection.execute(
+                "INSERT INTO credit_migrations (version, name, checksum) VALUES ($1, $2, $3)",
+                migration.version,
+                migration.name,
+                migration.checksum,
+            )
+            await _set_rights(connection, apart)
     return True
 
 
+async def _build(connection: asyncpg.Connection, migration: Migration) -> None:
+    with _explained(migration.name, "cannot be applied; migrate again"):
+        # An index waits for transactions that began before it, and keeps nothing waiting.
+        await connection.execute("SET lock_timeout = 0")
+        for statement in migration.sql.split(";\n"):
+            if statement.strip():
+                await connection.execute(statement)
+        await connection.execute(_SESSION)
+
+
+async def _is_missing(
+    connection: asyncpg.Connection, migration: Migration, known: list[Migration]
+) -> bool:
+    if await connection.fetchval("SELECT to_regclass('credit_migrations')") is None:
+        await connection.execute(_CREATE_RECORD)
+    applied = await _applied(connection)
+    _require_unedited(known, applied)
+    return migration.version not in applied
+
+
 async def _grant(connection: asyncpg.Connection, apart: str, say: Callable[[str], None]) -> None:
-    async with _step(connection, "grants.sql", say):
+    async with _lock(connection, say), _step(connection, "grants.sql"):
         await _set_rights(connection, apart)
         # A ledger that was adopted just now has no statistics yet and would get poor plans.
         if await connection.fetchval("SELECT EXISTS (SELECT FROM user_credits)"):
@@ -184,15 +217,17 @@ async def _grant(connection: asyncpg.Connection, apart: str, say: Callable[[str]
 
 
 @asynccontextmanager
-async def _step(
-    connection: asyncpg.Connection, name: str, say: Callable[[str], None]
-) -> AsyncIterator[None]:
-    """Runs the block in one transaction under the migration lock; explains its failure."""
-    try:
-        # Stated, because any other level would hide what was applied while waiting for the lock.
+async def _step(connection: asyncpg.Connection, name: str) -> AsyncIterator[None]:
+    """Runs the block in one transaction; explains its failure."""
+    with _explained(name, "cannot be applied and has changed nothing"):
         async with connection.transaction(isolation="read_committed"):
-            await _lock(connection, say)
             yield
+
+
+@contextmanager
+def _explained(name: str, outcome: str) -> Iterator[None]:
+    try:
+        yield
     except asyncpg.PostgresError as error:
         if unreachable(error):
             raise
@@ -201,17 +236,25 @@ async def _step(
             hint = "Migrate as a role that may create and own the tables, by CREDIT_MIGRATE_URL"
         said = (error.args[0], error.detail, hint)
         text = " ".join(f"{part.rstrip('.')}." for part in said if part)
-        raise MigrationError(f"{name} cannot be applied and has changed nothing: {text}") from error
+        raise MigrationError(f"{name} {outcome}: {text}") from error
 
 
-async def _lock(connection: asyncpg.Connection, say: Callable[[str], None]) -> None:
-    # Polled, because a waiting statement would hold a snapshot against the migration that runs.
+@asynccontextmanager
+async def _lock(connection: asyncpg.Connection, say: Callable[[str], None]) -> AsyncIterator[None]:
+    """Runs the block under the migration lock."""
+    # Polled, and outside a transaction, because a snapshot, which a waiting statement or an open
+    # transaction may hold, keeps the migration that runs from building its indexes.
     announced = False
-    while not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", _LOCK):
+    while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
         if not announced:
             say("waiting for another migration to end")
             announced = True
         await asyncio.sleep(0.1)
+    try:
+        yield
+    finally:
+        if not connection.is_closed():
+            await connection.execute(f"SELECT pg_advisory_unlock({_LOCK})")
 
 
 async def _applied(connection: asyncpg.Connection) -> dict[int, str]:

@@ -43,7 +43,10 @@ BEGIN
             ('credit_relay_lease', 'SELECT, UPDATE'),
             ('credit_relay_readers', 'SELECT, INSERT, UPDATE'),
             ('credit_parked_events', 'SELECT, INSERT, UPDATE, DELETE'),
-            ('credit_alerts', 'SELECT, INSERT')
+            ('credit_alerts', 'SELECT, INSERT'),
+            ('credit_feed', 'SELECT'),
+            ('credit_feed_advances', 'SELECT'),
+            ('credit_feed_numbers', 'SELECT')
         ) AS wanted (book, rights)
         WHERE
             to_regclass(wanted.book) IS NOT NULL
@@ -58,7 +61,7 @@ BEGIN
         END LOOP;
         IF outsiders <> '{}' AND EXISTS (
             SELECT FROM pg_class
-            WHERE oid = book::regclass AND NOT relrowsecurity
+            WHERE oid = book::regclass AND relkind = 'r' AND NOT relrowsecurity
         ) THEN
             EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', book);
         END IF;

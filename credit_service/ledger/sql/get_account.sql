@@ -19,17 +19,23 @@ SELECT
     account.allowance_amount,
     account.allowance_period,
     account.allowance_carry_over,
+    account.alert_below,
+    account.top_up_below,
+    account.top_up_pack,
+    account.top_up_per_month,
     account.counted_at,
     account.spent_this_minute,
     account.spent_this_hour,
     account.spent_this_day,
     account.policy_changes,
+    account.top_up_changes,
     account.in_grants,
     account.pinned,
     account.open_grants,
     account.grants_made,
     account.next_lapse,
     account.allowance_until,
+    account.tx,
     CASE
         WHEN account.next_hold_expiry <= clock.now
             THEN (

@@ -1,7 +1,10 @@
--- Loads the time and the earlier entries under a batch's keys: those that a call with the key made,
--- and those with which a call with the key was answered. A statement of its own, after the lock:
--- one that waited for a lock sees other rows as of before the wait. The time is read here for the
--- same reason; at least one row comes back, with the time alone when no key is known.
+-- Loads the time, the number of the transaction in the order of the feed, and the earlier entries
+-- under a batch's keys: those that a call with the key made, and those with which a call with the
+-- key was answered. A statement of its own, after the lock: one that waited for a lock sees other
+-- rows as of before the wait. The time is read here for the same reason, and the number because an
+-- earlier transaction of this connection may have been on another server. It is 0 for a mere read,
+-- which needs no transaction id. At least one row comes back, with time and number alone if no key
+-- is known.
 WITH known AS (
     SELECT
         asked.key,
@@ -28,6 +31,7 @@ WITH known AS (
 
 SELECT
     clock.now,
+    clock.tx,
     known.key,
     known.kept_call,
     entry.user_id,
@@ -56,7 +60,15 @@ SELECT
     entry.payment_amount_minor,
     entry.payment_currency,
     entry.hold_seq
-FROM (SELECT clock_timestamp() AS now) AS clock
+FROM (
+    SELECT
+        clock_timestamp() AS now,
+        CASE
+            WHEN $3::boolean THEN base + pg_current_xact_id()::text::bigint
+            ELSE 0
+        END AS tx
+    FROM credit_feed_numbers
+) AS clock
 LEFT JOIN (
     known
     INNER JOIN credit_transactions AS entry

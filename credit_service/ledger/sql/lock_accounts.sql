@@ -16,17 +16,23 @@ SELECT
     allowance_amount,
     allowance_period,
     allowance_carry_over,
+    alert_below,
+    top_up_below,
+    top_up_pack,
+    top_up_per_month,
     counted_at,
     spent_this_minute,
     spent_this_hour,
     spent_this_day,
     policy_changes,
+    top_up_changes,
     in_grants,
     pinned,
     open_grants,
     grants_made,
     next_lapse,
-    allowance_until
+    allowance_until,
+    tx
 FROM user_credits
 WHERE user_id = ANY($1::uuid[])
 ORDER BY user_id
