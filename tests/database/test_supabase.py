@@ -54,6 +54,10 @@ BOOKS = (
     "credit_grants",
     "credit_grant_changes",
     "credit_allowances",
+    "credit_relay_lease",
+    "credit_relay_readers",
+    "credit_parked_events",
+    "credit_alerts",
     "credit_feed",
     "credit_feed_advances",
 )
