@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from credit_service.rules.batch_state import UserState
     from credit_service.rules.model import Hold
     from credit_service.rules.terms import Terms
+    from credit_service.rules.user_state import UserState
 
 # Where the service adds users by itself, these calls may be a user's first.
 _OPENING = (Purchase, GiveCredits, SetPolicy)

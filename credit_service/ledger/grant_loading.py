@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
     from credit_service.ledger.grant_store import LoadedGrants
-    from credit_service.rules.batch_state import BatchState, UserState
+    from credit_service.rules.batch_state import BatchState
     from credit_service.rules.commands import Charge, Command
     from credit_service.rules.model import Hold
     from credit_service.rules.terms import Terms
+    from credit_service.rules.user_state import UserState
 
 # More than any account can have: all open grants are loaded.
 _ALL = 2**62

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
     from credit_service.ledger.grant_listing import Expiring
-    from credit_service.rules.batch_state import UserState
     from credit_service.rules.model import Entry
     from credit_service.rules.terms import Terms
+    from credit_service.rules.user_state import UserState
 
 _NO_LIMIT = 2**62
 

@@ -17,10 +17,10 @@ from credit_service.rules.commands import SERVICE, GiveAllowance, Life
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from credit_service.rules.batch_state import UserState
     from credit_service.rules.grant_values import Allowance, AllowancePeriod
     from credit_service.rules.model import Account
     from credit_service.rules.terms import Terms
+    from credit_service.rules.user_state import UserState
 
 _DAYS = {"day": 1, "week": 7}
 

@@ -65,10 +65,11 @@ from credit_service.rules.model import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from credit_service.rules.batch_state import BatchState, UserState
+    from credit_service.rules.batch_state import BatchState
     from credit_service.rules.grant_values import Grant
     from credit_service.rules.model import Account, EntryType
     from credit_service.rules.terms import Terms
+    from credit_service.rules.user_state import UserState
 
 REFUNDABLE_TYPES: tuple[EntryType, ...] = ("spend", "capture")
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from credit_service.rules.batch_state import UserState
     from credit_service.rules.model import Hold
     from credit_service.rules.terms import Terms
+    from credit_service.rules.user_state import UserState
 
 
 def settle(

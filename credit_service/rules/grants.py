@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from credit_service.rules.batch_state import BatchState, UserState
+    from credit_service.rules.batch_state import BatchState
     from credit_service.rules.commands import Life, RevokeGrant, Rollover
     from credit_service.rules.model import Account, Entry
     from credit_service.rules.terms import Terms
+    from credit_service.rules.user_state import UserState
 
 # The longest life that credits may be given: ten years, with as many leap days as those can have.
 LIFE_MAX = timedelta(days=3653)

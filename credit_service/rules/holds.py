@@ -24,10 +24,11 @@ from credit_service.rules.model import Hold, Outcome, transaction_id
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from credit_service.rules.batch_state import BatchState, UserState
+    from credit_service.rules.batch_state import BatchState
     from credit_service.rules.commands import Capture, Extend, MakeHold, Release
     from credit_service.rules.model import Account, Entry, HoldState
     from credit_service.rules.terms import Terms
+    from credit_service.rules.user_state import UserState
 
 LIFE_MAX = timedelta(hours=72)
 

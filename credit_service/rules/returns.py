@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import timedelta
 
-    from credit_service.rules.batch_state import UserState
     from credit_service.rules.grant_values import Grant, GrantChange
     from credit_service.rules.grants import Part
     from credit_service.rules.model import Spent
+    from credit_service.rules.user_state import UserState
 
 
 class Moved(NamedTuple):

@@ -13,10 +13,11 @@ from credit_service.rules import grants, returns
 from credit_service.rules.model import Outcome, Returned, Reversal
 
 if TYPE_CHECKING:
-    from credit_service.rules.batch_state import BatchState, UserState
+    from credit_service.rules.batch_state import BatchState
     from credit_service.rules.commands import Reverse
     from credit_service.rules.model import Purchased
     from credit_service.rules.terms import Terms
+    from credit_service.rules.user_state import UserState
 
 
 def reverse(state: BatchState, command: Reverse, terms: Terms) -> Outcome:
