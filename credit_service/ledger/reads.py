@@ -179,7 +179,7 @@ class Reads:
             entry = (await store.load_entries(connection, [(user_id, seq)]))[user_id, seq]
             # What is due is recorded later than it happens, when the account is next looked at.
             if account.grants_made > 0:
-                balance, held, expiring_next = await read_at(connection, entry, time, self._terms)
+                balance, held, expiring_next = await read_at(connection, entry, time)
             else:
                 over = await store.expired_unrecorded_at(connection, user_id, seq, time)
                 balance, held, expiring_next = entry.balance_after, entry.held_after - over, []
