@@ -16,7 +16,6 @@ import hashlib
 import json
 import re
 import secrets
-import shlex
 import sys
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -190,18 +189,9 @@ def export_command(
         address = Address(service_url, settings.statement_cache)
         terms = settings.terms()
         reached = asyncio.run(export.run(address, cursor, terms, file))
-    rows, until = reached.cursor.rows, reached.cursor.until.isoformat()
-    if reached.complete:
-        print(f"{rows} {what}, complete until {until}", file=sys.stderr)
-        return
-    why = f"{reached.problem or 'stopped'}, after {rows} {what}"
-    if reached.cursor.can_go_on:
-        again = ["credit-service", "export", what, "--resume", str(reached.cursor)]
-        again += [] if output is None else ["--output", str(output)]
-        print(f"{why}; to go on:\n  {shlex.join(again)}", file=sys.stderr)
-    else:
-        print(f"{why}; a Parquet file cannot be continued and was removed", file=sys.stderr)
-    sys.exit(1 if reached.problem else 130)
+    print(reached.summary(output), file=sys.stderr)
+    if not reached.complete:
+        sys.exit(1 if reached.problem else 130)
 
 
 @app.command

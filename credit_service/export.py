@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import shlex
 import signal
 import sys
 import time
@@ -121,6 +122,22 @@ class Reached(NamedTuple):
     cursor: Cursor
     complete: bool
     problem: str
+
+    def summary(self, output: Path | None) -> str:
+        """Says so, with the command that goes on if there is one.
+
+        Args:
+            output: the file that was written; None: standard output.
+        """
+        what, rows = self.cursor.what, self.cursor.rows
+        if self.complete:
+            return f"{rows} {what}, complete until {self.cursor.until.isoformat()}"
+        ended = f"{self.problem or 'stopped'}, after {rows} {what}"
+        if not self.cursor.can_go_on:
+            return f"{ended}; a Parquet file cannot be continued and was removed"
+        again = ["credit-service", "export", what, "--resume", str(self.cursor)]
+        again += [] if output is None else ["--output", str(output)]
+        return f"{ended}; to go on:\n  {shlex.join(again)}"
 
 
 def open_file(cursor: Cursor, path: Path | None, *, resumed: bool) -> ExportFile:
