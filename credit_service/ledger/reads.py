@@ -335,6 +335,17 @@ class Reads:
             return list(changed.values())
 
     @repeated
+    async def now(self) -> datetime:
+        """Reads the database's clock.
+
+        Raises:
+            LedgerUnavailable: the database is away.
+        """
+        async with self._pool.lend() as connection:
+            now: datetime = await connection.fetchval("SELECT clock_timestamp()")
+            return now
+
+    @repeated
     async def usage(self, user_id: UUID | None, start: datetime, end: datetime) -> list[Usage]:
         """Adds up the entries with start <= time < end, of one user or all.
 
