@@ -166,6 +166,7 @@ async def test_what_could_not_be_recorded_is_tried_again_later():
         assert len(rounds.asked) == 1
         rounds.busy.clear()
         due.look(NOON + 10 * SECOND)
+        assert list(due._due) == [account.user_id]
         await due.recorded(account.user_id)
         assert len(rounds.asked) == 2
         assert not due.is_planned
