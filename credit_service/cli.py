@@ -16,9 +16,8 @@ import hashlib
 import json
 import re
 import secrets
-import shlex
 import sys
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,6 +38,7 @@ from credit_service.database.embedded import (
     embedded_postgres,
 )
 from credit_service.database.postgres import Absence, Address, absence
+from credit_service.export_files import ExportError
 from credit_service.ledger import verify as book
 from credit_service.ledger.export import BEGINNING, END
 from credit_service.ledger.transactions import WriterSettings
@@ -142,7 +142,7 @@ def verify(user_id: UUID | None = None) -> None:
 
 @app.command(name="export")
 def export_command(
-    what: export.What,
+    what: export_rows.What,
     *,
     since: str | None = None,
     until: str | None = None,
@@ -150,12 +150,15 @@ def export_command(
     output: Path | None = None,
     resume: str | None = None,
 ) -> None:
-    """Write accounts or transactions to a file or standard output, as CSV or JSON lines.
+    """Write accounts or transactions to a file or standard output, as CSV, JSON lines or Parquet.
 
     Accounts come in the order of users, transactions of all users in the order of time. Progress
     and the cursor of an export that stops early go to standard error. Ctrl-C stops it between two
     rows, with exit code 130. Changes nothing, and runs beside the service. Connects by
     CREDIT_DATABASE_URL, or to the embedded server while the service that owns it is stopped.
+
+    Parquet needs the extra `parquet` and --output. Its file appears when it is complete; an export
+    that stops early leaves none, and begins again.
 
     Args:
         what: Accounts as they are now, or transactions: all entries of the ledger.
@@ -181,20 +184,14 @@ def export_command(
             raise _Refused(
                 f"--resume goes on with {cursor.what}; leave out --since, --until and --format"
             )
-    file = export.Output(output, keep=None if resume is None else cursor.size)
-    with _database(settings) as (_, service_url):
+    file = export.open_file(cursor, output, resumed=resume is not None)
+    with closing(file), _database(settings) as (_, service_url):
         address = Address(service_url, settings.statement_cache)
         terms = settings.terms()
         reached = asyncio.run(export.run(address, cursor, terms, file))
-    rows, until = reached.cursor.rows, reached.cursor.until.isoformat()
-    if reached.complete:
-        print(f"{rows} {what}, complete until {until}", file=sys.stderr)
-        return
-    again = ["credit-service", "export", what, "--resume", str(reached.cursor)]
-    again += [] if output is None else ["--output", str(output)]
-    why = reached.problem or "stopped"
-    print(f"{why}, after {rows} {what}; to go on:\n  {shlex.join(again)}", file=sys.stderr)
-    sys.exit(1 if reached.problem else 130)
+    print(reached.summary(output), file=sys.stderr)
+    if not reached.complete:
+        sys.exit(1 if reached.problem else 130)
 
 
 @app.command
@@ -262,7 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 _REFUSALS = (
     _Refused,
-    export.ExportError,
+    ExportError,
     ConfigurationError,
     migrations.MigrationError,
     StartRefusedError,

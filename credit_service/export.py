@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
-import os
+import shlex
 import signal
 import sys
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime
-from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
@@ -23,7 +21,8 @@ import orjson
 
 from credit_service import export_rows
 from credit_service.database.postgres import absence
-from credit_service.export_rows import Format
+from credit_service.export_files import ExportError, ExportFile, TextFile
+from credit_service.export_rows import Format, What
 from credit_service.ledger import export as book
 from credit_service.ledger.export import Place
 from credit_service.rules.model import FIRST_USER
@@ -39,17 +38,6 @@ if TYPE_CHECKING:
 _PROGRESS_SECONDS = 0.5
 # A log has no use for more lines than this.
 _PROGRESS_SECONDS_IN_A_LOG = 10.0
-
-
-class What(StrEnum):
-    """What is exported."""
-
-    ACCOUNTS = "accounts"
-    TRANSACTIONS = "transactions"
-
-
-class ExportError(Exception):
-    """An export cannot begin or go on; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +66,11 @@ class Cursor:
         """The beginning of an export."""
         place = FIRST_USER if what is What.ACCOUNTS else Place(since)
         return cls(what, format_, since, until, place)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether a file that ends here can be continued."""
+        return self.format is not Format.PARQUET
 
     def __str__(self) -> str:
         """The cursor as a text, which `parse` reads."""
@@ -130,8 +123,51 @@ class Reached(NamedTuple):
     complete: bool
     problem: str
 
+    def summary(self, output: Path | None) -> str:
+        """Says so, with the command that goes on if there is one.
 
-async def run(address: Address, cursor: Cursor, terms: Terms, output: Output) -> Reached:
+        Args:
+            output: the file that was written; None: standard output.
+        """
+        what, rows = self.cursor.what, self.cursor.rows
+        if self.complete:
+            return f"{rows} {what}, complete until {self.cursor.until.isoformat()}"
+        ended = f"{self.problem or 'stopped'}, after {rows} {what}"
+        if not self.cursor.can_go_on:
+            return f"{ended}; a Parquet file cannot be continued and was removed"
+        again = ["credit-service", "export", what, "--resume", str(self.cursor)]
+        again += [] if output is None else ["--output", str(output)]
+        return f"{ended}; to go on:\n  {shlex.join(again)}"
+
+
+def open_file(cursor: Cursor, path: Path | None, *, resumed: bool) -> ExportFile:
+    """Opens what an export is written to.
+
+    Args:
+        cursor: the export, and how far it has come.
+        path: the file; None: standard output.
+        resumed: go on with the file.
+
+    Raises:
+        ExportError: it cannot be opened, or not in this format.
+    """
+    columns = export_rows.COLUMNS[cursor.what]
+    if cursor.format is not Format.PARQUET:
+        return TextFile(path, cursor.format, columns, keep=cursor.size if resumed else None)
+    if path is None:
+        raise ExportError("Parquet is written to a file: name it by --output")
+    if resumed:
+        raise ExportError("a Parquet file cannot be continued")
+    try:
+        from credit_service.export_parquet import ParquetFile  # noqa: PLC0415  # of an extra
+    except ModuleNotFoundError as error:
+        raise ExportError(
+            f"Parquet needs the package {error.name}: pip install 'credit-service[parquet]'"
+        ) from error
+    return ParquetFile(path, columns)
+
+
+async def run(address: Address, cursor: Cursor, terms: Terms, file: ExportFile) -> Reached:
     """Writes an export from its cursor on, until its end, Ctrl-C or SIGTERM.
 
     Raises:
@@ -152,13 +188,13 @@ async def run(address: Address, cursor: Cursor, terms: Terms, output: Output) ->
     try:
         present = await book.present(connection, progress.wait)
         cursor = replace(cursor, until=min(cursor.until, present))
-        columns = _columns(cursor.what)
         if cursor.size == 0:
-            cursor = replace(cursor, size=output.write(export_rows.head(cursor.format, columns)))
+            cursor = replace(cursor, size=file.begin())
         async for rows, place in _pages(connection, cursor, terms):
-            size = cursor.size + output.write(export_rows.text(cursor.format, columns, rows))
+            size = cursor.size + file.write(rows)
             cursor = replace(cursor, place=place, rows=cursor.rows + len(rows), size=size)
             progress.show(cursor)
+        file.complete()
     except asyncio.CancelledError:
         return Reached(cursor, complete=False, problem="")
     except ExportError as error:
@@ -178,12 +214,6 @@ async def run(address: Address, cursor: Cursor, terms: Terms, output: Output) ->
     return Reached(cursor, complete=True, problem="")
 
 
-def _columns(what: What) -> tuple[str, ...]:
-    if what is What.ACCOUNTS:
-        return export_rows.ACCOUNT_COLUMNS
-    return export_rows.TRANSACTION_COLUMNS
-
-
 async def _pages(
     connection: asyncpg.Connection, cursor: Cursor, terms: Terms
 ) -> AsyncGenerator[tuple[list[Row], Place | UUID | None]]:
@@ -200,54 +230,6 @@ async def _pages(
             if account.last_updated is not None and account.last_updated < until
         ]
         yield rows, first
-
-
-class Output:
-    """A file or standard output, as bytes; what `write` took is with the system."""
-
-    def __init__(self, path: Path | None, *, keep: int | None) -> None:
-        """Opens it.
-
-        Args:
-            path: the file; None: standard output.
-            keep: go on after so many bytes of the file, which has that many or more; None: the
-                file must not be there yet.
-
-        Raises:
-            ExportError: the file is there, is shorter, or cannot be opened.
-        """
-        if path is None:
-            self._descriptor = sys.stdout.fileno()
-            return
-        try:
-            self._file = path.open("xb" if keep is None else "r+b", buffering=0)
-            if keep is not None:
-                if self._file.seek(0, io.SEEK_END) < keep:
-                    raise ExportError(f"{path} is shorter than what the export had written")
-                # Rows after the cursor are written again.
-                self._file.seek(keep)
-                self._file.truncate()
-        except FileExistsError as error:
-            raise ExportError(
-                f"{path} exists; name another file, or go on with --resume"
-            ) from error
-        except OSError as error:
-            raise ExportError(f"{path} cannot be opened: {error.strerror}") from error
-        self._descriptor = self._file.fileno()
-
-    def write(self, data: bytes) -> int:
-        """Writes all of it.
-
-        Raises:
-            ExportError: it cannot be written; a part of it may be.
-        """
-        rest = memoryview(data)
-        try:
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
-        except OSError as error:
-            raise ExportError(f"the output cannot be written: {error.strerror}") from error
-        return len(data)
 
 
 class _Progress:
@@ -274,7 +256,9 @@ class _Progress:
         text = f"{cursor.rows} {cursor.what}, {rate} per second"
         if isinstance(cursor.place, Place):
             text += f", at {export_rows.shown_time(cursor.place.time)}"
-        self._show(text if self._terminal else f"{text}; --resume {cursor}")
+        if not self._terminal and cursor.can_go_on:
+            text += f"; --resume {cursor}"
+        self._show(text)
 
     def end(self) -> None:
         """Leaves the line that was written in place."""

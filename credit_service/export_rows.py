@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from datetime import UTC
-from enum import StrEnum
+from datetime import UTC, datetime
+from enum import Enum, StrEnum, auto
 from typing import TYPE_CHECKING
 
 import orjson
@@ -13,54 +13,19 @@ import orjson
 from credit_service.rules.model import transaction_id
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
+    from collections.abc import Iterable, Mapping, Sequence
 
     from credit_service.rules.model import Account, Entry
     from credit_service.rules.terms import Terms
 
 Row = tuple[object, ...]
 
-ACCOUNT_COLUMNS = (
-    "user_id",
-    "balance",
-    "held",
-    "available",
-    "min_balance",
-    "frozen",
-    "limit_per_minute",
-    "limit_per_hour",
-    "limit_per_day",
-    "seq",
-    "last_updated",
-    "as_of",
-)
-TRANSACTION_COLUMNS = (
-    "id",
-    "user_id",
-    "seq",
-    "type",
-    "amount",
-    "balance_change",
-    "held_change",
-    "balance_after",
-    "held_after",
-    "description",
-    "timestamp",
-    "operation",
-    "quantity",
-    "unit_cost",
-    "price_version",
-    "reference",
-    "metadata",
-    "related_transaction_id",
-    "hold_id",
-    "idempotency_key",
-    "caller",
-    "payment_ref",
-    "payment_amount_minor",
-    "payment_currency",
-)
+
+class What(StrEnum):
+    """What is exported."""
+
+    ACCOUNTS = "accounts"
+    TRANSACTIONS = "transactions"
 
 
 class Format(StrEnum):
@@ -68,6 +33,62 @@ class Format(StrEnum):
 
     CSV = "csv"
     JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
+class Kind(Enum):
+    """What the values of a column are; each may be None."""
+
+    TEXT = auto()
+    NUMBER = auto()
+    FLAG = auto()
+    TIME = auto()
+    TEXTS = auto()
+
+
+ACCOUNT_COLUMNS = {
+    "user_id": Kind.TEXT,
+    "balance": Kind.NUMBER,
+    "held": Kind.NUMBER,
+    "available": Kind.NUMBER,
+    "min_balance": Kind.NUMBER,
+    "frozen": Kind.FLAG,
+    "limit_per_minute": Kind.NUMBER,
+    "limit_per_hour": Kind.NUMBER,
+    "limit_per_day": Kind.NUMBER,
+    "seq": Kind.NUMBER,
+    "last_updated": Kind.TIME,
+    "as_of": Kind.TIME,
+}
+TRANSACTION_COLUMNS = {
+    "id": Kind.TEXT,
+    "user_id": Kind.TEXT,
+    "seq": Kind.NUMBER,
+    "type": Kind.TEXT,
+    "amount": Kind.NUMBER,
+    "balance_change": Kind.NUMBER,
+    "held_change": Kind.NUMBER,
+    "balance_after": Kind.NUMBER,
+    "held_after": Kind.NUMBER,
+    "description": Kind.TEXT,
+    "timestamp": Kind.TIME,
+    "operation": Kind.TEXT,
+    "quantity": Kind.NUMBER,
+    "unit_cost": Kind.NUMBER,
+    "price_version": Kind.TEXT,
+    "reference": Kind.TEXT,
+    "metadata": Kind.TEXTS,
+    "related_transaction_id": Kind.TEXT,
+    "hold_id": Kind.TEXT,
+    "idempotency_key": Kind.TEXT,
+    "caller": Kind.TEXT,
+    "payment_ref": Kind.TEXT,
+    "payment_amount_minor": Kind.NUMBER,
+    "payment_currency": Kind.TEXT,
+}
+
+
+COLUMNS = {What.ACCOUNTS: ACCOUNT_COLUMNS, What.TRANSACTIONS: TRANSACTION_COLUMNS}
 
 
 def account_row(account: Account, now: datetime, terms: Terms) -> Row:
@@ -82,8 +103,8 @@ def account_row(account: Account, now: datetime, terms: Terms) -> Row:
         account.policy.frozen,
         *limits,
         account.seq,
-        shown_time(account.last_updated),
-        shown_time(now),
+        account.last_updated,
+        now,
     )
 
 
@@ -101,7 +122,7 @@ def transaction_row(entry: Entry) -> Row:
         entry.balance_after,
         entry.held_after,
         entry.description,
-        shown_time(entry.timestamp),
+        entry.timestamp,
         entry.operation,
         entry.quantity,
         entry.unit_cost,
@@ -116,29 +137,27 @@ def transaction_row(entry: Entry) -> Row:
     )
 
 
-def shown_time(moment: datetime | None) -> str | None:
+def shown_time(moment: datetime) -> str:
     """Writes a time as RFC 3339 does, in UTC with microseconds."""
-    if moment is None:
-        return None
     return f"{moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
-def head(format_: Format, columns: Sequence[str]) -> bytes:
+def head(format_: Format, columns: Mapping[str, Kind]) -> bytes:
     """What comes before the first row."""
-    return _csv([columns]) if format_ is Format.CSV else b""
+    return _csv([tuple(columns)]) if format_ is Format.CSV else b""
 
 
-def text(format_: Format, columns: Sequence[str], rows: Sequence[Row]) -> bytes:
+def text(format_: Format, columns: Mapping[str, Kind], rows: Sequence[Row]) -> bytes:
     """Rows as they are written."""
     if format_ is Format.CSV:
         return _csv([[_cell(value) for value in row] for row in rows])
+    option = orjson.OPT_APPEND_NEWLINE | orjson.OPT_PASSTHROUGH_DATETIME
     return b"".join(
-        orjson.dumps(dict(zip(columns, row, strict=True)), option=orjson.OPT_APPEND_NEWLINE)
-        for row in rows
+        orjson.dumps(dict(zip(columns, row, strict=True)), shown_time, option) for row in rows
     )
 
 
-def _csv(rows: Sequence[Sequence[object]]) -> bytes:
+def _csv(rows: Iterable[Sequence[object]]) -> bytes:
     written = io.StringIO(newline="")
     csv.writer(written, lineterminator="\n").writerows(rows)
     return written.getvalue().encode()
@@ -150,4 +169,4 @@ def _cell(value: object) -> object:
         return "true" if value else "false"
     if isinstance(value, dict):
         return orjson.dumps(value).decode() if value else ""
-    return value
+    return shown_time(value) if isinstance(value, datetime) else value

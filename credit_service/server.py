@@ -18,11 +18,13 @@ from credit_service.database import migrations
 from credit_service.database.postgres import Absence, absence, missing_protection
 from credit_service.database.statements import loses_statements
 from credit_service.ledger import sweeper
+from credit_service.ledger.due_rounds import DueRounds
 from credit_service.ledger.lanes import Lanes
 from credit_service.ledger.ledger import Ledger
 from credit_service.ledger.read_connections import ReadPool
 from credit_service.ledger.reads import Reads
 from credit_service.ledger.watch import Watchers
+from credit_service.ledger.watched_due import WatchedDue
 from credit_service.rpc import access, grpc_server
 from credit_service.rpc.interceptor import Interceptor
 from credit_service.rpc.open_calls import OpenCalls
@@ -107,7 +109,9 @@ async def serve(
         lanes = Lanes(writers)
         stack.push_async_callback(lanes.close)
         ledger = Ledger(lanes, Reads(*pools, writers.terms), writers.terms)
-        watchers = Watchers(ledger.reads)
+        rounds = DueRounds(ledger)
+        watched_due = WatchedDue(rounds, writers.terms)
+        watchers = Watchers(ledger.reads, watched_due)
         health = health_aio.HealthServicer()
         open_calls = OpenCalls(settings.calls_in_flight)
         interceptor = Interceptor(settings.authenticator, open_calls)
@@ -138,8 +142,9 @@ async def serve(
         stack.push_async_callback(health.enter_graceful_shutdown)
         for task in (
             _probe(ledger, health, settings.authenticator),
-            sweeper.sweep(ledger),
+            sweeper.sweep(ledger.reads, rounds),
             watchers.poll(),
+            watched_due.record(),
             grpc_server.close_silent_connections(open_calls, port),
         ):
             stack.push_async_callback(_cancel, asyncio.create_task(task))

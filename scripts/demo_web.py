@@ -53,6 +53,7 @@ credits = 2000
 lookup_key = "credits_2000"
 amount_minor = 12900
 currency = "eur"
+valid_for = "365d"
 """
 _PRICES = (("credits_50", 500), ("credits_300", 2400), ("credits_2000", 12_900))
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
@@ -245,6 +246,8 @@ def make_app(
             "credits": pack.credits,
             "amount_minor": pack.amount_minor,
             "currency": pack.currency,
+            # null: its credits do not expire.
+            "valid_for_seconds": pack.valid_for and pack.valid_for // timedelta(seconds=1),
         }
         for pack in catalog.packs
     ]

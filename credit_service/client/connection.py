@@ -154,6 +154,7 @@ class Connection:
         request: Message,
         seconds: float,
     ) -> _Response:
+        """Makes a call, and repeats it within its deadline and the client's budget of repeats."""
         size = request.ByteSize()
         if size > REQUEST_BYTES_MAX:
             problem = f"has {size} bytes; the maximum is {REQUEST_BYTES_MAX}."

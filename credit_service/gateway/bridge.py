@@ -29,13 +29,23 @@ _ADDRESS = re.compile(r"https?://[^\s/?#]+(/[!-~]*)?")
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """A pack of credits on sale."""
+    """A pack of credits on sale.
+
+    Attributes:
+        id: names it in an order.
+        name: for people.
+        credits: how many.
+        amount_minor: the price, in minor units.
+        currency: of that, in lower case.
+        valid_for_seconds: how long the credits live after the purchase; None: for ever.
+    """
 
     id: str
     name: str
     credits: int
     amount_minor: int
     currency: str
+    valid_for_seconds: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +145,8 @@ class Bridge:
                     _whole(pack["credits"]),
                     _whole(pack["amount_minor"]),
                     _text(pack["currency"]),
+                    # A bridge of an earlier release does not say it.
+                    _whole_or_none(pack.get("valid_for_seconds")),
                 )
                 for pack in answer["packs"]
             ]
@@ -227,9 +239,7 @@ class Bridge:
 
 def _state(answer: dict[str, Any]) -> CheckoutState:
     credits_ = answer["credits"]
-    return CheckoutState(
-        _text(answer["id"]), _text(answer["state"]), None if credits_ is None else _whole(credits_)
-    )
+    return CheckoutState(_text(answer["id"]), _text(answer["state"]), _whole_or_none(credits_))
 
 
 def _leading_to(url: object, hosts: Collection[str]) -> str:
@@ -254,3 +264,7 @@ def _whole(value: object) -> int:
     if type(value) is not int:
         raise TypeError
     return value
+
+
+def _whole_or_none(value: object) -> int | None:
+    return None if value is None else _whole(value)

@@ -96,7 +96,7 @@ async def load(
     await _load_reversals(connection, state, ready)
     await _load_holds(connection, state, ready)
     await load_grants(connection, state, ready, {u: part.ends for u, part in due.items()}, terms)
-    asked = {command.user_id for command in commands if not isinstance(command, Expire)}
+    asked = {c.user_id for c in commands if not isinstance(c, Expire) or c.watched}
     for user_id, user in state.users.items():
         looked_at = user_id in asked
         if user_id not in due and not (

@@ -60,6 +60,26 @@ class Pools(NamedTuple):
     accounts_in_debt: int
 
 
+class Settled(NamedTuple):
+    """What settling the due holds and grants of an account changes, in credits.
+
+    Attributes:
+        ended: what its ending holds have held.
+        lapsed: what lapses or is taken of revoked grants.
+        paid: what grants pay of the debt.
+        unpinned: what its ending holds have set aside of grants.
+        closed: how many grants spends and holds may draw on no longer.
+        expiring: when credits lapse next, and how many.
+    """
+
+    ended: int
+    lapsed: int
+    paid: int
+    unpinned: int
+    closed: int
+    expiring: tuple[Expiring, ...]
+
+
 class Dated(NamedTuple):
     """The credits of grants that lapse in a month of UTC (YYYY-MM; empty: that never lapse)."""
 
@@ -100,6 +120,22 @@ async def list_expiring(connection: _Connection, user_id: UUID, limit: int) -> l
     return [(row[0], row[1]) for row in rows]
 
 
+async def settled_accounts(
+    connection: _Connection, user_ids: Collection[UUID], time: datetime, limit: int
+) -> dict[UUID, Settled]:
+    """Adds up what is due by a time of these users; of what lapses later, `limit` times at most.
+
+    Users who have neither open holds nor open grants are missing.
+    """
+    rows = await connection.fetch(SQL["settled_accounts"], user_ids, time, limit)
+    return {
+        user_id: Settled(
+            ended, lapsed, paid, unpinned, closed, tuple(zip(times, credits_, strict=True))
+        )
+        for user_id, ended, lapsed, paid, unpinned, closed, times, credits_ in rows
+    }
+
+
 async def list_expiring_at(
     connection: _Connection, user_id: UUID, seq: int, time: datetime, limit: int
 ) -> list[Expiring]:
@@ -121,13 +157,10 @@ async def report_lapsed(
     return {row[0]: int(row[1]) for row in rows}
 
 
-async def report_pools(connection: _Connection, time: datetime, *, seconds: float) -> Pools:
-    """Adds up the pools of all accounts at a time."""
-    (row,) = await connection.fetch(SQL["report_pools"], time, timeout=seconds)
-    return Pools(*row)
-
-
-async def report_dated(connection: _Connection, time: datetime, *, seconds: float) -> list[Dated]:
-    """Adds up what all grants had at a time, by the month in which it lapses."""
-    rows = await connection.fetch(SQL["report_dated"], time, timeout=seconds)
-    return [Dated(row[0] or "", row[1], row[2]) for row in rows]
+async def report_liability(
+    connection: _Connection, time: datetime, *, seconds: float
+) -> tuple[list[Dated], Pools]:
+    """Adds up what all accounts had at a time: grants by the month of their lapse, and pools."""
+    rows = await connection.fetch(SQL["report_liability"], time, timeout=seconds)
+    *dated, pools = rows
+    return [Dated(row[0] or "", row[1], row[2]) for row in dated], Pools(*pools[3:])

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     import asyncpg
-    from asyncpg.pool import PoolConnectionProxy
 
     from credit_service.ledger.grant_store import LoadedGrants
     from credit_service.rules.batch_state import BatchState
@@ -71,21 +70,6 @@ async def load_grants(
                 for entry in user.by_key.values()
                 if entry.type in {"purchase", "grant"} and entry.payment is None
             )
-    if any(asked):
-        _put(state, asked, await grant_store.load_grants(connection, asked, state.now))
-
-
-async def load_open_grants(
-    connection: asyncpg.Connection | PoolConnectionProxy,
-    state: BatchState,
-    ended: Mapping[UUID, Iterable[Hold]],
-) -> None:
-    """Loads all open grants of a state's users, and what these due holds have set aside."""
-    asked = AskedGrants(set(), set(), set(), set(), set(), set(), {})
-    for user_id, user in state.users.items():
-        if user.loaded.in_grants > 0:
-            asked.draws[user_id] = _ALL
-            asked.holds.update((user_id, hold.seq) for hold in ended.get(user_id, ()))
     if any(asked):
         _put(state, asked, await grant_store.load_grants(connection, asked, state.now))
 

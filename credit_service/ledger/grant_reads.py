@@ -104,9 +104,9 @@ class GrantReads:
             now = await connection.fetchval("SELECT now()")
             if time is not None and time > now:
                 raise InvalidRequest("as_of", f"is still to come; it is {now.isoformat()} now.")
-            seconds = self._report_seconds
-            dated = await grant_listing.report_dated(connection, time or now, seconds=seconds)
-            return dated, await grant_listing.report_pools(connection, time or now, seconds=seconds)
+            return await grant_listing.report_liability(
+                connection, time or now, seconds=self._report_seconds
+            )
 
 
 async def with_changes(

@@ -1,6 +1,7 @@
 """Accounts as they are now: what is due is settled, whether it was recorded yet or not.
 
-A batch settles the same by the same rules before it decides anything.
+A batch settles it one by one, by the rules. A read has one statement add it up, so that it takes as
+much memory for a hundred thousand things that are due as for one.
 """
 
 from __future__ import annotations
@@ -8,12 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from credit_service.ledger import grant_listing, grant_store, store
-from credit_service.ledger.due_loading import Due, find_due
-from credit_service.ledger.grant_loading import load_open_grants
 from credit_service.rules import allowances
-from credit_service.rules.batch_state import BatchState
-from credit_service.rules.due import settle
 from credit_service.rules.model import Account
+from credit_service.rules.user_state import UserState
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -26,9 +24,6 @@ if TYPE_CHECKING:
     from credit_service.ledger.grant_listing import Expiring
     from credit_service.rules.model import Entry
     from credit_service.rules.terms import Terms
-    from credit_service.rules.user_state import UserState
-
-_NO_LIMIT = 2**62
 
 # How many times at which credits expire an answer names.
 EXPIRING_MAX = 3
@@ -83,25 +78,24 @@ async def present(
         if _is_due(account, now)
         or (terms is not None and allowances.due(account, terms, now) is not None)
     ]
-    state = BatchState.of(now, *changing)
-    due = await find_due(connection, state, [], _NO_LIMIT)
-    await load_open_grants(connection, state, {u: part.ends for u, part in due.items()})
-    for user_id, user in state.users.items():
-        part = due.get(user_id, Due())
-        settle(user, part.ends, part.lapses, terms, next_end=None, next_lapse=None)
-    return [_shown(account, state.users.get(account.user_id), now) for account in accounts]
+    settled = {account.user_id: account for account in await _settled(connection, now, changing)}
+    if terms is not None:
+        for user_id, account in settled.items():
+            settled[user_id] = _with_allowance(account, now, terms)
+    return [settled.get(account.user_id, account) for account in accounts]
 
 
 async def read_at(
-    connection: PoolConnectionProxy, entry: Entry, time: datetime, terms: Terms
+    connection: PoolConnectionProxy, entry: Entry, time: datetime
 ) -> tuple[int, int, list[Expiring]]:
     """Reads what an account had at a time, with all that was due by then settled.
+
+    An allowance counts from its entry on.
 
     Args:
         connection: in a snapshot.
         entry: the last that was made by then.
         time: when.
-        terms: with the configured allowance, which counts from its entry on.
 
     Returns:
         Its balance, what was held, and what was to lapse next.
@@ -113,12 +107,8 @@ async def read_at(
     if seq < account.seq:
         listed = await grant_listing.list_expiring_at(connection, user_id, seq, time, EXPIRING_MAX)
         return balance, held, listed
-    state = BatchState.of(time, account)
-    due = await find_due(connection, state, [], _NO_LIMIT)
-    await load_open_grants(connection, state, {u: part.ends for u, part in due.items()})
-    user, part = state.users[user_id], due.get(user_id, Due())
-    settle(user, part.ends, part.lapses, terms, next_end=None, next_lapse=None, looked_at=False)
-    return user.account.balance, user.account.held, _expiring(user, time)
+    [settled] = await _settled(connection, time, [account])
+    return settled.balance, settled.held, list(settled.expiring or ())
 
 
 def _is_due(account: Account, now: datetime) -> bool:
@@ -127,24 +117,44 @@ def _is_due(account: Account, now: datetime) -> bool:
     )
 
 
-def _shown(account: Account, user: UserState | None, now: datetime) -> Account:
-    if user is None:
-        return account
-    settled = user.account
+async def _settled(
+    connection: asyncpg.Connection | PoolConnectionProxy, time: datetime, accounts: list[Account]
+) -> list[Account]:
+    """The accounts with what is due by a time settled, and with what lapses next."""
+    if not accounts:
+        return []
+    user_ids = [account.user_id for account in accounts]
+    due = await grant_listing.settled_accounts(connection, user_ids, time, EXPIRING_MAX)
+    return [_less(account, due.get(account.user_id)) for account in accounts]
+
+
+def _less(account: Account, due: grant_listing.Settled | None) -> Account:
+    if due is None:
+        return account._replace(expiring=())
     return account._replace(
-        balance=settled.balance,
-        held=settled.held,
-        in_grants=settled.in_grants,
-        pinned=settled.pinned,
-        open_grants=settled.open_grants,
-        expiring=tuple(_expiring(user, now)),
+        balance=account.balance - due.lapsed,
+        held=account.held - due.ended,
+        in_grants=account.in_grants - due.lapsed - due.paid,
+        pinned=account.pinned - due.unpinned,
+        open_grants=account.open_grants - due.closed,
+        expiring=due.expiring,
     )
 
 
-def _expiring(user: UserState, now: datetime) -> list[Expiring]:
-    sums: dict[datetime, int] = {}
-    for granted in user.grants.values():
-        time = granted.expire_time
-        if granted.open and time is not None and time > now and granted.rest > 0:
-            sums[time] = sums.get(time, 0) + granted.rest
-    return sorted(sums.items())[:EXPIRING_MAX]
+def _with_allowance(account: Account, now: datetime, terms: Terms) -> Account:
+    """Adds the allowance that is due to a settled account, if one is."""
+    # No other grant of an account in debt has anything left to pay with, so none is loaded. A read
+    # has no place in the feed: it keeps the account's.
+    user = UserState(now, account, account, number=account.tx)
+    allowances.give(user, terms)
+    given = user.account
+    sums = dict(account.expiring or ())
+    for grant in user.grants.values():
+        if grant.rest and grant.expire_time is not None:
+            sums[grant.expire_time] = sums.get(grant.expire_time, 0) + grant.rest
+    return account._replace(
+        balance=given.balance,
+        in_grants=given.in_grants,
+        open_grants=given.open_grants,
+        expiring=tuple(sorted(sums.items())[:EXPIRING_MAX]),
+    )

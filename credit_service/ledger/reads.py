@@ -179,7 +179,7 @@ class Reads:
             entry = (await store.load_entries(connection, [(user_id, seq)]))[user_id, seq]
             # What is due is recorded later than it happens, when the account is next looked at.
             if account.grants_made > 0:
-                balance, held, expiring_next = await read_at(connection, entry, time, self._terms)
+                balance, held, expiring_next = await read_at(connection, entry, time)
             else:
                 over = await store.expired_unrecorded_at(connection, user_id, seq, time)
                 balance, held, expiring_next = entry.balance_after, entry.held_after - over, []
@@ -333,6 +333,17 @@ class Reads:
             changed = {each.user_id: each for each in await changed_accounts(connection, asked)}
             await settle_those_with_grants(connection, changed, self._terms)
             return list(changed.values())
+
+    @repeated
+    async def now(self) -> datetime:
+        """Reads the database's clock.
+
+        Raises:
+            LedgerUnavailable: the database is away.
+        """
+        async with self._pool.lend() as connection:
+            now: datetime = await connection.fetchval("SELECT clock_timestamp()")
+            return now
 
     @repeated
     async def usage(self, user_id: UUID | None, start: datetime, end: datetime) -> list[Usage]:

@@ -107,10 +107,13 @@ def to_policy(columns: Sequence[Any]) -> Policy:
 
 
 def to_account_less_due(row: Sequence[Any] | asyncpg.Record) -> Account:
-    """The account of a row whose last column is what it holds though it is due to expire."""
+    """The account of a row whose last column is what it holds though it is due to expire.
+
+    One without grants is then as it is now.
+    """
     *columns, due = row
     account = to_account(columns)
-    return account._replace(held=account.held - due) if due else account
+    return account._replace(held=account.held - due, expiring=()) if due else account
 
 
 def grant_row(grant: Grant) -> tuple[object, ...]:

@@ -53,7 +53,7 @@ async def changed_accounts(
 async def settle_those_with_grants(
     connection: PoolConnectionProxy, accounts: dict[UUID, Account], terms: Terms
 ) -> None:
-    """Reads those accounts again, in one snapshot, that are not simple.
+    """Reads those accounts again that are not simple, each in one snapshot.
 
     Args:
         connection: to the database, outside a transaction.
@@ -61,11 +61,14 @@ async def settle_those_with_grants(
         terms: with the configured allowance.
     """
     asked = [user_id for user_id, account in accounts.items() if not is_simple(account, terms)]
-    for first in range(0, len(asked), _ACCOUNTS_AT_ONCE):
-        part = asked[first : first + _ACCOUNTS_AT_ONCE]
+
+    async def read(connection: PoolConnectionProxy, user_ids: list[UUID]) -> list[Account]:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
-            for account in await read_present(connection, part, terms):
-                accounts[account.user_id] = account
+            return await read_present(connection, user_ids, terms)
+
+    if asked:
+        for account in await _in_parts(read, connection, asked):
+            accounts[account.user_id] = account
 
 
 async def _in_parts(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from credit_service.ledger.reads import Reads
+    from credit_service.ledger.watched_due import WatchedDue
     from credit_service.rules.model import Account
 
 _log = structlog.get_logger()
@@ -57,8 +58,15 @@ class Watcher:
 class Watchers:
     """All listeners of this process, and the poll that serves them."""
 
-    def __init__(self, reads: Reads) -> None:
+    def __init__(self, reads: Reads, due: WatchedDue) -> None:
+        """Takes what it works with.
+
+        Args:
+            reads: reads the accounts.
+            due: records what is due of them.
+        """
         self._reads = reads
+        self._due = due
         self._watchers: dict[UUID, set[Watcher]] = {}
         self._seen: dict[UUID, Account | None] = {}
         self._count = 0
@@ -80,6 +88,7 @@ class Watchers:
         watcher = Watcher(user_id, self._polls)
         self._count += 1
         self._watchers.setdefault(user_id, set()).add(watcher)
+        self._due.add(user_id)
         # Forgetting what was seen makes the next poll read the account again, for the newcomer.
         self._seen[user_id] = None
         self._any.set()
@@ -90,8 +99,13 @@ class Watchers:
             self._watchers[user_id].discard(watcher)
             if not self._watchers[user_id]:
                 del self._watchers[user_id], self._seen[user_id]
+                self._due.remove(user_id)
             if not self._watchers:
                 self._any.clear()
+
+    async def recorded(self, user_id: UUID) -> None:
+        """Waits until what is due of a watched user is recorded, for a second at most."""
+        await self._due.recorded(user_id)
 
     async def poll(self) -> None:
         """Looks for changes every 100 ms while there are listeners; runs until it is cancelled."""
@@ -102,7 +116,10 @@ class Watchers:
             try:
                 self._polls += 1
                 for account in await self._reads.changes(self._seen):
+                    self._due.plan(account)
                     self._tell(account)
+                if self._due.is_planned:
+                    self._due.look(await self._reads.now())
             except LedgerUnavailable:
                 # Health and the log report it. The listeners wait and miss no last state.
                 await asyncio.sleep(POLL_SECONDS)

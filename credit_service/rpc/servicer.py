@@ -307,7 +307,7 @@ class CreditServicer(GrantCalls, HoldCalls, BatchCalls, OperatorCalls):
         account = await self._ledger.reads.account(user_id)
         with self._watchers.watch(user_id) as watcher:
             last = await self._watched(account)
-            seen = request.HasField("after_seq") and request.after_seq == account.seq
+            seen = request.HasField("after_seq") and request.after_seq == last.seq
             # A change of policy has no seq, so it is unknown whether the caller has seen the last.
             if not seen or account.policy_changes:
                 yield pb.WatchUserCreditResponse(credit=last)
@@ -319,9 +319,13 @@ class CreditServicer(GrantCalls, HoldCalls, BatchCalls, OperatorCalls):
 
     async def _watched(self, account: Account) -> pb.UserCredit:
         """Renders a state of an account; one with grants is read again, with what lapses next."""
-        if account.open_grants == 0:
+        if account.open_grants == 0 and account.expiring is None:
             return responses.user_credit(account, self._terms)
         account, _, expiring = await self._ledger.reads.account_with_entries(account.user_id, 0)
+        if account.expiring is not None:
+            # What is due is recorded first, so that the state has a seq of its own.
+            await self._watchers.recorded(account.user_id)
+            account, _, expiring = await self._ledger.reads.account_with_entries(account.user_id, 0)
         return responses.user_credit(account, self._terms, expiring)
 
     async def GetUsageReport(

@@ -7,7 +7,7 @@ granted nothing is given again, whatever the policy, the configuration or the cl
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from credit_service.fields import BALANCE_MAX
@@ -15,12 +15,12 @@ from credit_service.rules import grants
 from credit_service.rules.commands import SERVICE, GiveAllowance, Life
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from credit_service.rules.grant_values import Allowance, AllowancePeriod
     from credit_service.rules.model import Account
     from credit_service.rules.terms import Terms
     from credit_service.rules.user_state import UserState
+
+_BEGINNING = datetime.min.replace(tzinfo=UTC)
 
 _DAYS = {"day": 1, "week": 7}
 
@@ -65,6 +65,12 @@ def due(account: Account, terms: Terms, now: datetime) -> Allowance | None:
         return None
     # An account at the limit of a balance goes without, so that the call is decided at all.
     return allowance if account.balance + allowance.amount <= BALANCE_MAX else None
+
+
+def next_time(account: Account, terms: Terms) -> datetime | None:
+    """When an account's next allowance is due; None for never, as far as is known now."""
+    time = account.allowance_until or _BEGINNING
+    return None if due(account, terms, time) is None else time
 
 
 def give(user: UserState, terms: Terms) -> None:

@@ -283,9 +283,14 @@ class SpendTogether(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expire(Command):
-    """Records the holds and grants of a user whose time has passed; the service's own command."""
+    """Records the holds and grants of a user whose time has passed; the service's own command.
+
+    Attributes:
+        watched: whether somebody watches the account, which gives it the allowance that is due.
+    """
 
     call = "expiry"
+    watched: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from credit_service.rules.model import Hold
+    from credit_service.rules.model import Account, Hold
     from credit_service.rules.terms import Terms
     from credit_service.rules.user_state import UserState
 
@@ -25,7 +25,7 @@ def settle(
     user: UserState,
     ends: Sequence[Hold],
     lapses: Sequence[int],
-    terms: Terms | None,
+    terms: Terms,
     *,
     next_end: datetime | None,
     next_lapse: datetime | None,
@@ -38,7 +38,7 @@ def settle(
         user: whose account; what its due holds have set aside, and of which grants, is loaded.
         ends: its due holds, in the order of their times.
         lapses: the seqs of its open grants whose time has passed, in the order of their times.
-        terms: with the configured allowance; None: no allowance is given.
+        terms: with the configured allowance.
         next_end: at or before the expiry of every open hold that is left; None where none is.
         next_lapse: at or before the expiry of every open grant that is left; None where none
             expires.
@@ -61,8 +61,19 @@ def settle(
     next_lapse = next_lapse if account.open_grants else None
     if (next_end, next_lapse) != (account.next_hold_expiry, account.next_lapse):
         user.account = account._replace(next_hold_expiry=next_end, next_lapse=next_lapse)
-    if terms is not None and looked_at and not more:
+    if looked_at and not more:
         allowances.give(user, terms)
+
+
+def next_due(account: Account, terms: Terms) -> datetime | None:
+    """When, at the soonest, something of an account is due; None for never.
+
+    Args:
+        account: as it is recorded.
+        terms: with the configured allowance.
+    """
+    times = account.next_hold_expiry, account.next_lapse, allowances.next_time(account, terms)
+    return min((time for time in times if time is not None), default=None)
 
 
 def _end_holds(user: UserState, waiting: list[Hold], until: datetime | None) -> datetime | None:

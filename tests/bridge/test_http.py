@@ -263,6 +263,7 @@ async def test_the_packs_are_public_and_may_be_cached(alone):
                 "credits": 100,
                 "amount_minor": 900,
                 "currency": "eur",
+                "valid_for_seconds": None,
             },
             {
                 "id": "studio",
@@ -270,6 +271,7 @@ async def test_the_packs_are_public_and_may_be_cached(alone):
                 "credits": 1000,
                 "amount_minor": 7900,
                 "currency": "eur",
+                "valid_for_seconds": 31_536_000,
             },
         ]
     }

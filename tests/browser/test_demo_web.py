@@ -131,6 +131,9 @@ async def test_a_double_click_opens_one_checkout_and_the_back_button_works(chrom
         await page.get_by_role("button", name="Pay").wait_for()
         assert len([order for order in orders if order.url.endswith("/checkouts")]) == 1
         await page.go_back()
+        label = packs.get_by_role("listitem").filter(has_text="Label")
+        await expect(label.locator("[part=valid]")).to_have_text("valid for 1 year")
+        await expect(packs.locator("[part=valid]")).to_have_count(1)
         again = packs.get_by_role("button", name="Buy Label for €129.00")
         await expect(again).to_be_enabled()
 

@@ -110,13 +110,16 @@ async def another_gateway(shop, **changes):
 
 async def test_a_first_purchase_arrives_on_the_page_although_the_webhook_is_lost(shop):
     user_id = uuid4()
-    assert (await shop.gateway.get(user_id, "/packs")).json()["items"][0] == {
+    starter, studio = (await shop.gateway.get(user_id, "/packs")).json()["items"]
+    assert starter == {
         "id": "starter",
         "name": "100 credits",
         "credits": 100,
         "amount_minor": 900,
         "currency": "eur",
+        "valid_for_seconds": None,
     }
+    assert (studio["id"], studio["valid_for_seconds"]) == ("studio", 365 * 86_400)
     async with shop.gateway.page(user_id) as page:
         await page.shows(0)
         opened = await shop.opens(user_id)

@@ -40,6 +40,7 @@ credits = 1000
 lookup_key = "credits_1000"
 amount_minor = 7900
 currency = "eur"
+valid_for = "365d"
 """
 
 

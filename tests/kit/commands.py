@@ -1,14 +1,17 @@
-"""Commands as the servicer makes them, lanes to give them to, and what came of them."""
+"""Commands as the servicer makes them, lanes and reads to give them to, and what came of them."""
 
 import asyncio
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from uuid import uuid4
 
-from kit.services import writer_settings
+from kit.services import TERMS, writer_settings
 from kit.waiting import patience
 
+from credit_service.database.postgres import Address
 from credit_service.ledger.lanes import Lanes
+from credit_service.ledger.read_connections import ReadPool
+from credit_service.ledger.reads import Reads
 from credit_service.rules.commands import (
     Charge,
     GiveCredits,
@@ -33,6 +36,16 @@ async def lanes(url, count=1, **changes):
         yield made
     finally:
         await made.close()
+
+
+@asynccontextmanager
+async def reading(url, terms=TERMS):
+    pool = ReadPool(Address(url), 2)
+    await pool.open()
+    try:
+        yield Reads(pool, pool, terms)
+    finally:
+        await pool.close()
 
 
 def _common(user_id, key, changes):

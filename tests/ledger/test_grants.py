@@ -1,7 +1,6 @@
 """Credits that expire, with the real database: what batches write of them and what reads show."""
 
 import asyncio
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 
@@ -16,6 +15,7 @@ from kit.commands import (
     kinds,
     lanes,
     purchase,
+    reading,
     refund,
     reverse,
     spend,
@@ -24,23 +24,10 @@ from kit.rule_tables import TERMS
 from kit.services import writer_settings
 from kit.waiting import eventually
 
-from credit_service.database.postgres import Address
 from credit_service.errors import IdempotencyKeyReused
 from credit_service.ledger.lanes import Lanes
-from credit_service.ledger.read_connections import ReadPool
-from credit_service.ledger.reads import Reads
 from credit_service.rules.commands import Adjust, Capture, Expire, RevokeGrant
 from credit_service.rules.grant_values import Allowance
-
-
-@asynccontextmanager
-async def reading(url, terms=TERMS):
-    pool = ReadPool(Address(url), 2)
-    await pool.open()
-    try:
-        yield Reads(pool, pool, terms)
-    finally:
-        await pool.close()
 
 
 async def passed(database):
@@ -214,6 +201,31 @@ async def test_grants_of_one_account_that_lapse_together_are_settled_in_bounded_
         assert max(row[0] for row in rows) <= 500
         assert sum(row[0] for row in rows) == grants
     assert not await database.faults()
+
+
+async def test_a_read_loads_nothing_of_what_is_due(database, monkeypatch):
+    """However much that is, the database adds it up."""
+    user_id = await database.user()
+    async with lanes(database.service_url) as clerk, reading(database.service_url) as reads:
+        await ask(clerk, purchase(user_id, 7), *(grant(user_id, 3, life=SOON) for _ in range(20)))
+        await ask(clerk, *(hold(user_id, 2, 1) for _ in range(20)))
+        await eventually(lambda: passed(database))
+        await eventually(lambda: expired(database))
+
+        async def never(*_):
+            raise AssertionError
+
+        for name in ("grant_store.load_grants", "grant_store.load_due_grants"):
+            monkeypatch.setattr(f"credit_service.ledger.{name}", never)
+        monkeypatch.setattr("credit_service.ledger.store.load_due_holds", never)
+        account = await reads.account(user_id)
+        assert (account.balance, account.held, account.open_grants) == (7, 0, 0)
+        then, _, expiring = await reads.account_at(user_id, await now(database), 0)
+        assert (then.balance, then.held, expiring) == (7, 0, [])
+
+
+async def now(database):
+    return (await database.fetch("SELECT now()"))[0][0]
 
 
 async def test_callers_of_many_users_with_due_grants_are_all_served(database):

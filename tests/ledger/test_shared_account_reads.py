@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from kit.commands import lanes, spend, submit
+from kit.commands import LATER, grant, lanes, spend, submit
 from kit.fault_proxy import Kind
 from kit.rule_tables import TERMS
 from kit.services import running, server_settings
@@ -119,8 +119,14 @@ async def test_who_waits_for_a_read_that_fails_is_told_at_once(proxy, database):
         assert (await stub.GetUserCredit(request)).credit.balance == 10
 
 
-async def test_accounts_that_take_longer_than_a_statement_may_are_read_in_smaller_parts(database):
+@pytest.mark.parametrize("with_grants", [False, True], ids=["pools", "grants"])
+async def test_accounts_that_take_longer_than_a_statement_may_are_read_in_smaller_parts(
+    database, with_grants
+):
     users = [await database.user(number) for number in range(1, 101)]
+    if with_grants:
+        async with lanes(database.service_url) as clerk:
+            await asyncio.gather(*submit(clerk, *(grant(user, life=LATER) for user in users)))
     await database.execute(
         "CREATE FUNCTION dawdle(uuid) RETURNS boolean LANGUAGE plpgsql AS"
         " $$ BEGIN PERFORM pg_sleep(0.005); RETURN true; END $$"
@@ -135,7 +141,9 @@ async def test_accounts_that_take_longer_than_a_statement_may_are_read_in_smalle
     try:
         reads = Reads(pool, pool, TERMS)
         accounts = await asyncio.gather(*(reads.account(user_id) for user_id in users))
-        assert [account.balance for account in accounts] == list(range(1, 101))
+        assert [account.balance for account in accounts] == [
+            number + with_grants for number in range(1, 101)
+        ]
         changed = await reads.changes(dict.fromkeys(users))
         assert {account.user_id for account in changed} == set(users)
     finally:

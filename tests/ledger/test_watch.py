@@ -10,7 +10,7 @@ from kit.callers import EVERY_ROLE, bearer
 from kit.listeners import Listener, listening
 from kit.programs import process
 from kit.refusals import refused
-from kit.services import running, server_settings
+from kit.services import TERMS, running, server_settings
 from kit.storm import connected
 from kit.waiting import eventually, patience
 
@@ -19,6 +19,7 @@ from credit_service.errors import InvalidRequest, Overloaded, UserNotFound
 from credit_service.ledger import watch
 from credit_service.ledger.reads import Reads
 from credit_service.ledger.watch import Watchers
+from credit_service.ledger.watched_due import WatchedDue
 from credit_service.rpc.access import Authenticator
 from credit_service.rules.model import Account
 from credit_service.v1 import credit_service_pb2 as pb
@@ -168,7 +169,7 @@ async def test_a_watcher_that_does_not_read_delays_nobody(database, service, mon
 async def test_a_listener_that_takes_nothing_keeps_one_state():
     """However many changes pass by, the newest takes the place of the one before."""
     user_id = uuid4()
-    watchers = Watchers(reads=None)
+    watchers = Watchers(None, WatchedDue(None, TERMS))
     with watchers.watch(user_id) as slow, watchers.watch(user_id) as quick:
         watchers._polls += 1
         for seq in range(1, 1000):
@@ -186,7 +187,7 @@ async def test_a_listener_that_takes_nothing_keeps_one_state():
 
 async def test_more_listeners_than_a_process_takes_are_refused(monkeypatch):
     monkeypatch.setattr(watch, "WATCHERS_MAX", 2)
-    watchers = Watchers(reads=None)
+    watchers = Watchers(None, WatchedDue(None, TERMS))
     user_id = UUID(int=1)
     with (
         watchers.watch(user_id),

@@ -29,16 +29,17 @@ class Way:
     """How a history is told to the rules: what a batch is given, and when the sweeper came by.
 
     `sweeps` are seconds after the step before, by the step's place; `limit` is how many ends and
-    lapses a batch takes.
+    lapses a batch takes; steps at one time are one batch, but those in `apart` begin another.
     """
 
     sparse: bool
     limit: int
     sweeps: dict[int, int]
+    apart: frozenset[int] = frozenset()
 
 
 class Teller:
-    """Tells a history to the rules, one batch a step, beside the model."""
+    """Tells a history to the rules, in batches of one step or more, beside the model."""
 
     def __init__(self, floor, way):
         self.model = ModelGrants(floor=floor, grace=GRACE)
@@ -47,8 +48,12 @@ class Teller:
         self.way = way
         # The rules' seqs of what `Told.made` has the model's seqs of.
         self.made = {"hold": [], "spent": []}
+        # The next batch: the place of each step, its call, its fields and its refusal.
+        self.batch = []
 
     def tell(self, place, step):
+        if step.seconds or step.call == "look" or place in self.way.apart:
+            self.decide()
         swept = self.way.sweeps.get(place, 0)
         if 0 < swept <= step.seconds:
             self._sweep(self.told.now + swept)
@@ -58,23 +63,44 @@ class Teller:
         if step.call == "look":
             self._sweep(self.told.now)
         else:
-            fields, reason = answer
-            self._ask(place, step.call, fields, reason)
+            self._ask(place, step.call, *answer)
         require_the_law(self.model)
-        self.agree()
+        if not self.batch:
+            self.agree()
 
     def _sweep(self, seconds):
         self.book.write(self.book.state(time(seconds), [], looked_at=False))
 
     def _ask(self, place, call, fields, reason):
-        command = as_command(call, self._named(fields, call), f"key {place}")
-        state = self.book.state(time(self.told.now), [command])
-        self._changes_nothing(state, command, reason)
-        refused, outcome = _decided(state, command, self.book.terms)
-        assert refused == reason
-        event(refused or f"{call} {'again' if outcome.replayed else 'new'}")
-        if outcome is not None:
-            self._remember(call, outcome.entry)
+        try:
+            named = self._named(fields, call)
+        except IndexError:
+            # It refers to what the batch makes, which no caller knows before that is answered.
+            self._decide()
+            named = self._named(fields, call)
+        self.batch.append((call, as_command(call, named, f"key {place}"), reason))
+        if call == "allowance":
+            # What is due is settled once, when a batch begins.
+            self._decide()
+
+    def decide(self):
+        """Decides the steps that were told since, as one batch; then both agree."""
+        if self.batch:
+            self._decide()
+            self.agree()
+
+    def _decide(self):
+        batch, self.batch = self.batch, []
+        if len(batch) > 1:
+            event("several in a batch")
+        state = self.book.state(time(self.told.now), [command for _, command, _ in batch])
+        for call, command, reason in batch:
+            self._changes_nothing(state, command, reason)
+            refused, outcome = _decided(state, command, self.book.terms)
+            assert refused == reason
+            event(refused or f"{call} {'again' if outcome.replayed else 'new'}")
+            if outcome is not None:
+                self._remember(call, outcome.entry)
         self.book.write(state)
 
     def _remember(self, call, entry):
@@ -174,6 +200,7 @@ def rules_agree_with_the_model(floor, steps, way):
     teller = Teller(floor, way)
     for place, step in enumerate(steps):
         teller.tell(place, step)
+    teller.decide()
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -207,6 +234,7 @@ _WAYS = st.builds(
     st.booleans(),
     st.sampled_from([1, 2, 500]),
     st.dictionaries(st.integers(0, 30), st.integers(1, 5), max_size=12),
+    st.frozensets(st.integers(0, 80), max_size=40),
 )
 
 

@@ -144,6 +144,8 @@ export interface Pack {
   readonly credits: number;
   readonly amount_minor: number;
   readonly currency: string;
+  /** How long its credits can be used after the purchase; null: they do not expire. */
+  readonly valid_for_seconds: number | null;
 }
 
 export interface Checkout {
@@ -204,6 +206,9 @@ export function storeFor(base?: string): CreditsStore;
 
 /** Writes an amount in minor units of a currency in the locale's own way. */
 export function money(amountMinor: number, currency: string, locale?: string): string;
+
+/** Writes a length of time in whole years of 365 days, or else in days, hours or minutes. */
+export function duration(seconds: number, locale?: string): string;
 
 export type Text = string | { readonly one?: string; readonly other: string; readonly [category: string]: string | undefined };
 

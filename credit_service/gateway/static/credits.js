@@ -31,6 +31,7 @@ export const texts = {
   buy: "Buy",
   buying: "Opening checkout…",
   buyPack: "Buy {name} for {price}",
+  validFor: "valid for {duration}",
   noPacks: "Nothing is on sale at the moment.",
   checkoutFailed: "The checkout could not be opened. You have not been charged.",
   checkoutHost: "The checkout address is not one this page may open.",
@@ -95,6 +96,14 @@ export function money(amountMinor, currency, locale) {
   const format = new Intl.NumberFormat(locale, { style: "currency", currency: code });
   const digits = MINOR_DIGITS[code] ?? format.resolvedOptions().maximumFractionDigits;
   return format.format(amountMinor / 10 ** digits);
+}
+
+const DURATIONS = [["year", 365 * 86400], ["day", 86400], ["hour", 3600], ["minute", 60]];
+
+/** Writes a length of time in whole years of 365 days, or else in days, hours or minutes. */
+export function duration(seconds, locale) {
+  const [unit, length] = DURATIONS.find(([, each]) => seconds % each === 0) ?? ["second", 1];
+  return new Intl.NumberFormat(locale, { style: "unit", unit, unitDisplay: "long" }).format(seconds / length);
 }
 
 /* --------------------------------------------------------------- problems */
@@ -1211,6 +1220,10 @@ function keepFocus(root, draw) {
   if (at) root.querySelector(`[data-key="${CSS.escape(at)}"]`)?.focus();
 }
 
+function validText(element, pack) {
+  return element.say("validFor", { duration: duration(pack.valid_for_seconds, element.locale) });
+}
+
 /** The packs on sale, each with a button that opens its checkout. */
 export class CreditsPacks extends CreditsElement {
   static css = `ul { display: grid; gap: var(--_gap); grid-template-columns: repeat(auto-fit, minmax(min(100%, 12rem), 1fr)); }
@@ -1277,6 +1290,7 @@ export class CreditsPacks extends CreditsElement {
       return make("li", { class: "card", part: "pack" },
         make("p", { class: "name", text: pack.name }),
         make("p", { class: "credits number", text: this.say("cost", { n: pack.credits }) }),
+        pack.valid_for_seconds && make("p", { class: "quiet", part: "valid", text: validText(this, pack) }),
         button);
     });
     const error = make("p", { role: "alert", class: "bad", part: "error", text: this.#error ? failureText(this, this.#error) : "" });
@@ -1329,6 +1343,7 @@ export class CreditsShortfall extends CreditsElement {
           make("p", { class: "head bad", text: this.say("needed", { n: problem.shortfall }) }),
           problem.required !== undefined && make("p", { class: "quiet", text: this.say("neededDetail", { required: problem.required, available: Math.max(0, problem.available) }) }),
           covering && make("p", { text: `${covering.name}: ${this.say("cost", { n: covering.credits })}` }),
+          covering?.valid_for_seconds && make("p", { class: "quiet", part: "valid", text: validText(this, covering) }),
           button,
           this.#error && make("p", { class: "bad", text: failureText(this, this.#error) })),
       );

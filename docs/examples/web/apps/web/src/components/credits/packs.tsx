@@ -1,6 +1,6 @@
 "use client";
 
-import { money, type Pack } from "../../credits/credits.js";
+import { duration, money, type Pack } from "../../credits/credits.js";
 import { usePacks, usePurchase } from "../../hooks/use-credits";
 
 /** The packs on sale; a click leads to the checkout, once. */
@@ -15,7 +15,8 @@ export function Packs({ locale, only }: { locale: string; only?: (pack: Pack) =>
       <ul className="credits-packs">
         {packs.value.filter(only ?? (() => true)).map((pack) => (
           <li key={pack.id}>
-            {pack.name}: {new Intl.NumberFormat(locale).format(pack.credits)} credits{" "}
+            {pack.name}: {new Intl.NumberFormat(locale).format(pack.credits)} credits
+            {pack.valid_for_seconds !== null && `, valid for ${duration(pack.valid_for_seconds, locale)}`}{" "}
             <button type="button" aria-disabled={busy} onClick={() => buy(pack.id)}>
               {busy ? "Opening checkout…" : `Buy for ${money(pack.amount_minor, pack.currency, locale)}`}
             </button>
