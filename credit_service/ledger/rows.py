@@ -29,6 +29,15 @@ if TYPE_CHECKING:
 
     from credit_service.rules.model import PolicyChange, Reversal
 
+POLICY_COLUMNS = (
+    "frozen",
+    "min_balance",
+    *(f"limit_per_{window}" for window in SpendLimits._fields),
+    *(f"allowance_{name}" for name in Allowance._fields),
+    "alert_below",
+    *(f"top_up_{name}" for name in TopUp._fields),
+)
+
 _METADATA = Entry._fields.index("metadata")
 _PAYMENT = Entry._fields.index("payment")
 _POLICY = Account._fields.index("policy")

@@ -1,4 +1,4 @@
-"""A place in the feed, the one order of everything that happened to all users."""
+"""Places in the feed, the one order of everything that happened to all users, and its own items."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from credit_service.rules.model import FIRST_USER
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
     from uuid import UUID
 
 # What has a place in the feed, in the order in which those of one user and tx follow each other.
-KIND_ENTRY, KIND_POLICY, KIND_TOP_UP, KIND_ALERT = range(4)
+KIND_ENTRY, KIND_POLICY, KIND_TOP_UP, KIND_ALERT, KIND_ADVANCED = range(5)
 
 
 class Place(NamedTuple):
@@ -31,3 +33,27 @@ class Place(NamedTuple):
 
 # Before all items; entries from before there was a feed have tx 0.
 BEGINNING = Place(-1)
+
+
+class Alert(NamedTuple):
+    """An alert about an account.
+
+    Attributes:
+        alert: counts the alerts of the user, from one.
+        type: of the event, such as balance.low.
+        data: what receivers are shown.
+    """
+
+    user_id: UUID
+    alert: int
+    type: str
+    alerted_at: datetime
+    data: Mapping[str, object]
+
+
+class Advanced(NamedTuple):
+    """What the owner made known after a failover or restore: items read before may be gone."""
+
+    number: int
+    advanced_at: datetime
+    reason: str

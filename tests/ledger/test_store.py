@@ -4,8 +4,9 @@ import re
 
 import pytest
 
+from credit_service.ledger.rows import POLICY_COLUMNS
 from credit_service.ledger.store import SQL
-from credit_service.rules.grant_values import Allowance, Grant, GrantChange
+from credit_service.rules.grant_values import Grant, GrantChange
 from credit_service.rules.model import (
     Account,
     Entry,
@@ -14,21 +15,11 @@ from credit_service.rules.model import (
     Payment,
     PolicyChange,
     Reversal,
-    SpendLimits,
-    TopUp,
 )
 
-_POLICY = (
-    "frozen",
-    "min_balance",
-    *(f"limit_per_{window}" for window in SpendLimits._fields),
-    *(f"allowance_{name}" for name in Allowance._fields),
-    "alert_below",
-    *(f"top_up_{name}" for name in TopUp._fields),
-)
 _PARTS = {
     "payment": tuple(f"payment_{name}" for name in Payment._fields),
-    "policy": _POLICY,
+    "policy": POLICY_COLUMNS,
     "counters": (
         "counted_at",
         "spent_this_minute",
@@ -62,6 +53,7 @@ READS = [
     ("load_due_holds", Hold, (), ()),
     ("list_holds", Hold, ("now",), ()),
     ("load_reversals", Reversal, (), ()),
+    ("read_feed", Entry, ("feed_id", "boundary", "passed", "tx", "kind", "other"), ()),
     ("load_due_grants", Grant, (), ()),
     ("load_grants", Grant, (), CHANGE),
 ]
