@@ -19,6 +19,7 @@ from credit_service.database.postgres import Absence, absence, missing_protectio
 from credit_service.database.statements import loses_statements
 from credit_service.ledger import sweeper
 from credit_service.ledger.due_rounds import DueRounds
+from credit_service.ledger.feed import Feed
 from credit_service.ledger.lanes import Lanes
 from credit_service.ledger.ledger import Ledger
 from credit_service.ledger.read_connections import ReadPool
@@ -120,7 +121,7 @@ async def serve(
             connection_age_seconds=settings.connection_age_seconds,
             calls_max=settings.calls_in_flight,
         )
-        servicer = CreditServicer(ledger, watchers)
+        servicer = CreditServicer(ledger, watchers, Feed(pools[0]))
         server = grpc_server.make_server(servicer, health, interceptor, options)
         port = grpc_server.bind(
             server, settings.listen, settings.certificate, setting="CREDIT_LISTEN"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from credit_service.client.blocking_accounts import BlockingAccountCalls
 from credit_service.client.blocking_credits import BlockingCreditCalls
+from credit_service.client.blocking_feed import BlockingFeedCalls
 from credit_service.client.blocking_grants import BlockingGrantCalls
 from credit_service.client.blocking_holds import BlockingHoldCalls
 
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
 
 
 class BlockingCreditClient(
-    BlockingCreditCalls, BlockingGrantCalls, BlockingAccountCalls, BlockingHoldCalls
+    BlockingCreditCalls,
+    BlockingGrantCalls,
+    BlockingAccountCalls,
+    BlockingHoldCalls,
+    BlockingFeedCalls,
 ):
     """Has every method of `CreditClient`, blocking; may be shared by threads.
 

@@ -13,11 +13,12 @@ worker fails closed: without an answer it does no work.
 """
 
 from credit_service.client.credits import CreditCalls
+from credit_service.client.feed import FeedCalls
 from credit_service.client.grants import GrantCalls
 from credit_service.client.held_work import HeldWorkCalls
 
 
-class CreditClient(CreditCalls, GrantCalls, HeldWorkCalls):
+class CreditClient(CreditCalls, GrantCalls, HeldWorkCalls, FeedCalls):
     """A connection to the credit service; one per process is enough, and it may be shared.
 
     Every method raises a refusal as a class of `credit_service.errors`. A read that gets no answer

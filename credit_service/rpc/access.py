@@ -36,6 +36,7 @@ class Role(StrEnum):
     BRIDGE = "bridge"
     OPERATOR = "operator"
     AUDITOR = "auditor"
+    CONSUMER = "consumer"
 
 
 class Right(Enum):
@@ -78,6 +79,7 @@ CALLS: Mapping[str, frozenset[Role]] = {
     "GetUsageReport": _REPORTS | {Role.WEB},
     "GetLiabilityReport": _REPORTS,
     "ListAccounts": _REPORTS,
+    "StreamTransactions": _REPORTS | {Role.CONSUMER},
     "GrantCredits": _OPERATORS,
     "AdjustCredits": _OPERATORS,
     "RevokeGrant": _PAYMENTS,

@@ -9,19 +9,21 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from credit_service.ledger.grant_listing import CHANGES_MAX
 from credit_service.rpc import validation
-from credit_service.rules.model import transaction_id
+from credit_service.rules.feed_values import Advanced
+from credit_service.rules.model import Entry, PolicyChange, transaction_id
 from credit_service.v1 import credit_service_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from credit_service.ledger.feed import Value
     from credit_service.ledger.grant_listing import Dated, Expiring, Pools
     from credit_service.rules.grant_values import (
         Allowance,
         Grant,
         GrantChange,
     )
-    from credit_service.rules.model import Account, Entry, EntryType, Hold, HoldState, Usage
+    from credit_service.rules.model import Account, EntryType, Hold, HoldState, Policy, Usage
     from credit_service.rules.terms import Terms
 
 TYPES: dict[EntryType, pb.TransactionType.ValueType] = {
@@ -208,9 +210,8 @@ def usage(line: Usage) -> pb.UsageLine:
     )
 
 
-def policy(account: Account) -> pb.AccountPolicy:
+def policy(own: Policy) -> pb.AccountPolicy:
     """Renders what an account may do."""
-    own = account.policy
     return pb.AccountPolicy(
         frozen=own.frozen,
         min_balance=own.min_balance,
@@ -227,3 +228,25 @@ def _allowance(value: Allowance) -> pb.Allowance:
     return pb.Allowance(
         amount=value.amount, period=PERIODS[value.period], carry_over=value.carry_over
     )
+
+
+def feed_item(value: Value) -> pb.FeedItem:
+    """Renders an item of the feed."""
+    match value:
+        case Entry():
+            return pb.FeedItem(transaction=transaction(value))
+        case PolicyChange():
+            return pb.FeedItem(
+                policy_change=pb.PolicyChange(
+                    user_id=str(value.user_id),
+                    change=value.change,
+                    policy=policy(value.policy),
+                    timestamp=timestamp(value.changed_at),
+                    caller=value.caller,
+                )
+            )
+        case Advanced():
+            at = timestamp(value.advanced_at)
+            return pb.FeedItem(advanced=pb.FeedAdvanced(timestamp=at, reason=value.reason))
+        case _:
+            raise TypeError(f"{type(value).__name__} is no item of the stream")

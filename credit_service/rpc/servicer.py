@@ -10,6 +10,7 @@ from credit_service.errors import InvalidRequest, TransactionNotFound
 from credit_service.ledger.reads import HistoryQuery
 from credit_service.rpc import access, call_log, page_tokens, requests, responses, validation
 from credit_service.rpc.batch_calls import BatchCalls
+from credit_service.rpc.feed_calls import FeedCalls
 from credit_service.rpc.grant_calls import GrantCalls
 from credit_service.rpc.hold_calls import HoldCalls
 from credit_service.rpc.operator_calls import OperatorCalls
@@ -25,6 +26,7 @@ from credit_service.v1 import credit_service_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
+    from credit_service.ledger.feed import Feed
     from credit_service.ledger.ledger import Ledger
     from credit_service.ledger.watch import Watchers
     from credit_service.rpc.requests import Context
@@ -51,12 +53,13 @@ _POLICY_FIELDS: dict[
 _NO_CHANGE = (None, None, None, None, ())
 
 
-class CreditServicer(GrantCalls, HoldCalls, BatchCalls, OperatorCalls):
+class CreditServicer(GrantCalls, HoldCalls, BatchCalls, OperatorCalls, FeedCalls):
     """Answers the calls of the contract. Errors are raised; the server turns them into statuses."""
 
-    def __init__(self, ledger: Ledger, watchers: Watchers) -> None:
+    def __init__(self, ledger: Ledger, watchers: Watchers, feed: Feed) -> None:
         self._ledger = ledger
         self._watchers = watchers
+        self._feed = feed
         self._terms = ledger.terms
         self._prices = [
             pb.Price(operation=name, unit_cost=price.unit_cost, unit=price.unit)
@@ -198,7 +201,7 @@ class CreditServicer(GrantCalls, HoldCalls, BatchCalls, OperatorCalls):
         outcome = await requests.submit(self._ledger, command, context)
         return pb.SetAccountPolicyResponse(
             credit=responses.user_credit(outcome.account, self._terms),
-            policy=responses.policy(outcome.account),
+            policy=responses.policy(outcome.account.policy),
         )
 
     async def GetTransactionHistory(

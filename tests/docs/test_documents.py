@@ -82,6 +82,7 @@ def test_every_file_a_document_names_exists(document):
 
 # The sections whose snippets are run by what does not read them from the document.
 RUN_BY = {
+    "A table of balances": "tests/docs/test_balance_table.py",
     "In a browser": "tests/browser/test_demo_web.py",
     "Payments, with Stripe": "tests/docs/test_stripe_demo.py",
     "Proxies and security": "tests/gateway/test_nginx.py",

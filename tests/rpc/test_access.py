@@ -19,16 +19,16 @@ from credit_service.v1 import credit_service_pb2 as pb
 
 # The table of the contract, written out a second time.
 MAY_CALL = {
-    "GetUserCredit": ("worker", "gateway", "web", "bridge", "operator", "auditor"),
-    "ListPrices": ("worker", "gateway", "web", "bridge", "operator", "auditor"),
-    "QuoteCost": ("worker", "gateway", "web", "bridge", "operator", "auditor"),
-    "GetTransaction": ("worker", "gateway", "web", "bridge", "operator", "auditor"),
+    "GetUserCredit": ("worker", "gateway", "web", "bridge", "operator", "auditor", "consumer"),
+    "ListPrices": ("worker", "gateway", "web", "bridge", "operator", "auditor", "consumer"),
+    "QuoteCost": ("worker", "gateway", "web", "bridge", "operator", "auditor", "consumer"),
+    "GetTransaction": ("worker", "gateway", "web", "bridge", "operator", "auditor", "consumer"),
     "GetTransactionHistory": ("gateway", "web", "operator", "auditor"),
     "SpendCredits": ("worker", "operator"),
     "RefundCredits": ("worker", "operator"),
     "PurchaseCredits": ("bridge", "operator"),
     "ReversePurchase": ("bridge", "operator"),
-    "GetHold": ("worker", "gateway", "web", "bridge", "operator", "auditor"),
+    "GetHold": ("worker", "gateway", "web", "bridge", "operator", "auditor", "consumer"),
     "ListHolds": ("gateway", "web", "operator", "auditor"),
     "HoldCredits": ("worker", "gateway", "operator"),
     "ReleaseHold": ("worker", "gateway", "operator"),
@@ -43,6 +43,7 @@ MAY_CALL = {
     "ListGrants": ("gateway", "web", "operator", "auditor"),
     "GetLiabilityReport": ("operator", "auditor"),
     "SetAccountPolicy": ("operator",),
+    "StreamTransactions": ("operator", "auditor", "consumer"),
     "GetUsageReport": ("web", "operator", "auditor"),
 }
 
@@ -119,6 +120,7 @@ async def every_call(door, user_id):
             **user, amount=1, reason="goodwill", idempotency_key="8"
         ),
         "ListAccounts": pb.ListAccountsRequest(),
+        "StreamTransactions": pb.StreamTransactionsRequest(),
         "AdjustCredits": pb.AdjustCreditsRequest(
             **user, amount=-1, reason="a slip", idempotency_key="9"
         ),
