@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from stripe_bridge import dispute_rules, plan_change_rules, refund_rules
 from stripe_bridge.decide import decide
-from stripe_bridge.fields import id_of, optional_id
+from stripe_bridge.fields import child, id_of, optional_id
 from stripe_bridge.model import Nothing, Settled, Unresolved
 
 if TYPE_CHECKING:
@@ -100,6 +100,25 @@ class Reversals:
         if not settled:
             return Settled("nothing", "no_refunds")
         return Settled.of_all(settled)
+
+    async def part_payments(self, invoice: Object) -> list[Settled]:
+        """Reverses the refunds and disputes of the payments of an invoice that has several.
+
+        Before the invoice was paid in full there was nothing to reverse.
+        """
+        settled: list[Settled] = []
+        payments = [each async for each in self._stripe.payments_of_invoice(id_of(invoice))]
+        if len(payments) == 1:
+            return settled
+        for payment in payments:
+            intent_id = optional_id(child(payment, "payment").get("payment_intent"))
+            if intent_id is None:
+                continue
+            refunds = self._stripe.refunds(payment_intent=intent_id)
+            settled += [await self.refund(refund) async for refund in refunds]
+            disputes = self._stripe.disputes(payment_intent=intent_id)
+            settled += [await self.dispute(dispute) async for dispute in disputes]
+        return settled
 
     async def credit_lines(self, obj: Object) -> list[Settled]:
         """Reverses what the credit lines of an invoice give back of earlier ones, if it is paid.

@@ -65,9 +65,15 @@ class Settler:
         return await self.reversals.uncaptured(intent) or settled
 
     async def invoice(self, obj: Object) -> Settled:
-        """Settles what an invoice sold, and what its credit lines give back of earlier invoices."""
+        """Settles what an invoice sold, and what its credit lines give back of earlier invoices.
+
+        A part payment may have been refunded or disputed while the invoice was still open.
+        """
         bought = await self.purchases.invoice(obj)
-        return Settled.of_all([bought, *await self.reversals.credit_lines(obj)])
+        settled = [bought]
+        if bought.outcome in ("committed", "replayed"):
+            settled += await self.reversals.part_payments(obj)
+        return Settled.of_all([*settled, *await self.reversals.credit_lines(obj)])
 
     async def event(self, kind: str, obj: Object) -> Settled:
         """Settles a snapshot event of type `kind` about `obj`."""

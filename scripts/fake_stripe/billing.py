@@ -18,15 +18,22 @@ def invoice(stripe: Stripe, given: Object) -> Object:
             subscription and of the customer); `customer` and `subscription` to use those of an
             earlier invoice; `balance`, the part that the customer's credit balance pays;
             `payments`, which pay the rest (each amount, and off_stripe for money from outside
-            Stripe; by default one payment of all); `out_of_band`, all was paid outside Stripe;
-            `billing_reason`, `status`, `currency`, `livemode`.
+            Stripe; by default one payment of all, and none if the invoice is not paid);
+            `out_of_band`, all was paid outside Stripe; `billing_reason`, `status`, `currency`,
+            `livemode`.
 
     Returns:
         The invoice.
     """
     made = _make(stripe, given)
     if made["status"] != "paid":
-        stripe.tell(("invoice.payment_failed", made))
+        parts = given.get("payments") or []
+        paid = [
+            change
+            for each in parts
+            for change in _pay(stripe, made, each["amount"], off_stripe=False)
+        ]
+        stripe.tell(*(paid or [("invoice.payment_failed", made)]))
         return made
     whole = {"amount": made["amount_due"], "off_stripe": bool(given.get("out_of_band"))}
     payments = given.get("payments") or [whole]
@@ -37,6 +44,16 @@ def invoice(stripe: Stripe, given: Object) -> Object:
         if each["amount"]:
             off_stripe = bool(each.get("off_stripe"))
             changes += _pay(stripe, made, each["amount"], off_stripe=off_stripe)
+    stripe.tell(*changes, ("invoice.paid", made), ("invoice.payment_succeeded", made))
+    return made
+
+
+def pay_rest(stripe: Stripe, made: Object) -> Object:
+    """Pays what is left of an open invoice."""
+    if made["status"] != "open":
+        raise Refused(f"This invoice is {made['status']}, not open.")
+    changes = _pay(stripe, made, made["amount_remaining"], off_stripe=False)
+    made["status"] = "paid"
     stripe.tell(*changes, ("invoice.paid", made), ("invoice.payment_succeeded", made))
     return made
 

@@ -111,6 +111,7 @@ class Control:
             "lose": lambda body: self._disputed(money_back.lose, body),
             "change_dispute": lambda body: self._disputed(money_back.change_dispute, body),
             "invoice": lambda body: billing.invoice(stripe, body),
+            "pay_invoice": lambda body: billing.pay_rest(stripe, self._object("invoice", body)),
             "subscribe": lambda body: plans.subscribe(stripe, body),
             "renew": lambda body: plans.renew(stripe, body),
             "change_plan": lambda body: plans.change_plan(stripe, body),

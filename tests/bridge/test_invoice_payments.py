@@ -107,6 +107,34 @@ async def test_a_dispute_of_one_of_several_payments_takes_its_share_of_the_invoi
     assert await shop.balance(user) == 500
 
 
+async def test_a_part_payment_given_back_before_the_invoice_is_paid_is_reversed_with_the_purchase(
+    shop, database
+):
+    for give_back, left in (("refund", 475), ("dispute", 450), ("failed refund", 500)):
+        user = await database.user()
+        invoice = await shop.fake.invoice(
+            [{"price": shop.price}],
+            metadata={"credit_user_id": str(user)},
+            status="open",
+            payments=[{"amount": 1_000}, {"amount": 2_000}],
+        )
+        intents = [each["payment"]["payment_intent"] for each in await shop.payments(invoice["id"])]
+        if give_back == "dispute":
+            made = await shop.fake.dispute(intents[0])
+        else:
+            made = await shop.fake.refund(intents[0], amount=500)
+        early = [*await shop.events(*intents), *await shop.events(made["id"])]
+        if give_back == "failed refund":
+            await shop.fake.change_refund(made["id"], "failed")
+        assert {(await shop.settler.listed_event(each)).outcome for each in early} == {"nothing"}
+        await shop.fake.do("pay_invoice", id=invoice["id"])
+        (paid,) = await shop.events(invoice["id"])
+        for outcome in ("committed", "replayed"):
+            assert (await shop.settler.listed_event(paid)).outcome == outcome
+            assert await shop.balance(user) == left
+    assert not await database.faults()
+
+
 async def test_money_from_outside_of_stripe_counts_as_paid_and_a_refund_takes_only_its_share(
     shop, database
 ):
