@@ -20,6 +20,7 @@ from credit_service.database.statements import loses_statements
 from credit_service.ledger import sweeper
 from credit_service.ledger.due_rounds import DueRounds
 from credit_service.ledger.feed import Feed
+from credit_service.ledger.feed_lag import FeedLag
 from credit_service.ledger.lanes import Lanes
 from credit_service.ledger.ledger import Ledger
 from credit_service.ledger.read_connections import ReadPool
@@ -146,6 +147,7 @@ async def serve(
             sweeper.sweep(ledger.reads, rounds),
             watchers.poll(),
             watched_due.record(),
+            FeedLag(pools[0]).run(),
             grpc_server.close_silent_connections(open_calls, port),
         ):
             stack.push_async_callback(_cancel, asyncio.create_task(task))

@@ -24,3 +24,19 @@ BATCH_FAULTS = Counter(
 POOL_CONNECTIONS = Gauge(
     "credit_pool_connections", "Connections of the reads' pool, by state.", ("state",)
 )
+
+FEED_WAITING_ENTRIES = Gauge(
+    "credit_feed_waiting_entries",
+    "Committed entries that readers of the feed cannot get yet; at most 10,000 are counted.",
+)
+FEED_LAG_SECONDS = Gauge(
+    "credit_feed_lag_seconds", "For how long the first of these entries has been waiting."
+)
+FEED_HOLDER_SECONDS = Gauge(
+    "credit_feed_holder_seconds",
+    "Age of the open transaction that the feed has been waiting for, once it waits for 10 seconds.",
+)
+FEED_STANDING = Gauge(
+    "credit_feed_standing",
+    "1 while the feed waits for `credit-service feed advance` after a failover or restore.",
+)

@@ -36,8 +36,9 @@ async def verify(
     The sum of the changes is the balance and the held part, the open holds are what is held, seq
     has no gaps, times can be sent and never fall, refunds stay within their spends, payments are
     credited once, a reversal belongs to one payment, and a kept key names an entry that can answer
-    its call. A grant is the sum of its changes, what holds have pinned is the sum of theirs, and
-    what reversals moved and counted is what they return.
+    its call. The place in the feed never falls from one entry to the next. A grant is the sum of
+    its changes, what holds have pinned is the sum of theirs, and what reversals moved and counted
+    is what they return.
 
     Args:
         connection: to the database.

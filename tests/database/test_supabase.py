@@ -38,6 +38,7 @@ ADDING_UP = (
     "find_faults",
     "find_due_users",
     "find_writers",
+    "find_feed_holder",
     "list_entries_by_time",
 )
 OUTSIDERS = ("anon", "authenticated", "service_role")

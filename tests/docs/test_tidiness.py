@@ -18,6 +18,7 @@ from credit_service.ledger import (
     due_loading,
     export,
     feed,
+    feed_lag,
     grant_listing,
     grant_loading,
     grant_reads,
@@ -145,7 +146,10 @@ def test_the_contract_names_the_refusals_of_a_call_and_they_exist(method):
 
 
 def test_every_statement_is_used_by_the_store_and_says_what_it_is_for():
-    for statements, modules in ((store.SQL, (*STORES, feed)), (relay_store.SQL, RELAY_STORES)):
+    for statements, modules in (
+        (store.SQL, (*STORES, feed, feed_lag)),
+        (relay_store.SQL, RELAY_STORES),
+    ):
         used = re.findall(r'SQL\["(\w+)"\]', "".join(map(inspect.getsource, modules)))
         assert set(used) == statements.keys()
         for name, text in statements.items():

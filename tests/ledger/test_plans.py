@@ -58,6 +58,7 @@ READING_MUCH = (
     "find_faults",
     "find_due_users",
     "find_writers",
+    "find_feed_holder",
     "list_entries_by_time",
 )
 
@@ -166,6 +167,8 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         "find_writers": [store.WRITING],
         "read_feed": [1000, [0, 1, 3, 4], 0, user_id, seq - 10, 0, 0, 0],
         "find_feed_end": [],
+        "measure_feed": [10_000],
+        "find_feed_holder": [],
         "list_entries_by_time": [early, UUID(int=0), 0, now, 1000],
         "report_usage_of_user": [user_id, max(0, seq - 100), seq],
         "load_entries_by_key": [three, ["key 7", f"key {seq // 2}", "never used"], True],

@@ -113,6 +113,12 @@ DAMAGES = [
         "an open hold ends before",
     ),
     ("UPDATE user_credits SET next_hold_expiry = NULL", "an open hold ends before"),
+    (
+        "UPDATE credit_transactions SET tx = 0 WHERE seq = 6",
+        "seq 6 has tx 0, below",
+    ),
+    ("UPDATE user_credits SET tx = tx - 1", "of what was written last"),
+    ("UPDATE credit_policy_changes SET tx = tx + 1", "of what was written last"),
     ("DELETE FROM credit_transactions", "the entries say 0, 0, 0"),
     ("DELETE FROM credit_transactions WHERE seq = 5", "a gap or a double at seq 6"),
     ("DELETE FROM credit_transactions WHERE seq = 11", "the account says balance"),

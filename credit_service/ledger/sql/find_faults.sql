@@ -12,13 +12,34 @@ WITH book AS (
         related_seq,
         hold_seq,
         payment_ref,
+        tx,
         row_number() OVER account AS position,
         sum(balance_change) OVER account AS running_balance,
         sum(held_change) OVER account AS running_held,
-        lag(timestamp) OVER account AS earlier
+        lag(timestamp) OVER account AS earlier,
+        lag(tx) OVER account AS earlier_tx
     FROM credit_transactions
     WHERE user_id = any($1::uuid[])
     WINDOW account AS (PARTITION BY user_id ORDER BY seq)
+),
+
+written AS (
+    SELECT
+        numbered.user_id,
+        max(numbered.tx) AS tx
+    FROM (
+        SELECT
+            user_id,
+            tx
+        FROM book
+        UNION ALL
+        SELECT
+            user_id,
+            tx
+        FROM credit_policy_changes
+        WHERE user_id = any($1::uuid[])
+    ) AS numbered
+    GROUP BY numbered.user_id
 ),
 
 summed AS (
@@ -468,3 +489,17 @@ WHERE
         coalesce(taken_back.credits, 0) + coalesce(counted.credits, 0),
         coalesce(counted.credits, 0)
     )
+UNION ALL
+SELECT
+    book.user_id,
+    'seq ' || book.seq || ' has tx ' || book.tx || ', below ' || book.earlier_tx
+    || ' of the entry before' AS fault
+FROM book
+WHERE book.tx < book.earlier_tx
+UNION ALL
+SELECT
+    account.user_id,
+    'its tx is ' || account.tx || ', below ' || written.tx || ' of what was written last' AS fault
+FROM user_credits AS account
+INNER JOIN written ON account.user_id = written.user_id
+WHERE account.user_id = any($1::uuid[]) AND account.tx < written.tx
