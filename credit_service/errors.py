@@ -198,6 +198,24 @@ class GrantNotFound(NotFound):
 
 
 @dataclass(eq=False)
+class TopUpNotFound(NotFound):
+    """The user has no such request for a top-up. A payment made for it must be cancelled."""
+
+    reason = "TOP_UP_NOT_FOUND"
+    text = "This user has no request {top_up_id} for a top-up."
+    top_up_id: str
+
+
+@dataclass(eq=False)
+class TopUpNotOpen(Refusal):
+    """The request for a top-up has ended, as `state` says. Do not charge it; cancel its payment."""
+
+    reason = "TOP_UP_NOT_OPEN"
+    text = "The request for a top-up is {state} and no longer open."
+    state: str
+
+
+@dataclass(eq=False)
 class AboveSpendLimit(Refusal):
     """The work costs more than the account may spend in a whole window. Waiting does not help."""
 
@@ -268,10 +286,10 @@ class IdempotencyKeyReused(Conflict):
 
 @dataclass(eq=False)
 class PaymentReused(Conflict):
-    """The payment was credited to another user or with another amount. A person must decide."""
+    """The payment was recorded with another `field`, such as another user. A person must decide."""
 
     reason = "PAYMENT_REUSED"
-    text = "Payment {payment_ref} was already credited with another {field}."
+    text = "Payment {payment_ref} was already recorded with another {field}."
     payment_ref: str
     field: str
 
@@ -284,6 +302,15 @@ class ReversalReused(Conflict):
     text = "Reversal {reversal_ref} was already recorded with another {field}."
     reversal_ref: str
     field: str
+
+
+@dataclass(eq=False)
+class TopUpHasPayment(Conflict):
+    """Payment `payment_ref` was noted for the request for a top-up. Go on with that one."""
+
+    reason = "TOP_UP_HAS_PAYMENT"
+    text = "This request for a top-up has payment {payment_ref}, which is not the one you name."
+    payment_ref: str
 
 
 @dataclass(eq=False)

@@ -30,6 +30,8 @@ PAGE_SIZE_MAX = 1000
 PRIORITY_MAX = 100
 CARRY_OVER_MAX = 12
 SERIES_LENGTH_MAX = 64
+LINK_LENGTH_MAX = 2048
+CHARGES_PER_MONTH_MAX = 1000
 
 A_USER = "3f2b8c1e-9d4a-4f6b-8a57-0c1d2e3f4a5b"
 
@@ -37,6 +39,7 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _PRINTABLE_ASCII = re.compile(r"[ -~]+")
 _OPERATION = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _CURRENCY = re.compile(r"[a-z]{3}")
+_PACK = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 def uuid_or_none(value: object) -> UUID | None:
@@ -164,6 +167,20 @@ def series(text: str, field: str) -> str:
     if not text:
         raise InvalidRequest(field, "is missing.")
     return _ascii(field, text, SERIES_LENGTH_MAX)
+
+
+def pack(text: str, field: str) -> str:
+    """Checks the id of a credit pack; whether there is such a pack, only the bridge knows."""
+    if not _PACK.fullmatch(text):
+        raise InvalidRequest(field, "must be 1 to 64 characters of a-z, 0-9, _ and -.")
+    return text
+
+
+def link(text: str, field: str) -> str:
+    """Checks an address for people, of http or https, or none: at most 2,048 characters."""
+    if text and not text.startswith(("https://", "http://")):
+        raise InvalidRequest(field, "must be an http or https address.")
+    return _ascii(field, text, LINK_LENGTH_MAX) if text else ""
 
 
 def provider_ref(text: str, field: str) -> str:

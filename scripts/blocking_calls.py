@@ -21,7 +21,7 @@ def generated() -> dict[Path, str]:
     """Returns the text of each module of blocking calls."""
     return {
         CLIENT / f"blocking_{noun}.py": _formatted(_module(CLIENT / f"{noun}.py"))
-        for noun in ("credits", "grants", "accounts", "holds", "feed")
+        for noun in ("credits", "grants", "accounts", "holds", "feed", "top_ups")
     }
 
 

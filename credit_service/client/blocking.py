@@ -20,6 +20,7 @@ from credit_service.client.blocking_credits import BlockingCreditCalls
 from credit_service.client.blocking_feed import BlockingFeedCalls
 from credit_service.client.blocking_grants import BlockingGrantCalls
 from credit_service.client.blocking_holds import BlockingHoldCalls
+from credit_service.client.blocking_top_ups import BlockingTopUpCalls
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -35,6 +36,7 @@ class BlockingCreditClient(
     BlockingAccountCalls,
     BlockingHoldCalls,
     BlockingFeedCalls,
+    BlockingTopUpCalls,
 ):
     """Has every method of `CreditClient`, blocking; may be shared by threads.
 

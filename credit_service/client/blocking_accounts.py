@@ -133,6 +133,7 @@ class BlockingAccountCalls(BlockingConnection):
         spend_limits: pb.SpendLimits | None = None,
         reset: Iterable[pb.PolicyField.ValueType] = (),
         allowance: pb.Allowance | None = None,
+        top_up: pb.TopUp | None = None,
     ) -> pb.SetAccountPolicyResponse:
         """Changes what an account may do; None leaves a part as it is. Only an operator may.
 
@@ -143,6 +144,7 @@ class BlockingAccountCalls(BlockingConnection):
             spend_limits: all three of them; 0 means none.
             allowance: the free credits of every period; 0 credits: none.
             reset: the fields that become as configured again; they cannot be set as well.
+            top_up: when and what the account buys by itself; switches top-up on if it was off.
 
         Raises:
             UserNotFound: the user is not known.
@@ -156,6 +158,7 @@ class BlockingAccountCalls(BlockingConnection):
                 spend_limits=spend_limits,
                 reset=reset,
                 allowance=allowance,
+                top_up=top_up,
             )
         )
 

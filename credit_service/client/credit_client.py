@@ -16,9 +16,10 @@ from credit_service.client.credits import CreditCalls
 from credit_service.client.feed import FeedCalls
 from credit_service.client.grants import GrantCalls
 from credit_service.client.held_work import HeldWorkCalls
+from credit_service.client.top_ups import TopUpCalls
 
 
-class CreditClient(CreditCalls, GrantCalls, HeldWorkCalls, FeedCalls):
+class CreditClient(CreditCalls, GrantCalls, TopUpCalls, HeldWorkCalls, FeedCalls):
     """A connection to the credit service; one per process is enough, and it may be shared.
 
     Every method raises a refusal as a class of `credit_service.errors`. A read that gets no answer

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from credit_service.ledger import store
 from credit_service.ledger.due_loading import Due, find_due
 from credit_service.ledger.grant_loading import load_grants
+from credit_service.ledger.top_up_loading import load_top_ups
 from credit_service.rules import allowances
 from credit_service.rules.batch_state import BatchState
 from credit_service.rules.commands import (
@@ -16,6 +17,7 @@ from credit_service.rules.commands import (
     Extend,
     GiveCredits,
     Keyed,
+    NoteTopUp,
     Purchase,
     Refund,
     Release,
@@ -96,6 +98,7 @@ async def load(
     await _load_reversals(connection, state, ready)
     await _load_holds(connection, state, ready)
     await load_grants(connection, state, ready, {u: part.ends for u, part in due.items()}, terms)
+    await load_top_ups(connection, state, ready)
     asked = {c.user_id for c in commands if not isinstance(c, Expire) or c.watched}
     for user_id, user in state.users.items():
         looked_at = user_id in asked
@@ -164,7 +167,9 @@ async def _load_purchases(
         for command in commands
         if isinstance(command, Purchase) and command.payment is not None
     }
-    refs |= {command.payment_ref for command in commands if isinstance(command, Reverse)}
+    refs |= {
+        command.payment_ref for command in commands if isinstance(command, Reverse | NoteTopUp)
+    }
     purchases = await store.load_purchases(connection, refs) if refs else {}
     if not purchases:
         return
@@ -185,10 +190,13 @@ async def _load_reversals(
     connection: asyncpg.Connection, state: BatchState, commands: list[Command]
 ) -> None:
     asked = [command for command in commands if isinstance(command, Reverse)]
+    payments = {
+        command.payment_ref for command in commands if isinstance(command, Reverse | NoteTopUp)
+    }
+    if payments:
+        state.returned.update(await store.load_returned(connection, payments))
     if not asked:
         return
-    payments = {command.payment_ref for command in asked}
-    state.returned.update(await store.load_returned(connection, payments))
     revisions = {(command.reversal_ref, command.revision) for command in asked}
     recorded = await store.load_reversals(connection, revisions)
     repeated = revisions & recorded.keys()

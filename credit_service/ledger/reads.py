@@ -14,19 +14,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from credit_service.database.postgres import ALL_PLANS
-from credit_service.errors import (
-    HoldNotFound,
-    InvalidRequest,
-    PaymentNotFound,
-    UserNotFound,
-)
+from credit_service.errors import HoldNotFound, InvalidRequest, PaymentNotFound, UserNotFound
 from credit_service.ledger import account_listing, metrics, store
-from credit_service.ledger.grant_reads import (
-    GrantReads,
-    expiring,
-    with_changes,
-    with_lapsed,
-)
+from credit_service.ledger.grant_reads import GrantReads, expiring, with_changes, with_lapsed
 from credit_service.ledger.present_accounts import is_simple, read_at, read_present
 from credit_service.ledger.read_connections import repeated
 from credit_service.ledger.shared_account_reads import (
@@ -35,6 +25,7 @@ from credit_service.ledger.shared_account_reads import (
     changed_accounts,
     settle_those_with_grants,
 )
+from credit_service.ledger.top_up_reads import TopUpReads, read_status
 from credit_service.rules.holds import at
 from credit_service.rules.model import Account, transaction_id
 
@@ -49,6 +40,7 @@ if TYPE_CHECKING:
     from credit_service.ledger.read_connections import ReadPool
     from credit_service.rules.model import Entry, EntryType, Hold, HoldState, Usage
     from credit_service.rules.terms import Terms
+    from credit_service.rules.top_ups import TopUpStatus
 
 # How many entries a filtered page of history looks at before it comes back short, and how many
 # accounts a filtered page of accounts.
@@ -100,6 +92,7 @@ class Reads:
         # One report at a time, so that reports do not slow down the spends.
         self._report_turn = asyncio.Semaphore(1)
         self.grants = GrantReads(pool, self._report, REPORT_SECONDS)
+        self.top_ups = TopUpReads(pool)
         for state, count in (("open", pool.count), ("idle", pool.idle)):
             metrics.POOL_CONNECTIONS.labels(state).set_function(count)
 
@@ -129,8 +122,8 @@ class Reads:
     @repeated
     async def account_with_entries(
         self, user_id: UUID, size: int
-    ) -> tuple[Account, list[Entry], list[Expiring]]:
-        """Reads an account as it is now, its newest entries that moved the balance, what lapses.
+    ) -> tuple[Account, list[Entry], list[Expiring], TopUpStatus | None]:
+        """Reads an account as it is now: newest entries that moved the balance, lapses, top-ups.
 
         Args:
             user_id: whose.
@@ -141,13 +134,14 @@ class Reads:
             LedgerUnavailable: the database is away.
         """
         async with self._pool.snapshot() as connection:
-            _, account = await _account(connection, user_id)
+            now, account = await _account(connection, user_id)
             if not is_simple(account, self._terms):
                 [account] = await read_present(connection, [user_id], self._terms)
             entries = await _newest_entries(connection, account, size)
+            top_ups = await read_status(connection, account, now)
             if account.expiring is not None:
-                return account, entries, list(account.expiring)
-            return account, entries, await expiring(connection, account)
+                return account, entries, list(account.expiring), top_ups
+            return account, entries, await expiring(connection, account), top_ups
 
     @repeated
     async def account_at(

@@ -18,7 +18,7 @@ import asyncpg
 
 from credit_service.database.postgres import spoils_connection
 from credit_service.errors import CreditError, Refusal
-from credit_service.ledger import grant_store, metrics, store
+from credit_service.ledger import grant_store, metrics, store, top_up_store
 from credit_service.ledger.batch_loading import load
 from credit_service.rules import decide
 from credit_service.rules.model import Outcome
@@ -228,6 +228,8 @@ class Transactions:
             await store.insert_reversals(connection, state.new_reversals)
         if policy_changes:
             await store.insert_policy_changes(connection, policy_changes, txs)
+        if any(user.top_ups.changes for user in users):
+            await top_up_store.write_top_ups(connection, users, txs)
 
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
@@ -274,7 +276,7 @@ def _settled(
     changes: dict[EntryId, tuple[GrantChange, ...]],
 ) -> Outcome:
     """Shows the account as the batch left it, and a resolved COMMIT as the first run it was."""
-    entry, account, replayed, hold, parts = answer
+    entry, account, replayed, hold, parts, top_up = answer
     if replayed and entry is not None and lost.get((entry.user_id, entry.seq)) == entry:
         del lost[entry.user_id, entry.seq]
         replayed = False
@@ -285,7 +287,7 @@ def _settled(
         )
     if entry is not None and changes and (made := changes.get((entry.user_id, entry.seq))):
         entry = entry._replace(grant_changes=made)
-    return Outcome(entry, state.users[account.user_id].account, replayed, hold, parts)
+    return Outcome(entry, state.users[account.user_id].account, replayed, hold, parts, top_up)
 
 
 def _count(entries: Iterable[Entry]) -> None:

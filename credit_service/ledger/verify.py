@@ -38,7 +38,8 @@ async def verify(
     credited once, a reversal belongs to one payment, and a kept key names an entry that can answer
     its call. The place in the feed never falls from one entry to the next. A grant is the sum of
     its changes, what holds have pinned is the sum of theirs, and what reversals moved and counted
-    is what they return.
+    is what they return. A top-up is as its last change left it, has succeeded if its payment
+    was purchased, and is counted in its month.
 
     Args:
         connection: to the database.

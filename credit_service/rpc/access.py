@@ -84,6 +84,9 @@ CALLS: Mapping[str, frozenset[Role]] = {
     "AdjustCredits": _OPERATORS,
     "RevokeGrant": _PAYMENTS,
     "ListGrants": _READERS,
+    "ListTopUps": _PAYMENTS,
+    "NoteTopUp": _PAYMENTS,
+    "FailTopUp": _PAYMENTS,
     "SetAccountPolicy": _OPERATORS,
     # Reflection, with which grpcurl finds the calls.
     "ServerReflectionInfo": _OPERATORS,

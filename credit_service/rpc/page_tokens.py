@@ -13,8 +13,14 @@ from uuid import UUID
 from credit_service.errors import InvalidRequest
 from credit_service.v1 import credit_service_pb2 as pb
 
-OfUser = pb.GetTransactionHistoryRequest | pb.ListHoldsRequest | pb.ListGrantsRequest
-Listing = OfUser | pb.ListAccountsRequest
+OfUser = (
+    pb.GetTransactionHistoryRequest
+    | pb.ListHoldsRequest
+    | pb.ListGrantsRequest
+    | pb.ListTopUpsRequest
+)
+OfAll = pb.ListAccountsRequest | pb.ListTopUpsRequest
+Listing = OfUser | OfAll
 
 _DIGEST_BYTES = 12
 _SEQ_BYTES = 8
@@ -26,7 +32,7 @@ def token(request: OfUser, seq: int) -> str:
     return _token(request, seq.to_bytes(_SEQ_BYTES))
 
 
-def user_token(request: pb.ListAccountsRequest, user_id: UUID) -> str:
+def user_token(request: OfAll, user_id: UUID) -> str:
     """Makes the token that continues at a user with the request's filters."""
     return _token(request, user_id.bytes)
 
@@ -41,7 +47,7 @@ def seq_of(request: OfUser) -> int | None:
     return None if place is None else int.from_bytes(place)
 
 
-def user_of(request: pb.ListAccountsRequest) -> UUID | None:
+def user_of(request: OfAll) -> UUID | None:
     """Reads the request's token; None where it has none.
 
     Raises:
@@ -82,6 +88,8 @@ def _bound(request: Listing) -> tuple[str, ...]:
         return request.user_id.lower(), "holds", str(request.state)
     if isinstance(request, pb.ListGrantsRequest):
         return request.user_id.lower(), "grants", str(request.include_closed)
+    if isinstance(request, pb.ListTopUpsRequest):
+        return request.user_id.lower(), "top-ups", str(request.open_only)
     if isinstance(request, pb.ListAccountsRequest):
         since = request.changed_since
         return (

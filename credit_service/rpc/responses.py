@@ -23,7 +23,15 @@ if TYPE_CHECKING:
         Grant,
         GrantChange,
     )
-    from credit_service.rules.model import Account, EntryType, Hold, HoldState, Policy, Usage
+    from credit_service.rules.model import (
+        Account,
+        EntryType,
+        Hold,
+        HoldState,
+        Policy,
+        TopUp,
+        Usage,
+    )
     from credit_service.rules.terms import Terms
 
 TYPES: dict[EntryType, pb.TransactionType.ValueType] = {
@@ -221,7 +229,13 @@ def policy(own: Policy) -> pb.AccountPolicy:
             per_day=own.limits.day or 0,
         ),
         allowance=None if own.allowance is None else _allowance(own.allowance),
+        top_up=None if own.top_up is None else top_up_policy(own.top_up),
     )
+
+
+def top_up_policy(value: TopUp) -> pb.TopUp:
+    """Renders when and what an account buys by itself."""
+    return pb.TopUp(below=value.below, pack=value.pack, charges_per_month=value.per_month)
 
 
 def _allowance(value: Allowance) -> pb.Allowance:

@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING, Literal
 from credit_service import fields
 from credit_service.errors import InvalidRequest, TransactionNotFound
 from credit_service.ledger.reads import HistoryQuery
-from credit_service.rpc import access, call_log, page_tokens, requests, responses, validation
+from credit_service.ledger.top_up_reads import has_top_ups
+from credit_service.rpc import (
+    access,
+    call_log,
+    page_tokens,
+    requests,
+    responses,
+    top_up_messages,
+    validation,
+)
 from credit_service.rpc.batch_calls import BatchCalls
 from credit_service.rpc.feed_calls import FeedCalls
 from credit_service.rpc.grant_calls import GrantCalls
 from credit_service.rpc.hold_calls import HoldCalls
 from credit_service.rpc.operator_calls import OperatorCalls
+from credit_service.rpc.top_up_calls import TopUpCalls
 from credit_service.rules.commands import (
     Purchase,
     Refund,
@@ -43,17 +53,17 @@ REPORT_PERIOD_MAX = timedelta(days=31)
 
 # The field of the request and the part of the policy that each of these means.
 _POLICY_FIELDS: dict[
-    int, tuple[Literal["frozen", "min_balance", "spend_limits", "allowance"], PolicyPart]
+    int, tuple[Literal["frozen", "min_balance", "spend_limits", "allowance", "top_up"], PolicyPart]
 ] = {
     pb.POLICY_FIELD_FROZEN: ("frozen", "frozen"),
     pb.POLICY_FIELD_MIN_BALANCE: ("min_balance", "min_balance"),
     pb.POLICY_FIELD_SPEND_LIMITS: ("spend_limits", "limits"),
     pb.POLICY_FIELD_ALLOWANCE: ("allowance", "allowance"),
+    pb.POLICY_FIELD_TOP_UP: ("top_up", "top_up"),
 }
-_NO_CHANGE = (None, None, None, None, ())
 
 
-class CreditServicer(GrantCalls, HoldCalls, BatchCalls, OperatorCalls, FeedCalls):
+class CreditServicer(GrantCalls, HoldCalls, BatchCalls, OperatorCalls, TopUpCalls, FeedCalls):
     """Answers the calls of the contract. Errors are raised; the server turns them into statuses."""
 
     def __init__(self, ledger: Ledger, watchers: Watchers, feed: Feed) -> None:
@@ -74,15 +84,23 @@ class CreditServicer(GrantCalls, HoldCalls, BatchCalls, OperatorCalls, FeedCalls
         size = fields.page_size(request.history_size, "history_size")
         if size > 0:
             access.CALLER.get().require(access.Right.READ_HISTORY)
+        top_up = None
         if request.HasField("as_of"):
             time = validation.time(request.as_of, "as_of", round_up=False)
             account, newest, expiring = await self._ledger.reads.account_at(user_id, time, size)
         else:
             account, newest, expiring = await self._ledger.reads.account(user_id), [], []
-            if size > 0 or account.open_grants > 0:
+            shows_top_ups = has_top_ups(account) and access.CALLER.get().may(
+                access.Right.READ_HISTORY
+            )
+            if size > 0 or account.open_grants > 0 or shows_top_ups:
                 reads = self._ledger.reads
-                account, newest, expiring = await reads.account_with_entries(user_id, size)
+                account, newest, expiring, status = await reads.account_with_entries(user_id, size)
+                if shows_top_ups:
+                    top_up = status
         credit = responses.user_credit(account, self._terms, expiring)
+        if top_up is not None:
+            credit.top_up.CopyFrom(top_up_messages.status(top_up))
         credit.transaction_history.extend(_fitting(newest))
         return pb.GetUserCreditResponse(credit=credit)
 
@@ -193,10 +211,17 @@ class CreditServicer(GrantCalls, HoldCalls, BatchCalls, OperatorCalls, FeedCalls
             allowance=validation.allowance(request.allowance)
             if request.HasField("allowance")
             else None,
+            top_up=top_up_messages.policy(request.top_up) if request.HasField("top_up") else None,
             reset=_reset(request),
         )
-        asked = (command.frozen, command.min_balance, command.limits, command.allowance)
-        if (*asked, command.reset) == _NO_CHANGE:
+        parts = (
+            command.frozen,
+            command.min_balance,
+            command.limits,
+            command.allowance,
+            command.top_up,
+        )
+        if not command.reset and all(part is None for part in parts):
             raise InvalidRequest("frozen", "is unset, and so is everything else to change.")
         outcome = await requests.submit(self._ledger, command, context)
         return pb.SetAccountPolicyResponse(
@@ -324,11 +349,12 @@ class CreditServicer(GrantCalls, HoldCalls, BatchCalls, OperatorCalls, FeedCalls
         """Renders a state of an account; one with grants is read again, with what lapses next."""
         if account.open_grants == 0 and account.expiring is None:
             return responses.user_credit(account, self._terms)
-        account, _, expiring = await self._ledger.reads.account_with_entries(account.user_id, 0)
+        reads = self._ledger.reads
+        account, _, expiring, _ = await reads.account_with_entries(account.user_id, 0)
         if account.expiring is not None:
             # What is due is recorded first, so that the state has a seq of its own.
             await self._watchers.recorded(account.user_id)
-            account, _, expiring = await self._ledger.reads.account_with_entries(account.user_id, 0)
+            account, _, expiring, _ = await reads.account_with_entries(account.user_id, 0)
         return responses.user_credit(account, self._terms, expiring)
 
     async def GetUsageReport(

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from credit_service.rules.grant_values import Allowance
-    from credit_service.rules.model import Payment
+    from credit_service.rules.model import Payment, TopUp
+    from credit_service.rules.top_up_values import TopUpFailure, TopUpId
 
 
 # The names of the fields of `Policy`.
-PolicyPart = Literal["frozen", "min_balance", "limits", "allowance"]
+PolicyPart = Literal["frozen", "min_balance", "limits", "allowance", "top_up"]
 
 
 class Charge(NamedTuple):
@@ -265,7 +266,38 @@ class SetPolicy(Command):
     min_balance: int | None
     limits: tuple[int, int, int] | None
     allowance: Allowance | None = None
+    top_up: TopUp | None = None
     reset: tuple[PolicyPart, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoteTopUp(Command):
+    """Notes the payment of a request for a top-up."""
+
+    call = "NoteTopUp"
+    top_up: TopUpId
+    payment_ref: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailTopUp(Command):
+    """Records a failed try of a request for a top-up, or that it is not needed.
+
+    Attributes:
+        try_number: counts the tries of the request from 1; not used where it is not needed.
+        reason: for people.
+        link: where the user can pay; empty: nowhere in particular.
+        failure: what it means for the request.
+        payment_ref: the payment that was cancelled; empty: none.
+    """
+
+    call = "FailTopUp"
+    top_up: TopUpId
+    try_number: int
+    reason: str
+    link: str
+    failure: TopUpFailure
+    payment_ref: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,8 @@ debt. Every entry is two numbers, a change of balance and a change of held:
 
 A command is decided in this order, which is part of the contract: its idempotency key, the state of
 what it refers to, price and expected cost, limits, the balance. So the repeat of a paid spend
-succeeds on an empty account. A refusal is raised and changes nothing.
+succeeds on an empty account. A refusal is raised and changes nothing, except that one for want of
+credits may ask for a top-up.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from typing import TYPE_CHECKING, Any
 from credit_service.errors import (
     BatchAborted,
     CreditError,
+    HoldExpired,
     IdempotencyKeyReused,
+    InsufficientCredits,
     InvalidRequest,
     PaymentReused,
     RefundExceedsSpend,
@@ -34,16 +37,18 @@ from credit_service.errors import (
     TransactionNotFound,
     UserDeleted,
 )
-from credit_service.rules import grants, holds, limits, returns, reversals, spending
+from credit_service.rules import grants, holds, limits, returns, reversals, spending, top_ups
 from credit_service.rules.commands import (
     Adjust,
     Capture,
     Command,
     Expire,
     Extend,
+    FailTopUp,
     GiveCredits,
     Keyed,
     MakeHold,
+    NoteTopUp,
     Purchase,
     Refund,
     Release,
@@ -73,6 +78,9 @@ if TYPE_CHECKING:
 
 REFUNDABLE_TYPES: tuple[EntryType, ...] = ("spend", "capture")
 
+# What asks for a top-up if it leaves few credits or is refused for want of them.
+_ASKING = (Spend, MakeHold, Capture)
+
 
 def decide(state: BatchState, command: Command, terms: Terms) -> Outcome:
     """Decides one command and, unless it only validates, posts its entry in the state of the batch.
@@ -81,7 +89,8 @@ def decide(state: BatchState, command: Command, terms: Terms) -> Outcome:
         The entry, the account after it, the hold it concerns, and whether it was a repeat.
 
     Raises:
-        Refusal: what the contract lists for the call; the state of the batch is unchanged.
+        Refusal: what the contract lists for the call; the state of the batch is unchanged, except
+            that a refusal for want of credits may ask for a top-up.
     """
     if isinstance(command, Keyed):
         user = state.users.get(command.user_id)
@@ -89,7 +98,17 @@ def decide(state: BatchState, command: Command, terms: Terms) -> Outcome:
             earlier = user.by_key.get(command.idempotency_key)
             if earlier is not None:
                 return _replay(user, command, earlier)
-    return _RULES[type(command)](state, command, terms)
+    if not isinstance(command, _ASKING) or command.validate_only:
+        return _RULES[type(command)](state, command, terms)
+    try:
+        outcome = _RULES[type(command)](state, command, terms)
+    except (InsufficientCredits, HoldExpired):
+        # Both mean that the credits for the work are missing.
+        top_ups.ask(state.user(command.user_id), command.caller)
+        raise
+    if outcome.entry is not None and not outcome.replayed and outcome.entry.type != "release":
+        top_ups.ask(state.user(command.user_id), command.caller)
+    return outcome
 
 
 def _replay(user: UserState, command: Keyed, earlier: Entry) -> Outcome:
@@ -160,6 +179,7 @@ def _purchase(state: BatchState, command: Purchase, terms: Terms) -> Outcome:
             grants.roll_over(user, entry.seq, rollover)
     if payment is not None:
         state.put_purchase(payment.ref, entry)
+    top_ups.follow_purchase(user, entry)
     return Outcome(entry, user.account, replayed=False)
 
 
@@ -312,6 +332,9 @@ def _set_policy(state: BatchState, command: SetPolicy, _terms: Terms) -> Outcome
         policy = policy._replace(allowance=command.allowance)
     if command.limits is not None:
         policy = policy._replace(limits=SpendLimits(*(limit or None for limit in command.limits)))
+    if command.top_up is not None:
+        policy = policy._replace(top_up=command.top_up)
+        top_ups.turn_on(user, command.caller)
     user.put_policy(policy, command.caller)
     return Outcome(None, user.account, replayed=False)
 
@@ -343,6 +366,8 @@ _RULES: dict[type[Command], Callable[[BatchState, Any, Terms], Outcome]] = {
     Release: holds.release,
     Extend: holds.extend,
     SetPolicy: _set_policy,
+    NoteTopUp: top_ups.note,
+    FailTopUp: top_ups.fail,
     SpendTogether: _spend_together,
     Expire: _expire,
 }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from credit_service.errors import CreditError
     from credit_service.rules.grant_values import Allowance, GrantChange
+    from credit_service.rules.top_up_values import Decided
 
 # User and seq, which together name an entry, and the hold that it made.
 EntryId = tuple[UUID, int]
@@ -422,6 +423,7 @@ class Outcome(NamedTuple):
         replayed: whether an earlier call had made the entry.
         hold: the hold it made or referred to, in its present state.
         parts: the answers to the spends of a command that has several.
+        top_up: the request for a top-up that the command is about.
     """
 
     entry: Entry | None
@@ -429,6 +431,7 @@ class Outcome(NamedTuple):
     replayed: bool
     hold: Hold | None = None
     parts: tuple[Outcome | CreditError, ...] = ()
+    top_up: Decided | None = None
 
     @property
     def late(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from credit_service.errors import PaymentMismatch, PaymentNotFound, ReversalReused, UserDeleted
-from credit_service.rules import grants, returns
+from credit_service.rules import grants, returns, top_ups
 from credit_service.rules.model import Outcome, Returned, Reversal
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ def reverse(state: BatchState, command: Reverse, terms: Terms) -> Outcome:
         elif new.entry is not None:
             user.post(new.entry)
         state.put_reversal(new, after)
+        if after.reversed_minor > before.reversed_minor:
+            top_ups.follow_reversal(user, command.payment_ref, command.caller)
     return Outcome(new.entry, user.account, replayed=False)
 
 

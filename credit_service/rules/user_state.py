@@ -22,6 +22,7 @@ from credit_service.rules.model import (
     PolicyChange,
     Spent,
 )
+from credit_service.rules.top_up_values import NO_TOP_UPS, TopUps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,6 +66,7 @@ class UserState:
         grant_changes: the new changes of grants, in order.
         grants_before: for each of the new changes, and for each other change of a grant, the seq
             and the grant as it was.
+        top_ups: its top-ups, as far as commands concern them.
         more_due: whether more is due than the batch takes. Then nothing is decided about the
             account: it is as it was at the instant of the last that the batch took.
     """
@@ -89,6 +91,7 @@ class UserState:
     reversed: dict[int, list[GrantChange]] = field(default_factory=dict)
     grant_changes: list[GrantChange] = field(default_factory=list)
     grants_before: list[tuple[int, Grant | None]] = field(default_factory=list)
+    top_ups: TopUps = NO_TOP_UPS
     more_due: bool = False
     _order: list[BurnKey] | None = field(default=None, repr=False, compare=False)
 
@@ -328,7 +331,7 @@ class UserState:
             self._put_pin(hold_seq, seq, pinned)
 
     def undo(self, mark: Mark) -> None:
-        """Removes what was posted since; spends post entries, draw on grants and nothing else."""
+        """Removes what spends did since: they post entries, draw on grants and ask for top-ups."""
         for entry in self.posted[mark.posted :]:
             del self.spends[entry.seq]
             self.drawn.pop(entry.seq, None)
@@ -340,12 +343,16 @@ class UserState:
                 self._replace_grant(self.grants[seq], before)
         del self.grants_before[mark.grants_before :]
         del self.grant_changes[mark.grant_changes :]
-        self.account = mark.account
+        self.account, self.top_ups = mark.account, mark.top_ups
 
     def mark(self) -> Mark:
         """The state now, for `undo`."""
         return Mark(
-            self.account, len(self.posted), len(self.grants_before), len(self.grant_changes)
+            self.account,
+            len(self.posted),
+            len(self.grants_before),
+            len(self.grant_changes),
+            self.top_ups,
         )
 
     def _replace_grant(self, before: Grant | None, grant: Grant) -> None:
@@ -377,3 +384,4 @@ class Mark(NamedTuple):
     posted: int
     grants_before: int
     grant_changes: int
+    top_ups: TopUps

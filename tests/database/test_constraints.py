@@ -14,6 +14,7 @@ from kit.ledger_rows import (
     ALLOWED,
     ALLOWED_UNTIL,
     BOUGHT,
+    BOUGHT_TOP_UP,
     CAPTURE,
     CAPTURED,
     CHANGE,
@@ -27,6 +28,7 @@ from kit.ledger_rows import (
     KEPT,
     LAPSE,
     MAKE_HOLD,
+    OPEN_TOP_UP,
     OVERFULL,
     PAYMENT,
     PIN,
@@ -41,6 +43,10 @@ from kit.ledger_rows import (
     STRANGER,
     TIME,
     TOO_MUCH,
+    TOP_UP,
+    TOP_UP_CHANGE,
+    TOP_UP_COUNTS,
+    TURNED_ON,
     USER,
     WITH_GRANTS,
 )
@@ -283,6 +289,52 @@ REFUSED = [
     ("credit_grant_changes", "pinned_within_remaining", PIN | {"pinned_after": -1}),
     ("credit_grant_changes", "only_a_hold_pins", PIN | {"hold_seq": None}),
     ("credit_allowances", "one_allowance_per_user", ALLOWED_UNTIL | {"user_id": USER}),
+    ("credit_top_ups", "one_request_per_number", TOP_UP | {"number": 1}),
+    ("credit_top_ups", "request_belongs_to_an_account", TOP_UP | {"user_id": STRANGER}),
+    ("credit_top_ups", "number_counts_from_one", TOP_UP | {"number": 0}),
+    ("credit_top_ups", "one_open_top_up_per_account", TOP_UP | {"state": "open"}),
+    ("credit_top_ups", "one_top_up_per_payment", TOP_UP | {"payment_ref": "pi_1"}),
+    ("credit_top_ups", "state_is_known", TOP_UP | {"state": "lost"}),
+    ("credit_top_ups", "success_is_a_purchase", BOUGHT_TOP_UP | {"seq": None}),
+    ("credit_top_ups", "success_is_a_purchase", BOUGHT_TOP_UP | {"payment_ref": None}),
+    ("credit_top_ups", "success_is_a_purchase", BOUGHT_TOP_UP | {"seq": 0}),
+    ("credit_top_ups", "success_is_a_purchase", TOP_UP | {"seq": 3, "payment_ref": "pi_2"}),
+    ("credit_top_ups", "times_rise", TOP_UP | {"changed_at": TIME - timedelta(seconds=1)}),
+    *(
+        ("credit_top_ups", constraint, TOP_UP | change)
+        for constraint, change in (
+            ("pack_has_a_length", {"pack": ""}),
+            ("pack_has_a_length", {"pack": "p" * 65}),
+            ("payment_ref_has_a_length", {"payment_ref": ""}),
+            ("payment_ref_has_a_length", {"payment_ref": "p" * 256}),
+            ("tries_count_up", {"tries": -1}),
+            ("reason_has_a_length", {"reason": "r" * 501}),
+            ("link_has_a_length", {"link": "l" * 2049}),
+            ("failure_has_a_reason", {"reason": ""}),
+            ("failure_has_a_reason", {"reason": "", "tries": 0, "state": "not_needed"}),
+        )
+    ),
+    ("credit_top_up_counts", "one_row_per_account", TOP_UP_COUNTS | {"user_id": USER}),
+    ("credit_top_up_counts", "counts_belong_to_an_account", TOP_UP_COUNTS),
+    ("credit_top_up_counts", "requests_count_up", TOP_UP_COUNTS | {"requests": -1}),
+    ("credit_top_up_counts", "failures_count_up", TOP_UP_COUNTS | {"failures": -1}),
+    ("credit_top_up_counts", "reason_is_known", TOP_UP_COUNTS | {"off": "whim"}),
+    ("credit_top_up_counts", "charges_are_of_a_month", TOP_UP_COUNTS | {"charges": 1}),
+    ("credit_top_up_counts", "charges_are_of_a_month", TOP_UP_COUNTS | {"month": TIME}),
+    (
+        "credit_top_up_changes",
+        "one_top_up_change_per_place",
+        TOP_UP_CHANGE | {"change": 1},
+    ),
+    (
+        "credit_top_up_changes",
+        "change_belongs_to_an_account",
+        TOP_UP_CHANGE | {"user_id": STRANGER},
+    ),
+    ("credit_top_up_changes", "change_counts_from_one", TOP_UP_CHANGE | {"change": 0}),
+    ("credit_top_up_changes", "kind_is_known", TOP_UP_CHANGE | {"kind": "lost"}),
+    ("credit_top_up_changes", "change_is_of_a_request", TOP_UP_CHANGE | {"pack": None}),
+    ("credit_top_up_changes", "change_is_of_a_request", TURNED_ON | {"number": 1}),
 ]
 
 
@@ -311,6 +363,9 @@ async def connection(database):
         ("credit_grants", DATED | {"seq": 1}),
         ("credit_grant_changes", GRANT_CHANGE | {"seq": 1}),
         ("credit_allowances", ALLOWED_UNTIL | {"user_id": USER}),
+        ("credit_top_ups", OPEN_TOP_UP),
+        ("credit_top_up_counts", TOP_UP_COUNTS | {"user_id": USER}),
+        ("credit_top_up_changes", TOP_UP_CHANGE | {"change": 1}),
     ):
         await connection.execute(*insertion(table, row))
     yield connection
@@ -400,6 +455,9 @@ NEEDED = [
         ("credit_grants", DATED | {"expire_time": None}),
         ("credit_grant_changes", GRANT_CHANGE | {"expire_after": None}),
         ("credit_allowances", ALLOWED_UNTIL),
+        ("credit_top_ups", TOP_UP),
+        ("credit_top_up_counts", TOP_UP_COUNTS),
+        ("credit_top_up_changes", TURNED_ON),
     )
     for column, value in row.items()
     if value is not None

@@ -13,6 +13,7 @@ from credit_service.database.postgres import (
     missing_protection,
 )
 from credit_service.errors import UserDeleted
+from credit_service.v1 import credit_service_pb2 as pb
 
 GRANT = """
     WITH granted AS (
@@ -44,6 +45,9 @@ async def book(database, client):
     await client.refund_credits(user_id, spent.transaction.id, amount=10)
     await client.purchase_credits(user_id, 100, payment=payment("pi_book"))
     await database.execute(GRANT)
+    policy = pb.TopUp(below=200, pack="hundred", charges_per_month=1)
+    await client.set_account_policy(user_id, top_up=policy)
+    await client.spend_credits(user_id, amount=1)
     return database
 
 
@@ -67,6 +71,13 @@ FORBIDDEN_TO_THE_SERVICE = [
     "TRUNCATE credit_grant_changes",
     "DELETE FROM credit_allowances",
     "TRUNCATE credit_allowances",
+    "DELETE FROM credit_top_ups",
+    "TRUNCATE credit_top_ups",
+    "DELETE FROM credit_top_up_counts",
+    "TRUNCATE credit_top_up_counts",
+    "UPDATE credit_top_up_changes SET caller = caller",
+    "DELETE FROM credit_top_up_changes",
+    "TRUNCATE credit_top_up_changes",
     "DELETE FROM user_credits",
     "TRUNCATE user_credits CASCADE",
     "INSERT INTO credit_migrations VALUES (9, 'x', 'x')",
@@ -143,6 +154,13 @@ FORBIDDEN_TO_THE_OWNER = {
     "TRUNCATE credit_grant_changes": "credit_grant_changes",
     "DELETE FROM credit_allowances": "credit_allowances",
     "TRUNCATE credit_allowances": "credit_allowances",
+    "DELETE FROM credit_top_ups": "credit_top_ups",
+    "TRUNCATE credit_top_ups": "credit_top_ups",
+    "DELETE FROM credit_top_up_counts": "credit_top_up_counts",
+    "TRUNCATE credit_top_up_counts": "credit_top_up_counts",
+    "UPDATE credit_top_up_changes SET caller = ''": "credit_top_up_changes",
+    "DELETE FROM credit_top_up_changes": "credit_top_up_changes",
+    "TRUNCATE credit_top_up_changes": "credit_top_up_changes",
     "TRUNCATE auth.users CASCADE": "user_credits",
     # Not only the plain forms of a change reach the triggers.
     UPSERT: "credit_purchases",

@@ -59,6 +59,9 @@ BOOKS = (
     "credit_relay_readers",
     "credit_parked_events",
     "credit_alerts",
+    "credit_top_ups",
+    "credit_top_up_counts",
+    "credit_top_up_changes",
     "credit_feed",
     "credit_feed_advances",
 )

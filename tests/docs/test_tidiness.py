@@ -27,6 +27,9 @@ from credit_service.ledger import (
     reads,
     shared_account_reads,
     store,
+    top_up_loading,
+    top_up_reads,
+    top_up_store,
     transactions,
     verify,
 )
@@ -42,7 +45,7 @@ PROTO = (ROOT / "protos/credit_service/v1/credit_service.proto").read_text()
 LINES_MAX = 450
 
 # The modules with one function per statement.
-STORES = (account_listing, store, grant_store, grant_listing)
+STORES = (account_listing, store, grant_store, grant_listing, top_up_store)
 RELAY_STORES = (relay_store,)
 
 
@@ -160,6 +163,7 @@ def test_every_function_of_the_store_has_a_caller():
     modules = (
         *(transactions, batch_loading, due_loading, grant_loading, present_accounts),
         *(shared_account_reads, account_listing, reads, grant_reads, verify, export),
+        *(top_up_loading, top_up_reads),
     )
     callers = "".join(map(inspect.getsource, modules))
     for module in STORES:

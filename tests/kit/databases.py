@@ -219,6 +219,9 @@ _BOOK = """
     UNION ALL SELECT row::text FROM credit_grants AS row
     UNION ALL SELECT row::text FROM credit_grant_changes AS row
     UNION ALL SELECT row::text FROM credit_allowances AS row
+    UNION ALL SELECT row::text FROM credit_top_ups AS row
+    UNION ALL SELECT row::text FROM credit_top_up_counts AS row
+    UNION ALL SELECT row::text FROM credit_top_up_changes AS row
     ORDER BY 1
 """
 

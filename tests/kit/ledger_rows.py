@@ -141,6 +141,31 @@ REVERSED = {
     "caller": "test",
 }
 KEPT = {"user_id": USER, "key": "kept", "seq": 1, "call": "PurchaseCredits"}
+TOP_UP = {
+    "user_id": USER,
+    "number": 2,
+    "pack": "hundred",
+    "state": "failed",
+    "tries": 1,
+    "reason": "declined",
+    "link": "",
+    "created_at": TIME,
+    "changed_at": TIME,
+}
+OPEN_TOP_UP = TOP_UP | {"number": 1, "state": "open", "payment_ref": "pi_1"}
+BOUGHT_TOP_UP = TOP_UP | {"state": "succeeded", "payment_ref": "pi_2", "seq": 3}
+TOP_UP_COUNTS = {"user_id": STRANGER, "requests": 0, "failures": 0, "charges": 0}
+TOP_UP_CHANGE = {
+    "user_id": USER,
+    "change": 2,
+    "kind": "failed",
+    "changed_at": TIME,
+    "caller": "test",
+    **{name: value for name, value in TOP_UP.items() if name not in {"user_id", "changed_at"}},
+    "tx": 1,
+}
+TURNED_ON = {"user_id": USER, "change": 2, "kind": "turned_on", "changed_at": TIME, "caller": "t"}
+TURNED_ON |= {"tx": 1}
 DATED = {
     "user_id": USER,
     "seq": 2,
@@ -248,4 +273,10 @@ ALLOWED = [
     ("credit_grant_changes", GRANT_CHANGE | {"expire_after": None, "lapsed_at": TIME}),
     ("credit_grant_changes", PIN),
     ("credit_allowances", ALLOWED_UNTIL),
+    ("credit_top_ups", TOP_UP),
+    ("credit_top_ups", TOP_UP | {"payment_ref": "p" * 255, "link": "l" * 2048}),
+    ("credit_top_ups", TOP_UP | {"state": "not_needed", "tries": 0}),
+    ("credit_top_ups", BOUGHT_TOP_UP),
+    ("credit_top_up_changes", TOP_UP_CHANGE),
+    ("credit_top_up_changes", TURNED_ON),
 ]

@@ -49,7 +49,7 @@ async def test_what_is_due_counts_before_it_is_recorded_and_the_same_after(datab
         await eventually(lambda: passed(database))
         await eventually(lambda: expired(database))
         unrecorded = await reads.account(user_id)
-        with_entries, _, _ = await reads.account_with_entries(user_id, 1)
+        with_entries, *_ = await reads.account_with_entries(user_id, 1)
         assert unrecorded == with_entries
         assert (unrecorded.balance, unrecorded.held, unrecorded.in_grants) == (50, 0, 0)
         assert unrecorded.seq == 4

@@ -27,6 +27,7 @@ from credit_service.rules.model import (
     PolicyChange,
     Reversal,
 )
+from credit_service.rules.top_up_values import TopUpRequest
 
 ENTRIES = 100_000
 OTHERS = 5_000
@@ -45,6 +46,9 @@ TABLES = (
     "credit_grants",
     "credit_grant_changes",
     "credit_allowances",
+    "credit_top_ups",
+    "credit_top_up_counts",
+    "credit_top_up_changes",
     "credit_feed",
     "credit_feed_advances",
 )
@@ -90,6 +94,13 @@ CROWD = """
         SELECT user_id, seq, 1, seq, NULL, 1, 0, 1, 0, now() + interval '1 hour' FROM grants
     ),
     allowances AS (INSERT INTO credit_allowances SELECT user_id, now() FROM entries),
+    top_ups AS (
+        INSERT INTO credit_top_ups
+        SELECT user_id, 1, 'p', 'open', 'pi_' || user_id, 0, '', '', now(), now(), NULL
+        FROM entries
+    ),
+    top_up_counts AS (INSERT INTO credit_top_up_counts SELECT user_id, 1, 0, NULL, NULL, 0
+        FROM entries),
     holds AS (
         INSERT INTO credit_holds (user_id, seq, state, amount, created_at, expires_at, reference)
         SELECT user_id, seq, 'held', 1, now(), now() + interval '1 hour', '' FROM entries
@@ -140,6 +151,7 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
     )
     granted = Grant(user_id, seq, 5, 5, expire_time=now)
     grant_change = GrantChange(user_id, seq, 1, None, 5, 0, 5, 0, now)
+    top_up = TopUpRequest(user_id, 1, "p", "open", None, 0, "", "", now, now, None)
     three = [user_id] * 3
     return {
         "add_users": [[uuid4(), user_id]],
@@ -198,6 +210,12 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         "report_liability": [early],
         "upsert_grants": columns(granted),
         "insert_grant_changes": [*columns(grant_change), [1]],
+        "load_top_ups": [[user_id, newcomer], [user_id], [1], ["pi_1", f"pi_{user_id}"]],
+        "upsert_top_ups": columns(top_up),
+        "upsert_top_up_counts": columns((user_id, 1, 0, None, None, 0)),
+        "insert_top_up_changes": columns((user_id, 1, "turned_on", now, "t", *[None] * 10, 1)),
+        "list_open_top_ups": [UUID(int=0), 51],
+        "list_top_ups": [user_id, 2**63 - 1, False, 51],
         "load_grants": [
             *([user_id], [1]),
             *([user_id], [1]),

@@ -159,7 +159,7 @@ def _life(fields, *, dated=False):
 
 async def everything_read(reads, user, moments):
     """What an account shows now, and what it and the report show of moments."""
-    account, _, expiring = await reads.account_with_entries(user, 0)
+    account, _, expiring, _ = await reads.account_with_entries(user, 0)
     shared = await reads.account(user)
     now = (account.balance, account.held, account.in_grants, account.pinned, account.open_grants)
     assert now == (shared.balance, shared.held, shared.in_grants, shared.pinned, shared.open_grants)

@@ -16,6 +16,7 @@ from credit_service.rules.model import (
     PolicyChange,
     Reversal,
 )
+from credit_service.rules.top_up_values import TopUpCounts, TopUpRequest
 
 _PARTS = {
     "payment": tuple(f"payment_{name}" for name in Payment._fields),
@@ -56,6 +57,14 @@ READS = [
     ("read_feed", Entry, ("feed_id", "boundary", "passed", "tx", "kind", "other"), ()),
     ("load_due_grants", Grant, (), ()),
     ("load_grants", Grant, (), CHANGE),
+    (
+        "load_top_ups",
+        TopUpCounts,
+        ("user_id",),
+        ("request_user_id", *TopUpRequest._fields[1:]),
+    ),
+    ("list_top_ups", TopUpRequest, (), ()),
+    ("list_open_top_ups", TopUpRequest, (), ()),
 ]
 
 
@@ -80,6 +89,7 @@ WRITES = [
     ("insert_kept_keys", KeptKey, ()),
     ("upsert_grants", Grant, ()),
     ("insert_grant_changes", GrantChange, ("step",)),
+    ("upsert_top_ups", TopUpRequest, ()),
 ]
 
 

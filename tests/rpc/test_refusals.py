@@ -246,7 +246,7 @@ async def test_a_payment_is_credited_once_whatever_the_key(client, database):
         assert (refusal.value.payment_ref, refusal.value.field) == ("pi_1", field)
         assert refused(refusal.value) == Refused(
             grpc.StatusCode.ALREADY_EXISTS,
-            f"Payment pi_1 was already credited with another {field}.",
+            f"Payment pi_1 was already recorded with another {field}.",
             "PAYMENT_REUSED",
             "credit_service",
             {"payment_ref": "pi_1", "field": field},

@@ -44,6 +44,9 @@ BEGIN
             ('credit_relay_readers', 'SELECT, INSERT, UPDATE'),
             ('credit_parked_events', 'SELECT, INSERT, UPDATE, DELETE'),
             ('credit_alerts', 'SELECT, INSERT'),
+            ('credit_top_ups', 'SELECT, INSERT, UPDATE'),
+            ('credit_top_up_counts', 'SELECT, INSERT, UPDATE'),
+            ('credit_top_up_changes', 'SELECT, INSERT'),
             ('credit_feed', 'SELECT'),
             ('credit_feed_advances', 'SELECT'),
             ('credit_feed_numbers', 'SELECT')

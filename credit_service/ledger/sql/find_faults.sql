@@ -158,6 +158,58 @@ gone AS (
         least(sum(reversed_minor), max(paid_minor)) AS reversed_minor
     FROM standing
     GROUP BY payment_ref
+),
+
+asked AS (
+    SELECT
+        request.user_id,
+        request.number,
+        request.state,
+        request.payment_ref,
+        request.tries,
+        request.seq,
+        bought.seq AS bought_seq,
+        date_trunc('month', bought.timestamp AT TIME ZONE 'UTC') AS bought_month
+    FROM credit_top_ups AS request
+    LEFT JOIN book AS bought
+        ON
+            request.user_id = bought.user_id
+            AND request.payment_ref = bought.payment_ref
+            AND bought.type = 'purchase'
+    WHERE request.user_id = any($1::uuid[])
+),
+
+top_up_changes AS (
+    SELECT
+        user_id,
+        number,
+        state,
+        payment_ref,
+        tries,
+        seq,
+        off,
+        count(*) OVER (PARTITION BY user_id) AS changes,
+        max(change) OVER (PARTITION BY user_id) AS last_change,
+        row_number() OVER (PARTITION BY user_id ORDER BY change DESC) AS from_last,
+        row_number() OVER (PARTITION BY user_id, number ORDER BY change DESC) AS from_last_of_it
+    FROM credit_top_up_changes
+    WHERE user_id = any($1::uuid[])
+),
+
+last_top_up_changes AS (
+    SELECT
+        user_id,
+        off
+    FROM top_up_changes
+    WHERE from_last = 1
+),
+
+top_up_counts AS (
+    SELECT
+        user_id,
+        off
+    FROM credit_top_up_counts
+    WHERE user_id = any($1::uuid[])
 )
 
 SELECT
@@ -503,3 +555,69 @@ SELECT
 FROM user_credits AS account
 INNER JOIN written ON account.user_id = written.user_id
 WHERE account.user_id = any($1::uuid[]) AND account.tx < written.tx
+UNION ALL
+SELECT
+    account.user_id,
+    'the account says ' || account.top_up_changes || ' changes of top-ups; there are '
+    || coalesce(made.changes, 0) || ', the last of them ' || coalesce(made.last_change, 0) AS fault
+FROM user_credits AS account
+LEFT JOIN top_up_changes AS made ON account.user_id = made.user_id AND made.from_last = 1
+WHERE
+    account.user_id = any($1::uuid[])
+    AND (account.top_up_changes, account.top_up_changes)
+    <> (coalesce(made.changes, 0), coalesce(made.last_change, 0))
+UNION ALL
+SELECT
+    coalesce(counts.user_id, made.user_id) AS user_id,
+    'top-up is off for ' || coalesce(counts.off, 'nothing') || '; the last change says '
+    || coalesce(made.off, 'nothing') AS fault
+FROM top_up_counts AS counts
+FULL JOIN last_top_up_changes AS made ON counts.user_id = made.user_id
+WHERE counts.user_id IS NULL OR made.user_id IS NULL OR counts.off IS DISTINCT FROM made.off
+UNION ALL
+SELECT
+    counts.user_id,
+    'the account says that it made ' || counts.requests || ' requests for top-ups; there are '
+    || count(asked.number) || ', the last of them ' || coalesce(max(asked.number), 0) AS fault
+FROM credit_top_up_counts AS counts
+LEFT JOIN asked ON counts.user_id = asked.user_id
+WHERE counts.user_id = any($1::uuid[])
+GROUP BY counts.user_id, counts.requests
+HAVING (counts.requests, counts.requests) <> (count(asked.number), coalesce(max(asked.number), 0))
+UNION ALL
+SELECT
+    counts.user_id,
+    'the account says ' || counts.charges || ' top-ups in the month of '
+    || coalesce((counts.month AT TIME ZONE 'UTC')::date::text, 'none') || '; there are '
+    || count(asked.number) AS fault
+FROM credit_top_up_counts AS counts
+LEFT JOIN asked
+    ON
+        counts.user_id = asked.user_id
+        AND asked.state = 'succeeded'
+        AND counts.month AT TIME ZONE 'UTC' = asked.bought_month
+WHERE counts.user_id = any($1::uuid[])
+GROUP BY counts.user_id, counts.charges, counts.month
+HAVING counts.charges <> count(asked.number)
+UNION ALL
+SELECT
+    asked.user_id,
+    'request ' || asked.number || ' for a top-up is ' || asked.state
+    || ', which its last change does not say' AS fault
+FROM asked
+LEFT JOIN top_up_changes AS made
+    ON
+        asked.user_id = made.user_id
+        AND asked.number = made.number
+        AND made.from_last_of_it = 1
+WHERE
+    (asked.state, asked.payment_ref, asked.tries, asked.seq)
+    IS DISTINCT FROM (made.state, made.payment_ref, made.tries, made.seq)
+UNION ALL
+SELECT
+    user_id,
+    'request ' || number || ' for a top-up is ' || state || '; its payment '
+    || coalesce(payment_ref, '') || ' was purchased by seq ' || coalesce(bought_seq::text, 'none')
+    || ', and it says ' || coalesce(seq::text, 'none') AS fault
+FROM asked
+WHERE bought_seq IS DISTINCT FROM seq
