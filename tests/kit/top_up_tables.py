@@ -1,5 +1,6 @@
 """Commands about top-ups, and an account that has them, for the tests of the rules."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -127,3 +128,19 @@ def fail(request, number, failure="try_again", ref="", *, reason="declined"):
 
 def _id(request):
     return request if isinstance(request, TopUpId) else request.id
+
+
+def policy_of(user_id, top_up):
+    """Sets the policy of any user."""
+    return replace(set_policy(top_up), user_id=user_id)
+
+
+def note_of(user_id, request, ref):
+    """Notes a payment for the request of this number and creation time."""
+    return note(TopUpId(user_id, *request), ref, user=user_id)
+
+
+def fail_of(user_id, request, number, failure="try_again", ref=""):
+    """Records a failed try of the request of this number and creation time."""
+    made = fail(TopUpId(user_id, *request), number, failure, ref)
+    return replace(made, user_id=user_id)
