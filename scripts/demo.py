@@ -137,7 +137,8 @@ async def _main() -> int:
     parser.add_argument(
         "--stripe",
         action="store_true",
-        help="buy through the Stripe bridge and a fake Stripe, with a refund and a dispute",
+        help="buy through the Stripe bridge and a fake Stripe, with a refund, a dispute"
+        " and a top-up",
     )
     parser.add_argument(
         "--web",

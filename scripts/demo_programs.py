@@ -114,6 +114,8 @@ def bridge(
         "catalog": str(packs),
         "checkout_token_sha256": hashlib.sha256(token.encode()).hexdigest(),
         "unready_seconds": "0",
+        "top_up_seconds": "0.2",
+        "top_up_return_url": "https://app.example.com/credits",
     }
     if service.token:
         settings["credit_token"] = service.token

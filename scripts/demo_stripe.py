@@ -1,9 +1,10 @@
-"""Plays a purchase, a partial refund and a won dispute, from checkout to balance, and shows it.
+"""Plays a purchase, a refund, a won dispute and a top-up, from payment to balance, and shows it.
 
 A fake Stripe and the bridge run as processes of their own beside a running service; no account at
 Stripe is needed and nothing leaves this machine.
 """
 
+import asyncio
 import contextlib
 import secrets
 import tempfile
@@ -19,6 +20,7 @@ from credit_service.client import CreditClient
 from credit_service.v1 import credit_service_pb2 as pb
 
 _DELIVERY_SECONDS = 15
+_PURCHASES = 2  # of the story: by the user, and by the top-up
 _A_PERSON_MUST_ACT = 422
 _PACKS = """
 [[pack]]
@@ -75,7 +77,7 @@ class _Stage:
 
 
 async def story(client: CreditClient, user_id: uuid.UUID, service: Service) -> None:
-    """Buys a pack, refunds a part of the money, meets a dispute over the rest and wins it.
+    """Buys a pack, refunds a part, wins a dispute over the rest, and tops up automatically.
 
     Raises:
         StoryFailed: a program does not start, or does not do what the story needs.
@@ -106,6 +108,7 @@ async def story(client: CreditClient, user_id: uuid.UUID, service: Service) -> N
         await stage.stripe.post("/_fake/endpoint", json=endpoint)
         try:
             await _get_back(stage, await _buy(stage))
+            await _top_up(stage)
         except httpx.HTTPError as failure:
             gone = f"The bridge or the fake Stripe gives no answer: {failure!r}"
             raise StoryFailed(gone) from failure
@@ -122,6 +125,7 @@ async def _buy(stage: _Stage) -> str:
         "success_url": "https://app.example.com/bought",
         "cancel_url": "https://app.example.com/shop",
         "idempotency_key": uuid.uuid4().hex,
+        "save_card": True,
     }
     headers = {"Authorization": f"Bearer {stage.token}"}
     answer = await stage.bridge.post("/checkout-sessions", json=order, headers=headers)
@@ -148,14 +152,35 @@ async def _get_back(stage: _Stage, session_id: str) -> None:
     await stage.happens("win", id=dispute["id"])
 
 
+async def _top_up(stage: _Stage) -> None:
+    print("\nBelow 50 credits the user wants another pack, charged to the saved card.")
+    policy = pb.TopUp(below=50, pack="small", charges_per_month=3)
+    await stage.client.set_account_policy(stage.user_id, top_up=policy)
+    before = len((await stage.stripe.get("/_fake/deliveries")).json())
+    credit = await stage.client.get_user_credit(stage.user_id)
+    spent = max(1, credit.available - 40)
+    print(f"   spends {spent} of {credit.available} credits")
+    await stage.client.spend_credits(stage.user_id, amount=spent, idempotency_key=uuid.uuid4().hex)
+    for _ in range(_DELIVERY_SECONDS * 5):
+        async for top_up in stage.client.list_top_ups(stage.user_id, open_only=False):
+            if top_up.state == pb.TOP_UP_STATE_SUCCEEDED:
+                await stage.delivered(before)
+                return
+            break
+        await asyncio.sleep(0.2)
+    raise StoryFailed("The bridge does not charge the saved card.")
+
+
 async def _look_back(stage: _Stage) -> None:
     print("\nThe history, newest first:")
+    purchases = 0
     async for entry in stage.client.get_transaction_history(stage.user_id):
         kind = pb.TransactionType.Name(entry.type).removeprefix("TRANSACTION_TYPE_").lower()
         what = f"{entry.reference or entry.payment.ref}  {entry.description}".rstrip()
         moved = f"{entry.balance_change:+5}  -> {entry.balance_after:4}"
         print(f"   {entry.seq}  {kind:<9} {moved}  {what}")
-        if kind == "purchase":
+        purchases += kind == "purchase"
+        if purchases == _PURCHASES:
             break
 
 

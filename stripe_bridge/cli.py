@@ -1,4 +1,4 @@
-"""The command line: serve, settings, check-config, endpoint, reconcile, replay; see `--help`."""
+"""The command line of the bridge; see `stripe-bridge --help`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from stripe_bridge.model import Settled, Unresolved
 from stripe_bridge.reconcile import Summary
 from stripe_bridge.reconcile import reconcile as walk_everything
 from stripe_bridge.request_bodies import Limits
-from stripe_bridge.server import CreditService
+from stripe_bridge.server import CreditService, TopUpSettings
 from stripe_bridge.settle import Settler
 from stripe_bridge.stripe_api import (
     StripeAway,
@@ -43,6 +43,7 @@ from stripe_bridge.webhook_endpoint import EndpointExists, make_endpoint
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from credit_service.v1 import credit_service_pb2 as pb
     from stripe_bridge.config import Settings
 
 app = App(
@@ -177,6 +178,19 @@ def replay(id: str, /) -> None:  # noqa: A002  # Stripe's own word
     sys.exit(1 if settled.outcome == "conflict" else 0)
 
 
+@app.command
+def top_ups(*, charge: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """Print the open requests for top-ups: id, user, pack, failed tries, payment, last reason.
+
+    Args:
+        charge: Do for each of them what can be done now, as `serve` does every few seconds, and
+            print the outcome. Safe while bridges run; ends with exit code 1 if one needs a person.
+    """
+    settings = config.read()
+    logs.configure(level="warning", as_json=settings.logs_json)
+    sys.exit(asyncio.run(_top_ups(settings, charge=charge)))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line.
 
@@ -240,9 +254,20 @@ def _server_settings(settings: Settings) -> server.Settings:
             park_after_seconds=settings.park_after_hours * 60 * 60,
         ),
         poll_seconds=settings.poll_seconds,
+        top_ups=_top_up_settings(settings),
         unready_seconds=settings.unready_seconds,
         metrics_port=settings.metrics_port,
         metrics_host=settings.metrics_host,
+    )
+
+
+def _top_up_settings(settings: Settings) -> TopUpSettings | None:
+    if not settings.top_up_seconds or settings.top_up_return_url is None:
+        return None
+    return TopUpSettings(
+        pause_seconds=settings.top_up_seconds,
+        retry_after=timedelta(hours=settings.top_up_retry_hours),
+        return_url=settings.top_up_return_url,
     )
 
 
@@ -271,7 +296,9 @@ async def _check(settings: Settings) -> list[str]:
         stripe_client(_stripe_key(settings), address=settings.stripe_address) as client,
         _credit_service(settings).client() as credit_service,
     ):
-        looked = config_check.problems(client, credit_service, settings.policy())
+        looked = config_check.problems(
+            client, credit_service, settings.policy(), top_ups=bool(settings.top_up_seconds)
+        )
         return found + [line async for line in looked]
 
 
@@ -327,3 +354,34 @@ async def _replay(settings: Settings, id: str) -> Settled:  # noqa: A002  # Stri
         raise _Refused(f"{id!a} is no id of an event, session, payment, refund or dispute")
     async with _settler(settings) as (_, settler):
         return await settler.replay(id)
+
+
+async def _top_ups(settings: Settings, *, charge: bool) -> int:
+    """Prints the open requests, or works them off and prints that; returns the exit code."""
+    if not charge:
+        async with _credit_service(settings).client() as credit_service:
+            async for top_up in credit_service.list_top_ups():
+                print(_top_up_line(top_up, top_up.payment_ref, top_up.reason))
+        return 0
+    charging = _top_up_settings(settings)
+    if charging is None:
+        raise _Refused(
+            f"set {config.variable('top_up_seconds')} and {config.variable('top_up_return_url')}"
+        )
+    failed = False
+    async with (
+        stripe_client(_stripe_key(settings), address=settings.stripe_address) as client,
+        _credit_service(settings).client() as credit_service,
+    ):
+        made = server.top_ups(charging, client, credit_service, settings.policy())
+        async for worked in made.round():
+            words = f"{worked.outcome} {worked.reason} {worked.detail}".rstrip()
+            print(_top_up_line(worked.top_up, worked.payment, words))
+            failed |= worked.outcome in ("unresolved", "away")
+    return 1 if failed else 0
+
+
+def _top_up_line(top_up: pb.TopUpRequest, payment: str, words: str) -> str:
+    payment = payment or "no payment yet"
+    line = f"{top_up.id} {top_up.user_id} {top_up.pack}, {top_up.tries} failed: {payment}"
+    return f"{line}: {words}" if words else line

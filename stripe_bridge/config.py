@@ -20,6 +20,7 @@ from credit_service.runtime.http_settings import (
     check_address,
 )
 from stripe_bridge.catalog import CREDITS_MAX, Catalog, Policy
+from stripe_bridge.checkout import CheckoutRefused, return_url
 from stripe_bridge.webhook import Secret
 
 PREFIX = "STRIPE_BRIDGE_"
@@ -64,6 +65,13 @@ def _stripe_address(text: str) -> str:
     return check_address(text, _ADDRESS, "must be https://host:port, or http:// on this machine")
 
 
+def _return_url(text: str) -> str:
+    try:
+        return return_url({"it": text}, "it", ())
+    except CheckoutRefused as refused:
+        raise ValueError(str(refused).removeprefix("it ")) from None
+
+
 class Settings(HttpProgramSettings):
     """The settings of the bridge; each is an environment variable with its prefix."""
 
@@ -81,7 +89,8 @@ class Settings(HttpProgramSettings):
         None,
         description="Stripe's key, preferably a restricted one: reads Checkout Sessions,"
         " PaymentIntents, Charges, Refunds, Disputes, Invoices, Customers, Prices and Events;"
-        " writes Checkout Sessions if the bridge sells packs.",
+        " writes Checkout Sessions if the bridge sells packs. For saved cards and top-ups it also"
+        " reads PaymentMethods and writes Customers and PaymentIntents.",
     )
     stripe_address: Annotated[str, AfterValidator(_stripe_address)] | None = Field(
         None, description="Address of Stripe's API, for a fake Stripe. Unset: the real one."
@@ -142,6 +151,25 @@ class Settings(HttpProgramSettings):
         le=24 * 60 * 60,
         description="How often Stripe's newest events are searched for lost ones; 0: never.",
     )
+    top_up_seconds: float = Field(
+        0,
+        ge=0,
+        le=60 * 60,
+        description="How often requested top-ups are searched for and charged to saved cards, such"
+        " as 10; 0: never.",
+    )
+    top_up_retry_hours: float = Field(
+        24,
+        ge=0,
+        le=24 * 30,
+        description="How long after a failed try a top-up is tried again; the third failure is the"
+        " last.",
+    )
+    top_up_return_url: Annotated[str, AfterValidator(_return_url)] | None = Field(
+        None,
+        description="Page of the app to which the link to pay for a failed top-up leads back;"
+        " required with STRIPE_BRIDGE_TOP_UP_SECONDS.",
+    )
     body_bytes: int = Field(
         1024 * 1024, ge=1024, le=16 * 1024 * 1024, description="Maximum size of an event, in bytes."
     )
@@ -162,6 +190,11 @@ class Settings(HttpProgramSettings):
             raise ValueError(
                 f"{PREFIX}WEBHOOK_SECRETS: live and test secrets in one bridge would let test"
                 " payments buy real credits; run a bridge and a credit service for each"
+            )
+        if self.top_up_seconds and self.top_up_return_url is None:
+            raise ValueError(
+                f"{PREFIX}TOP_UP_SECONDS needs {PREFIX}TOP_UP_RETURN_URL, the page to which the"
+                " link to pay for a failed top-up leads back"
             )
         key = self.stripe_key.get_secret_value() if self.stripe_key else ""
         if any(f"k_{_mode(live=not live)}_" in key for live in modes):

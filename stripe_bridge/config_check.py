@@ -9,11 +9,12 @@ from uuid import UUID
 
 from credit_service.client import Payment
 from credit_service.errors import AccessError, CreditError, Refusal
+from stripe_bridge import top_up_rules
 from stripe_bridge.catalog import VALID_FOR_MAX
 from stripe_bridge.checkout import find_price
 from stripe_bridge.model import Unresolved
 from stripe_bridge.plan_periods import interval_of
-from stripe_bridge.stripe_api import StripeAway, StripeRefuses, stripe_errors
+from stripe_bridge.stripe_api import StripeAway, StripeMissing, StripeRefuses, stripe_errors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -31,10 +32,15 @@ _MONTH_DAYS = 30.4375
 
 _NOBODY = UUID(int=0)
 _NO_PAYMENT = "stripe:check-config"
+_NO_OBJECT = "check_config"
 
 
 async def problems(
-    client: stripe.StripeClient, credit_service: CreditClient, policy: Policy
+    client: stripe.StripeClient,
+    credit_service: CreditClient,
+    policy: Policy,
+    *,
+    top_ups: bool = False,
 ) -> AsyncIterator[str]:
     """Yields a line for each problem; writes nothing anywhere.
 
@@ -42,6 +48,7 @@ async def problems(
         client: reads from Stripe.
         credit_service: the credit service, as the bridge calls it.
         policy: with the catalogue.
+        top_ups: whether the bridge charges top-ups.
     """
     async for line in _of_key_and_clock(client):
         yield line
@@ -52,6 +59,11 @@ async def problems(
         yield line
     async for line in _of_credit_service(credit_service):
         yield line
+    if top_ups:
+        async for line in _of_top_up_rights(client):
+            yield line
+        async for line in _of_top_up_packs(credit_service, policy):
+            yield line
 
 
 async def _of_key_and_clock(client: stripe.StripeClient) -> AsyncIterator[str]:
@@ -179,3 +191,41 @@ async def _of_credit_service(credit_service: CreditClient) -> AsyncIterator[str]
         pass
     except CreditError as error:
         yield f"the credit service gives no answer: {error}"
+
+
+async def _of_top_up_rights(client: stripe.StripeClient) -> AsyncIterator[str]:
+    v1 = client.v1
+    # Stripe checks the right before it looks for the object, which does not exist.
+    asked: dict[str, Callable[[], Awaitable[Any]]] = {
+        "read PaymentMethods": lambda: v1.payment_methods.retrieve_async(_NO_OBJECT),
+        "write Customers": lambda: v1.customers.update_async(_NO_OBJECT, {}),
+        "write PaymentIntents": lambda: v1.payment_intents.cancel_async(_NO_OBJECT),
+        "write Checkout Sessions": lambda: v1.checkout.sessions.expire_async(_NO_OBJECT),
+    }
+    for right, ask in asked.items():
+        try:
+            with stripe_errors(right):
+                await ask()
+        except StripeAway as away:
+            yield str(away)
+            return
+        except StripeMissing:
+            pass
+        except StripeRefuses as refuses:
+            yield f"top-ups: Stripe's key may not {right}: {refuses}"
+
+
+async def _of_top_up_packs(credit_service: CreditClient, policy: Policy) -> AsyncIterator[str]:
+    if not policy.catalog.packs:
+        yield "top-ups: the catalogue has no pack, so that nothing can be charged"
+    unsellable: dict[str, tuple[str, int]] = {}
+    try:
+        async for top_up in credit_service.list_top_ups():
+            reason = top_up_rules.unsellable(policy.catalog.pack(top_up.pack), policy)
+            if reason:
+                _, count = unsellable.get(top_up.pack, (reason, 0))
+                unsellable[top_up.pack] = reason, count + 1
+    except CreditError as error:
+        yield f"top-ups: the credit service does not list them: {error}"
+    for pack, (reason, count) in unsellable.items():
+        yield f"top-ups: pack {pack} cannot be charged ({reason}), and {count} ask for it"

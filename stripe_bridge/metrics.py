@@ -53,3 +53,12 @@ POLLED_UNTIL = Gauge(
     "stripe_bridge_polled_until_seconds",
     "Unix time up to which every event that Stripe has listed is settled.",
 )
+TOP_UPS = Counter(
+    "stripe_bridge_top_ups",
+    "What was done about requests for top-ups, by outcome and reason.",
+    ("outcome", "reason"),
+)
+OPEN_TOP_UPS = Gauge("stripe_bridge_open_top_ups", "Open requests for top-ups in the last round.")
+TOP_UP_ROUNDS_FAILED = Counter(
+    "stripe_bridge_failed_top_up_rounds", "How often the requests for top-ups were not worked off."
+)

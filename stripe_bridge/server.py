@@ -20,9 +20,13 @@ from stripe_bridge.poll import Poller
 from stripe_bridge.portal import Portal
 from stripe_bridge.settle import Settler
 from stripe_bridge.stripe_api import CALL_SECONDS, StripeReads, stripe_client
+from stripe_bridge.top_up_payments import TopUpPayments
+from stripe_bridge.top_up_work import Charging
+from stripe_bridge.top_ups import TopUps
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from datetime import timedelta
 
     import grpc
     import stripe
@@ -57,6 +61,21 @@ class CreditService:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TopUpSettings:
+    """How top-ups are charged.
+
+    Attributes:
+        pause_seconds: between two rounds.
+        retry_after: the pause between a failed try and the next one.
+        return_url: where Stripe leads a customer who has paid by a link.
+    """
+
+    pause_seconds: float
+    retry_after: timedelta
+    return_url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What the bridge needs to run.
 
@@ -71,6 +90,7 @@ class Settings:
         return_origins: the origins that a checkout may lead back to; empty: any with https.
         limits: of requests.
         poll_seconds: the pause between two polls of Stripe's newest events; 0: no polls.
+        top_ups: how top-ups are charged; None: they are not.
         unready_seconds: how long a bridge still serves after it was asked to stop.
         stripe_seconds: how long a try of a request to Stripe may take.
         metrics_port: where Prometheus reads; None: nowhere.
@@ -90,6 +110,7 @@ class Settings:
     unready_seconds: float
     metrics_port: int | None
     metrics_host: str
+    top_ups: TopUpSettings | None = None
     stripe_seconds: float = CALL_SECONDS
 
 
@@ -131,12 +152,37 @@ async def serve(
         if settings.poll_seconds:
             polling = asyncio.create_task(Poller(reads, settler).run(settings.poll_seconds))
             stack.push_async_callback(_cancelled, polling)
+        if settings.top_ups is not None:
+            charging = asyncio.create_task(
+                top_ups(settings.top_ups, client, credit_service, settings.policy).run(
+                    settings.top_ups.pause_seconds
+                )
+            )
+            stack.push_async_callback(_cancelled, charging)
         await started(listener.getsockname()[1])
         await stop.wait()
         probes.stopping = True
         _log.info("stopping: no longer ready, requests in flight are answered")
         await asyncio.sleep(settings.unready_seconds)
     _log.info("stopped")
+
+
+def top_ups(
+    settings: TopUpSettings,
+    client: stripe.StripeClient,
+    credit_service: CreditClient,
+    policy: Policy,
+) -> TopUps:
+    """Puts together what charges top-ups."""
+    return TopUps(
+        Charging(
+            credit_service=credit_service,
+            payments=TopUpPayments(client, return_url=settings.return_url),
+            settler=Settler(StripeReads(client), credit_service, policy),
+            policy=policy,
+            retry_after=settings.retry_after,
+        )
+    )
 
 
 def _selling(

@@ -212,6 +212,14 @@ class TopUpPayments:
         """Reads the state of the links recorded at an intent."""
         return gravest([link_of(await self._session(id_)) for id_ in _recorded(intent)])
 
+    async def link_to_pay(self, intent: Object) -> str:
+        """Finds the URL of an open link of an intent; empty: it has none."""
+        for session_id in _recorded(intent):
+            session = await self._session(session_id)
+            if link_of(session) is Link.OPEN:
+                return str(session["url"])
+        return ""
+
     async def close_links(self, intent: Object) -> None:
         """Lets every open link of an intent expire; one that was just paid stays as it is."""
         for session_id in _recorded(intent):

@@ -1,4 +1,4 @@
-"""The API's routes of payment intents and saved cards."""
+"""The API's routes that change payment intents, customers and saved cards."""
 
 from collections.abc import Callable
 
@@ -26,6 +26,12 @@ def _cancel_intent(call: Call) -> Object:
     return call.show(cards.cancel_intent(call.stripe, call.one("payment_intent"), call.params))
 
 
+def _update_customer(call: Call) -> Object:
+    customer = call.one("customer")
+    customer["metadata"] = {**customer["metadata"], **(call.params.get("metadata") or {})}
+    return call.show(customer)
+
+
 def _attach_card(call: Call) -> Object:
     """Attaches a test card, whose own id (`pm_card_visa`) stands for a new card each time."""
     return call.show(cards.save_card(call.stripe, call.params["customer"], call.ids["id"]))
@@ -40,6 +46,7 @@ POSTS: dict[str, Callable[[Call], Object]] = {
     "/v1/payment_intents/{id}": _update_intent,
     "/v1/payment_intents/{id}/confirm": _confirm_intent,
     "/v1/payment_intents/{id}/cancel": _cancel_intent,
+    "/v1/customers/{id}": _update_customer,
     "/v1/payment_methods/{id}/attach": _attach_card,
     "/v1/payment_methods/{id}/detach": _detach_card,
 }

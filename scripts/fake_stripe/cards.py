@@ -21,6 +21,8 @@ _CARDS: dict[str, tuple[str, tuple[str, str] | None]] = {
         "3178",
         ("card_declined", "insufficient_funds"),
     ),
+    # None of Stripe's: its bank asks for the customer although nobody is there.
+    "pm_fake_asksOffSession": ("0000", ("asks_off_session", "")),
 }
 _CANCELLABLE = {
     "requires_payment_method", "requires_confirmation", "requires_action", "requires_capture",
@@ -105,7 +107,8 @@ def confirm_intent(stripe: Stripe, intent: Object, form: Object) -> Object:
         stripe.tell(("charge.succeeded", charge), ("payment_intent.succeeded", intent))
         return intent
     code, decline_code = card["_says"]
-    if code == "authentication_required" and form.get("off_session") != "true":
+    asks = code == "authentication_required" and form.get("off_session") != "true"
+    if asks or code == "asks_off_session":
         intent |= {
             "status": "requires_action", "payment_method": card["id"],
             "next_action": {"type": "use_stripe_sdk", "use_stripe_sdk": {}},

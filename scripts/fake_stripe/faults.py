@@ -64,6 +64,7 @@ class ApiFault:
         code: of the error in the answer, where Stripe has one for the status.
         path: requests whose path begins so, below `/v1/`.
         method: GET or POST; empty for both.
+        skip: how many such requests pass before.
         share: how often, 0 to 1.
         count: how many more times; None: without end.
         seconds: how long it hangs.
@@ -74,6 +75,7 @@ class ApiFault:
     code: str = ""
     path: str = ""
     method: str = ""
+    skip: int = 0
     share: float = 1.0
     count: int | None = None
     seconds: float = 30.0
@@ -121,6 +123,9 @@ class Faults:
         for fault in self.api:
             fits = path.removeprefix("/v1/").startswith(fault.path)
             if not fits or fault.method not in {"", method} or fault.count == 0:
+                continue
+            if fault.skip:
+                fault.skip -= 1
                 continue
             if self.random.random() < fault.share:
                 if fault.count is not None:

@@ -46,12 +46,13 @@ def said(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ((), ("serve", "settings", "check-config", "endpoint", "reconcile", "replay")),
+        ((), ("serve", "settings", "check-config", "endpoint", "reconcile", "replay", "top-ups")),
         (("serve",), ("SIGTERM", "stripe-bridge settings")),
         (("check-config",), ("Writes nothing", "exit code 1")),
         (("endpoint",), ("--url", "--again", "signing secret")),
         (("reconcile",), ("--since", "35d", "--disputes-since", "180d", "--dry-run")),
         (("replay",), ("evt_", "pi_")),
+        (("top-ups",), ("--charge", "exit code 1")),
     ],
 )
 def test_help_says_what_a_command_is_for(said, command, words):

@@ -143,6 +143,7 @@ async def test_a_confirmation_is_paid_once_under_any_key(client, payments):
     [
         (DECLINING, "generic_decline"),
         (ASKING, "authentication_required"),
+        ("pm_fake_asksOffSession", "authentication_required"),
         ("pm_card_authenticationRequiredChargeDeclinedInsufficientFunds", "insufficient_funds"),
     ],
 )
@@ -218,7 +219,7 @@ async def test_a_link_sells_the_pack_saves_the_card_and_is_recorded_at_the_inten
     assert await payments.card_of(intent) is not None
 
 
-async def test_every_link_that_bridges_have_opened_is_closed(payments):
+async def test_every_link_that_bridges_have_opened_is_closed(client, payments):
     top_up = wanted()
     made = await payments.find_or_make(top_up, PACK)
     intent = await payments.read(made)
@@ -227,6 +228,13 @@ async def test_every_link_that_bridges_have_opened_is_closed(payments):
     assert await payments.links(recorded) is Link.OPEN
     await payments.close_links(recorded)
     assert await payments.links(recorded) is Link.CLOSED
+    sessions = await client.v1.checkout.sessions.list_async({"limit": 100})
+    states = [
+        each.status
+        async for each in sessions.auto_paging_iter()
+        if each.to_dict()["metadata"].get("credit_top_up") == top_up.id
+    ]
+    assert states == ["expired"] * 3
 
 
 async def test_an_amount_that_stripe_does_not_take_is_a_failure_with_that_reason(fake, payments):
