@@ -146,6 +146,13 @@ class Settings(EnvironmentSettings):
         description="Free credits of every account in each day, week or month of UTC, such as"
         " 20/month; they expire at its end. An account's policy may say otherwise. Unset: none.",
     )
+    alert_below: int | None = Field(
+        None,
+        ge=-AMOUNT_MAX,
+        le=AMOUNT_MAX,
+        description="Credits available below which an account is low; an account's policy may say"
+        " otherwise. Unset: none.",
+    )
     refund_grace: Annotated[str, AfterValidator(_grace)] = Field(
         "7d",
         description="How long credits can be used that are refunded after they have expired, such"
@@ -279,6 +286,7 @@ class Settings(EnvironmentSettings):
             self.open_holds,
             refund_grace=_duration(self.refund_grace),
             allowance=allowance,
+            alert_below=self.alert_below,
         )
 
 

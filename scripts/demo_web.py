@@ -27,6 +27,8 @@ _APP = _ROOT / "docs/examples/web"
 
 # Two separations and a half, so that the third is refused and a pack is worth buying.
 _FIRST_CREDITS = 25
+# After the second separation the page says that credits are low.
+_ALERT_BELOW = 15
 _SONG_SECONDS = 90
 _RATE = 44_100
 _PACKS = """
@@ -83,6 +85,7 @@ async def run(user_id: uuid.UUID, port: int) -> None:
             CREDIT_LISTEN="127.0.0.1:0",
             CREDIT_DATA_DIR=str(directory / "data"),
             CREDIT_USERS="managed",
+            CREDIT_ALERT_BELOW=str(_ALERT_BELOW),
         )
         target = f"127.0.0.1:{await stack.enter_async_context(serving)}"
         client = await stack.enter_async_context(CreditClient(target))

@@ -134,6 +134,7 @@ class BlockingAccountCalls(BlockingConnection):
         reset: Iterable[pb.PolicyField.ValueType] = (),
         allowance: pb.Allowance | None = None,
         top_up: pb.TopUp | None = None,
+        alert_below: int | None = None,
     ) -> pb.SetAccountPolicyResponse:
         """Changes what an account may do; None leaves a part as it is. Only an operator may.
 
@@ -143,6 +144,8 @@ class BlockingAccountCalls(BlockingConnection):
             min_balance: its own floor, in credits.
             spend_limits: all three of them; 0 means none.
             allowance: the free credits of every period; 0 credits: none.
+            alert_below: its own threshold for alerts, in credits; at or below the floor: it is
+                never low, only depleted.
             reset: the fields that become as configured again; they cannot be set as well.
             top_up: when and what the account buys by itself; switches top-up on if it was off.
 
@@ -159,6 +162,7 @@ class BlockingAccountCalls(BlockingConnection):
                 reset=reset,
                 allowance=allowance,
                 top_up=top_up,
+                alert_below=alert_below,
             )
         )
 

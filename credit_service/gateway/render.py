@@ -49,6 +49,12 @@ def spendable(credit: pb.UserCredit) -> int:
     return 0 if credit.frozen else max(0, credit.available - credit.min_balance)
 
 
+def low(credit: pb.UserCredit) -> bool:
+    """Whether credits are low; not of a frozen account, because credits would not help it."""
+    threshold = credit.HasField("alert_below") and not credit.frozen
+    return threshold and credit.available < credit.alert_below
+
+
 def account(credit: pb.UserCredit) -> Json:
     """Renders an account."""
     return {
@@ -57,6 +63,8 @@ def account(credit: pb.UserCredit) -> Json:
         "available": credit.available,
         "spendable": spendable(credit),
         "min_balance": credit.min_balance,
+        "alert_below": credit.alert_below if credit.HasField("alert_below") else None,
+        "low": low(credit),
         "frozen": credit.frozen,
         "seq": credit.seq,
         "updated_at": _stamp(credit.last_updated) if credit.HasField("last_updated") else None,

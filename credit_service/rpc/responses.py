@@ -75,7 +75,7 @@ def timestamp(time: datetime) -> Timestamp:
 
 
 def user_credit(account: Account, terms: Terms, expiring: Iterable[Expiring] = ()) -> pb.UserCredit:
-    """Renders an account with its floor, and with what lapses next."""
+    """Renders an account with its floor and threshold, and with what lapses next."""
     return pb.UserCredit(
         user_id=str(account.user_id),
         balance=account.balance,
@@ -85,6 +85,7 @@ def user_credit(account: Account, terms: Terms, expiring: Iterable[Expiring] = (
         last_updated=timestamp(account.last_updated) if account.last_updated else None,
         seq=account.seq,
         frozen=account.policy.frozen,
+        alert_below=terms.threshold(account),
         expiring=[
             pb.ExpiringCredits(expire_time=timestamp(time), amount=amount)
             for time, amount in expiring
@@ -230,6 +231,7 @@ def policy(own: Policy) -> pb.AccountPolicy:
         ),
         allowance=None if own.allowance is None else _allowance(own.allowance),
         top_up=None if own.top_up is None else top_up_policy(own.top_up),
+        alert_below=own.alert_below,
     )
 
 

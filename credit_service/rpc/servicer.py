@@ -53,13 +53,18 @@ REPORT_PERIOD_MAX = timedelta(days=31)
 
 # The field of the request and the part of the policy that each of these means.
 _POLICY_FIELDS: dict[
-    int, tuple[Literal["frozen", "min_balance", "spend_limits", "allowance", "top_up"], PolicyPart]
+    int,
+    tuple[
+        Literal["frozen", "min_balance", "spend_limits", "allowance", "top_up", "alert_below"],
+        PolicyPart,
+    ],
 ] = {
     pb.POLICY_FIELD_FROZEN: ("frozen", "frozen"),
     pb.POLICY_FIELD_MIN_BALANCE: ("min_balance", "min_balance"),
     pb.POLICY_FIELD_SPEND_LIMITS: ("spend_limits", "limits"),
     pb.POLICY_FIELD_ALLOWANCE: ("allowance", "allowance"),
     pb.POLICY_FIELD_TOP_UP: ("top_up", "top_up"),
+    pb.POLICY_FIELD_ALERT_BELOW: ("alert_below", "alert_below"),
 }
 
 
@@ -212,6 +217,9 @@ class CreditServicer(GrantCalls, HoldCalls, BatchCalls, OperatorCalls, TopUpCall
             if request.HasField("allowance")
             else None,
             top_up=top_up_messages.policy(request.top_up) if request.HasField("top_up") else None,
+            alert_below=fields.balance(request.alert_below, "alert_below")
+            if request.HasField("alert_below")
+            else None,
             reset=_reset(request),
         )
         parts = (
@@ -220,6 +228,7 @@ class CreditServicer(GrantCalls, HoldCalls, BatchCalls, OperatorCalls, TopUpCall
             command.limits,
             command.allowance,
             command.top_up,
+            command.alert_below,
         )
         if not command.reset and all(part is None for part in parts):
             raise InvalidRequest("frozen", "is unset, and so is everything else to change.")

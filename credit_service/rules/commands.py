@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 # The names of the fields of `Policy`.
-PolicyPart = Literal["frozen", "min_balance", "limits", "allowance", "top_up"]
+PolicyPart = Literal["frozen", "min_balance", "limits", "allowance", "top_up", "alert_below"]
 
 
 class Charge(NamedTuple):
@@ -267,6 +267,7 @@ class SetPolicy(Command):
     limits: tuple[int, int, int] | None
     allowance: Allowance | None = None
     top_up: TopUp | None = None
+    alert_below: int | None = None
     reset: tuple[PolicyPart, ...] = ()
 
 

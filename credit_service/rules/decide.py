@@ -330,6 +330,8 @@ def _set_policy(state: BatchState, command: SetPolicy, _terms: Terms) -> Outcome
         policy = policy._replace(min_balance=command.min_balance)
     if command.allowance is not None:
         policy = policy._replace(allowance=command.allowance)
+    if command.alert_below is not None:
+        policy = policy._replace(alert_below=command.alert_below)
     if command.limits is not None:
         policy = policy._replace(limits=SpendLimits(*(limit or None for limit in command.limits)))
     if command.top_up is not None:

@@ -22,6 +22,8 @@ class Terms:
         open_holds: how many holds an account may have open.
         refund_grace: how long credits live that come back to a grant whose time has passed.
         allowance: the free credits of an account without an allowance of its own; None: none.
+        alert_below: the threshold for alerts of an account without one of its own, in credits;
+            None: none.
     """
 
     prices: PriceList
@@ -29,11 +31,17 @@ class Terms:
     open_holds: int = 100
     refund_grace: timedelta = timedelta(days=7)
     allowance: Allowance | None = None
+    alert_below: int | None = None
 
     def floor(self, account: Account) -> int:
         """What a spend or hold must leave available, in credits."""
         own = account.policy.min_balance
         return self.min_balance if own is None else own
+
+    def threshold(self, account: Account) -> int | None:
+        """Below how many available credits an account is low; None: it never is."""
+        own = account.policy.alert_below
+        return self.alert_below if own is None else own
 
     def shortfall(self, account: Account, cost: int) -> int:
         """How many credits the account lacks to pay `cost` and keep the floor; 0 if none."""

@@ -196,6 +196,32 @@ async def test_debt_and_a_frozen_account_are_shown_as_such(chromium, service, da
         await expect(details(page)).to_have_text("This account is frozen. Please contact support.")
 
 
+async def test_low_credits_are_shown_until_there_are_enough_again(
+    chromium, service, database, client
+):
+    user_id = await database.user(50)
+    site = Site()
+    site.signs_in(user_id)
+    async with running_site(site, service.target) as url, opened(chromium, url) as page:
+        low = page.locator("credits-low")
+        await expect(balance(page)).to_have_text("50")
+        await expect(low).to_have_text("")
+        await client.set_account_policy(user_id, alert_below=51)
+        await expect(low).to_have_text("Only 50 credits are left.")
+        await expect(low.get_by_role("status")).to_have_text("Only 50 credits are left.")
+        await client.spend_credits(user_id, amount=49)
+        await expect(low).to_have_text("Only 1 credit is left.")
+        await client.spend_credits(user_id, amount=1)
+        await expect(low).to_have_text("No credits are left.")
+        # Credits would not help a frozen account, and the balance says that it is frozen.
+        await client.set_account_policy(user_id, frozen=True)
+        await expect(low).to_have_text("")
+        await client.set_account_policy(user_id, frozen=False)
+        await expect(low).to_have_text("No credits are left.")
+        await client.grant_credits(user_id, 51, reason="a test")
+        await expect(low).to_have_text("")
+
+
 async def test_a_description_is_text_and_never_markup(chromium, service, database, client):
     user_id = await database.user(100)
     attack = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"

@@ -54,6 +54,8 @@ async def violations(page):
 async def test_a_user_works_runs_out_buys_and_goes_on(chromium, demo):
     async with page_of(chromium, demo) as page:
         await expect(balance(page)).to_have_text("25")
+        low = page.locator("credits-low")
+        await expect(low).to_have_text("")
         costs = page.locator("credits-cost")
         await expect(costs.first).to_contain_text("10 credits")
         await expect(costs.last).to_contain_text("25 credits")
@@ -64,6 +66,7 @@ async def test_a_user_works_runs_out_buys_and_goes_on(chromium, demo):
             )
             await expect(balance(page)).to_have_text(left)
         await expect(page.locator("audio")).to_have_count(2)
+        await expect(low).to_have_text("Only 5 credits are left.")
         await separate(page)
         shortfall = page.locator("credits-shortfall")
         await expect(shortfall).to_contain_text("You need 5 more credits.")
@@ -71,6 +74,7 @@ async def test_a_user_works_runs_out_buys_and_goes_on(chromium, demo):
         await page.get_by_role("button", name="Pay").click()
         await expect(page.locator("credits-return")).to_contain_text("Paid. 50 credits were added.")
         await expect(balance(page)).to_have_text("55")
+        await expect(low).to_have_text("")
         assert "cs_" not in page.url
         await expect(page.locator("credits-history")).to_contain_text("+50")
         await expect(page.locator("credits-usage table")).to_contain_text("20")
@@ -160,6 +164,7 @@ async def test_the_page_is_accessible_and_fits(chromium, demo, scheme, width):
         await expect(page.locator("credits-usage svg")).to_be_visible()
         await separate(page)
         await expect(page.locator("#job-state")).not_to_have_text("")
+        await expect(page.locator("credits-low")).to_have_text("Only 10 credits are left.")
         assert await violations(page) == []
         assert await page.evaluate("document.documentElement.scrollWidth") <= width
 

@@ -48,10 +48,20 @@ async def test_the_account_shows_what_can_be_spent(database, client, gateway):
         "available": 70,
         "spendable": 65,
         "min_balance": 5,
+        "alert_below": None,
+        "low": False,
         "frozen": False,
         "seq": 2,
         "expiring": [],
     }
+
+
+async def test_the_account_says_whether_it_is_low(database, client, gateway):
+    user_id = await database.user(100)
+    for threshold, frozen, low in [(100, False, False), (101, False, True), (101, True, False)]:
+        await client.set_account_policy(user_id, alert_below=threshold, frozen=frozen)
+        shown = (await gateway.get(user_id, "/account")).json()
+        assert (shown["alert_below"], shown["low"]) == (threshold, low)
 
 
 async def test_the_account_shows_what_expires_next(database, client, gateway):

@@ -328,7 +328,11 @@ MISTAKES: dict[str, list[Mistake]] = {
     "SetAccountPolicy": [
         *USER,
         ({"frozen": None}, "frozen", "everything else to change"),
-        *(({"min_balance": n}, "min_balance", "must be -1") for n in (HUGE, -HUGE, INT64_MIN)),
+        *(
+            ({name: n}, name, "must be -1")
+            for name in ("min_balance", "alert_below")
+            for n in (HUGE, -HUGE, INT64_MIN)
+        ),
         *(({"reset": [n]}, "reset", f"holds {n}, which is no field") for n in (0, -1, 99)),
         ({"reset": [pb.POLICY_FIELD_FROZEN]}, "reset", "frozen, which is also set"),
         *(

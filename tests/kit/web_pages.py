@@ -32,6 +32,7 @@ _PAGE = """<!doctype html>
 <script type="module" src="page.js"></script></head>
 <body><credits-provider base="/credits/">
 <credits-return></credits-return>
+<credits-low></credits-low>
 <credits-balance></credits-balance>
 <credits-cost items="stem_separation:1,render:3"></credits-cost>
 <credits-shortfall></credits-shortfall>

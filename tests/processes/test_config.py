@@ -101,15 +101,17 @@ def test_a_url_of_postgresql_is_taken_as_it_is(read, url):
 def test_the_rules_take_their_terms_from_the_settings(read):
     terms = read().terms()
     assert (terms.allowance, terms.refund_grace) == (None, timedelta(days=7))
+    assert terms.alert_below is None
     terms = read(
         CREDIT_ALLOWANCE="20/month",
         CREDIT_REFUND_GRACE="12h",
         CREDIT_MIN_BALANCE="-5",
         CREDIT_OPEN_HOLDS="3",
+        CREDIT_ALERT_BELOW="20",
     ).terms()
     assert terms.allowance == Allowance(20, "month")
     assert terms.refund_grace == timedelta(hours=12)
-    assert (terms.min_balance, terms.open_holds) == (-5, 3)
+    assert (terms.min_balance, terms.open_holds, terms.alert_below) == (-5, 3, 20)
 
 
 WORDS = {

@@ -210,9 +210,19 @@ async def test_every_change_is_recorded_with_caller_and_time_and_stays(database,
 
 async def test_each_field_of_a_policy_becomes_as_configured_again(database):
     user_id = await database.user(100)
-    own = {"frozen": True, "min_balance": 0, "spend_limits": limits(1, 2, 3)}
-    configured = {"frozen": False, "min_balance": None, "spend_limits": limits()}
-    assert set(own) | {"allowance"} == set(pb.AccountPolicy.DESCRIPTOR.fields_by_name)
+    own = {
+        "frozen": True,
+        "min_balance": 0,
+        "alert_below": 0,
+        "spend_limits": limits(1, 2, 3),
+    }
+    configured = {
+        "frozen": False,
+        "min_balance": None,
+        "alert_below": None,
+        "spend_limits": limits(),
+    }
+    assert set(own) | {"allowance", "top_up"} == set(pb.AccountPolicy.DESCRIPTOR.fields_by_name)
     fields = {name: pb.PolicyField.Value(f"POLICY_FIELD_{name.upper()}") for name in own}
     settings = server_settings(database.service_url, terms=Terms(TERMS.prices, -20))
     async with running(settings) as service:
@@ -231,6 +241,25 @@ async def test_each_field_of_a_policy_becomes_as_configured_again(database):
     assert spent.credit.balance == -1
     assert (await changes(database, user_id))[-1][3:] == (None, None, None, None)
     assert not await database.faults()
+
+
+async def test_the_threshold_for_alerts_is_the_accounts_own_or_the_configured_one(database):
+    user_id = await database.user(100)
+    terms = replace(TERMS, alert_below=20)
+    async with running(server_settings(database.service_url, terms=terms)) as service:
+        client = await service.client()
+        assert (await client.get_user_credit(user_id)).alert_below == 20
+        for own in (30, 0, -5):
+            changed = await client.set_account_policy(user_id, alert_below=own)
+            assert changed.policy.alert_below == own
+            assert changed.credit.alert_below == own
+            assert (await client.get_user_credit(user_id)).alert_below == own
+        reset = await client.set_account_policy(user_id, reset=[pb.POLICY_FIELD_ALERT_BELOW])
+        assert not reset.policy.HasField("alert_below")
+        assert reset.credit.alert_below == 20
+    async with running(server_settings(database.service_url)) as service:
+        credit = await (await service.client()).get_user_credit(user_id)
+        assert not credit.HasField("alert_below")
 
 
 async def test_a_field_is_reset_while_another_is_set(database, client):

@@ -9,6 +9,10 @@ export interface Account {
   /** What a spend may take now; 0 while the account is frozen. */
   readonly spendable: number;
   readonly min_balance: number;
+  /** The account is low while fewer credits than this are available; null: no threshold. */
+  readonly alert_below: number | null;
+  /** Whether fewer are available; false while the account is frozen. */
+  readonly low: boolean;
   readonly frozen: boolean;
   readonly seq: number;
   readonly updated_at: string | null;
@@ -229,6 +233,7 @@ export class CreditsProvider extends HTMLElement {
 }
 
 export class CreditsBalance extends HTMLElement {}
+export class CreditsLow extends HTMLElement {}
 export class CreditsCost extends HTMLElement {
   readonly quote: Quote | null;
   get items(): readonly QuoteItem[];
@@ -247,6 +252,7 @@ declare global {
   interface HTMLElementTagNameMap {
     "credits-provider": CreditsProvider;
     "credits-balance": CreditsBalance;
+    "credits-low": CreditsLow;
     "credits-cost": CreditsCost;
     "credits-packs": CreditsPacks;
     "credits-shortfall": CreditsShortfall;

@@ -17,6 +17,8 @@ export const texts = {
   held: { one: "{n} held for running jobs", other: "{n} held for running jobs" },
   expiring: { one: "{n} expires on {date}", other: "{n} expire on {date}" },
   owed: { one: "{n} credit owed", other: "{n} credits owed" },
+  low: { one: "Only {n} credit is left.", other: "Only {n} credits are left." },
+  empty: "No credits are left.",
   frozen: "This account is frozen. Please contact support.",
   asOf: "as of {time}",
   now: { one: "{n} credit available", other: "{n} credits available" },
@@ -1096,6 +1098,27 @@ export class CreditsBalance extends CreditsElement {
   }
 }
 
+/** A quiet line while fewer credits are available than the account's threshold. */
+export class CreditsLow extends CreditsElement {
+  static css = `.card { border-inline-start: 0.25rem solid var(--_accent); }`;
+  #line = null;
+
+  connected() {
+    // It is there before its text is, so that a screen reader speaks the text when it comes.
+    this.#line = make("p", { part: "message" });
+    this.fill(make("div", { role: "status", part: "card" }, this.#line));
+  }
+
+  draw() {
+    const { account } = this.store.snapshot;
+    const low = Boolean(account?.low);
+    const n = account?.spendable;
+    const text = low ? this.say(n > 0 ? "low" : "empty", { n }) : "";
+    this.#line.parentElement.className = low ? "card" : "";
+    if (this.#line.textContent !== text) this.#line.textContent = text;
+  }
+}
+
 /** What work would cost: `items="stem_separation:1,render:3"`. Its `quote` holds the last answer. */
 export class CreditsCost extends CreditsElement {
   static observedAttributes = ["items"];
@@ -1748,6 +1771,7 @@ if (globalThis.customElements) {
   for (const [name, element] of Object.entries({
     "credits-provider": CreditsProvider,
     "credits-balance": CreditsBalance,
+    "credits-low": CreditsLow,
     "credits-cost": CreditsCost,
     "credits-packs": CreditsPacks,
     "credits-shortfall": CreditsShortfall,

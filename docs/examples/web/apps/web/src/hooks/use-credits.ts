@@ -29,6 +29,8 @@ export interface Credits extends Snapshot {
   readonly store: CreditsStore;
   /** What a spend may take now; null while unknown. */
   readonly spendable: number | null;
+  /** Whether fewer credits are available than the account's threshold; false while unknown. */
+  readonly low: boolean;
 }
 
 /** The signed-in user's credits, again after each change. */
@@ -39,7 +41,13 @@ export function useCredits(): Credits {
     () => store.snapshot,
     () => UNKNOWN,
   );
-  return { ...snapshot, store, spendable: snapshot.account?.spendable ?? null };
+  const { account } = snapshot;
+  return {
+    ...snapshot,
+    store,
+    spendable: account?.spendable ?? null,
+    low: account?.low ?? false,
+  };
 }
 
 export type Asked<T> =

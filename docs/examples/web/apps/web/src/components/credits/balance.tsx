@@ -2,9 +2,9 @@
 
 import { useCredits } from "../../hooks/use-credits";
 
-/** The headline: what can be spent now, and what is held, owed or old beneath it. */
+/** The headline: what can be spent now, and beneath it whether that is low, and what is held, owed or old. */
 export function Balance({ locale }: { locale: string }) {
-  const { account, status, asOf } = useCredits();
+  const { account, status, asOf, low } = useCredits();
   const number = new Intl.NumberFormat(locale);
   if (!account) {
     return (
@@ -16,6 +16,11 @@ export function Balance({ locale }: { locale: string }) {
   return (
     <div className="credits-balance" role="status">
       <strong>{number.format(account.spendable)}</strong> credits
+      {low && (
+        <p className="credits-low">
+          {account.spendable > 0 ? "You are running low on credits." : "No credits are left."}
+        </p>
+      )}
       {account.held > 0 && <p>{number.format(account.held)} held for running jobs</p>}
       {account.balance < 0 && <p>{number.format(-account.balance)} credits owed</p>}
       {account.frozen && <p>This account is frozen. Please contact support.</p>}
