@@ -153,6 +153,17 @@ class Settings(EnvironmentSettings):
         description="Credits available below which an account is low; an account's policy may say"
         " otherwise. Unset: none.",
     )
+    alert_cool_down_seconds: Seconds = Field(
+        300,
+        description="How long after an alert about an account the next one waits if the account has"
+        " more credits again; a worse alert never waits.",
+    )
+    expiring_days: int = Field(
+        7,
+        ge=1,
+        le=365,
+        description="How many days before credits expire `credits.expiring` is sent.",
+    )
     refund_grace: Annotated[str, AfterValidator(_grace)] = Field(
         "7d",
         description="How long credits can be used that are refunded after they have expired, such"

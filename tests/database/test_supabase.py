@@ -62,6 +62,8 @@ BOOKS = (
     "credit_top_ups",
     "credit_top_up_counts",
     "credit_top_up_changes",
+    "credit_alert_states",
+    "credit_expiring_alerts",
     "credit_feed",
     "credit_feed_advances",
 )

@@ -1,4 +1,4 @@
-"""The plain model of alerts: looks at an account every second and says what it would announce."""
+"""The plain model of alerts: goes from one moment to the next and says what it would announce."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ WORSE = ("fine", "low", "depleted")
 
 @dataclass(frozen=True)
 class Seen:
-    """An account after a change: the second and number of the change, and what can be seen then."""
+    """An account after a change: time and number of the change, and what can be seen then."""
 
-    second: int
+    time: int
     number: int
     available: int
     floor: int
@@ -28,32 +28,29 @@ class Seen:
         return "low"
 
 
-def announced(history: list[Seen], cool_down: int, until: int) -> list[tuple[int, str, int]]:
-    """The alerts of one account: second, level, and the number of the change behind it.
+def announced(history: list[Seen], cool_down: int, until: float) -> list[tuple[int, str, int]]:
+    """The alerts of one account: time, level, and the number of the change behind it.
 
     Args:
-        history: the states, in order; several may be of one second.
-        cool_down: seconds.
-        until: the last second that is looked at.
+        history: the states, in order; several may be of one time.
+        cool_down: in the unit of the times.
+        until: the last moment that is looked at.
     """
     alerts: list[tuple[int, str, int]] = []
-    left = 0
-    said, now = "fine", None
-
-    def say(second: int) -> None:
-        nonlocal said, left
-        said, left = now.level, cool_down
-        alerts.append((second, said, now.number))
-
-    waiting = list(history)
-    for second in range(until + 1):
-        left -= 1
-        if left == 0 and now.level not in {None, said}:
-            say(second)
-        while waiting and waiting[0].second == second:
-            now = waiting.pop(0)
-            if now.level is None or now.level == said:
-                continue
-            if WORSE.index(now.level) > WORSE.index(said) or left <= 0:
-                say(second)
-    return alerts
+    coming = list(history)
+    said, cools_until = "fine", float("inf")
+    now = None
+    while True:
+        moment = min(cools_until, coming[0].time if coming else float("inf"))
+        if moment > until or moment == float("inf"):
+            return alerts
+        if moment == cools_until:
+            cools_until = float("inf")
+            news = now.level not in {None, said}
+        else:
+            now = coming.pop(0)
+            better = cools_until != float("inf") and now.level in WORSE[: WORSE.index(said)]
+            news = now.level not in {None, said} and not better
+        if news:
+            said, cools_until = now.level, moment + cool_down
+            alerts.append((moment, said, now.number))

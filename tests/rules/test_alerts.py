@@ -170,7 +170,7 @@ def test_a_threshold_crossed_a_hundred_times_a_minute_makes_two_alerts_a_cool_do
 
 SEEN = st.builds(
     Seen,
-    second=st.integers(0, 9),
+    time=st.integers(0, 9),
     number=st.just(0),
     available=st.integers(-2, 9),
     floor=st.sampled_from([0, 0, 0, -1, 2]),
@@ -187,8 +187,8 @@ HISTORIES = st.lists(SEEN, max_size=30)
 def test_the_alerts_of_random_histories_are_those_of_the_plain_model(pauses, cool_down, idle):
     second, history = 0, []
     for number, each in enumerate(pauses):
-        second += max(0, each.second - 5)
-        history.append(replace(each, second=second, number=number))
+        second += max(0, each.time - 5)
+        history.append(replace(each, time=second, number=number))
     until = second + idle
     last, alerts = NOTHING_ANNOUNCED, []
     for each in history:
@@ -196,7 +196,7 @@ def test_the_alerts_of_random_histories_are_those_of_the_plain_model(pauses, coo
             last,
             state(
                 each.available,
-                each.second,
+                each.time,
                 number=each.number,
                 floor=each.floor,
                 alert_below=each.alert_below,

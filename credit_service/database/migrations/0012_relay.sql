@@ -81,3 +81,43 @@ FOR EACH ROW EXECUTE FUNCTION refuse_to_change_the_book();
 CREATE TRIGGER alerts_are_never_truncated
 BEFORE TRUNCATE ON credit_alerts
 FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
+
+-- What was last announced of accounts that are low or depleted; the others have no row. The
+-- waiting_ columns are a better state, which is compared when the cool-down since the alert has
+-- ended.
+CREATE TABLE credit_alert_states (
+    user_id uuid NOT NULL,
+    level text NOT NULL,
+    cools_until timestamptz NOT NULL,
+    waiting_tx bigint,
+    waiting_is_policy boolean,
+    waiting_number bigint,
+    waiting_time timestamptz,
+    waiting_balance bigint,
+    waiting_held bigint,
+    waiting_floor bigint,
+    waiting_alert_below bigint,
+    CONSTRAINT one_alert_state_per_account PRIMARY KEY (user_id),
+    CONSTRAINT alert_state_belongs_to_an_account FOREIGN KEY (user_id)
+    REFERENCES user_credits (user_id) ON DELETE CASCADE,
+    CONSTRAINT level_is_known CHECK (level IN ('low', 'depleted')),
+    CONSTRAINT what_waits_is_complete CHECK (
+        num_nulls(
+            waiting_tx, waiting_is_policy, waiting_number, waiting_time, waiting_balance,
+            waiting_held, waiting_floor
+        ) IN (0, 7)
+    )
+);
+
+CREATE INDEX waiting_alert_states ON credit_alert_states (cools_until)
+WHERE waiting_tx IS NOT NULL;
+
+-- Which expiry of a grant was announced last.
+CREATE TABLE credit_expiring_alerts (
+    user_id uuid NOT NULL,
+    seq bigint NOT NULL,
+    expire_time timestamptz NOT NULL,
+    CONSTRAINT one_expiring_alert_per_grant PRIMARY KEY (user_id, seq),
+    CONSTRAINT expiring_alert_is_of_a_grant FOREIGN KEY (user_id, seq)
+    REFERENCES credit_grants (user_id, seq) ON DELETE CASCADE
+);

@@ -47,6 +47,8 @@ BEGIN
             ('credit_top_ups', 'SELECT, INSERT, UPDATE'),
             ('credit_top_up_counts', 'SELECT, INSERT, UPDATE'),
             ('credit_top_up_changes', 'SELECT, INSERT'),
+            ('credit_alert_states', 'SELECT, INSERT, UPDATE, DELETE'),
+            ('credit_expiring_alerts', 'SELECT, INSERT, UPDATE'),
             ('credit_feed', 'SELECT'),
             ('credit_feed_advances', 'SELECT'),
             ('credit_feed_numbers', 'SELECT')
