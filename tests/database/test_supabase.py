@@ -334,8 +334,9 @@ async def generic_plans(url):
         if name == "add_users":  # never runs against a user table of others
             continue
         await connection.execute(f"PREPARE {name} AS {sql}")
-        nulls = ", ".join(["NULL"] * max(int(number) for number in re.findall(r"\$(\d+)", sql)))
-        rows = await connection.fetch(f"EXPLAIN (COSTS OFF) EXECUTE {name} ({nulls})")
+        count = max((int(number) for number in re.findall(r"\$(\d+)", sql)), default=0)
+        nulls = f"({', '.join(['NULL'] * count)})" if count else ""
+        rows = await connection.fetch(f"EXPLAIN (COSTS OFF) EXECUTE {name} {nulls}")
         plans[name] = "\n".join(row[0] for row in rows)
     await connection.close()
     return plans
