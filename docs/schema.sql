@@ -511,7 +511,7 @@ CREATE TABLE credit_grants (
 
 CREATE INDEX open_grants ON credit_grants (user_id, priority, expire_time, paid, seq) WHERE open;
 CREATE INDEX open_grants_by_expiry ON credit_grants (user_id, expire_time) WHERE open;
-CREATE INDEX grants_due ON credit_grants (expire_time) WHERE open;
+CREATE INDEX grants_due_in_order ON credit_grants (expire_time, user_id, seq) WHERE open;
 
 CREATE TRIGGER grants_go_with_their_account
     BEFORE DELETE ON credit_grants
@@ -709,6 +709,47 @@ CREATE TRIGGER alerts_are_never_truncated
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_the_book();
 
 GRANT INSERT, SELECT ON credit_alerts TO credit_service;
+
+-- What was last announced of accounts that are low or depleted; the others have no row. The
+-- waiting_ columns are a better state, which is compared when the cool-down since the alert has
+-- ended.
+CREATE TABLE credit_alert_states (
+    user_id uuid NOT NULL,
+    level text NOT NULL,
+    cools_until timestamptz NOT NULL,
+    waiting_tx bigint,
+    waiting_is_policy boolean,
+    waiting_number bigint,
+    waiting_time timestamptz,
+    waiting_balance bigint,
+    waiting_held bigint,
+    waiting_floor bigint,
+    waiting_alert_below bigint,
+    CONSTRAINT one_alert_state_per_account PRIMARY KEY (user_id),
+    CONSTRAINT alert_state_belongs_to_an_account FOREIGN KEY (user_id)
+        REFERENCES user_credits(user_id) ON DELETE CASCADE,
+    CONSTRAINT level_is_known CHECK (level IN ('low', 'depleted')),
+    CONSTRAINT what_waits_is_complete
+        CHECK (num_nulls(waiting_tx, waiting_is_policy, waiting_number, waiting_time, waiting_balance, waiting_held, waiting_floor)
+        IN (0, 7))
+);
+
+CREATE INDEX waiting_alert_states ON credit_alert_states (cools_until)
+    WHERE waiting_tx IS NOT NULL;
+
+GRANT DELETE, INSERT, SELECT, UPDATE ON credit_alert_states TO credit_service;
+
+-- Which expiry of a grant was announced last.
+CREATE TABLE credit_expiring_alerts (
+    user_id uuid NOT NULL,
+    seq bigint NOT NULL,
+    expire_time timestamptz NOT NULL,
+    CONSTRAINT one_expiring_alert_per_grant PRIMARY KEY (user_id, seq),
+    CONSTRAINT expiring_alert_is_of_a_grant FOREIGN KEY (user_id, seq)
+        REFERENCES credit_grants(user_id, seq) ON DELETE CASCADE
+);
+
+GRANT INSERT, SELECT, UPDATE ON credit_expiring_alerts TO credit_service;
 
 -- The requests in their present state. number counts those of an account from 1. seq is that of the
 -- purchase entry. A payment belongs to one request.
