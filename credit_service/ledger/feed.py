@@ -22,11 +22,13 @@ from credit_service.rules.feed_values import (
     KIND_ALERT,
     KIND_ENTRY,
     KIND_POLICY,
+    KIND_TOP_UP,
     Advanced,
     Alert,
     Place,
 )
 from credit_service.rules.model import Entry, EntryType, PolicyChange
+from credit_service.rules.top_up_values import TopUpChange, TopUpRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -35,12 +37,12 @@ if TYPE_CHECKING:
 
     from credit_service.ledger.read_connections import ReadPool
 
-Value = Entry | PolicyChange | Alert | Advanced
+Value = Entry | PolicyChange | TopUpChange | Alert | Advanced
 
 PAGE_LIMIT_MAX = 1000
 
 # In the order of the arguments of the statement.
-KINDS = (KIND_ENTRY, KIND_POLICY, KIND_ALERT, KIND_ADVANCED)
+KINDS = (KIND_ENTRY, KIND_POLICY, KIND_TOP_UP, KIND_ALERT, KIND_ADVANCED)
 
 # A number beyond those of all items of a user and tx.
 _NO_MORE = 2**63 - 1
@@ -163,6 +165,27 @@ def _policy_change(row: asyncpg.Record) -> PolicyChange:
     )
 
 
+def _top_up_change(row: asyncpg.Record) -> TopUpChange:
+    columns = orjson.loads(row[5])
+    time, request = _time(columns["changed_at"]), None
+    if columns["number"] is not None:
+        request = TopUpRequest(
+            user_id=row[6],
+            number=columns["number"],
+            pack=columns["pack"],
+            state=columns["state"],
+            payment_ref=columns["payment_ref"],
+            tries=columns["tries"],
+            reason=columns["reason"],
+            link=columns["link"],
+            created_at=_time(columns["created_at"]),
+            changed_at=time,
+            seq=columns["seq"],
+        )
+    kind, caller = columns["kind"], columns["caller"]
+    return TopUpChange(row[6], columns["change"], kind, time, caller, columns["off"], request)
+
+
 def _alert(row: asyncpg.Record) -> Alert:
     columns = orjson.loads(row[5])
     return Alert(
@@ -183,6 +206,7 @@ def _time(text: str) -> datetime:
 _VALUES: Mapping[int, Callable[[asyncpg.Record], Value]] = {
     KIND_ENTRY: _entry,
     KIND_POLICY: _policy_change,
+    KIND_TOP_UP: _top_up_change,
     KIND_ALERT: _alert,
     KIND_ADVANCED: _advanced,
 }

@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING
 
 from credit_service import fields
 from credit_service.errors import InvalidRequest, Overloaded
-from credit_service.rpc import responses
+from credit_service.rpc import responses, top_up_messages
 from credit_service.rpc.feed_cursors import Cursor
 from credit_service.rules.feed_values import (
     BEGINNING,
     KIND_ADVANCED,
     KIND_ENTRY,
     KIND_POLICY,
+    KIND_TOP_UP,
 )
+from credit_service.rules.top_up_values import TopUpChange
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from credit_service.ledger.feed import Feed, Page
+    from credit_service.ledger.feed import Feed, Page, Value
     from credit_service.rpc.requests import Context
     from credit_service.rules.model import EntryType
 
@@ -36,7 +38,7 @@ _SILENT_SECONDS_MAX = 10.0
 _PAGE_SIZE = 500
 _RESPONSE_BYTES_MAX = 1024 * 1024
 
-_KINDS = (KIND_ENTRY, KIND_POLICY, KIND_ADVANCED)
+_KINDS = (KIND_ENTRY, KIND_POLICY, KIND_TOP_UP, KIND_ADVANCED)
 _KINDS_WITH_TYPES = (KIND_ENTRY, KIND_ADVANCED)
 
 
@@ -110,7 +112,7 @@ def _responses(page: Page) -> Iterator[pb.StreamTransactionsResponse]:
     response = pb.StreamTransactionsResponse()
     size, last = 0, None
     for place, value in page.items:
-        item = responses.feed_item(value)
+        item = _item(value)
         size += item.ByteSize()
         if last is not None and size > _RESPONSE_BYTES_MAX:
             response.cursor = str(Cursor(page.feed_id, last))
@@ -121,3 +123,9 @@ def _responses(page: Page) -> Iterator[pb.StreamTransactionsResponse]:
     response.cursor = str(Cursor(page.feed_id, page.place))
     response.caught_up = page.caught_up
     yield response
+
+
+def _item(value: Value) -> pb.FeedItem:
+    if isinstance(value, TopUpChange):
+        return pb.FeedItem(top_up=top_up_messages.change(value))
+    return responses.feed_item(value)

@@ -94,6 +94,7 @@ def follow_reversal(user: UserState, payment_ref: str, caller: str) -> None:
     """Switches top-up off if money of one of its payments went back."""
     request, counts = user.top_ups.of_payment(payment_ref), user.top_ups.counts
     if request is not None and request.seq is not None and counts.off != "reversal":
+        request = _changed(user, request)
         _record(user, "turned_off", caller, counts._replace(off="reversal"), request)
 
 

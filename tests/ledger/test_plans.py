@@ -177,7 +177,7 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         "find_faults": [[user_id]],
         "report_usage": [early, now],
         "find_writers": [store.WRITING],
-        "read_feed": [1000, [0, 1, 3, 4], 0, user_id, seq - 10, 0, 0, 0],
+        "read_feed": [1000, [0, 1, 2, 3, 4], 0, user_id, seq - 10, 0, 0, 0, 0],
         "find_feed_end": [],
         "measure_feed": [10_000],
         "find_feed_holder": [],

@@ -7,11 +7,13 @@ import pytest
 from kit.commands import answers, ask, hold, lanes, purchase, refund, reverse, spend, submit
 from kit.extent import extent
 from kit.fault_proxy import COMMIT, Kind
+from kit.feed import reading, reads_so_many
 from kit.top_up_tables import POLICY, fail_of, note_of, policy_of
 from model.top_ups import TopUpModel
 
 from credit_service.errors import Refusal
 from credit_service.ledger import top_up_store
+from credit_service.rules.feed_values import KIND_TOP_UP
 from credit_service.rules.model import Outcome, TopUp
 
 
@@ -174,3 +176,38 @@ async def test_random_batches_leave_the_requests_of_the_plain_model(database):
                 assert await requests_of(database, user_id) == expected, batch
     assert not await database.faults()
     assert sum(len(model.requests) for model in models.values()) > 10
+
+
+async def test_the_feed_has_every_change_after_the_entries_of_its_transaction(database):
+    user_id = await database.user(30)
+    async with lanes(database.service_url) as clerk, reading(database.service_url) as feed:
+        await ask(clerk, policy_of(user_id, POLICY), spend(user_id, 15))
+        request = await open_top_up(database, user_id)
+        await ask(clerk, fail_of(user_id, request, 1), note_of(user_id, request, "pi_1"))
+        await ask(clerk, purchase(user_id, 100, ref="pi_1"))
+        await ask(clerk, reverse(user_id, "pi_1"))
+        await ask(clerk, policy_of(user_id, POLICY))
+        items = await reads_so_many(feed, 12)
+    places = [item.place for item in items]
+    assert places == sorted(places)
+    changes = [item.value for item in items if item.place.kind == KIND_TOP_UP]
+    assert [(each.change, each.kind, each.off) for each in changes] == [
+        (1, "requested", None),
+        (2, "failed", None),
+        (3, "noted", None),
+        (4, "succeeded", None),
+        (5, "turned_off", "reversal"),
+        (6, "turned_on", None),
+    ]
+    assert [each.request and (each.request.state, each.request.seq) for each in changes] == [
+        ("open", None),
+        ("open", None),
+        ("open", None),
+        ("succeeded", 3),
+        ("succeeded", 3),
+        None,
+    ]
+    # A change of the policy comes between the entries of a transaction and its top-ups.
+    kinds = [item.place.kind for item in items]
+    assert kinds == [0, 0, 1, 2, 2, 2, 0, 2, 0, 2, 1, 2]
+    assert changes[4].request.changed_at == changes[4].changed_at

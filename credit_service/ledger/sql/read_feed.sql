@@ -103,6 +103,46 @@ page AS (
         SELECT
             tx,
             user_id,
+            2 AS kind,
+            change AS number,
+            to_jsonb(credit_top_up_changes.*)::text AS other,
+            null AS type,
+            null AS call,
+            null AS amount,
+            null AS requested_amount,
+            null AS balance_change,
+            null AS held_change,
+            null AS balance_after,
+            null AS held_after,
+            null AS floor,
+            null AS description,
+            null AS timestamp,
+            null AS operation,
+            null AS quantity,
+            null AS unit_cost,
+            null AS price_version,
+            null AS reference,
+            null AS metadata,
+            null AS related_seq,
+            null AS idempotency_key,
+            null AS caller,
+            null AS payment_ref,
+            null AS payment_amount_minor,
+            null AS payment_currency,
+            null AS hold_seq
+        FROM credit_top_up_changes
+        WHERE
+            2 = any($2::bigint[])
+            AND (tx, user_id, change) > ($3::bigint, $4::uuid, $7::bigint)
+            AND tx < (SELECT readable.boundary FROM readable)
+        ORDER BY tx, user_id, change
+        LIMIT $1::bigint
+    )
+    UNION ALL
+    (
+        SELECT
+            tx,
+            user_id,
             3 AS kind,
             alert AS number,
             to_jsonb(credit_alerts.*)::text AS other,
@@ -133,7 +173,7 @@ page AS (
         FROM credit_alerts
         WHERE
             3 = any($2::bigint[])
-            AND (tx, user_id, alert) > ($3::bigint, $4::uuid, $7::bigint)
+            AND (tx, user_id, alert) > ($3::bigint, $4::uuid, $8::bigint)
             AND tx < (SELECT readable.boundary FROM readable)
         ORDER BY tx, user_id, alert
         LIMIT $1::bigint
@@ -176,7 +216,7 @@ page AS (
             AND tx >= $3::bigint
             AND (
                 tx > $3::bigint
-                OR ($4::uuid = '00000000-0000-0000-0000-000000000000' AND number > $8::bigint)
+                OR ($4::uuid = '00000000-0000-0000-0000-000000000000' AND number > $9::bigint)
             )
             AND tx < (SELECT readable.boundary FROM readable)
         ORDER BY tx, number
