@@ -87,6 +87,8 @@ class TopUpWork:
         self._policy = charging.policy
         self._retry_after = charging.retry_after
         self._pack = charging.policy.catalog.pack(top_up.pack)
+        self._tries = top_up.tries
+        self._was_due = False
         self._payment = top_up.payment_ref.removeprefix(ref(""))
 
     async def done(self) -> Worked:
@@ -98,7 +100,8 @@ class TopUpWork:
         if self._payment and kind_of(self._payment) is not Kind.PAYMENT_INTENT:
             # An operator has noted it, and sees to it.
             return self._worked("waiting", "other_payment")
-        if not self._is_due():
+        self._was_due = self._is_due()
+        if not self._was_due:
             if not self._payment:
                 return self._worked("waiting", "retry_later")
             # Without a look at Stripe, because many requests may wait.
@@ -138,7 +141,8 @@ class TopUpWork:
         now = Situation(
             is_open=is_open,
             is_needed=is_needed,
-            is_due=self._is_due(),
+            # Not by the time of the last change, because a note is a change too.
+            is_due=self._was_due and self._top_up.tries == self._tries,
             payment=state,
             was_declined=bool(intent.get("last_payment_error")),
             link=link,

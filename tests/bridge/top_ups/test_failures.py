@@ -191,6 +191,23 @@ async def test_a_pack_that_has_left_the_catalogue_is_still_charged_once_its_paym
     assert await stage.paid(asked.id) == [AMOUNT]
 
 
+async def test_a_request_is_charged_as_soon_as_it_is_due_once_its_pack_is_in_the_catalogue(stage):
+    user = await stage.user()
+    await stage.asked(user)
+    pause = timedelta(seconds=0.3)
+    async with stage.bridge(Policy(catalog=Catalog()), retry_after=pause) as bridge:
+        assert (await stage.round(user, bridge)).reason == "unknown_pack"
+    async with stage.bridge(retry_after=pause) as bridge:
+
+        async def due():
+            worked = await stage.round(user, bridge)
+            done = (worked.outcome, worked.reason, bool(worked.payment))
+            assert done in {("waiting", "retry_later", False), ("credited", "purchase", True)}
+            return worked.payment
+
+        await eventually(due)
+
+
 async def test_a_customer_with_another_currency_pays_in_that_of_the_pack(stage, bridge):
     user = await stage.user()
     customer = await stage.customer(user)
