@@ -1,4 +1,4 @@
-"""The command line: serve, migrate, settings, verify, export, health, token; see `--help`."""
+"""The command line: serve, migrate, settings, verify, export, relay and more; see `--help`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import json
 import re
 import secrets
 import sys
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,21 +30,18 @@ import uvloop
 from cyclopts import App, Parameter, validators
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from credit_service import config, export, export_rows, processes, server
+from credit_service import cli_start, export, export_rows, processes, relay_cli, server
+from credit_service.cli_start import DatabaseAway, Refused
 from credit_service.database import migrations
-from credit_service.database.embedded import (
-    EmbeddedPostgresError,
-    default_data_directory,
-    embedded_postgres,
-)
+from credit_service.database.embedded import EmbeddedPostgresError
 from credit_service.database.postgres import Absence, Address, absence
 from credit_service.export_files import ExportError
 from credit_service.ledger import verify as book
 from credit_service.ledger.export import BEGINNING, END
 from credit_service.ledger.transactions import WriterSettings
+from credit_service.relay.endpoints import EndpointsError
 from credit_service.rpc import access
 from credit_service.rpc.access import Authenticator, IdentitiesError, Role
-from credit_service.rpc.call_log import without_values
 from credit_service.rpc.tls import CertificateError, ServerCertificate
 from credit_service.runtime import logs
 from credit_service.runtime.build_info import VERSION
@@ -52,8 +49,6 @@ from credit_service.runtime.environment import PORT_MAX, ConfigurationError, des
 from credit_service.runtime.start_errors import StartRefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from credit_service.config import Settings
 
 app = App(
@@ -63,18 +58,12 @@ app = App(
     version_flags=["--version"],
 )
 
+app.command(relay_cli.app)
+
 _log = structlog.get_logger()
 
 _HEALTH_SECONDS = 3
 _MIGRATE_AGAIN_SECONDS = 2
-
-
-class _Refused(Exception):
-    """Ends the command with one line and exit code 2."""
-
-
-class _DatabaseAway(_Refused):
-    """The database may be there a little later."""
 
 
 @app.command
@@ -92,9 +81,9 @@ def serve(
         migrate: First bring the database to the newest version.
         processes: Processes that share the port, one per core is a good number.
     """
-    settings = _settings()
-    _configure_logs(settings)
-    with _database(settings) as (owner_url, service_url):
+    settings = cli_start.settings()
+    cli_start.configure_logs(settings)
+    with cli_start.database(settings) as (owner_url, service_url):
         if migrate:
             asyncio.run(_migrate_patiently(owner_url, service_url))
         if settings.identities is None:
@@ -109,15 +98,15 @@ def migrate() -> None:
     Connects as the owner of the tables by CREDIT_MIGRATE_URL, or, where that is not set, by
     CREDIT_DATABASE_URL. Safe to run twice, and twice at once.
     """
-    settings = _settings()
-    with _database(settings) as (owner_url, service_url):
+    settings = cli_start.settings()
+    with cli_start.database(settings) as (owner_url, service_url):
         asyncio.run(_migrate(owner_url, service_url))
 
 
 @app.command
 def settings() -> None:
     """Print every setting with its value, default and meaning; passwords are masked."""
-    for line in described(_settings()):
+    for line in described(cli_start.settings()):
         print(line)
 
 
@@ -131,11 +120,11 @@ def verify(user_id: UUID | None = None) -> None:
     Args:
         user_id: Only this account; by default all.
     """
-    settings = _settings()
-    with _database(settings) as (_, service_url):
+    settings = cli_start.settings()
+    with cli_start.database(settings) as (_, service_url):
         accounts, faulty = asyncio.run(_verify(service_url, user_id))
     if user_id is not None and accounts == 0:
-        raise _Refused(f"there is no account of {user_id}; check the id")
+        raise Refused(f"there is no account of {user_id}; check the id")
     print(f"{accounts} accounts verified, {faulty} with faults")
     sys.exit(1 if faulty else 0)
 
@@ -170,7 +159,7 @@ def export_command(
         resume: Go on at the cursor of an export that stopped early, with its times and format. A
             file given by --output is cut after the last row before the cursor.
     """
-    settings = _settings()
+    settings = cli_start.settings()
     if resume is None:
         cursor = export.Cursor.first(
             what,
@@ -181,11 +170,11 @@ def export_command(
     else:
         cursor = export.Cursor.parse(resume)
         if cursor.what is not what or (since, until, format) != (None, None, None):
-            raise _Refused(
+            raise Refused(
                 f"--resume goes on with {cursor.what}; leave out --since, --until and --format"
             )
     file = export.open_file(cursor, output, resumed=resume is not None)
-    with closing(file), _database(settings) as (_, service_url):
+    with closing(file), cli_start.database(settings) as (_, service_url):
         address = Address(service_url, settings.statement_cache)
         terms = settings.terms()
         reached = asyncio.run(export.run(address, cursor, terms, file))
@@ -201,11 +190,11 @@ def health(target: str | None = None) -> None:
     Args:
         target: host:port without TLS; by default CREDIT_HEALTH_LISTEN, or CREDIT_LISTEN.
     """
-    settings = _settings()
+    settings = cli_start.settings()
     if target is None:
         target = settings.health_listen or settings.listen
         if settings.health_listen is None and settings.tls_certificate is not None:
-            raise _Refused(
+            raise Refused(
                 "set CREDIT_HEALTH_LISTEN: this asks without TLS, and CREDIT_LISTEN has it"
             )
     target = re.sub(r"^(0\.0\.0\.0|\[::\])(?=:)", "localhost", target)
@@ -234,7 +223,7 @@ def token(name: str, role: Role) -> None:
         role: What it may call.
     """
     if not access.NAME.fullmatch(name):
-        raise _Refused("a caller's name has 1 to 64 printable ASCII characters")
+        raise Refused("a caller's name has 1 to 64 printable ASCII characters")
     made = secrets.token_urlsafe(32)
     print(made, file=sys.stderr)
     print("\n[[identity]]")
@@ -258,7 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 _REFUSALS = (
-    _Refused,
+    Refused,
     ExportError,
     ConfigurationError,
     migrations.MigrationError,
@@ -266,32 +255,8 @@ _REFUSALS = (
     EmbeddedPostgresError,
     IdentitiesError,
     CertificateError,
+    EndpointsError,
 )
-
-
-def _settings() -> Settings:
-    return config.read()
-
-
-def _configure_logs(settings: Settings, **everywhere: object) -> None:
-    logs.configure(
-        level=settings.log_level,
-        as_json=settings.logs_json,
-        cleaning=[without_values],
-        everywhere=everywhere,
-    )
-
-
-@contextmanager
-def _database(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Yields the owner's and the service's URL, of the embedded server where none is set."""
-    if settings.database_url is None:
-        with embedded_postgres(settings.data_dir or default_data_directory()) as cluster:
-            yield cluster.owner_url, cluster.service_url
-        return
-    service_url = settings.database_url.get_secret_value()
-    migrate_url = settings.migrate_url
-    yield (service_url if migrate_url is None else migrate_url.get_secret_value()), service_url
 
 
 async def _migrate(owner_url: str, service_url: str) -> None:
@@ -308,12 +273,12 @@ async def _migrate(owner_url: str, service_url: str) -> None:
     except Exception as error:
         why = absence(error)
         if why is not None:
-            refusal = _Refused if why is Absence.REFUSED else _DatabaseAway
+            refusal = Refused if why is Absence.REFUSED else DatabaseAway
             raise refusal(
                 f"the database cannot be reached by {setting}: {type(error).__name__}: {error}"
             ) from error
         if isinstance(error, asyncpg.PostgresError):
-            raise _Refused(f"the database refuses the role of {setting}: {error}") from error
+            raise Refused(f"the database refuses the role of {setting}: {error}") from error
         raise
 
 
@@ -331,11 +296,11 @@ async def _verify(service_url: str, user_id: UUID | None) -> tuple[int, int]:
             await connection.close()
     except Exception as error:
         if absence(error) is not None:
-            raise _Refused(
+            raise Refused(
                 f"the database cannot be reached: {type(error).__name__}: {error}"
             ) from error
         if isinstance(error, asyncpg.PostgresError):
-            raise _Refused(
+            raise Refused(
                 f"the database cannot be verified: {error}; run `credit-service migrate` first"
             ) from error
         raise
@@ -346,7 +311,7 @@ def _moment(option: str, text: str) -> datetime:
         moment = datetime.fromisoformat(text)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
-        raise _Refused(f"{option}: {text} is no time such as 2026-11-01T12:00:00Z") from error
+        raise Refused(f"{option}: {text} is no time such as 2026-11-01T12:00:00Z") from error
 
 
 async def _migrate_patiently(owner_url: str, service_url: str) -> None:
@@ -354,7 +319,7 @@ async def _migrate_patiently(owner_url: str, service_url: str) -> None:
     while True:
         try:
             return await _migrate(owner_url, service_url)
-        except _DatabaseAway as refusal:
+        except DatabaseAway as refusal:
             _log.warning("not migrated yet, trying again", problem=str(refusal))
             await asyncio.sleep(_MIGRATE_AGAIN_SECONDS)
 
@@ -369,7 +334,7 @@ def _server_settings(settings: Settings, service_url: str, process: int | None) 
     if metrics_port is not None:
         metrics_port += process or 0
         if metrics_port > PORT_MAX:
-            raise _Refused(f"CREDIT_METRICS_PORT: process {process} would take {metrics_port}")
+            raise Refused(f"CREDIT_METRICS_PORT: process {process} would take {metrics_port}")
     return server.Settings(
         listen=settings.listen,
         health_listen=settings.health_listen,
@@ -390,6 +355,7 @@ def _server_settings(settings: Settings, service_url: str, process: int | None) 
         share_port=process is not None,
         metrics_port=metrics_port,
         metrics_host=settings.metrics_host,
+        relay=relay_cli.relay_settings(settings, service_url),
     )
 
 
@@ -414,7 +380,7 @@ def _run_child(
     process: int, report: processes.Report, settings: Settings, service_url: str
 ) -> None:
     """Runs one of several processes; called in a fresh interpreter."""
-    _configure_logs(settings, process=process)
+    cli_start.configure_logs(settings, process=process)
     try:
         made = _server_settings(settings, service_url, process)
         uvloop.run(processes.run_one(made, lambda _port: report()))

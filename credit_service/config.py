@@ -174,6 +174,16 @@ class Settings(EnvironmentSettings):
         description="File of callers (TOML), read again when it changes. Unset: loopback only, and"
         " every caller is the operator `local`.",
     )
+    webhooks: Path | None = Field(
+        None,
+        description="File of the endpoints that events are sent to (TOML), read again when it"
+        " changes. Unset: no webhooks.",
+    )
+    webhooks_private: bool = Field(
+        default=False,
+        description="Let webhooks go to addresses that are not globally routable, and there by"
+        " http too.",
+    )
     tls_certificate: Path | None = Field(
         None, description="The server's certificate chain (PEM), read again when it changes."
     )

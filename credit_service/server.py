@@ -27,6 +27,7 @@ from credit_service.ledger.read_connections import ReadPool
 from credit_service.ledger.reads import Reads
 from credit_service.ledger.watch import Watchers
 from credit_service.ledger.watched_due import WatchedDue
+from credit_service.relay.relay import relaying
 from credit_service.rpc import access, grpc_server
 from credit_service.rpc.interceptor import Interceptor
 from credit_service.rpc.open_calls import OpenCalls
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from credit_service.ledger.transactions import WriterSettings
+    from credit_service.relay.relay import RelaySettings
     from credit_service.rpc.access import Authenticator
     from credit_service.rpc.tls import ServerCertificate
 
@@ -69,6 +71,7 @@ class Settings:
         share_port: lets several processes listen on the port.
         metrics_port: where Prometheus reads; None: nowhere.
         metrics_host: the address of that port.
+        relay: what sends webhooks, on one process at a time; None: nothing does here.
     """
 
     listen: str
@@ -83,6 +86,7 @@ class Settings:
     share_port: bool
     metrics_port: int | None
     metrics_host: str
+    relay: RelaySettings | None = None
 
 
 async def serve(
@@ -131,6 +135,9 @@ async def serve(
             settings.metrics_host, settings.metrics_port, setting="CREDIT_METRICS_PORT"
         )
         build_info.expose("credit_build_info")
+        relay = None
+        if settings.relay is not None:
+            relay = await stack.enter_async_context(relaying(settings.relay))
         await server.start()
         stack.push_async_callback(
             grpc_server.drain, server, open_calls, port, settings.drain_seconds
@@ -141,6 +148,8 @@ async def serve(
                     settings.health_listen, health, share_port=settings.share_port
                 )
             )
+        if relay is not None:
+            stack.callback(relay.stop)
         stack.push_async_callback(health.enter_graceful_shutdown)
         for task in (
             _probe(ledger, health, settings.authenticator),

@@ -75,8 +75,8 @@ class Endpoint:
 
     @property
     def shown_url(self) -> str:
-        """The URL as logs may show it: without what may be a credential."""
-        return f"{self.url.scheme}://{self.url.netloc}{self.url.path}"
+        """The URL as logs may show it: without path and query, which may be a credential."""
+        return f"{self.url.scheme}://{self.url.netloc}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from credit_service.errors import LedgerUnavailable
+from credit_service.ledger.read_connections import StatementOutdatedError
 from credit_service.relay import store
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Lease:
                 async with asyncio.timeout(max(0, self._safe_until - asked)):
                     async with self._pool.lend() as connection:
                         kept = await store.renew_lease(connection, self.fence, self._seconds)
-            except (LedgerUnavailable, TimeoutError):
+            except (LedgerUnavailable, StatementOutdatedError, TimeoutError):
                 if time.monotonic() >= self._safe_until:
                     raise LeaseLostError from None
                 continue
@@ -97,7 +98,7 @@ class Lease:
         try:
             async with self._pool.lend() as connection:
                 await store.end_lease(connection, self.fence)
-        except LedgerUnavailable:
+        except (LedgerUnavailable, StatementOutdatedError):
             _log.warning("lease not given back, so it runs out by itself")
 
 
@@ -143,13 +144,18 @@ class Reader:
             LeaseLostError: another process has taken the reader over.
             LedgerUnavailable: the database is away.
         """
-        async with (
-            self._pool.lend() as connection,
-            connection.transaction(isolation="read_committed"),
-        ):
-            if not await store.lock_reader(connection, self._name, self._fence):
-                raise LeaseLostError
-            yield connection
+        before = self.place
+        try:
+            async with (
+                self._pool.lend() as connection,
+                connection.transaction(isolation="read_committed"),
+            ):
+                if not await store.lock_reader(connection, self._name, self._fence):
+                    raise LeaseLostError
+                yield connection
+        except BaseException:
+            self.place = before
+            raise
 
     async def move(self, connection: store.Connection, place: Place) -> None:
         """Moves the reader on, never back; call it within `writing`, at its end."""

@@ -13,7 +13,8 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-import httpcore
+import aiohttp
+from yarl import URL
 
 from credit_service.relay import addresses
 from credit_service.runtime.build_info import VERSION
@@ -98,19 +99,20 @@ class Sender:
         self._host = (url.hostname or "").encode("idna").decode()
         self._port = url.port or _PORTS[url.scheme]
         self._target = (url.path or "/") + (f"?{url.query}" if url.query else "")
-        # A bare pool knows no proxy variables and follows no redirect.
-        self._pool = httpcore.AsyncConnectionPool(
-            context,
-            max_connections=connections,
-            max_keepalive_connections=connections,
-            keepalive_expiry=_KEPT_SECONDS,
-            http1=True,
-            http2=False,
+        # Such a session knows no proxy variables, keeps no cookies and unpacks nothing.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=connections, ssl=context, keepalive_timeout=_KEPT_SECONDS
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
+            auto_decompress=False,
+            skip_auto_headers=("Accept", "Accept-Encoding"),
         )
 
     async def close(self) -> None:
         """Closes all connections."""
-        await self._pool.aclose()
+        await self._session.close()
 
     async def send(self, event: Event) -> Attempt:
         """Sends an event once.
@@ -126,14 +128,9 @@ class Sender:
             ended = partial(Attempt, Result.TIMEOUT, f"no answer within {self._seconds:g} s")
         except addresses.AddressRefusedError as error:
             ended = partial(Attempt, Result.ADDRESS, str(error))
-        except (addresses.NameUnknownError, httpcore.TimeoutException) as error:
-            ended = partial(Attempt, Result.UNREACHABLE, str(error) or "cannot be connected to")
-        except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
-            ended = partial(
-                Attempt,
-                Result.UNREACHABLE,
-                str(error) or f"the connection broke: {type(error).__name__}",
-            )
+        except (addresses.NameUnknownError, aiohttp.ClientError, OSError, ValueError) as error:
+            problem = str(error) or f"the connection broke: {type(error).__name__}"
+            ended = partial(Attempt, Result.UNREACHABLE, problem)
         else:
             taken = 200 <= status < 300  # noqa: PLR2004  # RFC 9110
             problem = "" if taken else f"answered {status}"
@@ -150,39 +147,37 @@ class Sender:
         )
         now = datetime.now(UTC)
         body = event.body.encode()
-        headers = [
-            ("host", endpoint.url.netloc),
-            ("content-type", "application/json"),
-            ("content-length", str(len(body))),
-            ("user-agent", f"credit-service/{VERSION}"),
-            ("webhook-id", event.id),
-            ("webhook-timestamp", str(int(now.timestamp()))),
-            ("webhook-signature", endpoint.signature(event.id, now, event.body)),
-        ]
+        headers = {
+            "host": endpoint.url.netloc,
+            "content-type": "application/json",
+            "user-agent": f"credit-service/{VERSION}",
+            "webhook-id": event.id,
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": endpoint.signature(event.id, now, event.body),
+        }
         for place, address in enumerate(found, start=1):
             try:
                 return await self._request(address, headers, body)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+            except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
                 if place == len(found):
                     raise
         raise AssertionError  # resolve returns one address or more
 
-    async def _request(self, address: str, headers: list[tuple[str, str]], body: bytes) -> int:
-        url = httpcore.URL(
-            scheme=self._endpoint.url.scheme,
-            host=address,
-            port=self._port,
-            target=self._target,
-        )
-        limits = {"sni_hostname": self._host, "timeout": {"connect": _CONNECT_SECONDS}}
-        async with self._pool.stream(
-            "POST", url, headers=headers, content=body, extensions=limits
+    async def _request(self, address: str, headers: dict[str, str], body: bytes) -> int:
+        host = f"[{address}]" if ":" in address else address
+        url = f"{self._endpoint.url.scheme}://{host}:{self._port}{self._target}"
+        async with self._session.post(
+            URL(url, encoded=True),
+            headers=headers,
+            data=body,
+            allow_redirects=False,
+            server_hostname=self._host,
         ) as answer:
             size = 0
-            async for part in answer.aiter_stream():
+            async for part in answer.content.iter_any():
                 size += len(part)
                 if size >= ANSWER_BYTES_MAX:
-                    # Closing an answer that was not read to its end closes the connection.
+                    # The rest would come on this connection, so it is of no further use.
+                    answer.close()
                     break
-            status: int = answer.status
-            return status
+            return answer.status

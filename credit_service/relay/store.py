@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from credit_service.rules.feed_values import Place
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
@@ -26,6 +28,14 @@ class Holder(NamedTuple):
     name: str
     fence: int
     seconds: float
+
+
+class ReaderPlace(NamedTuple):
+    """How far a reader has come, and when it last moved."""
+
+    name: str
+    place: Place
+    moved_at: datetime
 
 
 async def take_lease(connection: Connection, holder: str, seconds: float) -> int | None:
@@ -76,3 +86,9 @@ async def lock_reader(connection: Connection, reader: str, fence: int) -> bool:
 async def move_reader(connection: Connection, reader: str, place: Place) -> None:
     """Moves a reader on, never back."""
     await connection.execute(SQL["move_reader"], reader, *place)
+
+
+async def list_readers(connection: Connection) -> list[ReaderPlace]:
+    """Lists how far all readers have come."""
+    rows = await connection.fetch(SQL["list_readers"])
+    return [ReaderPlace(row[0], Place(*row[1:5]), row[5]) for row in rows]

@@ -23,19 +23,21 @@ _USERS = f"""
     SELECT {_USER} FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
 """
 _ACCOUNTS = f"""
-    INSERT INTO user_credits (user_id, balance, seq, last_updated)
-    SELECT {_USER}, {BALANCE} - $3::bigint + 1, $3::bigint, now()
+    INSERT INTO user_credits (user_id, balance, seq, last_updated, tx)
+    SELECT {_USER}, {BALANCE} - $3::bigint + 1, $3::bigint, now(), 0
     FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
 """
 _ENTRIES = f"""
     INSERT INTO credit_transactions (
         user_id, seq, type, call, amount, requested_amount, balance_change, held_change,
-        balance_after, held_after, floor, description, timestamp, reference, idempotency_key, caller
+        balance_after, held_after, floor, description, timestamp, reference, idempotency_key,
+        caller, tx
     )
     SELECT
         {_USER}, place, kind, call, amount, amount, CASE kind WHEN 'spend' THEN -1 ELSE amount END,
         0, {BALANCE} - place + 1, 0, CASE kind WHEN 'spend' THEN 0 END, '',
-        now() - interval '1 microsecond' * ($3::bigint - place), '', 'filled:' || place, 'benchmark'
+        now() - interval '1 microsecond' * ($3::bigint - place), '', 'filled:' || place,
+        'benchmark', 0
     FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
     CROSS JOIN LATERAL (
         SELECT
@@ -53,10 +55,10 @@ _HOLD_ENTRIES = f"""
     INSERT INTO credit_transactions (
         user_id, seq, type, call, amount, requested_amount, balance_change, held_change,
         balance_after, held_after, floor, description, timestamp, reference, idempotency_key,
-        caller, hold_seq
+        caller, hold_seq, tx
     )
     SELECT {_USER}, place, 'hold', 'HoldCredits', 1, 1, 0, 1, {BALANCE}, place - 1, 0, '', now(),
-        '', 'filled:' || place, 'benchmark', place
+        '', 'filled:' || place, 'benchmark', place, 0
     FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
     CROSS JOIN generate_series(2, $3::bigint + 1) AS place
 """
@@ -81,11 +83,11 @@ _GRANT_CREDITS = 1_000_000
 _GRANT_ENTRIES = f"""
     INSERT INTO credit_transactions (
         user_id, seq, type, call, amount, requested_amount, balance_change, held_change,
-        balance_after, held_after, description, timestamp, reference, idempotency_key, caller
+        balance_after, held_after, description, timestamp, reference, idempotency_key, caller, tx
     )
     SELECT {_USER}, place, 'grant', 'GrantCredits', {_GRANT_CREDITS}, {_GRANT_CREDITS},
         {_GRANT_CREDITS}, 0, {BALANCE} + {_GRANT_CREDITS} * (place - 1), 0, '', now(), '',
-        'filled:' || place, 'benchmark'
+        'filled:' || place, 'benchmark', 0
     FROM generate_series($1::bigint, $1::bigint + $2::bigint - 1) AS n
     CROSS JOIN generate_series(2, $3::bigint + 1) AS place
 """
@@ -192,6 +194,15 @@ async def settle(owner_url: str) -> None:
     try:
         await connection.execute("VACUUM ANALYZE")
         await connection.execute("CHECKPOINT")
+    finally:
+        await connection.close()
+
+
+async def forget_readers(owner_url: str) -> None:
+    """Lets the relay begin at the beginning again."""
+    connection = await asyncpg.connect(owner_url)
+    try:
+        await connection.execute("TRUNCATE credit_relay_readers, credit_parked_events")
     finally:
         await connection.close()
 

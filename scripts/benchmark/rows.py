@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmark import crowds, deployment, expiring, granted, growth, latency, throughput
+from benchmark import crowds, deployment, expiring, granted, growth, latency, throughput, webhooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -24,6 +24,7 @@ _APART: Mapping[str, Callable[[Testbed], list[Line]]] = {
     "grants": granted.spends,
     "lapses": expiring.lapses,
     "watchers": latency.watchers,
+    "webhooks": webhooks.relay,
     "overload": crowds.overload,
 }
 

@@ -28,6 +28,7 @@ from credit_service.cli import app
 from credit_service.errors import Refusal
 from credit_service.gateway import config as gateway_config
 from credit_service.ledger import metrics as ledger_metrics
+from credit_service.relay import metrics as relay_metrics
 from credit_service.rpc import access, call_metrics
 from credit_service.runtime import metrics_port
 from credit_service.v1 import credit_service_pb2 as pb
@@ -162,7 +163,7 @@ def test_the_table_of_rights_is_the_one_in_force():
 def test_every_metric_is_documented_and_every_documented_metric_exists():
     families = [
         family
-        for module in (ledger_metrics, call_metrics, metrics_port)
+        for module in (ledger_metrics, call_metrics, metrics_port, relay_metrics)
         for metric in vars(module).values()
         if hasattr(metric, "describe") and not isinstance(metric, type)
         for family in metric.describe()

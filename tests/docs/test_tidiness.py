@@ -33,7 +33,7 @@ from credit_service.ledger import (
     transactions,
     verify,
 )
-from credit_service.relay import alert_store
+from credit_service.relay import alert_store, parked_store
 from credit_service.relay import store as relay_store
 from credit_service.rpc import access, interceptor
 from credit_service.rpc.servicer import CreditServicer
@@ -47,7 +47,7 @@ LINES_MAX = 450
 
 # The modules with one function per statement.
 STORES = (account_listing, store, grant_store, grant_listing, top_up_store)
-RELAY_STORES = (relay_store, alert_store)
+RELAY_STORES = (relay_store, alert_store, parked_store)
 
 
 def snake_case(name: str) -> str:

@@ -280,3 +280,34 @@ ALLOWED = [
     ("credit_top_up_changes", TOP_UP_CHANGE),
     ("credit_top_up_changes", TURNED_ON),
 ]
+
+# What the relay keeps.
+LEASE = {"id": 1, "fence": 0, "holder": "", "until": TIME}
+READER = {
+    "reader": "webhook/shop",
+    "fence": 1,
+    "tx": 1,
+    "user_id": USER,
+    "kind": 0,
+    "number": 1,
+    "moved_at": TIME,
+}
+PARKED = {
+    "endpoint": "shop",
+    "user_id": USER,
+    "tx": 1,
+    "kind": 0,
+    "number": 1,
+    "type": "entry.spend",
+    "parked_at": TIME,
+    "tries": 1,
+    "problem": "answered 500",
+}
+ALERT = {
+    "user_id": USER,
+    "alert": 2,
+    "tx": 1,
+    "type": "balance.low",
+    "alerted_at": TIME,
+    "data": "{}",
+}

@@ -45,7 +45,7 @@ def test_an_endpoint_has_what_the_file_says(file):
         "balance.recovered",
         "balance.depleted",
     }
-    assert endpoint.shown_url == "https://billing.example.com/hook"
+    assert endpoint.shown_url == "https://billing.example.com"
     assert not endpoint.from_beginning
 
 

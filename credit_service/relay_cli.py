@@ -1,0 +1,173 @@
+"""`credit-service relay`: sends webhooks, shows what failed, sends it again, tries an endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import uvloop
+from cyclopts import App, Parameter
+
+from credit_service import cli_start
+from credit_service.cli_start import Refused
+from credit_service.database import migrations
+from credit_service.database.postgres import Address, unreachable
+from credit_service.errors import LedgerUnavailable
+from credit_service.ledger.read_connections import ReadPool
+from credit_service.relay import operate
+from credit_service.relay.endpoints import EndpointsFile
+from credit_service.relay.relay import AlertSettings, RelaySettings, relaying
+from credit_service.runtime import build_info, metrics_port
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from credit_service.config import Settings
+    from credit_service.relay.operate import Operator
+
+app = App(name="relay")
+
+
+@app.default
+def relay() -> None:
+    """Send webhooks until SIGTERM or Ctrl-C, as `serve` also does where CREDIT_WEBHOOKS is set.
+
+    Of all processes that could send, one does; another takes over within ten seconds. Connects by
+    CREDIT_DATABASE_URL.
+    """
+    settings = cli_start.settings()
+    cli_start.configure_logs(settings)
+    with cli_start.database(settings) as (_, service_url):
+        made = _required(settings, service_url)
+        asyncio.run(_require_migrations(made.address))
+        uvloop.run(_serve(made, settings.metrics_host, settings.metrics_port))
+
+
+@app.command
+def status(
+    endpoint: str | None = None, *, events: Annotated[bool, Parameter(negative="")] = False
+) -> None:
+    """Print who sends, and of each endpoint how far it is and how much is put by or dead.
+
+    Args:
+        endpoint: Only this endpoint; by default all.
+        events: Also list what is dead, and the first thousand events that are put by, with what
+            went wrong with them.
+    """
+    _with_operator(lambda operator: operator.show(endpoint, events=events))
+
+
+@app.command
+def retry(endpoint: str, event: str | None = None) -> None:
+    """Let dead events be sent again, in the order of each user, and try at once what is put by.
+
+    Args:
+        endpoint: The endpoint's name.
+        event: Only this event, by its webhook-id; by default all that are dead.
+    """
+    _with_operator(lambda operator: operator.retry(endpoint, event))
+
+
+@app.command
+def test(endpoint: str) -> None:
+    """Send an event of type relay.test to an endpoint; exit code 1 unless it is taken.
+
+    Args:
+        endpoint: The endpoint's name.
+    """
+    settings = cli_start.settings()
+    file = _file(settings)
+    found = file.endpoints.get(endpoint)
+    if found is None:
+        raise Refused(f"{settings.webhooks} has no endpoint {endpoint}")
+    ended = asyncio.run(operate.test(found, datetime.now(UTC), private=settings.webhooks_private))
+    said = "taken" if ended.taken else ended.problem
+    print(f"{endpoint}: {said}, after {ended.seconds:.2f} s")
+    sys.exit(0 if ended.taken else 1)
+
+
+def relay_settings(settings: Settings, service_url: str) -> RelaySettings | None:
+    """Makes what a relay needs; None where no file of endpoints is set.
+
+    Raises:
+        EndpointsError: the file cannot be used.
+    """
+    if settings.webhooks is None:
+        return None
+    return RelaySettings(
+        address=Address(service_url, settings.statement_cache),
+        endpoints=_file(settings),
+        private=settings.webhooks_private,
+        alerts=AlertSettings(
+            terms=settings.terms(),
+            cool_down=timedelta(seconds=settings.alert_cool_down_seconds),
+            expiring_days=settings.expiring_days,
+        ),
+    )
+
+
+def _required(settings: Settings, service_url: str) -> RelaySettings:
+    made = relay_settings(settings, service_url)
+    if made is None:
+        raise Refused("set CREDIT_WEBHOOKS to the file of endpoints")
+    return made
+
+
+def _file(settings: Settings) -> EndpointsFile:
+    if settings.webhooks is None:
+        raise Refused("set CREDIT_WEBHOOKS to the file of endpoints")
+    return EndpointsFile(settings.webhooks, private=settings.webhooks_private)
+
+
+async def _require_migrations(address: Address) -> None:
+    """Refuses a database that lacks migrations; one that is away is waited for later."""
+    try:
+        connection = await address.connect()
+        try:
+            missing = await migrations.pending(connection)
+        finally:
+            await connection.close()
+    except Exception as error:
+        if not unreachable(error):
+            raise
+        return
+    if missing:
+        raise Refused(
+            f"the database lacks the migrations {', '.join(missing)}; run `credit-service migrate`"
+        )
+
+
+async def _serve(made: RelaySettings, metrics_host: str, port: int | None) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    metrics_port.serve_metrics(metrics_host, port, setting="CREDIT_METRICS_PORT")
+    build_info.expose("credit_build_info")
+    async with relaying(made):
+        print(f"credit-service relay sends to {len(made.endpoints.endpoints)} endpoints")
+        await stop.wait()
+
+
+def _with_operator(work: Callable[[Operator], Awaitable[None]]) -> None:
+    settings = cli_start.settings()
+    with cli_start.database(settings) as (_, service_url):
+        made = _required(settings, service_url)
+
+        async def run() -> None:
+            pool = ReadPool(made.address, 1)
+            await pool.open()
+            try:
+                await work(operate.Operator(pool, made.endpoints.endpoints, print))
+            finally:
+                await pool.close()
+
+        try:
+            asyncio.run(run())
+        except LedgerUnavailable as error:
+            raise Refused("the database cannot be reached") from error
+        except operate.UnknownError as error:
+            raise Refused(str(error)) from error
