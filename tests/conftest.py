@@ -19,6 +19,7 @@ from kit.fault_proxy import fault_proxy
 from kit.leftovers import run_directory
 from kit.paths import ROOT
 from kit.postgres import postgres
+from kit.program_forks import program_forks
 from kit.services import running, server_settings
 from kit.waiting import measure_pace, patience
 
@@ -79,6 +80,7 @@ def pytest_configure(config):
         # Other clusters go there too; what a test leaves in `tmp_path` stays to be looked at.
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
         os.environ["TMPDIR"] = tempfile.tempdir = str(directory)
+    _stack.enter_context(program_forks(directory, ROOT, ROOT / "scripts"))
     cluster = _stack.enter_context(
         postgres(
             directory / "data",
