@@ -1,5 +1,6 @@
 """A forked program is a process like the one that `python -m` starts."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -38,9 +39,9 @@ def test_what_is_read_at_the_start_makes_an_ordinary_start(variable):
     assert not can_fork("a module that is not prepared", dict(os.environ))
 
 
-def test_it_leads_a_session_and_its_end_is_known(database):
+async def test_it_leads_a_session_and_its_end_is_known(database):
     with process(CREDIT_DATABASE_URL=database.service_url) as service:
-        service.wait_until_listening()
+        await asyncio.to_thread(service.wait_until_listening)
         pid = service.popen.pid
         assert not isinstance(service.popen, subprocess.Popen)
         assert os.getsid(pid) == os.getpgid(pid) == pid != os.getsid(0)
@@ -48,7 +49,7 @@ def test_it_leads_a_session_and_its_end_is_known(database):
         with pytest.raises(subprocess.TimeoutExpired):
             service.popen.wait(0)
         service.signal(signal.SIGKILL)
-        assert service.wait() == -signal.SIGKILL
+        assert await asyncio.to_thread(service.wait) == -signal.SIGKILL
         assert service.popen.poll() == -signal.SIGKILL
 
 
@@ -60,7 +61,7 @@ def test_one_that_hangs_is_killed_after_its_time():
         run_forked("credit_service", ["serve"], environment, 0.5)
 
 
-def test_two_have_their_own_environment_and_files(database):
+def test_two_have_their_own_environment_and_files():
     one = Process(("settings",), {"CREDIT_LANES": "3"})
     other = Process(("settings",), {"CREDIT_LANES": "5"})
     try:
