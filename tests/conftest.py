@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from kit import time_limits
 from kit.databases import Database
-from kit.extent import FULL
+from kit.extent import FULL, LONG
 from kit.failures_at_once import FailuresAtOnce
 from kit.fault_proxy import fault_proxy
 from kit.leftovers import run_directory
@@ -60,7 +60,9 @@ def pytest_configure(config):
     config.pluginmanager.register(time_limits)
     if config.option.full:
         config.option.long = True
-        os.environ[FULL] = "1"  # read when the tests are imported, in the workers too
+        os.environ[FULL] = "1"
+    if config.option.long:
+        os.environ[LONG] = "1"  # read when the tests are imported, in the workers too
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
     if config.getoption("numprocesses", None):
