@@ -89,19 +89,28 @@ async def load(
         if kept_call is not None:
             user.kept_calls[key] = kept_call
     due = await find_due(connection, state, commands, expiries)
-    ready = [command for command in commands if not state.postpones(command)]
+    ready = [command for command in commands if not state.postpones(command)] if due else commands
     await _load_spends(connection, state, ready)
     await _load_purchases(connection, state, ready)
     await _load_reversals(connection, state, ready)
     await _load_holds(connection, state, ready)
     await load_grants(connection, state, ready, {u: part.ends for u, part in due.items()}, terms)
+    _settle(state, commands, due, terms)
+    return state
+
+
+def _settle(state: BatchState, commands: list[Command], due: dict[UUID, Due], terms: Terms) -> None:
+    """Settles what is due, allowances of the accounts that a call looks at too."""
+    allowed = [
+        user_id
+        for user_id, user in state.users.items()
+        if allowances.due(user.account, terms, state.now) is not None
+    ]
+    if not (due or allowed):
+        return
     asked = {c.user_id for c in commands if not isinstance(c, Expire) or c.watched}
-    for user_id, user in state.users.items():
-        looked_at = user_id in asked
-        if user_id not in due and not (
-            looked_at and allowances.due(user.account, terms, state.now)
-        ):
-            continue
+    for user_id in dict.fromkeys([*due, *(user_id for user_id in allowed if user_id in asked)]):
+        user = state.users[user_id]
         ends, lapses, next_end, next_lapse = due.get(user_id) or Due(
             next_end=user.account.next_hold_expiry, next_lapse=user.account.next_lapse
         )
@@ -113,9 +122,8 @@ async def load(
             next_end=next_end,
             next_lapse=next_lapse,
             more=user.more_due,
-            looked_at=looked_at,
+            looked_at=user_id in asked,
         )
-    return state
 
 
 def _each(commands: Iterable[Command]) -> Iterator[Command]:
