@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
@@ -20,6 +22,7 @@ from kit.storm import GrantStorm, Storm, call, connected
 from kit.waiting import eventually, patience
 
 from credit_service.database import migrations
+from credit_service.ledger import store
 from credit_service.ledger.verify import verify
 from credit_service.v1 import credit_service_pb2 as pb
 
@@ -131,6 +134,36 @@ async def test_a_server_killed_while_credits_lapse_loses_nothing_and_doubles_not
             await storm.stop()
             await storm.settle()
             await is_whole(storm, database)
+
+
+@pytest.mark.parametrize("name", ["upsert_grants", "insert_grant_changes"])
+async def test_a_server_killed_before_it_has_written_grants_has_written_nothing(
+    database, proxy, name
+):
+    user_id = await database.user()
+    async with running(server_settings(database.service_url)) as service:
+        client = await service.client()
+        await client.grant_credits(user_id, 10, reason="test", valid_for=timedelta(hours=1))
+    request = pb.SpendCreditsRequest(user_id=str(user_id), amount=3, idempotency_key=uuid4().hex)
+    held = proxy.on("^" + re.escape(store.SQL[name].splitlines()[0]), Kind.HOLD)
+    with process("serve", CREDIT_DATABASE_URL=proxy.url) as server:
+        port = await asyncio.to_thread(server.wait_until_listening)
+        async with connected(f"127.0.0.1:{port}") as stub:
+            asking = asyncio.create_task(call(stub, request))
+            await held.met.wait()
+            server.signal(signal.SIGKILL)
+            assert (await asking).code() is grpc.StatusCode.UNAVAILABLE
+    proxy.cut_all()
+    held.release()
+    assert not await database.faults()
+    async with (
+        running(server_settings(database.service_url)) as service,
+        connected(service.target) as stub,
+    ):
+        again = await call(stub, request)
+    assert (again.replayed, again.credit.balance) == (False, 7)
+    assert [change.remaining_after for change in again.transaction.grant_changes] == [7]
+    assert not await database.faults()
 
 
 @pytest.mark.long
