@@ -128,8 +128,8 @@ async def test_the_account_says_what_lapses_next_at_three_times_at_most(client, 
     for time in (*until, until[1]):
         await client.grant_credits(user_id, 10, reason="gift", expire_time=time)
     before = await client.get_user_credit(user_id)
-    told = [(e.expire_time.ToDatetime(UTC), e.amount) for e in before.expiring]
-    assert told == [(until[0], 10), (until[1], 20), (until[2], 10)]
+    expiring = [(e.expire_time.ToDatetime(UTC), e.amount) for e in before.expiring]
+    assert expiring == [(until[0], 10), (until[1], 20), (until[2], 10)]
     await client.hold_credits(user_id, amount=7)
     after = await client.get_user_credit(user_id)
     assert [e.amount for e in after.expiring] == [3, 20, 10]

@@ -145,10 +145,10 @@ class Target:
         try:
             await self._wire.send(method, data)
         except grpc.aio.AioRpcError as failure:
-            told = refused(failure)
-            assert told.code in CALLERS_FAULT, told
-            assert told.reason, told
-            assert await self._database.book() == self._book, told
+            seen = refused(failure)
+            assert seen.code in CALLERS_FAULT, seen
+            assert seen.reason, seen
+            assert await self._database.book() == self._book, seen
         else:
             assert not await self._database.faults()
             self._book = await self._database.book()
