@@ -4,11 +4,14 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
 
 import pytest
 from kit.program_forks import can_fork, run_forked
 from kit.programs import Process, process, run_module
 from kit.waiting import patience
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are forked on Linux only")
 
 
 def plain_environment(**variables):
