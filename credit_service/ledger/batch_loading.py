@@ -90,11 +90,13 @@ async def load(
             user.kept_calls[key] = kept_call
     due = await find_due(connection, state, commands, expiries)
     ready = [command for command in commands if not state.postpones(command)] if due else commands
-    await _load_spends(connection, state, ready)
-    await _load_purchases(connection, state, ready)
+    # A repeat is answered with the entry under its key, and needs nothing else.
+    fresh = [c for c in ready if not _is_known(state, c)] if known_keys else ready
+    await _load_spends(connection, state, fresh)
+    await _load_purchases(connection, state, fresh)
     await _load_reversals(connection, state, ready)
     await _load_holds(connection, state, ready)
-    await load_grants(connection, state, ready, {u: part.ends for u, part in due.items()}, terms)
+    await load_grants(connection, state, fresh, {u: part.ends for u, part in due.items()}, terms)
     _settle(state, commands, due, terms)
     return state
 
@@ -132,6 +134,14 @@ def _each(commands: Iterable[Command]) -> Iterator[Command]:
             yield from command.spends
         else:
             yield command
+
+
+def _is_known(state: BatchState, command: Command) -> bool:
+    """Whether an earlier call used the key of a command."""
+    user = state.users.get(command.user_id)
+    return (
+        user is not None and isinstance(command, Keyed) and command.idempotency_key in user.by_key
+    )
 
 
 def _locked(state: BatchState, user_id: UUID) -> UserState:
