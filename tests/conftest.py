@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -13,12 +14,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 from kit import time_limits
 from kit.databases import Database
-from kit.extent import FULL
+from kit.extent import FULL, LONG
 from kit.failures_at_once import FailuresAtOnce
 from kit.fault_proxy import fault_proxy
 from kit.leftovers import run_directory
 from kit.paths import ROOT
 from kit.postgres import postgres
+from kit.program_forks import program_forks
 from kit.services import running, server_settings
 from kit.waiting import measure_pace, patience
 
@@ -59,7 +61,9 @@ def pytest_configure(config):
     config.pluginmanager.register(time_limits)
     if config.option.full:
         config.option.long = True
-        os.environ[FULL] = "1"  # read when the tests are imported, in the workers too
+        os.environ[FULL] = "1"
+    if config.option.long:
+        os.environ[LONG] = "1"  # read when the tests are imported, in the workers too
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
     if config.getoption("numprocesses", None):
@@ -79,6 +83,7 @@ def pytest_configure(config):
         # Other clusters go there too; what a test leaves in `tmp_path` stays to be looked at.
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
         os.environ["TMPDIR"] = tempfile.tempdir = str(directory)
+    _stack.enter_context(program_forks(directory, ROOT, ROOT / "scripts"))
     cluster = _stack.enter_context(
         postgres(
             directory / "data",
@@ -134,6 +139,17 @@ def database_url(url, name):
 
 def pytest_report_header():
     return f"deadlines: {patience(1):.1f} times those of an idle fast machine"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection():
+    """Keeps Python from looking for garbage among five thousand tests, which all stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config, items):

@@ -92,20 +92,31 @@ async def load(
         if kept_call is not None:
             user.kept_calls[key] = kept_call
     due = await find_due(connection, state, commands, expiries)
-    ready = [command for command in commands if not state.postpones(command)]
-    await _load_spends(connection, state, ready)
-    await _load_purchases(connection, state, ready)
+    ready = [command for command in commands if not state.postpones(command)] if due else commands
+    # A repeat is answered with the entry under its key, and needs nothing else.
+    fresh = [c for c in ready if not _is_known(state, c)] if known_keys else ready
+    await _load_spends(connection, state, fresh)
+    await _load_purchases(connection, state, fresh)
     await _load_reversals(connection, state, ready)
     await _load_holds(connection, state, ready)
-    await load_grants(connection, state, ready, {u: part.ends for u, part in due.items()}, terms)
+    await load_grants(connection, state, fresh, {u: part.ends for u, part in due.items()}, terms)
     await load_top_ups(connection, state, ready)
+    _settle(state, commands, due, terms)
+    return state
+
+
+def _settle(state: BatchState, commands: list[Command], due: dict[UUID, Due], terms: Terms) -> None:
+    """Settles what is due, allowances of the accounts that a call looks at too."""
+    allowed = [
+        user_id
+        for user_id, user in state.users.items()
+        if allowances.due(user.account, terms, state.now) is not None
+    ]
+    if not (due or allowed):
+        return
     asked = {c.user_id for c in commands if not isinstance(c, Expire) or c.watched}
-    for user_id, user in state.users.items():
-        looked_at = user_id in asked
-        if user_id not in due and not (
-            looked_at and allowances.due(user.account, terms, state.now)
-        ):
-            continue
+    for user_id in dict.fromkeys([*due, *(user_id for user_id in allowed if user_id in asked)]):
+        user = state.users[user_id]
         ends, lapses, next_end, next_lapse = due.get(user_id) or Due(
             next_end=user.account.next_hold_expiry, next_lapse=user.account.next_lapse
         )
@@ -117,9 +128,8 @@ async def load(
             next_end=next_end,
             next_lapse=next_lapse,
             more=user.more_due,
-            looked_at=looked_at,
+            looked_at=user_id in asked,
         )
-    return state
 
 
 def _each(commands: Iterable[Command]) -> Iterator[Command]:
@@ -128,6 +138,14 @@ def _each(commands: Iterable[Command]) -> Iterator[Command]:
             yield from command.spends
         else:
             yield command
+
+
+def _is_known(state: BatchState, command: Command) -> bool:
+    """Whether an earlier call used the key of a command."""
+    user = state.users.get(command.user_id)
+    return (
+        user is not None and isinstance(command, Keyed) and command.idempotency_key in user.by_key
+    )
 
 
 def _locked(state: BatchState, user_id: UUID) -> UserState:

@@ -54,6 +54,8 @@ async def load_grants(
         ended: by user, the due holds that the batch ends.
         terms: what charges cost.
     """
+    if not any(user.loaded.grants_made for user in state.users.values()):
+        return
     asked = AskedGrants(set(), set(), set(), set(), set(), set(), Counter())
     for command in commands:
         user = state.users.get(command.user_id)

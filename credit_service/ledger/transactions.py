@@ -152,6 +152,8 @@ class Transactions:
         unclaimed = {(e.user_id, e.seq): e for e in way.lost if e.call not in _OWN_CALLS}
         changes: dict[EntryId, tuple[GrantChange, ...]] = {}
         for user in state.users.values():
+            if not user.grant_changes:
+                continue
             for entry_id, made in groupby(user.grant_changes, itemgetter(0, 1)):
                 changes[entry_id] = (*changes.get(entry_id, ()), *made)
         return [
@@ -195,9 +197,10 @@ class Transactions:
         grants = [user.grants[seq] for user in users for seq in user.changed_grants]
         grant_changes = [change for user in users for change in user.grant_changes]
         allowances = [
-            (user.account.user_id, user.account.allowance_until)
+            (user.account.user_id, until)
             for user in users
-            if user.account.allowance_until not in {None, user.loaded.allowance_until}
+            if (until := user.account.allowance_until) is not None
+            and until is not user.loaded.allowance_until
         ]
         policy_changes = [change for user in users for change in user.policy_changes]
         txs = {user_id: user.tx for user_id, user in state.users.items()}

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.bridge_rules import BY_PRICE_ID, NO_CATALOGUE, POLICY, judged, needed, unresolved
+from kit.extent import unless_long
 from kit.stripe_bodies import STORAGE, STUDIO, USER, names, thing
 
 from stripe_bridge.catalog import CREDITS_MAX
@@ -386,7 +387,7 @@ def decisive(value):
             yield from decisive(inner)
 
 
-@settings(derandomize=True, max_examples=500)
+@settings(derandomize=True, max_examples=unless_long(150, 500))
 @given(
     name=st.sampled_from(BODIES),
     edits=st.lists(st.tuples(st.integers(0, 200), JSON), max_size=3),

@@ -5,6 +5,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.extent import unless_long
 from kit.stripe_bodies import thing
 
 from stripe_bridge.dispute_rules import of_dispute
@@ -287,7 +288,7 @@ def test_transactions_that_are_none_wait_for_a_person(listed):
 AMOUNTS = st.integers(1, 10**12)
 
 
-@settings(derandomize=True, max_examples=200)
+@settings(derandomize=True, max_examples=unless_long(80, 200))
 @given(
     first=AMOUNTS,
     returned=st.lists(AMOUNTS, max_size=3),
@@ -360,7 +361,7 @@ FIELDS = st.sampled_from(
 )
 
 
-@settings(derandomize=True, max_examples=500)
+@settings(derandomize=True, max_examples=unless_long(150, 500))
 @given(
     name=st.sampled_from([PENDING, FAILED, WITHDRAWN, WON, PARTLY, FOREIGN, INQUIRY]),
     changes=st.dictionaries(FIELDS, JSON, max_size=3),

@@ -131,7 +131,12 @@ def resolve(pip, market, text, tmp_path, *options):
 @pytest.mark.parametrize(
     ("lock", "pip"),
     [
-        *((lock, "oldest_pip") for lock in LOCKS),
+        *(
+            pytest.param(lock, "oldest_pip", marks=pytest.mark.long)
+            if lock.parent == ROOT
+            else (lock, "oldest_pip")
+            for lock in LOCKS
+        ),
         (ROOT / "scripts/image-requirements.lock", "pip_of_this_python"),
     ],
     ids=lambda value: getattr(value, "name", value),

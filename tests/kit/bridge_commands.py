@@ -2,10 +2,8 @@
 
 import asyncio
 import os
-import subprocess
-import sys
 
-from kit.waiting import patience
+from kit.programs import run_module
 
 
 async def ran(*arguments, **settings):
@@ -13,13 +11,7 @@ async def ran(*arguments, **settings):
     clean = {k: v for k, v in os.environ.items() if not k.startswith("STRIPE_BRIDGE_")}
     given = {f"STRIPE_BRIDGE_{name.upper()}": value for name, value in settings.items()}
     done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "stripe_bridge", *arguments],
-        env={**clean, **given},
-        capture_output=True,
-        text=True,
-        timeout=patience(60),
-        check=False,
+        run_module, "stripe_bridge", *arguments, environment={**clean, **given}
     )
     assert "Traceback" not in done.stdout + done.stderr
     assert "hunter2" not in done.stdout + done.stderr

@@ -1,23 +1,14 @@
 """The command line in a process of its own."""
 
 import os
-import subprocess
-import sys
 
-from kit.waiting import patience
+from kit.programs import run_module
 
 
 def ran(*arguments, **variables):
     """Runs a command with these settings and no others; it may refuse, but never fail."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("CREDIT_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "credit_service", *arguments],
-        env={**clean, **variables},
-        capture_output=True,
-        text=True,
-        timeout=patience(60),
-        check=False,
-    )
+    done = run_module("credit_service", *arguments, environment={**clean, **variables})
     assert "Traceback" not in done.stdout + done.stderr
     return done
 

@@ -190,6 +190,7 @@ _FAULTS = """
     CROSS JOIN LATERAL (
         SELECT coalesce(-sum(balance_change), 0) AS credits FROM credit_transactions AS entry
         WHERE entry.user_id = bought.user_id AND entry.related_seq = bought.seq
+            AND entry.type = 'reversal'
     ) AS taken
     CROSS JOIN LATERAL (
         SELECT sum(reversed_minor) AS money, max(paid_minor) AS paid FROM (

@@ -1,8 +1,14 @@
-"""How long the storms last: as long as every change can wait for, or in full."""
+"""How long storms and property tests last: what every change waits for, and what is longer."""
 
 import os
 
+LONG = "TEST_LONG"
 FULL = "TEST_FULL"
+
+
+def unless_long(usual, long):
+    """Returns the first, or the second if the tests were started with --long or --full."""
+    return long if LONG in os.environ else usual
 
 
 def extent(usual, in_full):

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
+from kit.program_forks import Fork, can_fork, run_forked
 from kit.waiting import patience, too_late
 
 
@@ -23,15 +25,27 @@ class Process:
 
     def __init__(self, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("CREDIT_")}
-        self._start(
-            [sys.executable, "-m", "credit_service", *arguments],
-            {**clean, "CREDIT_LISTEN": "127.0.0.1:0", **environment},
+        self._start_module(
+            "credit_service", arguments, {**clean, "CREDIT_LISTEN": "127.0.0.1:0", **environment}
         )
+
+    def _start_module(
+        self, module: str, arguments: Sequence[str], environment: dict[str, str]
+    ) -> None:
+        if not can_fork(module, environment):
+            self._start([sys.executable, "-m", module, *arguments], environment)
+            return
+        reading, writing = os.pipe()
+        try:
+            self.popen = Fork(module, arguments, environment, stdout=writing, stderr=writing)
+        finally:
+            os.close(writing)
+        self._read_output(os.fdopen(reading))
 
     def _start(
         self, command: Sequence[str], environment: dict[str, str], place: Path | None = None
     ) -> None:
-        self.popen = subprocess.Popen(
+        self.popen: subprocess.Popen[str] | Fork = subprocess.Popen(
             command,
             env=environment,
             cwd=place,
@@ -40,14 +54,18 @@ class Process:
             text=True,
             start_new_session=True,
         )
+        assert self.popen.stdout is not None
+        self._read_output(self.popen.stdout)
+
+    def _read_output(self, output: TextIO) -> None:
+        self._output = output
         self.lines: list[str] = []
         self._more = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        assert self.popen.stdout is not None
-        for line in self.popen.stdout:
+        for line in self._output:
             with self._more:
                 self.lines.append(line.rstrip("\n"))
                 self._more.notify_all()
@@ -95,8 +113,7 @@ class Process:
             os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
         self._reader.join(patience(5))
-        if self.popen.stdout is not None:
-            self.popen.stdout.close()
+        self._output.close()
 
 
 class Command(Process):
@@ -114,6 +131,23 @@ def process(*arguments: str, **environment: str) -> Iterator[Process]:
         yield started
     finally:
         started.close()
+
+
+def run_module(
+    module: str, *arguments: object, environment: Mapping[str, str]
+) -> "subprocess.CompletedProcess[str]":
+    """Runs `python -m` of a module to its end; returns its exit code and what it printed."""
+    command = [str(each) for each in arguments]
+    if can_fork(module, environment):
+        return run_forked(module, command, environment, patience(60))
+    return subprocess.run(
+        [sys.executable, "-m", module, *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=patience(60),
+        check=False,
+    )
 
 
 def _ports() -> Iterator[int]:

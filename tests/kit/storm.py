@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from kit.databases import Database
 from kit.refusals import refused
 from kit.waiting import patience
@@ -25,7 +26,13 @@ NO_FINAL_ANSWER = {
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
 }
-_EXPECTED_REFUSALS = {"INSUFFICIENT_CREDITS", "REFUND_EXCEEDS_SPEND"}
+_EXPECTED_REFUSALS = {
+    "INSUFFICIENT_CREDITS",
+    "REFUND_EXCEEDS_SPEND",
+    "HOLD_NOT_ACTIVE",
+    "HOLD_EXPIRED",
+    "TOO_MANY_HOLDS",
+}
 
 # A caller of its own connection, which is quick to try again when the service is away.
 _OPTIONS = (
@@ -41,6 +48,9 @@ _METHODS = {
     pb.PurchaseCreditsRequest: "PurchaseCredits",
     pb.SpendCreditsRequest: "SpendCredits",
     pb.RefundCreditsRequest: "RefundCredits",
+    pb.HoldCreditsRequest: "HoldCredits",
+    pb.CaptureHoldRequest: "CaptureHold",
+    pb.RevokeGrantRequest: "RevokeGrant",
 }
 
 
@@ -80,6 +90,8 @@ class Storm:
         self._lots = random.Random(seed)
         self._asked: dict[str, _Asked] = {}
         self._spends: list[pb.CreditTransaction] = []
+        self._holds: list[pb.CreditTransaction] = []
+        self._grants: list[pb.CreditTransaction] = []
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task] = []
         self._callers = callers
@@ -130,11 +142,17 @@ class Storm:
         if self._asked and lots.random() < 0.15:
             return lots.choice(list(self._asked.values()))
         key = f"{self.seed}:{len(self._asked)}"
-        user_id = lots.choice(self._users)
+        request = self._request(key, lots.choice(self._users))
+        request.idempotency_key = key
+        self._asked[key] = asked = _Asked(request)
+        return asked
+
+    def _request(self, key, user_id):
+        lots = self._lots
         match lots.random():
             case draw if draw < 0.15:
                 paid = pb.Payment(ref=key, amount_minor=100, currency="eur")
-                request = pb.PurchaseCreditsRequest(
+                return pb.PurchaseCreditsRequest(
                     user_id=user_id, amount=lots.randint(1, 30), payment=paid
                 )
             case draw if draw < 0.35 and self._spends:
@@ -142,11 +160,9 @@ class Storm:
                 request = pb.RefundCreditsRequest(user_id=spend.user_id, transaction_id=spend.id)
                 if lots.random() < 0.7:
                     request.amount = lots.randint(1, spend.amount)
+                return request
             case _:
-                request = pb.SpendCreditsRequest(user_id=user_id, amount=lots.randint(1, 10))
-        request.idempotency_key = key
-        self._asked[key] = asked = _Asked(request)
-        return asked
+                return pb.SpendCreditsRequest(user_id=user_id, amount=lots.randint(1, 10))
 
     async def _send(self, stub, asked, seconds):
         answer = await call(stub, asked.request, seconds)
@@ -161,9 +177,18 @@ class Storm:
         self.codes["OK"] += 1
         self.acknowledged += 1
         asked.answers.append(answer)
-        if not answer.replayed and answer.transaction.type == pb.TRANSACTION_TYPE_SPEND:
-            self._spends.append(answer.transaction)
+        if not answer.replayed:
+            self._remember(answer.transaction)
         return grpc.StatusCode.OK
+
+    def _remember(self, entry):
+        """Keeps what later requests may refer to."""
+        if entry.type in {pb.TRANSACTION_TYPE_SPEND, pb.TRANSACTION_TYPE_CAPTURE}:
+            self._spends.append(entry)
+        elif entry.type == pb.TRANSACTION_TYPE_HOLD:
+            self._holds.append(entry)
+        elif entry.type == pb.TRANSACTION_TYPE_PURCHASE and entry.grant_changes:
+            self._grants.append(entry)
 
     async def settle(self, target=None, seconds=60.0):
         """Repeats what has no final answer until it has one: when all is well again, all answer."""
@@ -190,7 +215,12 @@ class Storm:
         )
         book = {row["idempotency_key"]: row for row in rows}
         assert len(book) == len(rows), "a key has two entries"
-        happened = {key for key, asked in self._asked.items() if asked.answers}
+        # A grant of which nothing is left is not revoked: the answer is the entry that made it.
+        happened = {
+            key
+            for key, asked in self._asked.items()
+            if asked.answers and asked.answers[0].transaction.idempotency_key == key
+        }
         assert happened - book.keys() == set(), "acknowledged and not in the book"
         assert book.keys() - happened == set(), "in the book and not acknowledged"
         for key in happened:
@@ -206,3 +236,37 @@ class Storm:
             assert len(fresh) <= 1, f"{key} was done twice, so it was said"
             assert fresh or asked.open, f"{key} was said to be a repeat"
         assert not await database.faults()
+
+
+class GrantStorm(Storm):
+    """Callers of accounts whose credits lapse while they are spent, held, refunded and revoked."""
+
+    def _request(self, key, user_id):
+        lots = self._lots
+        match lots.random():
+            case draw if draw < 0.25:
+                paid = pb.Payment(ref=key, amount_minor=100, currency="eur")
+                return pb.PurchaseCreditsRequest(
+                    user_id=user_id,
+                    amount=lots.randint(1, 30),
+                    payment=paid,
+                    valid_for=Duration(seconds=lots.randint(1, 3)),
+                )
+            case draw if draw < 0.45:
+                return pb.HoldCreditsRequest(
+                    user_id=user_id,
+                    amount=lots.randint(1, 8),
+                    ttl=Duration(seconds=lots.randint(1, 2)),
+                )
+            case draw if draw < 0.6 and self._holds:
+                hold = lots.choice(self._holds[-20:])
+                return pb.CaptureHoldRequest(
+                    user_id=hold.user_id, hold_id=hold.id, amount=lots.randint(1, hold.amount)
+                )
+            case draw if draw < 0.65 and self._grants:
+                made = lots.choice(self._grants[-20:])
+                return pb.RevokeGrantRequest(
+                    user_id=made.user_id, grant_id=made.id, reason="withdrawn"
+                )
+            case _:
+                return super()._request(key, user_id)

@@ -1,7 +1,6 @@
 """The fake Stripe and the bridge as processes of their own, and the fake's controls."""
 
 import os
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -25,8 +24,7 @@ class Program(Process):
         path = os.pathsep.join(each for each in (os.environ.get("PYTHONPATH"), scripts) if each)
         ours = ("CREDIT_", "STRIPE_BRIDGE_")
         clean = {name: each for name, each in os.environ.items() if not name.startswith(ours)}
-        command = [sys.executable, "-m", module, *arguments]
-        self._start(command, {**clean, "PYTHONPATH": path, **environment})
+        self._start_module(module, arguments, {**clean, "PYTHONPATH": path, **environment})
 
 
 class FakeStripe:

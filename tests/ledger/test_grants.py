@@ -97,6 +97,32 @@ async def test_an_account_without_grants_needs_no_further_statement(database, mo
         assert [answer.account.balance for answer in given] == [80, 80]
 
 
+async def test_a_repeat_loads_nothing_but_the_entry_under_its_key(database, monkeypatch):
+    user_id = await database.user()
+    async with lanes(database.service_url) as clerk:
+        await ask(clerk, purchase(user_id, 100, ref="pi_1", life=LATER))
+        [spent] = await ask(clerk, spend(user_id, 30, key="spend"))
+        back, revoked = (
+            refund(user_id, spent.entry.seq, 10, key="refund"),
+            keyed(RevokeGrant, user_id, key="revoke", grant_seq=1),
+        )
+        first = await ask(clerk, back)
+        last = await ask(clerk, revoked)
+
+        async def never(*_):
+            raise AssertionError
+
+        for name in ("grant_store.load_grants", "store.load_refunds", "store.load_purchases"):
+            monkeypatch.setattr(f"credit_service.ledger.{name}", never)
+        again = await ask(clerk, spend(user_id, 30, key="spend"), back, revoked)
+    assert [answer.replayed for answer in again] == [True, True, True]
+    assert [answer.entry.seq for answer in again] == [
+        spent.entry.seq,
+        first[0].entry.seq,
+        last[0].entry.seq,
+    ]
+
+
 async def test_refunded_credits_go_back_into_the_grant_that_paid(database):
     user_id = await database.user()
     async with lanes(database.service_url) as clerk:

@@ -24,7 +24,7 @@ async def test_a_locked_account_holds_up_its_own_user_only(database):
     assert not await database.faults()
 
 
-async def test_once_an_account_was_found_locked_nobody_else_waits_for_it(database):
+async def test_once_an_account_was_found_locked_no_other_call_waits_for_it(database):
     locked, free = [await database.user(10) for _ in range(2)]
     async with lanes(database.service_url) as clerks:
         async with database.locked(locked):
@@ -39,7 +39,7 @@ async def test_once_an_account_was_found_locked_nobody_else_waits_for_it(databas
     assert not await database.faults()
 
 
-async def test_what_came_before_an_account_was_found_locked_holds_up_nobody_either(database):
+async def test_what_came_before_an_account_was_found_locked_holds_up_no_other_either(database):
     locked, free = [await database.user(10) for _ in range(2)]
     async with lanes(database.service_url) as clerks:
         usual = clerks.of(locked)

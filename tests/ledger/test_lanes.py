@@ -77,7 +77,7 @@ async def test_a_user_who_stands_in_a_batch_many_times_is_served_in_order(databa
     assert not await database.faults()
 
 
-async def test_nobody_is_answered_before_the_commit(database, proxy):
+async def test_no_call_is_answered_before_the_commit(database, proxy):
     user_id = await database.user(5)
     held = proxy.on(COMMIT, Kind.HOLD)
     async with lanes(proxy.url) as clerk:
@@ -90,7 +90,7 @@ async def test_nobody_is_answered_before_the_commit(database, proxy):
         assert kinds(await answers(waiting)) == [Outcome, InsufficientCredits, Outcome]
 
 
-async def test_a_refused_command_leaves_no_trace_and_disturbs_nobody(database):
+async def test_a_refused_command_leaves_no_trace_and_disturbs_no_other(database):
     rich, poor = await database.user(100), await database.user(3)
     used = spend(rich, 1)
     async with lanes(database.service_url) as clerk:
@@ -262,7 +262,7 @@ async def test_a_full_queue_refuses_at_once_and_forgets_what_it_refused(database
         assert kinds(await ask(clerk, refused)) == [Outcome]
 
 
-async def test_a_command_is_not_begun_when_nobody_waits_for_it_any_more(database, proxy):
+async def test_a_command_is_not_begun_when_no_caller_waits_for_it_any_more(database, proxy):
     user_id = await database.user(100)
     loop = asyncio.get_running_loop()
     held = proxy.on(COMMIT, Kind.HOLD)
@@ -286,7 +286,7 @@ async def test_a_command_is_not_begun_when_nobody_waits_for_it_any_more(database
     assert await written(database, patient) == 1
 
 
-async def test_a_command_that_has_begun_is_written_though_nobody_waits(database, proxy):
+async def test_a_command_that_has_begun_is_written_though_no_caller_waits(database, proxy):
     user_id = await database.user(100)
     held = proxy.on(BEGIN, Kind.HOLD)
     async with lanes(proxy.url) as clerk:

@@ -268,18 +268,20 @@ class Session:
         for name, text in store.SQL.items():
             kinds = dict(re.findall(r"\$(\d+)::(\w+(?:\[\])?)", text))
             self._kinds[name] = [kinds[str(place)] for place in range(1, len(kinds) + 1)]
-            head = f"PREPARE {name} ({', '.join(self._kinds[name])}) AS "
+            listed = f"({', '.join(self._kinds[name])})" if self._kinds[name] else ""
+            head = f"PREPARE {name} {listed} AS "
             await self._connection.execute(head + text)
 
     async def plan(self, name: str, values: list[object]) -> dict:
         """Runs a statement, takes it back, and tells what it touched."""
         pairs = zip(values, self._kinds[name], strict=True)
         given = ", ".join(literal(value, kind) for value, kind in pairs)
+        given = f"({given})" if given else ""
         transaction = self._connection.transaction()
         await transaction.start()
         try:
             told = await self._connection.fetchval(
-                f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {name} ({given})"
+                f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {name} {given}"
             )
         finally:
             await transaction.rollback()

@@ -1,4 +1,4 @@
-"""Reversals between lanes: a reversal belongs to one payment, whoever records it first."""
+"""Reversals between lanes: a reversal belongs to one payment, whichever records it first."""
 
 import asyncio
 from uuid import uuid4

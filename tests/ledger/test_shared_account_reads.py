@@ -70,7 +70,7 @@ async def test_a_read_shows_what_was_committed_before_it_was_asked_for(client, p
     assert (await after).balance == 6
 
 
-async def test_an_unknown_user_spoils_nobody_elses_read(client, proxy, database):
+async def test_an_unknown_user_spoils_no_other_read(client, proxy, database):
     user_id, without_account = await database.user(10), await database.user(0)
     first, held, _ = await held_up(client, proxy, user_id)
     asked = [
@@ -85,7 +85,7 @@ async def test_an_unknown_user_spoils_nobody_elses_read(client, proxy, database)
     assert (empty.balance, known.balance) == (0, 10)
 
 
-async def test_who_goes_away_takes_nobody_along(client, proxy, database):
+async def test_a_caller_who_goes_away_takes_no_other_along(client, proxy, database):
     user_id = await database.user(10)
     first, held, _ = await held_up(client, proxy, user_id)
     gone, stays = (asyncio.create_task(client.get_user_credit(user_id)) for _ in range(2))
@@ -98,7 +98,7 @@ async def test_who_goes_away_takes_nobody_along(client, proxy, database):
     assert (await client.get_user_credit(user_id)).balance == 10
 
 
-async def test_who_waits_for_a_read_that_fails_is_told_at_once(proxy, database):
+async def test_a_caller_who_waits_for_a_read_that_fails_gets_the_failure_at_once(proxy, database):
     request = pb.GetUserCreditRequest(user_id=str(await database.user(10)))
     never_again = (("grpc.enable_retries", 0),)
     async with (

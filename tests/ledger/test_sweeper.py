@@ -27,7 +27,7 @@ async def in_a_transaction(database):
         await connection.close()
 
 
-async def test_an_expiry_that_nobody_asks_about_is_recorded(database):
+async def test_an_expiry_that_no_caller_asks_about_is_recorded(database):
     user_id = await database.user(100)
     async with service(database) as running_service:
         client = await running_service.client()
@@ -117,7 +117,7 @@ async def test_a_database_that_goes_away_does_not_stop_the_sweeper(database, pro
         await all_are_recorded(database, 3)
 
 
-async def test_a_fault_that_nobody_foresees_does_not_stop_the_sweeper(database, proxy):
+async def test_a_fault_that_is_not_foreseen_does_not_stop_the_sweeper(database, proxy):
     await database.execute("REVOKE SELECT ON credit_holds FROM credit_service")
     async with service(database, proxy.url):
         tried = proxy.on(_LOOK, Kind.HOLD, nth=10**9)

@@ -2,11 +2,10 @@
 
 import asyncio
 import os
-import subprocess
-import sys
 from datetime import timedelta
 from uuid import UUID, uuid4
 
+from kit.programs import run_module
 from kit.requests import payment
 from kit.services import running, server_settings
 
@@ -18,13 +17,9 @@ from credit_service.v1 import credit_service_pb2 as pb
 async def run(url, *arguments):
     """Runs the command; returns its exit code, its lines, and its complaints."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("CREDIT_")}
+    variables = {**clean, "CREDIT_DATABASE_URL": url}
     ended = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "credit_service", "verify", *map(str, arguments)],
-        env={**clean, "CREDIT_DATABASE_URL": url},
-        capture_output=True,
-        text=True,
-        check=False,
+        run_module, "credit_service", "verify", *arguments, environment=variables
     )
     return ended.returncode, ended.stdout.splitlines(), ended.stderr.splitlines()
 

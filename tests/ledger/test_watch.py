@@ -38,7 +38,7 @@ async def test_a_snapshot_comes_first_and_then_the_changes(database, client):
     assert listener.seqs == [1, 2, 3]
 
 
-async def test_an_account_that_is_opened_meanwhile_is_told(database, client):
+async def test_an_account_that_is_opened_meanwhile_is_shown(database, client):
     user_id = await database.user()
     async with listening(client, user_id) as listener:
         await listener.hears(lambda credit: (credit.balance, credit.seq) == (0, 0))
@@ -46,8 +46,8 @@ async def test_an_account_that_is_opened_meanwhile_is_told(database, client):
         await listener.hears(lambda credit: (credit.balance, credit.seq) == (5, 1))
 
 
-async def test_a_user_who_was_deleted_and_made_anew_is_told_of(database, client):
-    """The new account counts its changes from one again, below what was told before."""
+async def test_a_user_who_was_deleted_and_made_anew_is_shown(database, client):
+    """The new account counts its changes from one again, below what was shown before."""
     user_id = await database.user(100)
     await client.spend_credits(user_id, amount=1)
     async with listening(client, user_id) as listener:
@@ -58,7 +58,7 @@ async def test_a_user_who_was_deleted_and_made_anew_is_told_of(database, client)
         await listener.hears(lambda credit: (credit.balance, credit.seq) == (5, 1))
 
 
-async def test_a_user_who_was_made_anew_at_the_same_seq_is_told_of(database, client):
+async def test_a_user_who_was_made_anew_at_the_same_seq_is_shown(database, client):
     user_id = await database.user(100)
     async with listening(client, user_id) as listener:
         await listener.hears(lambda credit: (credit.balance, credit.seq) == (100, 1))
@@ -66,7 +66,7 @@ async def test_a_user_who_was_made_anew_at_the_same_seq_is_told_of(database, cli
         await listener.hears(lambda credit: (credit.balance, credit.seq) == (55, 1))
 
 
-async def test_an_account_whose_time_went_back_is_told_of(database, client):
+async def test_an_account_whose_time_went_back_is_shown(database, client):
     """The server's clock was set back, or a standby that lacks the last writes was promoted."""
     user_id = await database.user(100)
     await database.execute("UPDATE user_credits SET last_updated = now() + interval '1 hour'")
@@ -96,14 +96,14 @@ async def test_after_seq_takes_up_where_it_was_left(database, client):
     assert current.seqs == [5]
 
 
-async def test_a_policy_set_before_a_stream_is_taken_up_is_told(database, client):
+async def test_a_policy_set_before_a_stream_is_taken_up_is_shown(database, client):
     user_id = await database.user(100)
     await client.set_account_policy(user_id, frozen=True)
     async with listening(client, user_id, after_seq=1) as listener:
         await listener.hears(lambda credit: credit.frozen)
 
 
-async def test_changes_of_policy_and_the_end_of_holds_are_told(database, client):
+async def test_changes_of_policy_and_the_end_of_holds_are_shown(database, client):
     user_id = await database.user(100)
     async with listening(client, user_id) as listener:
         await listener.hears(lambda credit: credit.seq == 1)
@@ -147,7 +147,7 @@ async def test_two_hundred_watchers_all_hear_the_last_state(database, service):
         assert listener.seqs == sorted(set(listener.seqs))
 
 
-async def test_a_watcher_that_does_not_read_delays_nobody(database, service, monkeypatch):
+async def test_a_watcher_that_does_not_read_delays_no_other(database, service, monkeypatch):
     user_id = await database.user(10_000)
     monkeypatch.setattr(watch, "POLL_SECONDS", 0.001)
     client = await service.client()
@@ -200,7 +200,7 @@ async def test_more_listeners_than_a_process_takes_are_refused(monkeypatch):
         pass
 
 
-async def test_an_older_state_is_never_told_after_a_newer_one(database, client, monkeypatch):
+async def test_an_older_state_is_never_shown_after_a_newer_one(database, client, monkeypatch):
     """A poll has read the account, and before it tells, a newcomer has read a later state."""
     user_id = await database.user(100)
     found, release = asyncio.Event(), asyncio.Event()

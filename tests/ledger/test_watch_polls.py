@@ -164,7 +164,7 @@ async def test_watchers_outlast_a_database_that_is_away(database, proxy):
             await listener.hears(lambda credit: credit.balance == 99)
 
 
-async def test_watchers_outlast_a_fault_that_nobody_foresees(database, proxy):
+async def test_watchers_outlast_a_fault_that_is_not_foreseen(database, proxy):
     user_id = await database.user(100)
     async with running(server_settings(proxy.url)) as service:
         client = await service.client()

@@ -43,16 +43,19 @@ _REVERSE = _of(
 )
 
 
+_SERIES = st.tuples(st.sampled_from(["plan", "plan", "pack"]), st.sampled_from([0, 2, 5]))
+_PERIODS = st.sampled_from(["day", "day", "week", "month"])
+
+
 def _steps(*, allowances):
     life = {
         "lasts": LENGTHS | st.sampled_from([0, -2]),
         "priority": st.sampled_from([10, 50, 50, 60]),
     }
-    series = st.tuples(st.sampled_from(["plan", "plan", "pack"]), st.sampled_from([0, 2, 5]))
     part = {"amount": st.none() | AMOUNTS}
     asked = [
         _of("purchase", life, amount=AMOUNTS, payment=st.none() | st.sampled_from(PAYMENTS)),
-        _of("purchase", life, amount=AMOUNTS, payment=st.sampled_from(PAYMENTS), rollover=series),
+        _of("purchase", life, amount=AMOUNTS, payment=st.sampled_from(PAYMENTS), rollover=_SERIES),
         _of("grant", life, amount=AMOUNTS, paid=st.booleans()),
         _of("grant", life, amount=AMOUNTS),
         *[_of("spend", amount=AMOUNTS)] * 3,
@@ -71,7 +74,7 @@ def _steps(*, allowances):
             _of(
                 "allowance",
                 amount=st.sampled_from([0, 2, 5]),
-                period=st.sampled_from(["day", "day", "week", "month"]),
+                period=_PERIODS,
                 carry_over=st.integers(0, 2),
             )
         )
@@ -85,8 +88,18 @@ def races():
     part = {"amount": st.none() | AMOUNTS}
     return st.one_of(
         _of("purchase", life, amount=AMOUNTS, payment=st.sampled_from(PAYMENTS)),
+        _of(
+            "purchase",
+            amount=AMOUNTS,
+            payment=st.sampled_from(PAYMENTS),
+            lasts=lengths,
+            rollover=_SERIES,
+        ),
         _of("grant", life, amount=AMOUNTS),
         _of("grant", life, amount=AMOUNTS),
+        _of("revoke"),
+        _of("adjust", amount=AMOUNTS | AMOUNTS.map(lambda n: -n), allow_debt=st.booleans()),
+        _of("allowance", amount=st.sampled_from([0, 2, 5]), period=_PERIODS),
         *[_of("spend", amount=AMOUNTS)] * 2,
         *[_of("hold", amount=AMOUNTS, ttl=lengths)] * 2,
         *[_of("capture", overage=st.booleans(), **part)] * 2,

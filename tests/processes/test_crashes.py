@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
@@ -16,10 +18,12 @@ from kit.clusters import Cluster, lead, through
 from kit.fault_proxy import COMMIT, UPDATE, Kind
 from kit.programs import free_port, process
 from kit.services import running, server_settings
-from kit.storm import Storm, call, connected
+from kit.storm import GrantStorm, Storm, call, connected
 from kit.waiting import eventually, patience
 
 from credit_service.database import migrations
+from credit_service.ledger import store
+from credit_service.ledger.verify import verify
 from credit_service.v1 import credit_service_pb2 as pb
 
 
@@ -89,6 +93,93 @@ async def test_a_server_killed_under_load_loses_nothing_and_doubles_nothing(data
             await storm.stop()
             await storm.settle()
     await storm.check(database)
+
+
+async def all_has_lapsed(database):
+    """Whether nothing is due any more; then the ledger is verified."""
+    due = await database.fetch(
+        "SELECT FROM user_credits WHERE next_lapse <= now() OR next_hold_expiry <= now()"
+    )
+    return not due
+
+
+async def is_whole(storm, database):
+    """Nothing is lost or doubled, the law of grants holds, and every sum adds up."""
+    await eventually(lambda: all_has_lapsed(database), seconds=60)
+    await storm.check(database)
+    connection = await database.connect()
+    faults = []
+    try:
+        accounts, faulty = await verify(connection, None, faults.append, lambda _count: None)
+    finally:
+        await connection.close()
+    assert (accounts, faulty) == (4, 0), faults
+    calls = await database.fetch("SELECT call, count(*) FROM credit_transactions GROUP BY call")
+    assert {"lapse", "expiry", "RevokeGrant", "CaptureHold"} <= {row[0] for row in calls}
+
+
+async def test_a_server_killed_while_credits_lapse_loses_nothing_and_doubles_nothing(database):
+    users = [await database.user(100) for _ in range(4)]
+    port = free_port()
+    listen = {"CREDIT_DATABASE_URL": database.service_url, "CREDIT_LISTEN": f"127.0.0.1:{port}"}
+    async with GrantStorm([f"127.0.0.1:{port}"], users, seed=7) as storm:
+        for acknowledged in (60, 111, 30):
+            with process("serve", **listen) as server:
+                await asyncio.to_thread(server.wait_until_listening)
+                await storm.more(acknowledged)
+                server.signal(signal.SIGKILL)
+                await asyncio.to_thread(server.wait)
+        with process("serve", **listen):
+            await storm.more(50)
+            await storm.stop()
+            await storm.settle()
+            await is_whole(storm, database)
+
+
+@pytest.mark.parametrize("name", ["upsert_grants", "insert_grant_changes"])
+async def test_a_server_killed_before_it_has_written_grants_has_written_nothing(
+    database, proxy, name
+):
+    user_id = await database.user()
+    async with running(server_settings(database.service_url)) as service:
+        client = await service.client()
+        await client.grant_credits(user_id, 10, reason="test", valid_for=timedelta(hours=1))
+    request = pb.SpendCreditsRequest(user_id=str(user_id), amount=3, idempotency_key=uuid4().hex)
+    held = proxy.on("^" + re.escape(store.SQL[name].splitlines()[0]), Kind.HOLD)
+    with process("serve", CREDIT_DATABASE_URL=proxy.url) as server:
+        port = await asyncio.to_thread(server.wait_until_listening)
+        async with connected(f"127.0.0.1:{port}") as stub:
+            asking = asyncio.create_task(call(stub, request))
+            await held.met.wait()
+            server.signal(signal.SIGKILL)
+            assert (await asking).code() is grpc.StatusCode.UNAVAILABLE
+    proxy.cut_all()
+    held.release()
+    assert not await database.faults()
+    async with (
+        running(server_settings(database.service_url)) as service,
+        connected(service.target) as stub,
+    ):
+        again = await call(stub, request)
+    assert (again.replayed, again.credit.balance) == (False, 7)
+    assert [change.remaining_after for change in again.transaction.grant_changes] == [7]
+    assert not await database.faults()
+
+
+@pytest.mark.long
+async def test_a_database_killed_while_credits_lapse_loses_nothing_and_doubles_nothing(cluster):
+    database = cluster.database
+    users = [await database.user(100) for _ in range(4)]
+    async with running(server_settings(database.service_url)) as service:
+        async with GrantStorm([service.target], users, seed=8) as storm:
+            storm.seconds = 3.0
+            await storm.more(200)
+            for _ in range(3):
+                await asyncio.to_thread(cluster.kill)
+                await asyncio.to_thread(cluster.start)
+                await storm.more(150)
+        await storm.settle()
+        await is_whole(storm, database)
 
 
 @pytest.mark.parametrize("arrives", [False, True])

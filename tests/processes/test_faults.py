@@ -140,7 +140,7 @@ async def test_giving_up_at_any_moment_and_asking_again_pays_exactly_once(
     database, stub, proxy, give_up
 ):
     users = [await database.user(1000) for _ in range(3)]
-    told = {}
+    answered = {}
     for n in range(120):
         request = spend(users[n % 3])
         first = await give_up(stub, request, n * 0.0002)
@@ -148,9 +148,9 @@ async def test_giving_up_at_any_moment_and_asking_again_pays_exactly_once(
         if first is not None:
             assert (first.replayed, second.replayed) == (False, True)
             assert first.transaction == second.transaction
-        told[request.idempotency_key] = second.transaction.id
-    assert await entries(database) == dict.fromkeys(told, 1)
-    assert len(set(told.values())) == 120
+        answered[request.idempotency_key] = second.transaction.id
+    assert await entries(database) == dict.fromkeys(answered, 1)
+    assert len(set(answered.values())) == 120
     assert not await database.faults()
 
 

@@ -7,7 +7,7 @@ run draws the same requests (derandomized); how they interleave is up to the rac
 
 import asyncio
 import copy
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -28,18 +28,36 @@ from credit_service.v1 import credit_service_pb2 as pb
 GRACE = timedelta(days=7)
 
 
-class Race:
-    """Requests in waves, and what later waves may name: the seqs of entries that were answered."""
+# Of these the book has no entry that says when they were taken, or not always.
+_ALONE = {"revoke", "allowance"}
+_PERIODS = {
+    "day": pb.ALLOWANCE_PERIOD_DAY,
+    "week": pb.ALLOWANCE_PERIOD_WEEK,
+    "month": pb.ALLOWANCE_PERIOD_MONTH,
+}
 
-    def __init__(self, user, clients):
+
+class Race:
+    """Requests in waves, and what later waves may name: the seqs of entries that were answered.
+
+    `unwritten` are those that the book has no entry of, with the seq and a time that each came
+    after.
+    """
+
+    def __init__(self, database, user, clients):
+        self.database = database
         self.user = user
         self.clients = clients
         self.asked = {}
+        self.unwritten = []
         self.made = {"hold": [], "spent": [], "grant": [], "payment": []}
 
     async def wave(self, steps):
-        requests, reverses = [], True
+        requests, alone, reverses = [], [], True
         for step in steps:
+            if step.call in _ALONE:
+                alone.append(step)
+                continue
             # One a wave, because the book does not say in which order two revisions that moved
             # nothing were taken.
             if step.call == "reverse" and not reverses:
@@ -57,6 +75,22 @@ class Race:
         )
         for (call, fields, _), answer in zip(requests, answers, strict=True):
             self._remember(call, fields, answer)
+        for step in alone:
+            await self._do_alone(step)
+
+    async def _do_alone(self, step):
+        """What makes no entry, or not always, is asked for when nothing else is under way."""
+        fields = self._named(step)
+        if fields is None:
+            return
+        key = f"key {len(self.asked)}"
+        self.asked[key] = step.call, fields
+        [[before]] = await self.database.fetch("SELECT clock_timestamp()")
+        answer = await self._ask(self.clients[step.of % len(self.clients)], step.call, fields, key)
+        if isinstance(answer, CreditError):
+            assert isinstance(answer, Refusal), answer
+        elif step.call == "allowance" or answer.replayed:
+            self.unwritten.append((answer.credit.seq, before, step.call, fields))
 
     def _named(self, step):
         fields = {name: value for name, value in step.fields.items() if value is not None}
@@ -64,6 +98,7 @@ class Race:
             "capture": ("hold", "hold"),
             "release": ("hold", "hold"),
             "refund": ("line", "spent"),
+            "revoke": ("grant", "grant"),
             "reverse": ("payment", "payment"),
         }.get(step.call, (None, None))
         if named is None:
@@ -77,6 +112,8 @@ class Race:
             return
         if call == "purchase" and fields["payment"] not in self.made["payment"]:
             self.made["payment"].append(fields["payment"])
+        if {"lasts", "priority"} & fields.keys() and any(answer.transaction.grant_changes):
+            self.made["grant"].append(answer.transaction.seq)
         kind = pb.TransactionType.Name(answer.transaction.type).removeprefix("TRANSACTION_TYPE_")
         if kind == "HOLD":
             self.made["hold"].append(answer.transaction.seq)
@@ -92,10 +129,12 @@ class Race:
         }
         ref = f"{user} {fields.get('payment')}"
         hold = transaction_id(user, fields.get("hold", 0))
+        rollover = fields.get("rollover")
         sending = {
             "purchase": lambda: client.purchase_credits(
                 user,
                 payment=pb.Payment(ref=ref, amount_minor=PAID_MINOR, currency="eur"),
+                rollover=rollover and pb.Rollover(series=rollover[0], cap=rollover[1]),
                 **amount,
                 **life,
                 **keyed,
@@ -111,6 +150,18 @@ class Race:
             "release": lambda: client.release_hold(user, hold, **keyed),
             "refund": lambda: client.refund_credits(
                 user, transaction_id=transaction_id(user, fields["line"]), **amount, **keyed
+            ),
+            "revoke": lambda: client.revoke_grant(
+                user, transaction_id(user, fields["grant"]), reason="test", **keyed
+            ),
+            "adjust": lambda: client.adjust_credits(
+                user, reason="test", allow_debt=fields["allow_debt"], **amount, **keyed
+            ),
+            "allowance": lambda: client.set_account_policy(
+                user,
+                allowance=pb.Allowance(
+                    amount=fields["amount"], period=_PERIODS[fields["period"]], carry_over=0
+                ),
             ),
             "reverse": lambda: client.reverse_purchase(
                 ref,
@@ -131,45 +182,80 @@ class Race:
 class Retold:
     """The book of a user told to the model, request by request, with what the account was when."""
 
-    def __init__(self, user, asked, floor):
-        self.user = user
-        self.asked = asked
+    def __init__(self, race, floor):
+        self.asked = dict(race.asked)
+        self.unwritten = list(race.unwritten)
+        self.unmoved = []
         self.model = ModelGrants(floor=floor, grace=GRACE.total_seconds())
         # The model's seqs by the book's.
         self.seqs = {}
+        # When something was last taken, and when the book's last entry was written.
+        self.last = None
+        self.written = 0.0
         self.moments = []
 
     def tell(self, rows, reversals):
         """Takes the rows in order; before each, book and model have the same balance."""
         moved = {reversal["seq"]: reversal for reversal in reversals}
-        unmoved = [reversal for reversal in reversals if reversal["seq"] is None]
-        last = None
+        self.unmoved = [reversal for reversal in reversals if reversal["seq"] is None]
         for row in rows:
+            self._take_unwritten(row["seq"])
+            self.written = now = _seconds(row["timestamp"])
             if row["call"] in {"expiry", "lapse", "revocation"}:
                 continue
-            now = _seconds(row["timestamp"])
-            while unmoved and unmoved[0]["recorded_at"] <= row["timestamp"]:
-                self._reverse_nothing(unmoved.pop(0))
-            if last is not None:
-                self._look_between(last, now)
-            self.model.look(now)
-            before = (
-                row["balance_after"] - row["balance_change"],
-                row["held_after"] - row["held_change"],
-            )
-            assert (self.model.balance, self.model.held) == before
-            call, fields = self._request(row, moved)
-            line = self.model.take(call, now, **fields)
-            self.seqs[row["seq"]] = line.seq if line is not None else 0
+            self._reverse_nothing_until(row["timestamp"])
+            self._pass(now)
+            if row["call"] == "allowance":
+                self.model.look(now)
+                self.seqs[row["seq"]] = len(self.model.lines)
+                assert self.model.balance == row["balance_after"]
+            else:
+                self._take(row, now, moved)
             require_the_law(self.model)
-            last = now
-        for reversal in unmoved:
-            self._reverse_nothing(reversal)
+        self._take_unwritten(float("inf"))
+        self._reverse_nothing_until(datetime.max.replace(tzinfo=UTC))
 
-    def _reverse_nothing(self, reversal):
-        balance = self.model.balance
-        self.model.take("reverse", _seconds(reversal["recorded_at"]), **_revision(reversal))
-        assert self.model.lines[-1].type != "reversal" or self.model.balance == balance
+    def _take(self, row, now, moved):
+        self.model.look(now, posts_allowance=False)
+        before = (
+            row["balance_after"] - row["balance_change"],
+            row["held_after"] - row["held_change"],
+        )
+        assert (self.model.balance, self.model.held) == before
+        call, fields = self._request(row, moved)
+        line = self.model.take(call, now, **fields)
+        self.seqs[row["seq"]] = line.seq if line is not None else 0
+
+    def _take_unwritten(self, seq):
+        """Takes what made no entry and came before the one at a seq."""
+        while self.unwritten and self.unwritten[0][0] < seq:
+            _, time, call, fields = self.unwritten.pop(0)
+            self._reverse_nothing_until(time)
+            if call == "revoke":
+                fields = {"grant": self.seqs[fields["grant"]]}
+            else:
+                fields = {"carry_over": 0, **fields}
+            now = max(self.written, self.last or 0.0)
+            self._pass(now)
+            # An allowance comes with what is asked for next.
+            self.model.look(now, posts_allowance=False)
+            getattr(self.model, f"_{call}")(**fields)
+
+    def _reverse_nothing_until(self, time):
+        """Takes the revisions that moved nothing and were recorded by a time."""
+        while self.unmoved and self.unmoved[0]["recorded_at"] <= time:
+            reversal = self.unmoved.pop(0)
+            now = _seconds(reversal["recorded_at"])
+            self._pass(now)
+            balance = self.model.balance
+            self.model.take("reverse", now, **_revision(reversal))
+            assert self.model.lines[-1].type != "reversal" or self.model.balance == balance
+
+    def _pass(self, now):
+        """Lets time pass from what was taken last, and notes what the account was between."""
+        if self.last is not None:
+            self._look_between(self.last, now)
+        self.last = now
 
     def _look_between(self, since, until):
         """Notes what the account was between two requests: half way, and at each end and lapse."""
@@ -179,7 +265,7 @@ class Retold:
         times |= {grant.expire for grant in model.grants.values() if grant.remaining}
         for moment in sorted(time for time in times if since < time < until):
             then = copy.deepcopy(model)
-            then.look(moment)
+            then.look(moment, posts_allowance=False)
             dated = {}
             for grant in then.grants.values():
                 if grant.free and grant.expire != float("inf"):
@@ -196,7 +282,7 @@ class Retold:
         fields = dict(fields)
         if "lasts" in fields:
             fields["expire"] = _seconds(row["timestamp"]) + fields.pop("lasts")
-        for name in {"hold", "line"} & fields.keys():
+        for name in {"hold", "line", "grant"} & fields.keys():
             fields[name] = self.seqs[fields[name]]
         return call, fields
 
@@ -223,7 +309,7 @@ async def services_agree_with_the_model(database, floor, waves):
         running(_settings(database, floor)) as one,
         running(_settings(database, floor)) as other,
     ):
-        race = Race(user, [await one.client(), await other.client()])
+        race = Race(database, user, [await one.client(), await other.client()])
         for wave in waves:
             await race.wave(wave)
             # A wait of the kind in which some holds end and some credits lapse; what is asserted
@@ -232,11 +318,11 @@ async def services_agree_with_the_model(database, floor, waves):
         retold = await _retold(database, race, floor)
         for moment, balance, held, expiring in retold.moments:
             credit = await race.clients[0].get_user_credit(user, as_of=moment)
-            assert (credit.balance, credit.held) == (balance, held)
+            assert (credit.balance, credit.held) == (balance, held), moment
             shown = [
                 (each.expire_time.ToDatetime(SINCE.tzinfo), each.amount) for each in credit.expiring
             ]
-            assert shown == expiring
+            assert shown == expiring, moment
     assert not await database.faults()
     connection = await database.connect()
     said = []
@@ -255,18 +341,23 @@ def _settings(database, floor):
 
 async def _retold(database, race, floor):
     user = race.user
-    rows = await database.fetch(
-        "SELECT * FROM credit_transactions WHERE user_id = $1 ORDER BY seq", user
-    )
-    reversals = await database.fetch(
-        "SELECT * FROM credit_reversals WHERE user_id = $1 ORDER BY recorded_at", user
-    )
-    retold = Retold(user, dict(race.asked), floor)
+    connection = await database.connect()
+    # The sweeper may go on meanwhile.
+    async with connection.transaction(isolation="repeatable_read"):
+        rows, reversals, kept = [
+            await connection.fetch(f"SELECT * FROM {table} WHERE user_id = $1 ORDER BY {key}", user)
+            for table, key in (
+                ("credit_transactions", "seq"),
+                ("credit_reversals", "recorded_at"),
+                ("credit_grants", "seq"),
+            )
+        ]
+    await connection.close()
+    retold = Retold(race, floor)
     retold.tell(rows, reversals)
-    kept = await database.fetch("SELECT * FROM credit_grants WHERE user_id = $1 ORDER BY seq", user)
     model = retold.model
     if rows:
-        model.look(_seconds(rows[-1]["timestamp"]))
+        model.look(_seconds(rows[-1]["timestamp"]), posts_allowance=False)
         assert (model.balance, model.held) == (rows[-1]["balance_after"], rows[-1]["held_after"])
     got = [
         (row["amount"], row["remaining"], row["pinned"], row["lapsed"], row["revoked"])

@@ -64,7 +64,7 @@ async def test_races_for_a_hold_have_one_winner_each(database):
     with two_processes(database.service_url) as targets:
         async with clients_of(targets) as (one, two):
             await two_captures_take_the_credits_once(database, one, two)
-            await one_key_captures_once_and_is_told_twice(database, one, two)
+            await one_key_captures_once_and_is_answered_twice(database, one, two)
             await a_capture_and_a_release_exclude_each_other(database, one, two)
             await two_releases_write_one_entry(database, one, two)
             await of_fifty_holds_those_are_made_that_can_be_paid(database, one, two)
@@ -84,7 +84,7 @@ async def two_captures_take_the_credits_once(database, one, two):
         assert await figures(two, user_id) == (1000 - 10 * n, 0)
 
 
-async def one_key_captures_once_and_is_told_twice(database, one, two):
+async def one_key_captures_once_and_is_answered_twice(database, one, two):
     user_id = await database.user(1000)
     for n in range(ROUNDS):
         hold_id = await made(one, user_id, 10)
@@ -160,7 +160,7 @@ async def test_what_happens_as_a_hold_expires_has_one_outcome(database):
                 for n in range(ROUNDS)
                 for kind in (
                     a_capture_as_it_expires_or_somebody_else_gets_the_credits,
-                    an_extension_comes_in_time_or_is_told_that_it_does_not,
+                    an_extension_comes_in_time_or_is_refused,
                     a_release_as_it_expires_tells_what_ended_the_hold,
                 )
             ]
@@ -203,7 +203,7 @@ async def a_capture_as_it_expires_or_somebody_else_gets_the_credits(database, on
     assert await figures(one, user_id) == (0, 0)
 
 
-async def an_extension_comes_in_time_or_is_told_that_it_does_not(database, one, two, chance):
+async def an_extension_comes_in_time_or_is_refused(database, one, two, chance):
     user_id = await database.user(10)
     hold = (await one.hold_credits(user_id, amount=10, ttl=SECOND)).hold
     await about(hold.expire_time, chance)

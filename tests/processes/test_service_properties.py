@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from kit.extent import extent
+from kit.extent import extent, unless_long
 from kit.services import running, server_settings
 from kit.waiting import patience
 from model.drawn import ALICE, BOB, STEPS, STRANGER, as_prices, as_refused, asked, message_as_entry
@@ -177,7 +177,7 @@ _RACES = settings(
 )
 
 
-@settings(_RACES, derandomize=True, max_examples=12)
+@settings(_RACES, derandomize=True, max_examples=unless_long(6, 12))
 @given(waves=WAVES)
 async def test_two_services_agree_with_the_model_whatever_interleaves(database, waves):
     await service_agrees_with_the_model(database, waves)

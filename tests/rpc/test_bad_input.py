@@ -43,17 +43,17 @@ async def test_a_mistake_is_named_and_changes_nothing(method, client, wire, data
                     mistaken.MergeFrom(request_of(method)(**{name: value}))
             with pytest.raises(grpc.aio.AioRpcError) as failure:
                 await wire.ask(method, mistaken)
-            told = refused(failure.value)
-            assert (told.code, told.reason, told.domain) == (
+            seen = refused(failure.value)
+            assert (seen.code, seen.reason, seen.domain) == (
                 grpc.StatusCode.INVALID_ARGUMENT,
                 "INVALID_REQUEST",
                 "credit_service",
             )
-            assert told.facts["field"] == field
-            assert words in told.facts["problem"]
-            assert told.facts["problem"].endswith(".")
-            assert told.message == f"{field}: {told.facts['problem']}"
-            assert told.violations == {field: told.facts["problem"]}
+            assert seen.facts["field"] == field
+            assert words in seen.facts["problem"]
+            assert seen.facts["problem"].endswith(".")
+            assert seen.message == f"{field}: {seen.facts['problem']}"
+            assert seen.violations == {field: seen.facts["problem"]}
             assert await database.book() == book
     # The request was in order but for the mistake, and the service is none the worse.
     await wire.ask(method, request_of(method)(**request))
@@ -82,11 +82,11 @@ async def test_bytes_that_are_no_request_are_named_and_change_nothing(
         with subtests.test(name):
             with pytest.raises(grpc.aio.AioRpcError) as failure:
                 await wire.send(method, data)
-            told = refused(failure.value)
-            assert told.code is grpc.StatusCode.INVALID_ARGUMENT
-            assert told.reason == "INVALID_REQUEST"
-            assert told.facts["field"] == "request"
-            assert problem in told.message
+            seen = refused(failure.value)
+            assert seen.code is grpc.StatusCode.INVALID_ARGUMENT
+            assert seen.reason == "INVALID_REQUEST"
+            assert seen.facts["field"] == "request"
+            assert problem in seen.message
             assert await database.book() == book
     await wire.send(method, whole)
 

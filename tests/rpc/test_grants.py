@@ -3,7 +3,9 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import grpc
 import pytest
+from kit.refusals import refused
 from kit.requests import payment
 from kit.waiting import eventually
 
@@ -11,8 +13,10 @@ from credit_service.errors import (
     GrantNotFound,
     IdempotencyKeyReused,
     InvalidRequest,
+    TooManyGrants,
     UserNotFound,
 )
+from credit_service.rules.grants import OPEN_GRANTS_MAX
 from credit_service.v1 import credit_service_pb2 as pb
 
 DAY = timedelta(days=1)
@@ -124,8 +128,8 @@ async def test_the_account_says_what_lapses_next_at_three_times_at_most(client, 
     for time in (*until, until[1]):
         await client.grant_credits(user_id, 10, reason="gift", expire_time=time)
     before = await client.get_user_credit(user_id)
-    told = [(e.expire_time.ToDatetime(UTC), e.amount) for e in before.expiring]
-    assert told == [(until[0], 10), (until[1], 20), (until[2], 10)]
+    expiring = [(e.expire_time.ToDatetime(UTC), e.amount) for e in before.expiring]
+    assert expiring == [(until[0], 10), (until[1], 20), (until[2], 10)]
     await client.hold_credits(user_id, amount=7)
     after = await client.get_user_credit(user_id)
     assert [e.amount for e in after.expiring] == [3, 20, 10]
@@ -322,3 +326,60 @@ async def test_an_entry_shows_a_hundred_changes_of_grants(client, database, gran
     for entry in (spent, replayed.transaction, found, listed_first):
         assert len(entry.grant_changes) == 100
         assert entry.more_grant_changes == more
+
+
+async def test_a_page_token_of_grants_is_bound_to_user_filter_and_call(client, stub, database):
+    one, two = await database.user(), await database.user()
+    for user_id in (one, one, one, two, two):
+        await client.grant_credits(user_id, 1, reason="campaign", valid_for=DAY)
+    asked = pb.ListGrantsRequest(user_id=str(one), page_size=1)
+    token = (await stub.ListGrants(asked)).next_page_token
+    history = pb.GetTransactionHistoryRequest(user_id=str(one), page_size=1)
+    foreign = (await stub.GetTransactionHistory(history)).next_page_token
+    for text in (token, foreign):
+        assert text
+    for changes in (
+        {"user_id": str(two), "page_token": token},
+        {"include_closed": True, "page_token": token},
+        {"page_token": token[:-1]},
+        {"page_token": foreign},
+        {"page_token": "rubbish"},
+    ):
+        fields = {"user_id": str(one), "page_size": 1, **changes}
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await stub.ListGrants(pb.ListGrantsRequest(**fields))
+        assert list(refused(failure.value).violations) == ["page_token"]
+    for other in (
+        stub.GetTransactionHistory(
+            pb.GetTransactionHistoryRequest(user_id=str(one), page_token=token)
+        ),
+        stub.ListHolds(pb.ListHoldsRequest(user_id=str(one), page_token=token)),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await other
+        assert list(refused(failure.value).violations) == ["page_token"]
+    asked.page_token, asked.page_size = token, 2
+    assert len((await stub.ListGrants(asked)).grants) == 2
+
+
+async def test_more_grants_than_an_account_may_have_open_are_refused(client, database):
+    """Purchases never are, and what has no expiry goes to the pool."""
+    user_id = await database.user()
+    for first in range(0, OPEN_GRANTS_MAX, 100):
+        await asyncio.gather(
+            *(
+                client.purchase_credits(user_id, 1, payment=payment(f"pi_{n}"), valid_for=DAY)
+                for n in range(first, first + 100)
+            )
+        )
+    with pytest.raises(TooManyGrants) as failure:
+        await client.grant_credits(user_id, 1, reason="campaign", valid_for=DAY)
+    read = refused(failure.value)
+    assert (read.code, read.reason) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "TOO_MANY_GRANTS",
+    )
+    assert read.facts == {"limit": str(OPEN_GRANTS_MAX)}
+    assert (await client.grant_credits(user_id, 1, reason="goodwill")).credit.balance == 1001
+    bought = await client.purchase_credits(user_id, 1, payment=payment("last"), valid_for=DAY)
+    assert bought.credit.balance == 1002

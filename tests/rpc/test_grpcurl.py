@@ -31,7 +31,7 @@ METHODS = (
 
 
 @dataclass
-class Told:
+class Printed:
     """What a command printed, and whether it was content."""
 
     ok: bool
@@ -43,11 +43,11 @@ class Told:
         return json.loads(self.output)
 
 
-async def run(*command: str) -> Told:
-    told = await asyncio.to_thread(
+async def run(*command: str) -> Printed:
+    done = await asyncio.to_thread(
         subprocess.run, command, capture_output=True, text=True, check=False, timeout=patience(60)
     )
-    return Told(told.returncode == 0, told.stdout + told.stderr)
+    return Printed(done.returncode == 0, done.stdout + done.stderr)
 
 
 class Grpcurl:
@@ -63,13 +63,13 @@ class Grpcurl:
         self._options = ("-plaintext", *header)
         self._target = target
 
-    async def methods(self) -> Told:
+    async def methods(self) -> Printed:
         return await run(self._program, *self._options, self._target, "list", SERVICE)
 
-    async def describe(self, symbol: str) -> Told:
+    async def describe(self, symbol: str) -> Printed:
         return await run(self._program, *self._options, self._target, "describe", symbol)
 
-    async def call(self, method: str, **request: object) -> Told:
+    async def call(self, method: str, **request: object) -> Printed:
         data = ("-d", json.dumps(request))
         where = (self._target, f"{SERVICE}/{method}")
         return await run(self._program, *self._options, *data, *where)
@@ -90,10 +90,10 @@ class BufCurl:
             *(("--reflect-header", header[1]) if header else ()),
         )
 
-    async def methods(self) -> Told:
+    async def methods(self) -> Printed:
         return await run(*self._command, "--list-methods", self._target)
 
-    async def call(self, method: str, **request: object) -> Told:
+    async def call(self, method: str, **request: object) -> Printed:
         data = ("--data", json.dumps(request))
         return await run(*self._command, *data, f"{self._target}/{SERVICE}/{method}")
 
@@ -119,17 +119,17 @@ async def guarded(database, tmp_path):
 
 @CLIENTS
 async def test_reflection_lists_every_call(service, program):
-    told = await program(service.target, None).methods()
-    assert told.ok, told.output
+    done = await program(service.target, None).methods()
+    assert done.ok, done.output
     for method in METHODS:
-        assert method in told.output
+        assert method in done.output
 
 
 async def test_reflection_describes_the_messages(service):
-    told = await Grpcurl(service.target, None).describe("credit_service.v1.SpendCreditsRequest")
-    assert told.ok, told.output
+    done = await Grpcurl(service.target, None).describe("credit_service.v1.SpendCreditsRequest")
+    assert done.ok, done.output
     for field in ("oneof price", "optional int64 expected_cost", "map<string, string> metadata"):
-        assert field in told.output
+        assert field in done.output
     health = await Grpcurl(service.target, None).describe("grpc.health.v1.Health")
     assert "rpc Check" in health.output
 
@@ -163,23 +163,23 @@ async def test_an_operator_buys_spends_refunds_and_reads(service, database, prog
     assert not await database.faults()
 
 
-async def refused_spend(program, service, database) -> Told:
-    told = await program(service.target, None).call(
+async def refused_spend(program, service, database) -> Printed:
+    done = await program(service.target, None).call(
         "SpendCredits",
         user_id=str(await database.user(3)),
         charge={"operation": "stem_separation"},
         idempotency_key="spend:1",
     )
-    assert not told.ok
-    assert "10 credits are needed and 3 are available" in told.output
-    return told
+    assert not done.ok
+    assert "10 credits are needed and 3 are available" in done.output
+    return done
 
 
 async def test_grpcurl_shows_reason_and_figures_of_a_refusal(service, database):
-    told = await refused_spend(Grpcurl, service, database)
-    assert "Code: FailedPrecondition" in told.output
-    assert '"reason": "INSUFFICIENT_CREDITS"' in told.output
-    assert '"shortfall": "7"' in told.output
+    done = await refused_spend(Grpcurl, service, database)
+    assert "Code: FailedPrecondition" in done.output
+    assert '"reason": "INSUFFICIENT_CREDITS"' in done.output
+    assert '"shortfall": "7"' in done.output
     wrong = await Grpcurl(service.target, None).call("GetUserCredit", user_id="42")
     assert not wrong.ok
     assert "must be a UUID such as" in wrong.output
@@ -187,9 +187,9 @@ async def test_grpcurl_shows_reason_and_figures_of_a_refusal(service, database):
 
 
 async def test_buf_shows_the_details_of_a_refusal(service, database):
-    told = json.loads((await refused_spend(BufCurl, service, database)).output)
-    assert told["code"] == "failed_precondition"
-    (detail,) = told["details"]
+    done = json.loads((await refused_spend(BufCurl, service, database)).output)
+    assert done["code"] == "failed_precondition"
+    (detail,) = done["details"]
     assert detail["type"] == "google.rpc.ErrorInfo"
     packed = base64.b64decode(detail["value"] + "=" * (-len(detail["value"]) % 4))
     info = error_details_pb2.ErrorInfo.FromString(packed)
@@ -204,16 +204,16 @@ async def test_a_token_is_accepted_and_a_call_without_one_is_unauthenticated(
     read = await program(guarded.target, "operator-token").call("GetUserCredit", user_id=user_id)
     assert read.message["credit"]["balance"] == "5"
     for token in (None, "wrong"):
-        told = await program(guarded.target, token).methods()
-        assert not told.ok
-        assert program.unauthenticated in told.output
+        done = await program(guarded.target, token).methods()
+        assert not done.ok
+        assert program.unauthenticated in done.output
 
 
 @CLIENTS
 async def test_reflection_is_for_operators(guarded, program):
     assert (await program(guarded.target, "operator-token").methods()).ok
-    told = await program(guarded.target, "worker-token").methods()
-    assert not told.ok
-    assert "permission" in told.output.lower()
-    assert "a caller with the role worker may not call" in told.output.lower()
-    assert "SpendCredits" not in told.output
+    done = await program(guarded.target, "worker-token").methods()
+    assert not done.ok
+    assert "permission" in done.output.lower()
+    assert "a caller with the role worker may not call" in done.output.lower()
+    assert "SpendCredits" not in done.output

@@ -37,7 +37,7 @@ async def state(health, name=""):
     return answer.status
 
 
-async def is_told(health, expected):
+async def reports(health, expected):
     """Waits until health reports a state for the server and for its one service."""
 
     async def claim():
@@ -102,7 +102,7 @@ async def test_without_its_database_it_does_not_serve_until_that_is_back(
     assert (await stub.GetUserCredit(read, timeout=patience(10))).credit.balance == 10
     assert REGISTRY.get_sample_value("credit_serving") == 1
     await switch.off()
-    await is_told(health, NOT_SERVING)
+    await reports(health, NOT_SERVING)
     assert REGISTRY.get_sample_value("credit_serving") == 0
     for call in (
         stub.GetUserCredit(read, timeout=patience(10)),
@@ -114,7 +114,7 @@ async def test_without_its_database_it_does_not_serve_until_that_is_back(
         assert answer.code is grpc.StatusCode.UNAVAILABLE
         assert answer.reason == "LEDGER_UNAVAILABLE"
     await switch.on()
-    await is_told(health, SERVING)
+    await reports(health, SERVING)
     spent = await stub.SpendCredits(spend, timeout=patience(10))
     assert (spent.credit.balance, spent.replayed) == (9, False)
     assert not await database.faults()

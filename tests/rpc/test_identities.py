@@ -61,7 +61,7 @@ async def test_callers_are_added_changed_and_revoked_without_a_restart(database,
 
 
 async def test_a_file_that_cannot_be_used_leaves_the_callers_as_they_were(database, tmp_path):
-    async def told(text):
+    async def seen(text):
         await eventually(lambda: any(text in line.get("problem", "") for line in log))
 
     async def known():
@@ -72,16 +72,16 @@ async def test_a_file_that_cannot_be_used_leaves_the_callers_as_they_were(databa
     with structlog.testing.capture_logs() as log:
         async with opened(database, tmp_path / "identities.toml", first) as door:
             door.file.write_text(identity("a", "king", "ta"))
-            await told("needs a role")
+            await seen("needs a role")
             assert await known()
             door.file.write_text("[[identity]\n")
-            await told("is not TOML")
+            await seen("is not TOML")
             assert await known()
             door.file.write_text("identity = [1]\n")
-            await told("is no table")
+            await seen("is no table")
             assert await known()
             door.file.unlink()
-            await told("No such file")
+            await seen("No such file")
             assert await known()
             door.file.write_text(identity("b", "worker", "tb"))
             await eventually(lambda: any(line["event"] == "identities reloaded" for line in log))
@@ -104,8 +104,8 @@ def test_a_file_that_stays_unusable_is_logged_once(tmp_path):
                 file.write_text(content)
             authenticator.reload()
             authenticator.reload()
-    told = ["new identities are unusable, keeping the old ones", "identities reloaded"]
-    assert [line["event"] for line in log] == [*told, told[0]]
+    seen = ["new identities are unusable, keeping the old ones", "identities reloaded"]
+    assert [line["event"] for line in log] == [*seen, seen[0]]
 
 
 def table(**lines):

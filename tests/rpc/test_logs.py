@@ -271,10 +271,10 @@ async def test_what_a_caller_sends_can_neither_forge_a_line_nor_draw_on_a_termin
         running.signal(signal.SIGTERM)
         assert running.wait() == 0
         lines = running.lines[before:]
-        told = [line for line in lines if "SpendCredits" in line]
-        assert len(told) == len(FORGED)
+        mentioned = [line for line in lines if "SpendCredits" in line]
+        assert len(mentioned) == len(FORGED)
         assert len(lines) == len(FORGED) + 2, "and two for the stop"
-        for line in told:
+        for line in mentioned:
             assert not [c for c in line if unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp"}]
             if log_format == "json":
                 assert json.loads(line)["caller"] == "the-worker"

@@ -1,4 +1,4 @@
-"""A crowd far beyond what the service can do: everybody is told, and nothing is doubled."""
+"""A crowd far beyond what the service can do: everybody is seen, and nothing is doubled."""
 
 import asyncio
 import time
@@ -50,11 +50,11 @@ async def keys_in_book(database):
 
 
 def told_to_wait(failure):
-    """The reason of a call that was told to come back, and when."""
-    told = refused(failure)
-    assert (told.code, told.domain) == (grpc.StatusCode.UNAVAILABLE, "credit_service"), told
-    assert told.retry_seconds >= 0.2
-    return told.reason
+    """The reason of a call that was seen to come back, and when."""
+    seen = refused(failure)
+    assert (seen.code, seen.domain) == (grpc.StatusCode.UNAVAILABLE, "credit_service"), seen
+    assert seen.retry_seconds >= 0.2
+    return seen.reason
 
 
 async def test_a_crowd_is_answered_or_refused_and_never_charged_for_a_refusal(
@@ -142,8 +142,8 @@ async def test_a_call_without_a_request_is_told_so(service, connections):
     )
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         await call(iter(()), timeout=patience(5))
-    told = refused(failure.value)
-    assert (told.reason, list(told.violations)) == ("INVALID_REQUEST", ["request"])
+    seen = refused(failure.value)
+    assert (seen.reason, list(seen.violations)) == ("INVALID_REQUEST", ["request"])
 
 
 async def test_a_refusal_of_a_caller_that_has_gone_is_no_error_in_the_log(

@@ -9,6 +9,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit.databases import Database
+from kit.extent import unless_long
 from kit.refusals import refused
 from kit.wire import (
     INT32_MAX,
@@ -30,7 +31,7 @@ CALLERS_FAULT = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 FUZZ = settings(
-    max_examples=60,
+    max_examples=unless_long(20, 60),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
@@ -144,10 +145,10 @@ class Target:
         try:
             await self._wire.send(method, data)
         except grpc.aio.AioRpcError as failure:
-            told = refused(failure)
-            assert told.code in CALLERS_FAULT, told
-            assert told.reason, told
-            assert await self._database.book() == self._book, told
+            seen = refused(failure)
+            assert seen.code in CALLERS_FAULT, seen
+            assert seen.reason, seen
+            assert await self._database.book() == self._book, seen
         else:
             assert not await self._database.faults()
             self._book = await self._database.book()

@@ -141,11 +141,11 @@ async def test_a_key_used_for_something_else_names_the_first_field_that_differs(
             await call
         error = refusal.value
         assert (error.field, error.transaction_id) == (field, f"{user_id}-{seq}"), number
-        told = refused(error)
-        assert (told.code, told.reason) == (
+        seen = refused(error)
+        assert (seen.code, seen.reason) == (
             grpc.StatusCode.ALREADY_EXISTS,
             "IDEMPOTENCY_KEY_REUSED",
         )
-        assert told.facts == {"field": field, "transaction_id": f"{user_id}-{seq}"}
-        assert f"differs in {field}" in told.message
+        assert seen.facts == {"field": field, "transaction_id": f"{user_id}-{seq}"}
+        assert f"differs in {field}" in seen.message
     assert await database.book() == book

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kit.extent import unless_long
 from kit.programs import process
 from kit.requests import payment
 
@@ -241,7 +242,7 @@ def expected(granted, reversals):
 
 
 @settings(
-    max_examples=25,
+    max_examples=unless_long(10, 25),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data(), granted=st.integers(1, 10**6), reversals=REVISIONS)

@@ -83,13 +83,13 @@ async def test_a_reached_limit_says_when_to_come_back(database, service):
             await stub.SpendCredits(
                 pb.SpendCreditsRequest(user_id=str(user_id), amount=3, idempotency_key="k")
             )
-    told = refused(failure.value)
-    assert told.code == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert told.reason == "SPEND_LIMIT_EXCEEDED"
-    facts = {name: told.facts[name] for name in ("window", "limit", "spent")}
+    seen = refused(failure.value)
+    assert seen.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert seen.reason == "SPEND_LIMIT_EXCEEDED"
+    facts = {name: seen.facts[name] for name in ("window", "limit", "spent")}
     assert facts == {"window": "hour", "limit": "5", "spent": "3"}
-    assert 0 < told.retry_seconds <= 3600
-    assert "5 credits per hour" in told.message
+    assert 0 < seen.retry_seconds <= 3600
+    assert "5 credits per hour" in seen.message
 
 
 async def test_a_spend_above_the_limit_itself_is_a_final_refusal(database, service):

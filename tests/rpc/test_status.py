@@ -53,11 +53,11 @@ async def test_an_error_crosses_the_wire_with_every_fact(kind):
     error = example(kind)
     rendered = status.render(error)
     async with refusing(rendered.code, rendered.message, rendered.trailing_metadata) as failure:
-        told = refused(failure)
+        seen = refused(failure)
         returned = status.parse(failure)
-    assert told.message == str(error)
-    assert (told.reason, told.domain) == (kind.reason, "credit_service")
-    assert told.facts == {name: str(value) for name, value in vars(error).items()}
+    assert seen.message == str(error)
+    assert (seen.reason, seen.domain) == (kind.reason, "credit_service")
+    assert seen.facts == {name: str(value) for name, value in vars(error).items()}
     assert type(returned) is kind
     assert vars(returned) == vars(error)
     assert str(returned) == str(error)
@@ -261,11 +261,11 @@ async def test_unauthenticated_says_what_to_send(guarded):
         client = await guarded.client(token=token)
         with pytest.raises(Unauthenticated) as refusal:
             await client.list_prices()
-        told = refused(refusal.value)
-        assert (told.code, told.reason) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
-        assert words in told.message
-        assert told.facts == {"problem": told.message}
-        assert refusal.value.problem == told.message
+        seen = refused(refusal.value)
+        assert (seen.code, seen.reason) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
+        assert words in seen.message
+        assert seen.facts == {"problem": seen.message}
+        assert refusal.value.problem == seen.message
 
 
 async def test_permission_denied_names_role_and_action_and_changes_nothing(guarded, database):

@@ -73,7 +73,7 @@ def test_what_nothing_is_known_of_is_refused_once_nothing_has_moved_for_long(wai
     waiting_time.require(QUEUE, 5.0)
 
 
-def test_a_few_calls_that_do_not_move_keep_nobody_out(waiting_time, clock):
+def test_a_few_calls_that_do_not_move_keep_no_other_out(waiting_time, clock):
     waiting_time.require(FEW_CALLS - 1, 5.0)
     clock.now += 100
     waiting_time.require(FEW_CALLS - 1, 0.1)

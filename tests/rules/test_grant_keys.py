@@ -17,7 +17,7 @@ SAME = [
     row("50 said or unsaid", grant(5, Life(), "k"), grant(5, Life(priority=50), "k")),
     row("of a purchase without a payment", purchase(5, "k", life=at(DAY)), None),
     row(
-        "another life of a payment: the first one stands",
+        "another life of a payment: the first one stays",
         purchase(5, "k", "pi_1", life=at(DAY)),
         purchase(5, "k", "pi_1", life=at(2 * DAY, 9)),
     ),

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from kit.extent import extent
+from kit.extent import extent, unless_long
 from kit.rule_tables import remembers, without_kept_key
 from model.drawn_holds import (
     ALICE,
@@ -189,7 +189,7 @@ _BATCHES = st.lists(
 _OPENINGS = st.sampled_from([4, 10, 10, 30])
 
 
-@settings(derandomize=True, max_examples=300)
+@settings(derandomize=True, max_examples=unless_long(100, 300))
 @given(_OPENINGS, _BATCHES)
 def test_the_rules_of_holds_agree_with_the_model(credits_, batches):
     rules_agree_with_the_model(credits_, batches)

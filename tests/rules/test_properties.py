@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from kit.extent import extent
+from kit.extent import extent, unless_long
 from kit.rule_tables import remembers, without_kept_key
 from model.drawn import ALICE, BOB, GIVEN_KEY, STEPS, Again, as_entry, as_prices, as_refused, asked
 from model.ledger import BALANCE_LIMIT, Done, ModelLedger, Refused, Request
@@ -233,7 +233,7 @@ _FORGETFUL = settings(database=None)
 _OPENINGS = st.tuples(*(2 * [st.sampled_from(OPENING_BALANCES)]))
 
 
-@settings(_FORGETFUL, derandomize=True, max_examples=300)
+@settings(_FORGETFUL, derandomize=True, max_examples=unless_long(100, 300))
 @given(_OPENINGS, BATCHES)
 def test_the_rules_agree_with_the_model(openings, batches):
     rules_agree_with_the_model(openings, batches)

@@ -212,6 +212,19 @@ ROWS = [
         ["succeeded"],
     ),
     (
+        "the success of a charge that was under way leaves it off",
+        account(100),
+        [
+            *PAID,
+            spend(1, "b"),
+            lambda user: note(newest(user), "pi_2"),
+            reverse("pi_1", 1, 1),
+            purchase(1, "pi_2"),
+            spend(1, "c"),
+        ],
+        ["succeeded", "succeeded"],
+    ),
+    (
         "a reset policy asks for nothing",
         account(100),
         [set_policy(reset=("top_up",)), spend(99, "a")],

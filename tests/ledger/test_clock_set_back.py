@@ -1,0 +1,86 @@
+"""The database's clock is set back and put right again, in the middle of any history.
+
+Nothing is lost, doubled or below what the law allows: the ledger adds up, what is due is shown as
+it is then recorded, and no allowance comes twice.
+"""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import strategies as st
+from kit.clock import move_clock
+from kit.commands import lanes, reading
+from kit.extent import extent
+from kit.rule_tables import TERMS
+from model.drawn_grants import histories
+from model.lane_histories import MINUTE, History, recorded
+
+from credit_service.ledger.verify import verify
+from credit_service.rules.grant_values import Allowance
+
+DAY = 24 * 60
+DAILY = Allowance(2, "day")
+
+
+async def nothing_is_lost_when_the_clock_goes_back(database, floor, steps, moves):
+    user = await database.user()
+    terms = replace(TERMS, min_balance=floor, allowance=DAILY)
+    async with (
+        database.kept_open() as kept,
+        lanes(database.service_url, terms=terms) as clerk,
+        reading(database.service_url, terms) as reads,
+    ):
+        history = History(kept, clerk, user)
+        for place, step in enumerate(steps):
+            if place in moves:
+                await move_clock(kept, user, moves[place] * MINUTE)
+                event("set back" if moves[place] < 0 else "put right")
+            await history.tell(step)
+        before, _, expiring = await reads.account_with_entries(user, 0)
+        await recorded(clerk, kept, user)
+        after, _, lapsing = await reads.account_with_entries(user, 0)
+        assert (after.balance, after.held, lapsing) == (before.balance, before.held, expiring)
+        assert after.balance - after.in_grants >= 0 or after.in_grants == after.pinned
+        given_ = await kept.fetch(
+            "SELECT entry.timestamp, granted.asked_time FROM credit_transactions AS entry"
+            " INNER JOIN credit_grants AS granted USING (user_id, seq)"
+            " WHERE entry.user_id = $1 AND entry.call = 'allowance' ORDER BY seq",
+            user,
+        )
+        for one, next_one in pairwise(given_):
+            assert next_one["timestamp"] >= one["asked_time"]
+        assert not await kept.faults()
+        faults = []
+        assert (await verify(kept.connection, user, faults.append, print))[1] == 0, faults
+
+
+_MOVES = st.sampled_from([-1, -2, -5, -60, -2 * DAY, 1, 5, 60, DAY, 2 * DAY])
+_DRAWN = {
+    "floor": st.sampled_from([0, -5]),
+    "steps": histories(shortest=5, longest=25),
+    "moves": st.dictionaries(st.integers(0, 25), _MOVES, min_size=3, max_size=12),
+}
+_HISTORIES = settings(
+    database=None,
+    # A smaller history would take minutes to find.
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@settings(_HISTORIES, derandomize=True, max_examples=extent(10, 10))
+@given(**_DRAWN)
+async def test_a_clock_that_is_set_back_loses_and_doubles_nothing(database, floor, steps, moves):
+    await nothing_is_lost_when_the_clock_goes_back(database, floor, steps, moves)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@settings(_HISTORIES, max_examples=extent(80, 400))
+@given(**_DRAWN)
+async def test_a_clock_that_is_often_set_back_loses_and_doubles_nothing(
+    database, floor, steps, moves
+):
+    await nothing_is_lost_when_the_clock_goes_back(database, floor, steps, moves)
