@@ -152,6 +152,21 @@ TOP_UP = {
     "created_at": TIME,
     "changed_at": TIME,
 }
+# What was announced: an account with more credits again, and an expiry.
+ALERT_STATE = {
+    "user_id": USER,
+    "level": "low",
+    "cools_until": TIME,
+    "waiting_tx": 1,
+    "waiting_is_policy": False,
+    "waiting_number": 2,
+    "waiting_time": TIME,
+    "waiting_balance": 70,
+    "waiting_held": 0,
+    "waiting_floor": 0,
+}
+NOTHING_WAITS = {"user_id": USER, "level": "low", "cools_until": TIME}
+EXPIRING = {"user_id": USER, "seq": 1, "expire_time": TIME}
 OPEN_TOP_UP = TOP_UP | {"number": 1, "state": "open", "payment_ref": "pi_1"}
 BOUGHT_TOP_UP = TOP_UP | {"state": "succeeded", "payment_ref": "pi_2", "seq": 3}
 TOP_UP_COUNTS = {"user_id": STRANGER, "requests": 0, "failures": 0, "charges": 0}
