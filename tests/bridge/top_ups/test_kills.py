@@ -92,6 +92,7 @@ async def test_killed_at_any_moment_of_a_charge_the_customer_pays_once(stage, pr
         await process.start()
         assert (await closed(stage, user)).state == SUCCEEDED, (moment, place)
         assert await stage.paid(asked.id) == [AMOUNT], (moment, place)
+        assert len(await stage.intents(asked.id)) == 1, (moment, place)
         assert await stage.balance(user) == 40 + CREDITS, (moment, place)
 
 
