@@ -21,6 +21,7 @@ def blocking_worker(user_id: UUID, job: str) -> None:
         assert_type(spent, pb.SpendCreditsResponse)
         assert_type(client.get_user_credit(str(user_id)), pb.UserCredit)
         assert_type(client.watch_user_credit(user_id), Generator[pb.UserCredit])
+        assert_type(client.stream_transactions(), Generator[pb.StreamTransactionsResponse])
         assert_type(client.extend_hold(user_id, "h", ttl=timedelta(seconds=3)), pb.Hold)
         assert_type(
             client.batch_spend_credits([], mode=pb.BATCH_MODE_ATOMIC), list[pb.BatchSpendResult]

@@ -36,13 +36,17 @@ from stripe_bridge import config as bridge_config
 
 CONFIGS = (config, gateway_config, bridge_config)
 
-# Names that documents quote and that are not ours: of PostgreSQL, Linux, gRPC, Supabase, Stripe.
+# Names that documents quote and that are not ours: of PostgreSQL, Linux, gRPC, Supabase, Stripe and
+# Benthos.
 NAMES_OF_OTHERS = {
     "PGPASSFILE",
     "SCHED_BATCH",
     "SO_REUSEPORT",
+    "expired_card",
+    "kafka_franz",
     "max_connections",
     "minimal_stack",
+    "nats_jetstream",
     "optimization_target",
     "pg_stat_statements",
     "service_role",
@@ -88,6 +92,7 @@ RUN_BY = {
     "Payments, with Stripe": "tests/docs/test_stripe_demo.py",
     "Proxies and security": "tests/gateway/test_nginx.py",
     "Set up, check, test": ".ci/run",
+    "Topping up automatically": "tests/bridge/top_ups/test_commands.py",
     "Trying it out": "tests/docs/test_stripe_demo.py",
     "Two commands": ".ci/run",
     "What the limits are": "tests/docs/test_bench.py",

@@ -90,8 +90,10 @@ async def test_what_happens_later_comes_later(database, client):
 
 
 async def test_only_entries_of_the_asked_types_come_and_the_cursor_moves_all_the_same(
-    database, client
+    database, client, monkeypatch
 ):
+    # A reader hears at once that there is no more, and not only when the silence has to end.
+    monkeypatch.setattr("credit_service.rpc.feed_calls._SILENT_SECONDS_MAX", 3600)
     user_id = await database.user(100)
     held = await client.hold_credits(user_id, amount=5)
     await client.set_account_policy(user_id, frozen=False)
