@@ -38,9 +38,9 @@ async def nothing_is_lost_when_the_clock_goes_back(database, floor, steps, moves
                 await move_clock(kept, user, moves[place] * MINUTE)
                 event("set back" if moves[place] < 0 else "put right")
             await history.tell(step)
-        before, _, expiring = await reads.account_with_entries(user, 0)
+        before, _, expiring, _ = await reads.account_with_entries(user, 0)
         await recorded(clerk, kept, user)
-        after, _, lapsing = await reads.account_with_entries(user, 0)
+        after, _, lapsing, _ = await reads.account_with_entries(user, 0)
         assert (after.balance, after.held, lapsing) == (before.balance, before.held, expiring)
         assert after.balance - after.in_grants >= 0 or after.in_grants == after.pinned
         given_ = await kept.fetch(
