@@ -47,6 +47,8 @@ AS $$
 BEGIN
     EXECUTE format('SELECT tx FROM %I.user_credits WHERE user_id = $1', TG_TABLE_SCHEMA)
     INTO NEW.tx USING NEW.user_id;
+    -- Without an account it is the foreign key that refuses the row.
+    NEW.tx := coalesce(NEW.tx, 0);
     RETURN NEW;
 END
 $$;
@@ -593,16 +595,15 @@ GRANT INSERT, SELECT, UPDATE ON credit_allowances TO credit_service;
 -- another server, ids are given out again. So writers add leap for each timeline since, until the
 -- owner has moved the offset; a leap is more than the number of ids that any server gives out.
 CREATE TABLE credit_feed (
+    id bigint NOT NULL,
     feed_id uuid NOT NULL,
     feed_offset bigint NOT NULL,
     leap bigint NOT NULL,
     system_identifier bigint NOT NULL,
     timeline bigint NOT NULL,
-    CONSTRAINT one_feed PRIMARY KEY (feed_id),
-    CONSTRAINT offset_counts_up CHECK (feed_offset >= 0 AND leap > 0 AND timeline > 0)
+    CONSTRAINT one_feed PRIMARY KEY (id),
+    CONSTRAINT no_other_feed CHECK (id = 1)
 );
-
-CREATE UNIQUE INDEX one_feed_for_all ON credit_feed ((true));
 
 GRANT SELECT ON credit_feed TO credit_service;
 

@@ -32,14 +32,14 @@ _SCRIPT = f"""\
 \\set n random(0, :users - 1)
 BEGIN;
 SELECT balance, seq FROM user_credits WHERE user_id = {_USER} FOR UPDATE \\gset
-UPDATE user_credits SET balance = balance - 1, seq = seq + 1,
+UPDATE user_credits SET balance = balance - 1, seq = seq + 1, tx = tx + 1,
     last_updated = greatest(clock_timestamp(), last_updated)
-    WHERE user_id = {_USER} RETURNING last_updated \\gset
+    WHERE user_id = {_USER} RETURNING last_updated, tx \\gset
 INSERT INTO credit_transactions (user_id, seq, type, call, amount, requested_amount,
     balance_change, held_change, balance_after, held_after, floor, description, timestamp,
-    reference, idempotency_key, caller)
+    reference, idempotency_key, caller, tx)
     VALUES ({_USER}, :seq::bigint + 1, 'spend', 'pgbench', 1, 1, -1, 0, :balance::bigint - 1, 0, 0,
-        '', :last_updated::timestamptz, '', gen_random_uuid()::text, 'pgbench');
+        '', :last_updated::timestamptz, '', gen_random_uuid()::text, 'pgbench', :tx::bigint);
 COMMIT;
 """
 

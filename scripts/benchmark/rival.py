@@ -37,16 +37,16 @@ _PATIENCE = {"lock_timeout": "0", "statement_timeout": "0"}
 
 _LOCK = "SELECT balance, held, seq FROM user_credits WHERE user_id = $1::uuid FOR UPDATE"
 _UPDATE = (
-    "UPDATE user_credits SET balance = balance - $2, seq = seq + 1,"
+    "UPDATE user_credits SET balance = balance - $2, seq = seq + 1, tx = tx + 1,"
     " last_updated = greatest(clock_timestamp(), last_updated)"
-    " WHERE user_id = $1::uuid RETURNING last_updated"
+    " WHERE user_id = $1::uuid RETURNING last_updated, tx"
 )
 _INSERT = (
     "INSERT INTO credit_transactions (user_id, seq, type, call, amount, requested_amount,"
     " balance_change, held_change, balance_after, held_after, floor, description, timestamp,"
-    " reference, idempotency_key, caller)"
+    " reference, idempotency_key, caller, tx)"
     " VALUES ($1::uuid, $2, 'spend', 'Rival', $3, $3, -$3::bigint, 0, $4, $5, $6, '', $7, '', $8,"
-    " 'rival')"
+    " 'rival', $9)"
 )
 
 
@@ -74,8 +74,9 @@ class Rival:
             balance, held, seq = account["balance"] - amount, account["held"], account["seq"] + 1
             if balance - held < _FLOOR:
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION)
-            time: datetime = await connection.fetchval(_UPDATE, user, amount)
-            entry = (user, seq, amount, balance, held, _FLOOR, time, request.idempotency_key)
+            time: datetime
+            [[time, tx]] = await connection.fetch(_UPDATE, user, amount)
+            entry = (user, seq, amount, balance, held, _FLOOR, time, request.idempotency_key, tx)
             await connection.execute(_INSERT, *entry)
         return pb.SpendCreditsResponse(
             transaction=pb.CreditTransaction(

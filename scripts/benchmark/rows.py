@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmark import crowds, deployment, expiring, granted, growth, latency, throughput, webhooks
+from benchmark import (
+    crowds,
+    deployment,
+    expiring,
+    following,
+    granted,
+    growth,
+    latency,
+    throughput,
+    webhooks,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +35,7 @@ _APART: Mapping[str, Callable[[Testbed], list[Line]]] = {
     "lapses": expiring.lapses,
     "watchers": latency.watchers,
     "webhooks": webhooks.relay,
+    "feed": following.feed,
     "overload": crowds.overload,
 }
 

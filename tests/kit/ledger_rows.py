@@ -24,6 +24,8 @@ ACCOUNT = {
     "pinned": 0,
     "open_grants": 0,
     "grants_made": 0,
+    "top_up_changes": 0,
+    "tx": 0,
 }
 # An account of 10 credits, all of them in a grant.
 WITH_GRANTS = ACCOUNT | {
@@ -54,6 +56,7 @@ PURCHASE = {
     "reference": "",
     "idempotency_key": "third",
     "caller": "test",
+    "tx": 0,
 }
 PAYMENT = {"payment_ref": "pi_1", "payment_amount_minor": 0, "payment_currency": "eur"}
 SPEND = PURCHASE | {
@@ -215,7 +218,24 @@ PIN = GRANT_CHANGE | {
     "pinned_after": 4,
 }
 ALLOWED_UNTIL = {"user_id": STRANGER, "until": TIME}
-CHANGE = {"user_id": USER, "change": 2, "changed_at": TIME, "caller": "test", "frozen": True}
+CHANGE = {
+    "user_id": USER,
+    "change": 2,
+    "changed_at": TIME,
+    "caller": "test",
+    "frozen": True,
+    "tx": 0,
+}
+FEED = {
+    "id": 1,
+    "feed_id": USER,
+    "feed_offset": 0,
+    "leap": 1,
+    "system_identifier": 1,
+    "timeline": 1,
+}
+ADVANCE = {"number": 2, "tx": 2, "advanced_at": TIME, "reason": "test"}
+AUTOMATIC = {"top_up_below": 10, "top_up_pack": "starter", "top_up_per_month": 1}
 
 MOST, TOO_MUCH = 10**12, 10**12 + 1
 FULL, OVERFULL = 10**15, 10**15 + 1
@@ -261,6 +281,8 @@ ALLOWED = [
     ("credit_holds", HOLD | {"state": "expired", "settled_seq": 4}),
     ("credit_holds", CAPTURED | {"state": "expired", "captured_seq": 5}),
     ("credit_policy_changes", CHANGE),
+    ("credit_feed_advances", ADVANCE),
+    ("user_credits", ACCOUNT | AUTOMATIC | {"alert_below": 0}),
     ("credit_reversals", REVERSED),
     ("credit_reversals", REVERSED | {"user_id": STRANGER, "payment_ref": "pi_2", "seq": 9}),
     ("credit_reversals", REVERSED | {"reversal_ref": "re_1", "revision": 2}),

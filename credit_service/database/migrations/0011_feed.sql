@@ -6,16 +6,15 @@
 -- another server, ids are given out again. So writers add leap for each timeline since, until the
 -- owner has moved the offset; a leap is more than the number of ids that any server gives out.
 CREATE TABLE credit_feed (
+    id bigint NOT NULL,
     feed_id uuid NOT NULL,
     feed_offset bigint NOT NULL,
     leap bigint NOT NULL,
     system_identifier bigint NOT NULL,
     timeline bigint NOT NULL,
-    CONSTRAINT one_feed PRIMARY KEY (feed_id),
-    CONSTRAINT offset_counts_up CHECK (feed_offset >= 0 AND leap > 0 AND timeline > 0)
+    CONSTRAINT one_feed PRIMARY KEY (id),
+    CONSTRAINT no_other_feed CHECK (id = 1)
 );
-
-CREATE UNIQUE INDEX one_feed_for_all ON credit_feed ((true));
 
 -- What the owner made known to readers when the offset moved: entries that they have read may be
 -- gone. Append-only.
@@ -80,8 +79,9 @@ SELECT
     compared.feed_offset + compared.passed * compared.leap AS base
 FROM compared;
 
-INSERT INTO credit_feed (feed_id, feed_offset, leap, system_identifier, timeline)
+INSERT INTO credit_feed (id, feed_id, feed_offset, leap, system_identifier, timeline)
 SELECT
+    1 AS id,
     gen_random_uuid() AS feed_id,
     0 AS feed_offset,
     1099511627776 AS leap,
@@ -144,6 +144,8 @@ LANGUAGE plpgsql SET search_path = '' AS $$
 BEGIN
     EXECUTE format('SELECT tx FROM %I.user_credits WHERE user_id = $1', TG_TABLE_SCHEMA)
     INTO NEW.tx USING NEW.user_id;
+    -- Without an account it is the foreign key that refuses the row.
+    NEW.tx := coalesce(NEW.tx, 0);
     RETURN NEW;
 END
 $$;
