@@ -30,7 +30,15 @@ import uvloop
 from cyclopts import App, Parameter, validators
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from credit_service import cli_start, export, export_rows, processes, relay_cli, server
+from credit_service import (
+    cli_start,
+    export,
+    export_rows,
+    feed_cli,
+    processes,
+    relay_cli,
+    server,
+)
 from credit_service.cli_start import DatabaseAway, Refused
 from credit_service.database import migrations
 from credit_service.database.embedded import EmbeddedPostgresError
@@ -59,6 +67,7 @@ app = App(
 )
 
 app.command(relay_cli.app)
+app.command(feed_cli.app)
 
 _log = structlog.get_logger()
 

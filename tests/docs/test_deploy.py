@@ -341,7 +341,7 @@ async def test_health_and_metrics_answer_on_their_own_ports(site):
 
 
 async def test_of_several_servers_the_one_that_can_be_written_is_found(site):
-    (serve,) = snippets(DEPLOY, "Failover", "sh")
+    serve, advance = snippets(DEPLOY, "Failover", "sh")
     sockets = quote(str(site.cluster.socket_directory))
     site.shell.swaps |= {
         "@db1.internal,db2.internal/credit?": f"@/credit?host=/nowhere,{sockets}&",
@@ -351,6 +351,9 @@ async def test_of_several_servers_the_one_that_can_be_written_is_found(site):
         async with CreditClient(f"127.0.0.1:{port}") as client:
             with pytest.raises(UserNotFound):
                 await client.get_user_credit(USER_ID.replace("3f", "4f"))
+        said = site.shell.run(advance)
+        assert "it goes on" in said
+        assert "nothing to do" in said
 
 
 @contextlib.contextmanager
@@ -411,12 +414,13 @@ async def test_a_dump_is_restored_with_its_rights_and_adds_up(site):
             spent = await client.spend_credits(user_id, operation="render")
             await client.refund_credits(user_id, spent.transaction.id, amount=2)
             await client.hold_credits(user_id, amount=7)
-    dump, restore, verify = snippets(DEPLOY, RESTORE, "sh")
+    dump, restore, verify, advance = snippets(DEPLOY, RESTORE, "sh")
     (create,) = snippets(DEPLOY, RESTORE, "sql")
     site.shell.run(dump)
     await site.sql(create)
     assert "0 migrations applied" in site.shell.run(restore)
     assert " verified, 0 with faults" in site.shell.run(verify)
+    assert "readers go on" in site.shell.run(advance)
     with site.serving("credit-service serve\n") as (service, port):
         async with CreditClient(f"127.0.0.1:{port}") as client:
             credit = await client.get_user_credit(user_id)

@@ -1,0 +1,69 @@
+"""`credit-service feed`: shows whether the feed goes on, and lets it go on after a failover."""
+
+import asyncio
+
+from kit.command_line import ran
+
+
+async def feed(database, command, *options, owner=True):
+    urls = {"CREDIT_DATABASE_URL": database.service_url}
+    if owner:
+        urls["CREDIT_MIGRATE_URL"] = database.owner_url
+    return await asyncio.to_thread(ran, "feed", command, *options, **urls)
+
+
+async def advances(database):
+    return await database.fetch("SELECT number, reason FROM credit_feed_advances ORDER BY number")
+
+
+async def move_to_another_server(database):
+    """What the owner's row says is true of another server from now on."""
+    await database.execute("UPDATE credit_feed SET system_identifier = 7")
+
+
+async def test_a_feed_that_stands_still_is_shown_and_goes_on_when_the_owner_says_so(database):
+    done = await feed(database, "status", owner=False)
+    assert done.returncode == 0
+    assert "it goes on" in done.stdout
+    await move_to_another_server(database)
+    done = await feed(database, "status", owner=False)
+    assert done.returncode == 1
+    assert "stands still: the database is on another server" in done.stdout
+    assert "credit-service feed advance" in done.stdout
+    done = await feed(database, "advance")
+    assert done.returncode == 0
+    assert "readers go on, after the item `advanced`" in done.stdout
+    [(number, reason)] = await advances(database)
+    assert number == 1
+    assert "another server" in reason
+    done = await feed(database, "advance")
+    assert done.returncode == 0
+    assert done.stdout.startswith("nothing to do")
+    assert len(await advances(database)) == 1
+    assert (await feed(database, "status")).returncode == 0
+
+
+async def test_readers_need_not_know_where_nothing_was_lost(database):
+    await move_to_another_server(database)
+    done = await feed(database, "advance", "--nothing-lost")
+    assert done.returncode == 0
+    assert await advances(database) == []
+    assert (await feed(database, "status")).returncode == 0
+
+
+async def test_files_brought_back_are_what_only_the_owner_knows(database):
+    done = await feed(database, "advance", "--restored")
+    assert done.returncode == 0
+    [(_, reason)] = await advances(database)
+    assert "copy of its files" in reason
+
+
+async def test_what_cannot_be_done_is_said_in_one_line(database):
+    done = await feed(database, "advance", "--restored", "--nothing-lost")
+    assert done.returncode == 2
+    assert "--restored says that transactions are gone" in done.stderr
+    await move_to_another_server(database)
+    done = await feed(database, "advance", owner=False)
+    assert done.returncode == 2
+    assert "set CREDIT_MIGRATE_URL to connect as the owner" in done.stderr
+    assert await advances(database) == []
