@@ -8,13 +8,14 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 
 from credit_service.relay.event_types import ENTRY_TYPES, EVENT_TYPES, UnknownTypeError, matching
-from credit_service.relay.events import event
-from credit_service.rpc import responses
+from credit_service.relay.events import event, event_type
+from credit_service.rpc import responses, top_up_messages
 from credit_service.rules.feed_values import (
     KIND_ADVANCED,
     KIND_ALERT,
     KIND_ENTRY,
     KIND_POLICY,
+    KIND_TOP_UP,
     Advanced,
     Alert,
     Place,
@@ -27,6 +28,7 @@ from credit_service.rules.model import (
     PolicyChange,
     SpendLimits,
 )
+from credit_service.rules.top_up_values import TopUpChange, TopUpRequest
 from credit_service.v1 import credit_service_pb2 as pb
 
 USER = UUID("3f2b8c1e-9d4a-4f6b-8a57-0c1d2e3f4a5b")
@@ -112,6 +114,24 @@ def test_an_alert_and_an_advance_have_ids_of_their_own():
     advanced = event(Place(9, UUID(int=0), KIND_ADVANCED, 1), Advanced(1, TIME, "restored"))
     assert advanced.id == f"9.{UUID(int=0)}.f1.feed.advanced"
     assert json.loads(advanced.body)["data"] == {"reason": "restored"}
+
+
+def test_a_change_of_a_top_up_says_what_the_contract_says():
+    request = TopUpRequest(
+        USER, 1, "small", "failed", "pi_1", 3, "card_declined", "https://pay.example.com", TIME,
+        TIME, None,
+    )  # fmt: skip
+    change = TopUpChange(USER, 4, "failed", TIME, "bridge", "failures", request)
+    made = event(Place(5, USER, KIND_TOP_UP, 4), change)
+    assert made.id == f"5.{USER}.t4.topup.failed"
+    data = json.loads(made.body)["data"]
+    shown = MessageToDict(top_up_messages.change(change), preserving_proto_field_name=True)
+    assert data.keys() == shown.keys()
+    assert data["top_up"].keys() == shown["top_up"].keys()
+    assert (data["kind"], data["off"], data["top_up"]["tries"]) == ("failed", "failures", 3)
+    for name in ("id", "pack", "payment_ref", "reason", "link"):
+        assert data["top_up"][name] == shown["top_up"][name]
+    assert event_type(change._replace(kind="noted")) is None
 
 
 def test_patterns_choose_types():
