@@ -187,7 +187,14 @@ def test_the_changelog_and_the_contract_name_the_same_calls():
 
 def sources() -> set[str]:
     """Every word of the programs, the contract and the schema."""
-    places = ("credit_service", "stripe_bridge", "protos", "scripts", "pyproject.toml", "tests/kit")
+    places = (
+        "credit_service",
+        "stripe_bridge",
+        "protos",
+        "scripts",
+        "pyproject.toml",
+        "tests/kit/*.py",
+    )
     listing = ("git", "ls-files", "-z", "--", *places, ":!:*.md", ":!:*.lock")
     listed = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     files = (ROOT / name for name in listed.split("\0") if name)
