@@ -35,6 +35,7 @@ from kit.ledger_rows import (
     LAPSE,
     LEASE,
     MAKE_HOLD,
+    NEIGHBOUR,
     NOTHING_WAITS,
     OPEN_TOP_UP,
     OVERFULL,
@@ -339,9 +340,21 @@ REFUSED = [
         "alert_state_belongs_to_an_account",
         ALERT_STATE | {"user_id": STRANGER},
     ),
-    ("credit_alert_states", "level_is_known", ALERT_STATE | {"level": "fine"}),
-    ("credit_alert_states", "what_waits_is_complete", ALERT_STATE | {"waiting_floor": None}),
-    ("credit_alert_states", "what_waits_is_complete", NOTHING_WAITS | {"waiting_tx": 1}),
+    (
+        "credit_alert_states",
+        "level_is_known",
+        ALERT_STATE | {"user_id": NEIGHBOUR, "level": "fine"},
+    ),
+    (
+        "credit_alert_states",
+        "what_waits_is_complete",
+        ALERT_STATE | {"user_id": NEIGHBOUR, "waiting_floor": None},
+    ),
+    (
+        "credit_alert_states",
+        "what_waits_is_complete",
+        NOTHING_WAITS | {"user_id": NEIGHBOUR, "waiting_tx": 1},
+    ),
     ("credit_expiring_alerts", "one_expiring_alert_per_grant", EXPIRING),
     ("credit_expiring_alerts", "expiring_alert_is_of_a_grant", EXPIRING | {"seq": 9}),
     ("credit_top_ups", "one_request_per_number", TOP_UP | {"number": 1}),
@@ -370,7 +383,7 @@ REFUSED = [
         )
     ),
     ("credit_top_up_counts", "one_row_per_account", TOP_UP_COUNTS | {"user_id": USER}),
-    ("credit_top_up_counts", "counts_belong_to_an_account", TOP_UP_COUNTS),
+    ("credit_top_up_counts", "counts_belong_to_an_account", TOP_UP_COUNTS | {"user_id": STRANGER}),
     ("credit_top_up_counts", "requests_count_up", TOP_UP_COUNTS | {"requests": -1}),
     ("credit_top_up_counts", "failures_count_up", TOP_UP_COUNTS | {"failures": -1}),
     ("credit_top_up_counts", "reason_is_known", TOP_UP_COUNTS | {"off": "whim"}),
@@ -400,13 +413,16 @@ def insertion(table, row):
 
 @pytest.fixture
 async def connection(database):
-    """The owner's, on a book with one account, two entries and a row in every other table."""
+    """The owner's, on a book with two accounts, two entries and a row in every other table."""
     connection = await database.connect()
-    await connection.execute("INSERT INTO auth.users (id) VALUES ($1), ($2)", USER, STRANGER)
+    await connection.execute(
+        "INSERT INTO auth.users (id) VALUES ($1), ($2), ($3)", USER, STRANGER, NEIGHBOUR
+    )
     hundred = {"seq": 1, "idempotency_key": "first", "amount": 100, "balance_change": 100}
     thirty = {"seq": 2, "idempotency_key": "second", "amount": 30, "balance_change": -30}
     for table, row in (
         ("user_credits", ACCOUNT | {"user_id": USER, "balance": 70, "seq": 2}),
+        ("user_credits", ACCOUNT | {"user_id": NEIGHBOUR}),
         ("credit_transactions", PURCHASE | hundred | {"balance_after": 100}),
         ("credit_transactions", SPEND | thirty | {"balance_after": 70}),
         ("credit_refunds", REFUNDED | {"spend_seq": 1}),

@@ -4,6 +4,8 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 USER, STRANGER = UUID(int=1), UUID(int=2)
+# Has an account and nothing else.
+NEIGHBOUR = UUID(int=4)
 TIME = datetime(2024, 5, 1, tzinfo=UTC)
 # What the driver sends as -infinity and infinity, times that no answer can show.
 ENDLESS = (datetime.min, datetime.max)  # noqa: DTZ901
@@ -172,7 +174,7 @@ NOTHING_WAITS = {"user_id": USER, "level": "low", "cools_until": TIME}
 EXPIRING = {"user_id": USER, "seq": 1, "expire_time": TIME}
 OPEN_TOP_UP = TOP_UP | {"number": 1, "state": "open", "payment_ref": "pi_1"}
 BOUGHT_TOP_UP = TOP_UP | {"state": "succeeded", "payment_ref": "pi_2", "seq": 3}
-TOP_UP_COUNTS = {"user_id": STRANGER, "requests": 0, "failures": 0, "charges": 0}
+TOP_UP_COUNTS = {"user_id": NEIGHBOUR, "requests": 0, "failures": 0, "charges": 0}
 TOP_UP_CHANGE = {
     "user_id": USER,
     "change": 2,
