@@ -148,3 +148,15 @@ async def test_a_file_that_cannot_be_split_costs_nothing(database, target, tmp_p
     assert code == 0
     assert is_split(path)
     assert not await database.faults()
+
+
+async def test_a_user_is_welcomed_once_however_often_it_is_asked_for(database, target):
+    user_id = await database.user(0)
+    for _ in range(2):
+        code, lines, complaints = await run("free_credits.py", user_id, "--target", target)
+        assert (code, complaints) == (0, [])
+        assert lines[0] == "50 credits"
+        assert sorted(line.split(" expire on ")[0] for line in lines[1:]) == ["20", "30"]
+    code, lines, complaints = await run("free_credits.py", "nobody", "--target", target)
+    assert (code, lines, len(complaints)) == (1, [], 1)
+    assert not await database.faults()
