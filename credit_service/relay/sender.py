@@ -129,8 +129,7 @@ class Sender:
         except addresses.AddressRefusedError as error:
             ended = partial(Attempt, Result.ADDRESS, str(error))
         except (addresses.NameUnknownError, aiohttp.ClientError, OSError, ValueError) as error:
-            problem = str(error) or f"the connection broke: {type(error).__name__}"
-            ended = partial(Attempt, Result.UNREACHABLE, problem)
+            ended = partial(Attempt, Result.UNREACHABLE, _problem(error))
         else:
             taken = 200 <= status < 300  # noqa: PLR2004  # RFC 9110
             problem = "" if taken else f"answered {status}"
@@ -181,3 +180,10 @@ class Sender:
                     answer.close()
                     break
             return answer.status
+
+
+def _problem(error: Exception) -> str:
+    """What went wrong, without the URL, whose path and query may be a credential."""
+    if isinstance(error, aiohttp.ClientResponseError):
+        return "the answer is not HTTP"
+    return str(error) or f"the connection broke: {type(error).__name__}"

@@ -149,6 +149,20 @@ async def test_a_receiver_that_drips_its_answer_ends_the_attempt_in_time():
     assert ended.result is Result.TIMEOUT
 
 
+async def test_an_answer_that_is_not_http_shows_nothing_of_the_url():
+    async def handle(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"no HTTP at all\r\n\r\n")
+        await writer.drain()
+
+    async with listening(handle) as port:
+        ended = await attempt(f"http://127.0.0.1:{port}/T0123/secret-path?token=secret-query")
+    assert ended.result is Result.UNREACHABLE
+    assert ended.problem
+    # Path and query may be a credential, and a problem is logged and stored.
+    assert "secret" not in ended.problem
+
+
 async def test_a_receiver_that_is_not_there_is_unreachable():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
