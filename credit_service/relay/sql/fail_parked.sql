@@ -1,4 +1,14 @@
 -- Notes a failed attempt to send an event that is put by; from now on it is dead, or tried later.
+-- An operator may have asked for later events of the same user. They wait for this one again:
+-- otherwise they would be due all the time, and this one would be tried without a pause.
+WITH others AS (
+    UPDATE credit_parked_events
+    SET next_try = NULL
+    WHERE
+        endpoint = $1 AND user_id = $3 AND next_try IS NOT NULL AND dead_at IS NULL
+        AND (tx, kind, number) <> ($2, $4, $5)
+)
+
 UPDATE credit_parked_events
 SET
     tries = tries + 1,
