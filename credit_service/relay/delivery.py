@@ -196,13 +196,15 @@ class Delivery:
             for place, item in page.items
             if (kind := event_type(item)) in self._endpoint.types
         ]
-        parked = self._window.parking_users()
-        users = {place.user_id for place, _, _ in found} - parked
+        parked: set[UUID] = set()
+        users = {place.user_id for place, _, _ in found} - self._window.parking_users()
         if users:
             async with self._pool.lend() as connection:
-                parked |= await parked_store.find_parked_users(
+                parked = await parked_store.find_parked_users(
                     connection, self._endpoint.name, users
                 )
+        # After the look into the database, because an event in flight may have failed meanwhile.
+        parked |= self._window.parking_users()
         for place, item, kind in found:
             self._window.add(Slot(place, item, kind), park=place.user_id in parked)
         self._window.read = page.place

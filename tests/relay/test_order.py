@@ -1,10 +1,15 @@
-"""The events of a user stay in order, and wait for their time, at moments that are easily missed."""
+"""The events of a user stay in order and wait for their time, at moments easily missed."""
+
+import asyncio
 
 import pytest
 from kit.receivers import OK, answer, receiver
 from kit.relays import endpoint, relaying, write_endpoints
 from kit.services import running, server_settings
 from kit.waiting import eventually
+from prometheus_client import REGISTRY
+
+from credit_service.relay import parked_store
 
 _PARKED = "SELECT user_id, number FROM credit_parked_events ORDER BY user_id, tx, kind, number"
 
@@ -12,6 +17,63 @@ _PARKED = "SELECT user_id, number FROM credit_parked_events ORDER BY user_id, tx
 @pytest.fixture
 def file(tmp_path):
     return tmp_path / "endpoints.toml"
+
+
+def refusals(name):
+    labels = {"endpoint": name, "result": "refused"}
+    return REGISTRY.get_sample_value("credit_relay_attempts_total", labels) or 0
+
+
+async def test_an_event_that_fails_while_a_page_is_looked_at_keeps_the_later_ones_back(
+    database, file, monkeypatch
+):
+    armed = False
+    looked, go_on, fail = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    find = parked_store.find_parked_users
+
+    async def find_slowly(connection, name, user_ids):
+        found = await find(connection, name, user_ids)
+        if armed:
+            looked.set()
+            await go_on.wait()
+        return found
+
+    monkeypatch.setattr(parked_store, "find_parked_users", find_slowly)
+    async with (
+        running(server_settings(database.service_url)) as service,
+        receiver() as hook,
+    ):
+        client = await service.client()
+        first, other = await database.user(), await database.user()
+
+        async def reply(request):
+            if request.user == str(first) and request.seq == 2:
+                await fail.wait()
+                return answer(500)
+            return OK
+
+        hook.reply = reply
+        write_endpoints(file, endpoint("held", hook.port))
+        await client.purchase_credits(first, 100, payment=None)
+        async with relaying(database, file, retry=600, retry_max=600):
+            await eventually(lambda: hook.seqs(first) == [1])
+            await client.spend_credits(first, amount=1)
+            await eventually(lambda: len(hook.got) == 2)
+            await client.purchase_credits(other, 100, payment=None)
+            await eventually(lambda: hook.seqs(other) == [1])
+            armed, before = True, refusals("held")
+            await client.spend_credits(first, amount=1)
+            await eventually(looked.is_set)
+            fail.set()
+            await eventually(lambda: refusals("held") == before + 1)
+            go_on.set()
+
+            async def came_out():
+                put_by = [(row[0], row[1]) for row in await database.fetch(_PARKED)]
+                return put_by == [(first, 2), (first, 3)] or hook.seqs(first) != [1]
+
+            await eventually(came_out)
+            assert hook.seqs(first) == [1]
 
 
 async def test_dead_events_of_a_user_that_are_sent_again_and_fail_wait_for_their_time(
