@@ -13,6 +13,7 @@ from credit_service.relay.relay import reader_name
 from credit_service.relay.sender import Sender
 from credit_service.rules.feed_values import (
     BEGINNING,
+    KIND_ADVANCED,
     KIND_ALERT,
     KIND_ENTRY,
     KIND_POLICY,
@@ -31,10 +32,16 @@ if TYPE_CHECKING:
 
 _PAGE = 1_000
 
-_KINDS = {"": KIND_ENTRY, "p": KIND_POLICY, "t": KIND_TOP_UP, "a": KIND_ALERT}
+_KINDS = {
+    "": KIND_ENTRY,
+    "p": KIND_POLICY,
+    "t": KIND_TOP_UP,
+    "a": KIND_ALERT,
+    "f": KIND_ADVANCED,
+}
 _SIGNS = {kind: sign for sign, kind in _KINDS.items()}
 _ID = re.compile(
-    r"(?P<tx>[0-9]{1,19})\.(?P<user>[^.]+)\.(?P<sign>[pta]?)(?P<number>[0-9]{1,19})(\..*)?"
+    r"(?P<tx>[0-9]{1,19})\.(?P<user>[^.]+)\.(?P<sign>[ptaf]?)(?P<number>[0-9]{1,19})(\..*)?"
 )
 
 
@@ -165,7 +172,7 @@ class Operator:
 
 def _shown(listed: Listed) -> str:
     place = listed.place
-    sign = _SIGNS.get(place.kind, "f")
+    sign = _SIGNS[place.kind]
     name = f"{place.tx}.{place.user_id}.{sign}{place.number}.{listed.type}"
     since = (listed.dead_at or listed.parked_at).isoformat(timespec="seconds")
     return f"{name} since {since}, {listed.tries} tries: {listed.problem or 'follows another'}"
