@@ -142,7 +142,10 @@ class Resolver:
                 loop.call_soon_threadsafe(end, addresses, problem)
 
         await self._free.acquire()
-        threading.Thread(target=look, name="relay look-up", daemon=True).start()
+        try:
+            threading.Thread(target=look, name="relay look-up", daemon=True).start()
+        except RuntimeError as error:  # the system gives no more threads at the moment
+            end([], error)
         return await found
 
 

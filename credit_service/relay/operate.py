@@ -41,7 +41,7 @@ _KINDS = {
 }
 _SIGNS = {kind: sign for sign, kind in _KINDS.items()}
 _ID = re.compile(
-    r"(?P<tx>[0-9]{1,19})\.(?P<user>[^.]+)\.(?P<sign>[ptaf]?)(?P<number>[0-9]{1,19})(\..*)?"
+    r"(?P<tx>[0-9]{1,18})\.(?P<user>[^.]+)\.(?P<sign>[ptaf]?)(?P<number>[0-9]{1,18})(\..*)?"
 )
 
 
