@@ -123,6 +123,10 @@ def keyless_writes(client: CreditClient):
         "BatchSpendCredits": lambda: client.batch_spend_credits(
             [pb.BatchSpendItem()], mode=pb.BATCH_MODE_ATOMIC
         ),
+        "NoteTopUp": lambda: client.note_top_up(USER, "top-up-1", "pi_1"),
+        "FailTopUp": lambda: client.fail_top_up(
+            USER, "top-up-1", 1, reason="declined", failure=pb.TOP_UP_FAILURE_TRY_AGAIN
+        ),
     }
 
 
@@ -138,6 +142,7 @@ def reads(client: CreditClient):
         "ListHolds": lambda: anext(client.list_holds(USER), None),
         "ListAccounts": lambda: anext(client.list_accounts(), None),
         "ListGrants": lambda: anext(client.list_grants(USER), None),
+        "ListTopUps": lambda: anext(client.list_top_ups(USER), None),
     }
 
 

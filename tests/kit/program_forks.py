@@ -34,6 +34,7 @@ _IMPORTS = {
     "fake_stripe": "fake_stripe.__main__",
 }
 _ROOT = "TEST_PROGRAM_FORKS"
+_PATH = "TEST_PROGRAM_FORKS_PATH"  # what PYTHONPATH was when the run started
 # The interpreter and the libraries read variables with these beginnings when they are loaded.
 _READ_AT_START = ("PYTHON", "GRPC_", "LD_", "LC_", "LANG", "TZ", "MALLOC_", "OPENSSL_", "COVERAGE_")
 _MESSAGE_MAX = 1 << 18
@@ -68,18 +69,21 @@ def program_forks(directory: Path, *paths: Path) -> Iterator[None]:
         assert root.stdout is not None
         assert root.stdout.readline(), "the root of the programs did not start"
         os.environ[_ROOT] = str(address)
+        os.environ[_PATH] = os.environ.get("PYTHONPATH", "")
         try:
             yield
         finally:
-            del os.environ[_ROOT]
+            del os.environ[_ROOT], os.environ[_PATH]
 
 
 def can_fork(module: str, environment: Mapping[str, str]) -> bool:
     """Whether a fork with this environment is as good as `python -m` of the module."""
     if _ROOT not in os.environ or module not in _IMPORTS:
         return False
+    # Where a template looks for modules. That of the fake Stripe looks in scripts/ too.
+    if module != "fake_stripe" and environment.get("PYTHONPATH", "") != os.environ[_PATH]:
+        return False
     names = {n for n in {*environment, *os.environ} if n.startswith(_READ_AT_START)}
-    # Where the modules are is the same for all programs of a run.
     return not any(
         environment.get(n) != os.environ.get(n) or n.startswith("COVERAGE_")
         for n in names - {"PYTHONPATH"}
@@ -134,7 +138,9 @@ class Fork:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            # It may have ended since; the template says so a little later.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
