@@ -67,8 +67,10 @@ ROWS: Mapping[tuple[Source, str], Row] = {
     ),
     ("service", "HOLD_NOT_FOUND"): Row(404, "HOLD_NOT_FOUND", "There is no such hold."),
     ("service", "GRANT_NOT_FOUND"): Row(404, "GRANT_NOT_FOUND", "There is no such grant."),
+    ("service", "TOP_UP_NOT_FOUND"): Row(404, "TOP_UP_NOT_FOUND", "There is no such top-up."),
     ("service", "PRICE_CHANGED"): Row(409, "PRICE_CHANGED", figures=("cost", "price_version")),
     ("service", "HOLD_NOT_ACTIVE"): Row(409, "HOLD_NOT_ACTIVE", figures=("state",)),
+    ("service", "TOP_UP_NOT_OPEN"): Row(409, "TOP_UP_NOT_OPEN", figures=("state",)),
     ("service", "HOLD_EXPIRED"): Row(409, "HOLD_EXPIRED"),
     ("service", "REFUND_EXCEEDS_SPEND"): Row(409, "REFUND_EXCEEDS_SPEND", figures=("refundable",)),
     ("service", "BALANCE_LIMIT_EXCEEDED"): Row(
@@ -85,6 +87,9 @@ ROWS: Mapping[tuple[Source, str], Row] = {
     ),
     ("service", "PAYMENT_REUSED"): Row(
         409, "PAYMENT_REUSED", "This payment was credited otherwise; ask support."
+    ),
+    ("service", "TOP_UP_HAS_PAYMENT"): Row(
+        409, "TOP_UP_HAS_PAYMENT", "This top-up has another payment; ask support."
     ),
     ("service", "REVERSAL_REUSED"): Row(
         409, "REVERSAL_REUSED", "This reversal was recorded otherwise; ask support."
