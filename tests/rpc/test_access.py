@@ -43,6 +43,9 @@ MAY_CALL = {
     "ListGrants": ("gateway", "web", "operator", "auditor"),
     "GetLiabilityReport": ("operator", "auditor"),
     "SetAccountPolicy": ("operator",),
+    "ListTopUps": ("bridge", "operator"),
+    "NoteTopUp": ("bridge", "operator"),
+    "FailTopUp": ("bridge", "operator"),
     "StreamTransactions": ("operator", "auditor", "consumer"),
     "GetUsageReport": ("web", "operator", "auditor"),
 }
@@ -57,6 +60,9 @@ async def door(database, tmp_path):
 
 async def every_call(door, user_id):
     """A request for each call that succeeds for a caller with the right."""
+    top_up = pb.TopUp(below=1000, pack="hundred", charges_per_month=1)
+    policy = pb.SetAccountPolicyRequest(user_id=str(user_id), top_up=top_up)
+    await door.call("SetAccountPolicy", policy, bearer("operator"))
     spend = await door.call(
         "SpendCredits",
         pb.SpendCreditsRequest(user_id=str(user_id), amount=5, idempotency_key="spend:1:1"),
@@ -83,6 +89,10 @@ async def every_call(door, user_id):
     )
     grant = await door.call("PurchaseCredits", expiring, bearer("bridge"))
     user = {"user_id": str(user_id)}
+    listed = await door.call(
+        "ListTopUps", pb.ListTopUpsRequest(**user, open_only=True), bearer("operator")
+    )
+    asked = {**user, "top_up_id": listed.top_ups[0].id}
     this = {**user, "hold_id": held.hold.id}
     write = {**user, "idempotency_key": "the key"}
     return {
@@ -121,6 +131,11 @@ async def every_call(door, user_id):
         ),
         "ListAccounts": pb.ListAccountsRequest(),
         "StreamTransactions": pb.StreamTransactionsRequest(),
+        "ListTopUps": pb.ListTopUpsRequest(**user, open_only=True),
+        "NoteTopUp": pb.NoteTopUpRequest(**asked, payment_ref="topping-up"),
+        "FailTopUp": pb.FailTopUpRequest(
+            **asked, try_number=1, reason="declined", failure=pb.TOP_UP_FAILURE_TRY_AGAIN
+        ),
         "AdjustCredits": pb.AdjustCreditsRequest(
             **user, amount=-1, reason="a slip", idempotency_key="9"
         ),
