@@ -1,7 +1,5 @@
 """A table of callers' mistakes in every field of every call, and requests without any."""
 
-from uuid import UUID
-
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from kit.requests import payment
@@ -121,6 +119,13 @@ def ids(field: str) -> list[Mistake]:
     return [({field: text}, field, "is not a transaction id") for text in wrong]
 
 
+TOP_UP = [
+    ({"top_up_id": ""}, "top_up_id", "is missing"),
+    *(
+        ({"top_up_id": text}, "top_up_id", "is not the id of a request for a top-up")
+        for text in ("42", U, f"{U}-1", f"{U}-t1", f"{U}-t1-x", "\x00", "x" * 60_000)
+    ),
+]
 TTL = [
     ({"ttl": Duration(seconds=seconds, nanos=nanos)}, "ttl", "must be 1 second to 24 hours")
     for seconds, nanos in ((0, 0), (0, 999_999_999), (-1, 0), (86_400, 1), (31_536_000, 0))
@@ -371,6 +376,31 @@ MISTAKES: dict[str, list[Mistake]] = {
         ({"page_size": -1}, "page_size", "must not be negative"),
         *(({"page_token": token}, "page_token", "start at the first page") for token in ("x", U)),
     ],
+    "ListTopUps": [
+        *USER[1:],
+        ({"user_id": ""}, "open_only", "must be set if no user_id is"),
+        ({"page_size": -1}, "page_size", "must not be negative"),
+        *(({"page_token": token}, "page_token", "start at the first page") for token in ("x", U)),
+    ],
+    "NoteTopUp": [
+        *USER,
+        *TOP_UP,
+        ({"payment_ref": ""}, "payment_ref", "is missing"),
+        ({"payment_ref": "p" * 256}, "payment_ref", "255"),
+        ({"payment_ref": "ü"}, "payment_ref", "ASCII"),
+    ],
+    "FailTopUp": [
+        *USER,
+        *TOP_UP,
+        *(({"failure": n}, "failure", "must be TRY_AGAIN") for n in (0, -1, 99)),
+        *(({"try_number": n}, "try_number", "must be") for n in (0, -1, INT32_MIN)),
+        ({"reason": ""}, "reason", "is missing"),
+        ({"reason": "r" * 501}, "reason", "has 501 characters; the maximum is 500"),
+        *(({"reason": text}, "reason", "control characters") for text in CONTROLS),
+        ({"link": "javascript:alert(1)"}, "link", "http"),
+        ({"link": "https://x/" + "y" * 2048}, "link", "2048"),
+        ({"payment_ref": "p" * 256}, "payment_ref", "255"),
+    ],
     "ListPrices": [],
     "QuoteCost": [
         *USER[1:],
@@ -379,48 +409,3 @@ MISTAKES: dict[str, list[Mistake]] = {
         *charges("items[1]", lambda charge: {"items": [pb.Charge(operation="render"), charge]}),
     ],
 }
-
-
-def sound(user_id: UUID) -> dict[str, dict[str, object]]:
-    """Arguments with which every call succeeds for a user with credits and a spend in place 2."""
-    write = {"user_id": str(user_id), "idempotency_key": "sound"}
-    return {
-        "GetUserCredit": {"user_id": str(user_id)},
-        "PurchaseCredits": write | {"amount": 5, "payment": payment()},
-        "SpendCredits": write | {"amount": 5},
-        "RefundCredits": write | {"transaction_id": f"{user_id}-2", "amount": 1},
-        "GetTransactionHistory": {"user_id": str(user_id)},
-        "GetTransaction": {"user_id": str(user_id), "idempotency_key": "spent"},
-        "HoldCredits": write | {"amount": 5},
-        "CaptureHold": write | {"hold_id": f"{user_id}-3", "amount": 5},
-        "ReleaseHold": write | {"hold_id": f"{user_id}-3"},
-        "ExtendHold": {"user_id": str(user_id), "hold_id": f"{user_id}-3"},
-        "GetHold": {"user_id": str(user_id), "hold_id": f"{user_id}-3"},
-        "ListHolds": {"user_id": str(user_id)},
-        "BatchSpendCredits": {
-            "items": [pb.BatchSpendItem(**write, amount=5)],
-            "mode": pb.BATCH_MODE_ATOMIC,
-        },
-        "GrantCredits": write | {"amount": 5, "reason": "goodwill"},
-        "AdjustCredits": write | {"amount": -5, "reason": "a slip"},
-        "RevokeGrant": write | {"grant_id": f"{user_id}-5", "reason": "withdrawn"},
-        "ListGrants": {"user_id": str(user_id)},
-        "GetLiabilityReport": {},
-        "ReversePurchase": {
-            "payment_ref": f"sold:{user_id}",
-            "reversal_ref": "re_1",
-            "revision": 1,
-            "reversed_minor": 1,
-            "paid_minor": 5,
-            "currency": "eur",
-            "reason": "refund",
-        },
-        "SetAccountPolicy": {"user_id": str(user_id), "frozen": True},
-        "GetUsageReport": {
-            "start_time": Timestamp(seconds=1),
-            "end_time": Timestamp(seconds=86_400),
-        },
-        "ListAccounts": {"in_debt": True},
-        "ListPrices": {},
-        "QuoteCost": {"user_id": str(user_id), "items": [pb.Charge(operation="render")]},
-    }
