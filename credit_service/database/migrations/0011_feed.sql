@@ -65,6 +65,8 @@ compared AS (
         END AS passed
     FROM credit_feed AS feed
     CROSS JOIN server
+    -- Says that there is one row: a planner that expects hundreds of them compiles each statement.
+    WHERE feed.id = 1
 )
 
 SELECT
