@@ -92,7 +92,7 @@ def serve(
     """
     settings = cli_start.settings()
     cli_start.configure_logs(settings)
-    with cli_start.database(settings) as (owner_url, service_url):
+    with cli_start.database(settings, owned=True) as (owner_url, service_url):
         if migrate:
             asyncio.run(_migrate_patiently(owner_url, service_url))
         if settings.identities is None:
@@ -124,7 +124,7 @@ def verify(user_id: UUID | None = None) -> None:
     """Add the book up again and name every account that does not fit; exit code 1 if any.
 
     Changes nothing, and runs beside the service. Connects by CREDIT_DATABASE_URL, or to the
-    embedded server while the service that owns it is stopped.
+    embedded server.
 
     Args:
         user_id: Only this account; by default all.
@@ -153,7 +153,7 @@ def export_command(
     Accounts come in the order of users, transactions of all users in the order of time. Progress
     and the cursor of an export that stops early go to standard error. Ctrl-C stops it between two
     rows, with exit code 130. Changes nothing, and runs beside the service. Connects by
-    CREDIT_DATABASE_URL, or to the embedded server while the service that owns it is stopped.
+    CREDIT_DATABASE_URL, or to the embedded server.
 
     Parquet needs the extra `parquet` and --output. Its file appears when it is complete; an export
     that stops early leaves none, and begins again.

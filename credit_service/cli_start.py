@@ -6,7 +6,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from credit_service import config
-from credit_service.database.embedded import default_data_directory, embedded_postgres
+from credit_service.database.embedded import (
+    default_data_directory,
+    embedded_postgres,
+    running_postgres,
+)
 from credit_service.rpc.call_log import without_values
 from credit_service.runtime import logs
 
@@ -44,10 +48,21 @@ def configure_logs(settings: Settings, **everywhere: object) -> None:
 
 
 @contextmanager
-def database(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Yields the owner's and the service's URL, of the embedded server where none is set."""
+def database(settings: Settings, *, owned: bool = False) -> Iterator[tuple[str, str]]:
+    """Yields the owner's and the service's URL, of the embedded server where none is set.
+
+    Args:
+        settings: of the command.
+        owned: whether the embedded server must be this process's own. Otherwise a command runs
+            beside a service, on the server that the service has started.
+    """
     if settings.database_url is None:
-        with embedded_postgres(settings.data_dir or default_data_directory()) as cluster:
+        data = settings.data_dir or default_data_directory()
+        running = None if owned else running_postgres(data)
+        if running is not None:
+            yield running
+            return
+        with embedded_postgres(data) as cluster:
             yield cluster.owner_url, cluster.service_url
         return
     service_url = settings.database_url.get_secret_value()

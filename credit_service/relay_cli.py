@@ -36,7 +36,7 @@ def relay() -> None:
     """Send webhooks until SIGTERM or Ctrl-C, as `serve` also does where CREDIT_WEBHOOKS is set.
 
     Of all processes that could send, one does; another takes over within ten seconds. Connects by
-    CREDIT_DATABASE_URL.
+    CREDIT_DATABASE_URL, or to the embedded server.
     """
     settings = cli_start.settings()
     cli_start.configure_logs(settings)

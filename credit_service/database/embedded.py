@@ -38,7 +38,13 @@ from credit_service.database.programs import (
     reachable,
 )
 
-__all__ = ["Cluster", "EmbeddedPostgresError", "default_data_directory", "embedded_postgres"]
+__all__ = [
+    "Cluster",
+    "EmbeddedPostgresError",
+    "default_data_directory",
+    "embedded_postgres",
+    "running_postgres",
+]
 
 _OWNER, _SERVICE, _DATABASE = "postgres", "credit_service", "credit"
 
@@ -139,6 +145,31 @@ def embedded_postgres(data: Path, settings: Mapping[str, str] | None = None) -> 
             socket_directory=sockets,
             log=log,
         )
+
+
+def running_postgres(data: Path) -> tuple[str, str] | None:
+    """Finds the server that another process runs on `data`.
+
+    Args:
+        data: as for `embedded_postgres`.
+
+    Returns:
+        The URLs of the owner and of the service; None if no process has the data, or if its server
+        takes no connections at this moment.
+    """
+    try:
+        with (data / "lock").open("r+", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                sockets = Path([*lock.read().splitlines(), "", ""][1])
+            else:
+                return None
+    except OSError:
+        return None
+    if not sockets.name.startswith(_SOCKET_DIRECTORY_PREFIX) or not answers(sockets):
+        return None
+    return _url(_OWNER, sockets), _url(_SERVICE, sockets)
 
 
 def _url(role: str, sockets: Path) -> str:

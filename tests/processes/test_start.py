@@ -272,6 +272,15 @@ async def test_without_a_database_url_it_brings_one_and_keeps_what_was_written(p
             assert kept == bought.transaction
         line = start_refused(**home)
         assert f"in use by process {running.popen.pid}" in line
+        # Every other command runs beside the service, on the server that the service has started.
+        for command, said in (
+            (("verify",), "1 accounts verified, 0 with faults"),
+            (("export", "accounts"), str(user_id)),
+            (("feed", "status"), ""),
+            (("migrate",), ""),
+        ):
+            done = ran(*command, **home)
+            assert (done.returncode, said in done.stdout) == (0, True), done.stderr
         running.signal(signal.SIGTERM)
         assert running.wait() == 0
 
