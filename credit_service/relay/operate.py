@@ -86,8 +86,8 @@ class Operator:
             UnknownError: there is no such endpoint.
             LedgerUnavailable: the database is away.
         """
-        if endpoint is not None and endpoint not in self._endpoints:
-            raise UnknownError(f"there is no endpoint {endpoint} in the file")
+        if endpoint is not None:
+            self._require(endpoint)
         async with self._pool.lend() as connection:
             holder = await store.show_lease(connection)
             readers = {reader.name: reader for reader in await store.list_readers(connection)}
@@ -137,9 +137,10 @@ class Operator:
             event: the webhook-id of one event; None: all that are dead.
 
         Raises:
-            UnknownError: there is no such event.
+            UnknownError: there is no such endpoint or event.
             LedgerUnavailable: the database is away.
         """
+        self._require(endpoint)
         if event is not None:
             place = _place(event)
             async with self._pool.lend() as connection:
@@ -155,6 +156,10 @@ class Operator:
                 for listed in page:
                     count += await parked_store.revive_parked(connection, endpoint, listed.place)
         self._say(f"{count} events are sent again")
+
+    def _require(self, endpoint: str) -> None:
+        if endpoint not in self._endpoints:
+            raise UnknownError(f"there is no endpoint {endpoint} in the file")
 
     async def _listed(self, endpoint: str, *, dead: bool) -> AsyncIterator[list[Listed]]:
         after = BEGINNING
