@@ -6,6 +6,7 @@ import signal
 import threading
 
 import pytest
+from kit.feed import all_readable
 from kit.programs import free_port, process
 from kit.waiting import eventually, patience
 
@@ -93,6 +94,8 @@ async def test_a_blocking_reader_stores_its_cursor_and_another_goes_on(
     for _ in range(7):
         await client.spend_credits(user_id, amount=1)
     cursors = CursorFile(tmp_path / "cursor")
+
+    await all_readable(database)
 
     def reads(until):
         """Reads on from the stored cursor, as a process does that is started again."""

@@ -46,3 +46,16 @@ async def reads_so_many(feed, count, after=BEGINNING):
 
     await eventually(all_there)
     return found
+
+
+async def all_readable(database):
+    """Waits until readers can see all that was written: transactions of other tests may be open."""
+
+    async def is_so():
+        [(readable,)] = await database.fetch(
+            "SELECT coalesce(max(tx), 0) < (SELECT base FROM credit_feed_numbers)"
+            " + pg_snapshot_xmin(pg_current_snapshot())::text::bigint FROM user_credits"
+        )
+        return readable
+
+    await eventually(is_so)
