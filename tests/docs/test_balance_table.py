@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from kit.feed import all_readable
 from kit.paths import ROOT
 from kit.waiting import eventually, patience
 
@@ -56,6 +57,7 @@ async def test_the_table_is_right_again_after_its_process_was_ended(
         await asyncio.to_thread(child.wait, patience(30))
         assert child.returncode == (0 if how is signal.SIGINT else -how)
     await client.hold_credits(users[0], amount=7)
+    await all_readable(database)
     with follower(file, service.target, "--once") as child:
         assert await asyncio.to_thread(child.wait, patience(30)) == 0
     assert balances(file) == await in_the_ledger(client)
@@ -64,6 +66,7 @@ async def test_the_table_is_right_again_after_its_process_was_ended(
 async def test_the_table_begins_again_after_a_restore(database, service, client, tmp_path):
     user_id = await database.user(100)
     file = tmp_path / "balances.db"
+    await all_readable(database)
     with follower(file, service.target, "--once") as child:
         assert await asyncio.to_thread(child.wait, patience(30)) == 0
     with contextlib.closing(sqlite3.connect(file)) as table, table:
@@ -73,6 +76,7 @@ async def test_the_table_begins_again_after_a_restore(database, service, client,
         " VALUES (1, (SELECT max(tx) + 1 FROM user_credits), now(), 'restored')"
     )
     await client.spend_credits(user_id, amount=1)
+    await all_readable(database)
     for _ in range(2):
         with follower(file, service.target, "--once") as child:
             assert await asyncio.to_thread(child.wait, patience(30)) == 0

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 from kit.commands import answers, ask, grant, lanes, spend, submit
-from kit.feed import entries, read, reading, reads_so_many
+from kit.feed import all_readable, entries, read, reading, reads_so_many
 from kit.waiting import eventually
 
 from credit_service.rules.commands import SetPolicy
@@ -92,6 +92,7 @@ async def test_a_batch_that_waited_does_not_put_a_users_later_entry_before_an_ea
         reading(database.service_url) as feed,
     ):
         [*_] = await ask(early, spend(first))
+        await all_readable(database)
         async with database.locked(blocked):
             waiting = submit(early, spend(first), spend(blocked), spend(user_id, 2))
             await eventually(database.waits_for_a_lock)
