@@ -22,7 +22,7 @@ from credit_service.relay.events import event, event_time, event_type
 from credit_service.relay.lease import LeaseLostError
 from credit_service.relay.parked_store import Parking
 from credit_service.relay.retries import Retries
-from credit_service.relay.sender import Sender
+from credit_service.relay.sender import Attempt, Result, Sender
 from credit_service.relay.window import Slot, Window
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from credit_service.ledger.read_connections import ReadPool
     from credit_service.relay.endpoints import Endpoint
     from credit_service.relay.lease import Reader
-    from credit_service.relay.sender import Attempt
     from credit_service.relay.store import Connection
     from credit_service.relay.timing import Timing
     from credit_service.rules.feed_values import Place
@@ -151,7 +150,12 @@ class Delivery:
 
     async def attempt(self, place: Place, item: Value) -> Attempt:
         """Sends an event once, and counts it."""
-        ended = await self._sender.send(event(place, item))
+        try:
+            ended = await self._sender.send(event(place, item))
+        except Exception as fault:
+            # A fault of ours must not be tried without a pause, nor stop the events of others.
+            self._complain(fault)
+            ended = Attempt(Result.FAULT, f"{type(fault).__name__} in the relay", 0.0)
         name = self._endpoint.name
         metrics.ATTEMPTS.labels(name, ended.result.value).inc()
         metrics.ATTEMPT_SECONDS.labels(name).observe(ended.seconds)

@@ -45,6 +45,7 @@ class Result(Enum):
     UNREACHABLE = "unreachable"
     TIMEOUT = "timeout"
     ADDRESS = "address"
+    FAULT = "fault"
 
 
 class Attempt(NamedTuple):

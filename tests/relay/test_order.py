@@ -10,6 +10,7 @@ from kit.waiting import eventually
 from prometheus_client import REGISTRY
 
 from credit_service.relay import parked_store
+from credit_service.relay.events import event
 
 _PARKED = "SELECT user_id, number FROM credit_parked_events ORDER BY user_id, tx, kind, number"
 
@@ -115,3 +116,37 @@ async def test_dead_events_of_a_user_that_are_sent_again_and_fail_wait_for_their
                 "SELECT number FROM credit_parked_events WHERE next_try <= clock_timestamp()"
             )
             assert due == []
+
+
+async def test_an_event_that_the_relay_cannot_render_is_put_by_and_others_go_on(
+    database, file, monkeypatch
+):
+    rendered = []
+
+    def render(place, item):
+        rendered.append(place.user_id)
+        if place.user_id == first:
+            raise ValueError("planted")
+        return event(place, item)
+
+    monkeypatch.setattr("credit_service.relay.delivery.event", render)
+    async with (
+        running(server_settings(database.service_url)) as service,
+        receiver() as hook,
+    ):
+        client = await service.client()
+        first, other = await database.user(), await database.user()
+        write_endpoints(file, endpoint("sound", hook.port))
+        async with relaying(database, file, retry=600, retry_max=600):
+            await client.purchase_credits(first, 100, payment=None)
+            await client.purchase_credits(other, 100, payment=None)
+            for seq in (2, 3):
+                await client.spend_credits(other, amount=1)
+                await eventually(lambda seq=seq: seq in hook.seqs(other))
+
+            async def put_by():
+                return [row[0] for row in await database.fetch(_PARKED)] == [first]
+
+            await eventually(put_by)
+            assert hook.seqs(first) == []
+            assert rendered.count(first) < 10
