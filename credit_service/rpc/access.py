@@ -75,6 +75,7 @@ CALLS: Mapping[str, frozenset[Role]] = {
     "CaptureHold": _WORKERS,
     "ExtendHold": _WORKERS,
     "BatchSpendCredits": _WORKERS,
+    "CallMany": _WORKERS,
     "WatchUserCredit": _READERS,
     "GetUsageReport": _REPORTS | {Role.WEB},
     "GetLiabilityReport": _REPORTS,

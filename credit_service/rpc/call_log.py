@@ -38,6 +38,7 @@ class Call:
     key: str = ""
     replayed: bool = False
     streams: bool = False
+    many: bool = False
     started: float = field(default_factory=time.perf_counter)
 
     def answered(self) -> None:
@@ -66,6 +67,8 @@ class Call:
             facts["user"] = _plain(self.user)
         if self.key:
             facts["key"] = _plain(self.key)
+        if self.many:
+            facts["many"] = True
         if reason:
             facts["reason"] = reason
         if self.replayed:

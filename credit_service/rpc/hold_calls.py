@@ -6,15 +6,21 @@ from typing import TYPE_CHECKING
 
 from credit_service import fields
 from credit_service.errors import InvalidRequest
-from credit_service.rpc import access, page_tokens, requests, responses, validation
-from credit_service.rules.commands import Capture, Extend, MakeHold, Release
+from credit_service.rpc import (
+    access,
+    page_tokens,
+    requests,
+    responses,
+    single_calls,
+    validation,
+)
+from credit_service.rules.commands import Extend, Release
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
     from credit_service.ledger.ledger import Ledger
     from credit_service.rpc.requests import Context
-    from credit_service.rules.model import Outcome
     from credit_service.rules.terms import Terms
 
 
@@ -28,46 +34,17 @@ class HoldCalls(pb_grpc.CreditServiceServicer):
         self, request: pb.HoldCreditsRequest, context: Context
     ) -> pb.HoldCreditsResponse:
         """Reserves credits for work."""
-        command = MakeHold(
-            **requests.common(request),
-            charge=requests.charge(request),
-            ttl=validation.ttl(request.ttl if request.HasField("ttl") else None),
-        )
+        command = single_calls.hold_command(request)
         outcome = await requests.submit(self._ledger, command, context)
-        return pb.HoldCreditsResponse(
-            transaction=requests.transaction(request, outcome),
-            credit=responses.user_credit(outcome.account, self._terms),
-            replayed=outcome.replayed,
-            hold=_hold(outcome, written=outcome.replayed or not request.validate_only),
-        )
+        return single_calls.hold_response(request, outcome, self._terms)
 
     async def CaptureHold(
         self, request: pb.CaptureHoldRequest, context: Context
     ) -> pb.CaptureHoldResponse:
         """Takes the credits of a hold."""
-        common = requests.common(request)
-        amount = quantity = None
-        match request.WhichOneof("part"):
-            case "amount":
-                amount = fields.amount_or_none(request.amount)
-            case "quantity":
-                quantity = fields.amount_or_none(request.quantity, "quantity") or None
-                amount = None if quantity else 0
-        command = Capture(
-            **common,
-            hold_seq=requests.hold_place(request.hold_id, common["user_id"]),
-            amount=amount,
-            quantity=quantity,
-            allow_overage=request.allow_overage,
-        )
+        command = single_calls.capture_command(request)
         outcome = await requests.submit(self._ledger, command, context)
-        return pb.CaptureHoldResponse(
-            transaction=requests.transaction(request, outcome),
-            credit=responses.user_credit(outcome.account, self._terms),
-            replayed=outcome.replayed,
-            hold=_hold(outcome),
-            late=outcome.late,
-        )
+        return single_calls.capture_response(request, outcome, self._terms)
 
     async def ReleaseHold(
         self, request: pb.ReleaseHoldRequest, context: Context
@@ -82,7 +59,7 @@ class HoldCalls(pb_grpc.CreditServiceServicer):
             transaction=requests.transaction(request, outcome),
             credit=responses.user_credit(outcome.account, self._terms),
             replayed=outcome.replayed,
-            hold=_hold(outcome),
+            hold=responses.hold_of(outcome),
         )
 
     async def ExtendHold(
@@ -97,7 +74,7 @@ class HoldCalls(pb_grpc.CreditServiceServicer):
             ttl=validation.ttl(request.ttl if request.HasField("ttl") else None),
         )
         outcome = await requests.submit(self._ledger, command, context)
-        return pb.ExtendHoldResponse(hold=_hold(outcome))
+        return pb.ExtendHoldResponse(hold=responses.hold_of(outcome))
 
     async def GetHold(self, request: pb.GetHoldRequest, context: Context) -> pb.GetHoldResponse:
         """Answers with a hold."""
@@ -126,7 +103,3 @@ class HoldCalls(pb_grpc.CreditServiceServicer):
             holds=[responses.hold(hold) for hold in holds],
             next_page_token="" if onward is None else page_tokens.token(request, onward),
         )
-
-
-def _hold(outcome: Outcome, *, written: bool = True) -> pb.Hold | None:
-    return None if outcome.hold is None else responses.hold(outcome.hold, written=written)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import grpc
@@ -18,6 +19,7 @@ from credit_service.errors import (
 )
 from credit_service.rpc import access
 from credit_service.rpc.call_log import CALL, Call
+from credit_service.rpc.open_calls import ITEMS, OpenItems
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -37,7 +39,10 @@ MESSAGE_BYTES_MAX = 1024 * 1024
 CALL_BYTES_MAX = 64 * 1024
 
 # Calls whose requests may be longer than CALL_BYTES_MAX.
-REQUEST_BYTES_MAX: Mapping[str, int] = {"BatchSpendCredits": MESSAGE_BYTES_MAX}
+REQUEST_BYTES_MAX: Mapping[str, int] = {
+    "BatchSpendCredits": MESSAGE_BYTES_MAX,
+    "CallMany": 512 * 1024,
+}
 
 # A batch may replay a thousand of the longest entries, 3.5 KB each. It is also the
 # default maximum of gRPC's clients.
@@ -80,6 +85,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         async def respond(request: Any, context: Context, opened: OpenCall) -> bytes:
             response: bytes = serialize(await behaviour(request, context))
             self._open_calls.keep_unsent(opened, len(response))
+            opened.await_caller()
             return response
 
         async def answer(_requests: Any, context: Context) -> bytes:
@@ -95,17 +101,21 @@ class Interceptor(grpc.aio.ServerInterceptor):
         read: Any = inner.request_deserializer
 
         async def respond(request: Any, context: Context, opened: OpenCall) -> None:
-            async for response in behaviour(request, context):
-                opened.await_caller()
-                try:
-                    await context.write(response)
-                except grpc.aio.InternalError as gone:
-                    # The connection is closed. That is no fault of the service.
-                    raise asyncio.CancelledError from gone
-                opened.heard()
+            if not opened.streams:
+                ITEMS.set(OpenItems(self._open_calls, opened))
+            async with aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
+                    opened.await_caller()
+                    try:
+                        await context.write(response)
+                    except grpc.aio.InternalError as gone:
+                        # The connection is closed. That is no fault of the service.
+                        raise asyncio.CancelledError from gone
+                    opened.heard()
 
         async def answer(requests: Any, context: Context) -> None:
-            call = Call(name, streams=True)
+            # CallMany ends by itself, as a call does.
+            call = Call(name, streams=name != "CallMany")
             await self._answer(call, context, respond, requests if streams_in else None)
 
         return grpc.stream_stream_rpc_method_handler(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -44,8 +45,9 @@ class OpenCall:
         peer: the connection it came by.
         task: answers it.
         streams: whether it has any number of answers, which end only with the stream.
-        waits: whether it is to have one answer and has none yet.
-        unsent: bytes of its answer that wait to be sent.
+        waits: how many answers it is to have and has not yet; those of streams are not counted.
+        items: how many calls it makes that are open; 0: it is one call.
+        unsent: bytes of its answers that wait to be sent.
         awaited_since: since when the caller is awaited, to send its request or to read an answer.
         given_up: whether it is ended because the service stops.
     """
@@ -53,7 +55,8 @@ class OpenCall:
     peer: str
     task: asyncio.Task[Any] | None
     streams: bool
-    waits: bool
+    waits: int
+    items: int = 0
     unsent: int = 0
     awaited_since: float | None = None
     given_up: bool = False
@@ -76,6 +79,7 @@ class OpenCalls:
         self._closing = False
         self._calls: set[OpenCall] = set()
         self._streams: set[OpenCall] = set()
+        self._open = 0
         self._streams_of: Counter[str] = Counter()
         self._unsent_of: Counter[str] = Counter()
         self._unsent = 0
@@ -83,7 +87,7 @@ class OpenCalls:
         self._waiting_time = WaitingTime()
         self._idle = asyncio.Event()
         self._idle.set()
-        call_metrics.OPEN_CALLS.set_function(lambda: len(self._calls))
+        call_metrics.OPEN_CALLS.set_function(lambda: self._open)
         call_metrics.OPEN_STREAMS.set_function(lambda: len(self._streams))
         call_metrics.UNSENT_BYTES.set_function(lambda: self._unsent)
 
@@ -101,25 +105,44 @@ class OpenCalls:
         """
         if self._closing:
             raise LedgerUnavailable
-        call = OpenCall(context.peer(), asyncio.current_task(), streams, waits=not streams)
+        call = OpenCall(context.peer(), asyncio.current_task(), streams, waits=int(not streams))
         if streams:
             if self._streams_of[call.peer] >= CONNECTION_STREAMS_MAX:
                 raise Overloaded
             self._streams_of[call.peer] += 1
             self._streams.add(call)
         else:
-            if len(self._calls) >= self._calls_max or self._is_full(call.peer, _ANSWER_ROOM_BYTES):
-                raise Overloaded
-            self._waiting_time.require(self._waiting, context.time_remaining())
+            self._require_room(call.peer, context.time_remaining())
             self._waiting += 1
+            self._open += 1
             self._calls.add(call)
         call.await_caller()
         self._idle.clear()
         context.add_done_callback(partial(self._done, call))  # type: ignore[arg-type]
         return call
 
+    def _require_room(self, peer: str, seconds_left: float | None) -> None:
+        if self._open >= self._calls_max or self._is_full(peer, _ANSWER_ROOM_BYTES):
+            raise Overloaded
+        self._waiting_time.require(self._waiting, seconds_left)
+
+    def admit_item(self, call: OpenCall, seconds_left: float) -> None:
+        """Lets in one of the calls that a CallMany makes, and counts it as `admit` does.
+
+        The first takes the place of the CallMany itself.
+
+        Raises:
+            Overloaded: as `admit`.
+        """
+        if call.items > 0:
+            self._require_room(call.peer, seconds_left)
+            self._open += 1
+            self._waiting += 1
+            call.waits += 1
+        call.items += 1
+
     def keep_unsent(self, call: OpenCall, size: int) -> None:
-        """Counts the answer of a call until it has been sent.
+        """Counts the answer of a call, or of an item, until it has been sent.
 
         Args:
             call: as `admit` returned it.
@@ -130,11 +153,34 @@ class OpenCalls:
         """
         if self._is_full(call.peer, size):
             raise LedgerUnavailable
-        self._stop_waiting(call, answered=True)
-        call.unsent = size
-        call.await_caller()
+        self.count_unsent(call, size)
+
+    def count_unsent(self, call: OpenCall, size: int) -> None:
+        """Counts an answer as `keep_unsent` does, but one so short that it is never refused."""
+        self._stop_waiting(call, 1, answered=True)
+        call.unsent += size
         self._unsent_of[call.peer] += size
         self._unsent += size
+
+    def sent_items(self, call: OpenCall, items: int, size: int) -> None:
+        """Notes that answers of items have been sent.
+
+        Args:
+            call: the CallMany.
+            items: how many of its items the answers are of.
+            size: of the answers, in bytes.
+        """
+        self._count_sent(call, size)
+        # The call is counted once until it ends.
+        gone = min(items, call.items - 1)
+        call.items -= gone
+        self._open -= gone
+
+    def _count_sent(self, call: OpenCall, size: int) -> None:
+        if size:
+            call.unsent -= size
+            self._unsent -= size
+            _subtract(self._unsent_of, call.peer, size)
 
     def silent_peers(self) -> set[str]:
         """The connections on which a caller is awaited for longer than `SILENCE_SECONDS_MAX`."""
@@ -151,23 +197,23 @@ class OpenCalls:
             self._unsent > 0 and self._unsent + size > PROCESS_UNSENT_BYTES_MAX
         )
 
-    def _stop_waiting(self, call: OpenCall, *, answered: bool) -> None:
-        if not call.waits:
-            return
-        if answered:
-            self._waiting_time.answered(self._waiting)
-        self._waiting -= 1
-        call.waits = False
+    def _stop_waiting(self, call: OpenCall, answers: int, *, answered: bool) -> None:
+        for _ in range(min(answers, call.waits)):
+            if answered:
+                self._waiting_time.answered(self._waiting)
+            self._waiting -= 1
+            call.waits -= 1
 
     def _done(self, call: OpenCall, context: Context) -> None:
-        (self._streams if call.streams else self._calls).discard(call)
         if call.streams:
+            self._streams.discard(call)
             _subtract(self._streams_of, call.peer, 1)
+        else:
+            self._calls.discard(call)
+            self._open -= max(1, call.items)
         # Without a status it had no answer: its caller has gone.
-        self._stop_waiting(call, answered=context.done())
-        if call.unsent:
-            self._unsent -= call.unsent
-            _subtract(self._unsent_of, call.peer, call.unsent)
+        self._stop_waiting(call, call.waits, answered=context.done())
+        self._count_sent(call, call.unsent)
         if not self._calls and not self._streams:
             self._idle.set()
 
@@ -196,9 +242,38 @@ class OpenCalls:
     @staticmethod
     def _give_up(calls: set[OpenCall]) -> None:
         for call in calls:
-            if not call.unsent and call.task is not None and not call.given_up:
+            has_answered = call.unsent > 0 and call.items == 0
+            if not has_answered and call.task is not None and not call.given_up:
                 call.given_up = True
                 call.task.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class OpenItems:
+    """The items of a CallMany, each counted as a call; the methods are those of `OpenCalls`."""
+
+    calls: OpenCalls
+    call: OpenCall
+
+    def admit(self, seconds_left: float) -> None:
+        """Lets an item in."""
+        self.calls.admit_item(self.call, seconds_left)
+
+    def keep_unsent(self, size: int) -> None:
+        """Counts the result of an item."""
+        self.calls.keep_unsent(self.call, size)
+
+    def count_unsent(self, size: int) -> None:
+        """Counts the error of an item."""
+        self.calls.count_unsent(self.call, size)
+
+    def sent(self, items: int, size: int) -> None:
+        """Notes that results have been sent."""
+        self.calls.sent_items(self.call, items, size)
+
+
+# The items of the CallMany that the running task answers.
+ITEMS: ContextVar[OpenItems] = ContextVar("items")
 
 
 def _subtract(counts: Counter[str], name: str, number: int) -> None:

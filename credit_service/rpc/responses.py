@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         EntryType,
         Hold,
         HoldState,
+        Outcome,
         Policy,
         TopUp,
         Usage,
@@ -202,6 +203,11 @@ def hold(value: Hold, *, written: bool = True) -> pb.Hold:
         reference=value.reference,
         settled_transaction_id="" if settled is None else transaction_id(value.user_id, settled),
     )
+
+
+def hold_of(outcome: Outcome, *, written: bool = True) -> pb.Hold | None:
+    """Renders the hold of an outcome, if it has one, as `hold` does."""
+    return None if outcome.hold is None else hold(outcome.hold, written=written)
 
 
 def usage(line: Usage) -> pb.UsageLine:

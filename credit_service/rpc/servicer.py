@@ -15,6 +15,7 @@ from credit_service.rpc import (
     page_tokens,
     requests,
     responses,
+    single_calls,
     top_up_messages,
     validation,
 )
@@ -22,6 +23,7 @@ from credit_service.rpc.batch_calls import BatchCalls
 from credit_service.rpc.feed_calls import FeedCalls
 from credit_service.rpc.grant_calls import GrantCalls
 from credit_service.rpc.hold_calls import HoldCalls
+from credit_service.rpc.many_calls import ManyCalls
 from credit_service.rpc.operator_calls import OperatorCalls
 from credit_service.rpc.top_up_calls import TopUpCalls
 from credit_service.rules.commands import (
@@ -29,7 +31,6 @@ from credit_service.rules.commands import (
     Refund,
     Reverse,
     SetPolicy,
-    Spend,
 )
 from credit_service.v1 import credit_service_pb2 as pb
 
@@ -68,7 +69,9 @@ _POLICY_FIELDS: dict[
 }
 
 
-class CreditServicer(GrantCalls, HoldCalls, BatchCalls, OperatorCalls, TopUpCalls, FeedCalls):
+class CreditServicer(
+    GrantCalls, HoldCalls, BatchCalls, ManyCalls, OperatorCalls, TopUpCalls, FeedCalls
+):
     """Answers the calls of the contract. Errors are raised; the server turns them into statuses."""
 
     def __init__(self, ledger: Ledger, watchers: Watchers, feed: Feed) -> None:
@@ -133,13 +136,9 @@ class CreditServicer(GrantCalls, HoldCalls, BatchCalls, OperatorCalls, TopUpCall
         self, request: pb.SpendCreditsRequest, context: Context
     ) -> pb.SpendCreditsResponse:
         """Takes credits for work."""
-        command = Spend(**requests.common(request), charge=requests.charge(request))
+        command = single_calls.spend_command(request)
         outcome = await requests.submit(self._ledger, command, context)
-        return pb.SpendCreditsResponse(
-            transaction=requests.transaction(request, outcome),
-            credit=responses.user_credit(outcome.account, self._terms),
-            replayed=outcome.replayed,
-        )
+        return single_calls.spend_response(request, outcome, self._terms)
 
     async def RefundCredits(
         self, request: pb.RefundCreditsRequest, context: Context

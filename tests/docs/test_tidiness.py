@@ -68,6 +68,8 @@ def test_every_call_has_rights_a_servicer_a_client_and_a_test(method):
     assert method in access.CALLS
     unanswered = getattr(pb_grpc.CreditServiceServicer, method)
     assert getattr(CreditServicer, method) is not unanswered
+    if method == "CallMany":
+        return  # the client makes it of single calls; it has no method for it
     name = snake_case(method)
     call = inspect.getattr_static(CreditClient, name)
     assert inspect.isfunction(call)

@@ -43,7 +43,7 @@ class Door:
 
     async def call(self, name, request, metadata=()):
         call = getattr(self.stub, name)(request, metadata=metadata, timeout=patience(10))
-        if name not in {"WatchUserCredit", "StreamTransactions"}:
+        if name not in {"WatchUserCredit", "StreamTransactions", "CallMany"}:
             return await call
         try:
             return await call.read()

@@ -35,6 +35,7 @@ MAY_CALL = {
     "CaptureHold": ("worker", "operator"),
     "ExtendHold": ("worker", "operator"),
     "BatchSpendCredits": ("worker", "operator"),
+    "CallMany": ("worker", "operator"),
     "WatchUserCredit": ("gateway", "web", "operator", "auditor"),
     "GrantCredits": ("operator",),
     "ListAccounts": ("operator", "auditor"),
@@ -125,6 +126,7 @@ async def every_call(door, user_id):
             items=[pb.BatchSpendItem(**user, amount=1, idempotency_key="7")],
             mode=pb.BATCH_MODE_ATOMIC,
         ),
+        "CallMany": pb.CallManyRequest(items=[{"hold": {**write, "amount": 1}}]),
         "WatchUserCredit": pb.WatchUserCreditRequest(**user),
         "GrantCredits": pb.GrantCreditsRequest(
             **user, amount=1, reason="goodwill", idempotency_key="8"

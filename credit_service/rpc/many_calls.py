@@ -1,0 +1,246 @@
+"""The servicer's call for many single calls at once."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from credit_service import status
+from credit_service.errors import CreditError, InternalError, InvalidRequest
+from credit_service.rpc import access, open_calls, requests
+from credit_service.rpc.call_log import Call
+from credit_service.rpc.single_calls import SINGLE_CALLS
+from credit_service.v1 import credit_service_pb2 as pb
+from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from credit_service.ledger.ledger import Ledger
+    from credit_service.rpc.requests import Context
+    from credit_service.rpc.single_calls import SingleCall
+    from credit_service.rules.model import Outcome
+    from credit_service.rules.terms import Terms
+
+_log = structlog.get_logger()
+
+ITEMS_MAX = 500
+ITEM_BYTES_MAX = 64 * 1024
+
+# A quarter of what a message may have, because a response ends with the result that exceeds it.
+RESPONSE_BYTES_MAX = 1024 * 1024
+
+# The items that are begun before the event loop may do something else.
+_BEGUN_AT_ONCE = 100
+
+
+class ManyCalls(pb_grpc.CreditServiceServicer):
+    """Answers CallMany."""
+
+    _ledger: Ledger
+    _terms: Terms
+
+    async def CallMany(
+        self, request: pb.CallManyRequest, context: Context
+    ) -> AsyncIterator[pb.CallManyResponse]:
+        """Makes each call, and sends its result when it is known."""
+        if not 1 <= len(request.items) <= ITEMS_MAX:
+            raise InvalidRequest("items", f"must be 1 to {ITEMS_MAX}, not {len(request.items)}.")
+        _require_different_indexes(request)
+        items = _Items(self._ledger, self._terms, requests.seconds_left(context))
+        try:
+            await items.begin(request)
+            while results := await items.next_results():
+                yield pb.CallManyResponse(results=results)
+                items.sent(results)
+        finally:
+            items.close()
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    """An item that has no result yet.
+
+    Attributes:
+        index: by which the result names it.
+        field: of the item and of its result.
+        single: the call that it is; None: the item has no call, or one that is unknown here.
+        request: of that call.
+        call: is logged and counted.
+        outcome: what the ledger is to answer; None: it is not asked, or not yet.
+    """
+
+    index: int
+    field: str
+    single: SingleCall | None
+    request: Any
+    call: Call
+    outcome: asyncio.Future[Outcome] | None = None
+
+
+class _Items:
+    """The items of a CallMany, and the results that wait to be sent."""
+
+    def __init__(self, ledger: Ledger, terms: Terms, seconds: float) -> None:
+        """Begins nothing yet.
+
+        Args:
+            ledger: makes the calls.
+            terms: of the responses.
+            seconds: how long the whole call may wait.
+        """
+        self._ledger = ledger
+        self._terms = terms
+        self._caller = access.CALLER.get()
+        self._open = open_calls.ITEMS.get()
+        self._loop = asyncio.get_running_loop()
+        self._arrival = self._loop.time()
+        self._seconds = seconds
+        self._unanswered: set[_Item] = set()
+        self._not_begun: list[pb.CallManyItem] = []
+        self._results: list[pb.CallManyResult] = []
+        self._known = asyncio.Event()
+        self._closed = False
+
+    async def begin(self, request: pb.CallManyRequest) -> None:
+        """Gives each item to the ledger, in their order, or refuses it."""
+        large = request.ByteSize() > ITEM_BYTES_MAX
+        for place, message in enumerate(request.items):
+            if place and place % _BEGUN_AT_ONCE == 0:
+                self._not_begun = list(request.items[place:])
+                await asyncio.sleep(0)
+                self._not_begun = []
+            item = self._item(message)
+            self._unanswered.add(item)
+            try:
+                self._begin(item, message.timeout_ms, large=large)
+            except Exception as fault:
+                self._fail(item, fault)
+
+    def _item(self, message: pb.CallManyItem) -> _Item:
+        field = message.WhichOneof("call")
+        if field is None:
+            call = Call("CallMany", caller=self._caller.name, many=True)
+            return _Item(message.index, "", None, None, call)
+        request, single = getattr(message, field), SINGLE_CALLS[field]
+        call = Call(
+            single.method,
+            caller=self._caller.name,
+            user=request.user_id,
+            key=request.idempotency_key,
+            many=True,
+        )
+        return _Item(message.index, field, single, request, call)
+
+    def _begin(self, item: _Item, timeout_ms: int, *, large: bool) -> None:
+        seconds = self._seconds if timeout_ms == 0 else min(self._seconds, timeout_ms / 1000)
+        seconds -= self._loop.time() - self._arrival
+        self._open.admit(seconds)
+        single = item.single
+        if single is None:
+            raise InvalidRequest("call", "is missing: name a spend, a hold or a capture.")
+        self._caller.require_call(single.method)
+        if large and (size := item.request.ByteSize()) > ITEM_BYTES_MAX:
+            raise InvalidRequest(
+                "request",
+                f"has {size} bytes; the maximum is {ITEM_BYTES_MAX} for {single.method}.",
+            )
+        command = single.command(item.request)
+        if item.request.validate_only:
+            raise InvalidRequest("validate_only", "must not be set in CallMany.")
+        item.outcome = self._ledger.enqueue(command, seconds)
+        item.outcome.add_done_callback(partial(self._answered, item))
+
+    def _answered(self, item: _Item, outcome: asyncio.Future[Outcome]) -> None:
+        """Takes the answer of the ledger."""
+        if self._closed or outcome.cancelled():
+            return
+        fault = outcome.exception()
+        if fault is not None:
+            self._fail(item, fault)
+            return
+        answer = outcome.result()
+        if requests.lacks_grant_changes(answer):
+            item.outcome = self._loop.create_task(requests.with_grant_changes(self._ledger, answer))
+            item.outcome.add_done_callback(partial(self._succeed, item))
+        else:
+            self._succeed(item, outcome)
+
+    def _succeed(self, item: _Item, outcome: asyncio.Future[Outcome]) -> None:
+        """Makes an outcome a result."""
+        if self._closed or outcome.cancelled():
+            return
+        try:
+            answer = outcome.result()
+            item.call.replayed = answer.replayed
+            assert item.single is not None  # noqa: S101  # it has been begun
+            response = item.single.response(item.request, answer, self._terms)
+            result = pb.CallManyResult(index=item.index, **{item.field: response})
+            self._open.keep_unsent(result.ByteSize())
+        except Exception as fault:
+            self._fail(item, fault)
+            return
+        item.call.answered()
+        self._keep(item, result)
+
+    def _fail(self, item: _Item, fault: BaseException) -> None:
+        """Makes an error a result; what is no error of ours stays in the log."""
+        if isinstance(fault, CreditError):
+            error = fault
+        else:
+            _log.error("call failed", method=item.call.method, exc_info=fault)
+            error = InternalError()
+        item.call.failed(error)
+        refusal = status.to_status(error)
+        answer = pb.ItemStatus(code=refusal.code, message=refusal.message, details=refusal.details)
+        result = pb.CallManyResult(index=item.index, error=answer)
+        self._open.count_unsent(result.ByteSize())
+        self._keep(item, result)
+
+    def _keep(self, item: _Item, result: pb.CallManyResult) -> None:
+        self._unanswered.discard(item)
+        self._results.append(result)
+        self._known.set()
+
+    async def next_results(self) -> list[pb.CallManyResult]:
+        """Waits for the next results.
+
+        Returns:
+            All that are known, as far as a response has room for them. It is empty when every
+            result has been returned.
+        """
+        if not self._results and self._unanswered:
+            self._known.clear()
+            await self._known.wait()
+        number = size = 0
+        while number < len(self._results) and size <= RESPONSE_BYTES_MAX:
+            size += self._results[number].ByteSize()
+            number += 1
+        taken, self._results = self._results[:number], self._results[number:]
+        return taken
+
+    def sent(self, results: list[pb.CallManyResult]) -> None:
+        """Notes that these results have been sent."""
+        self._open.sent(len(results), sum(result.ByteSize() for result in results))
+
+    def close(self) -> None:
+        """Withdraws what has not begun; nobody waits for the results any more."""
+        self._closed = True
+        for item in self._unanswered:
+            if item.outcome is not None:
+                item.outcome.cancel()
+            item.call.abandoned()
+        for message in self._not_begun:
+            self._item(message).call.abandoned()
+
+
+def _require_different_indexes(request: pb.CallManyRequest) -> None:
+    seen: set[int] = set()
+    for place, item in enumerate(request.items):
+        if item.index in seen:
+            raise InvalidRequest(f"items[{place}].index", f"is {item.index}, as that of another.")
+        seen.add(item.index)

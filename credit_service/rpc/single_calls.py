@@ -1,0 +1,127 @@
+"""SpendCredits, HoldCredits and CaptureHold, as calls of their own and as items of CallMany.
+
+Each is a function that makes a request a command, and one that makes an outcome a response.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from credit_service import fields
+from credit_service.rpc import requests, responses, validation
+from credit_service.rules.commands import Capture, MakeHold, Spend
+from credit_service.v1 import credit_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from credit_service.rules.commands import Command
+    from credit_service.rules.model import Outcome
+    from credit_service.rules.terms import Terms
+
+
+def spend_command(request: pb.SpendCreditsRequest) -> Spend:
+    """Reads a spend.
+
+    Raises:
+        InvalidRequest: a field is missing or wrong.
+    """
+    return Spend(**requests.common(request), charge=requests.charge(request))
+
+
+def spend_response(
+    request: pb.SpendCreditsRequest, outcome: Outcome, terms: Terms
+) -> pb.SpendCreditsResponse:
+    """Writes the answer to a spend."""
+    return pb.SpendCreditsResponse(
+        transaction=requests.transaction(request, outcome),
+        credit=responses.user_credit(outcome.account, terms),
+        replayed=outcome.replayed,
+    )
+
+
+def hold_command(request: pb.HoldCreditsRequest) -> MakeHold:
+    """Reads a hold.
+
+    Raises:
+        InvalidRequest: a field is missing or wrong.
+    """
+    return MakeHold(
+        **requests.common(request),
+        charge=requests.charge(request),
+        ttl=validation.ttl(request.ttl if request.HasField("ttl") else None),
+    )
+
+
+def hold_response(
+    request: pb.HoldCreditsRequest, outcome: Outcome, terms: Terms
+) -> pb.HoldCreditsResponse:
+    """Writes the answer to a hold."""
+    written = outcome.replayed or not request.validate_only
+    return pb.HoldCreditsResponse(
+        transaction=requests.transaction(request, outcome),
+        credit=responses.user_credit(outcome.account, terms),
+        replayed=outcome.replayed,
+        hold=responses.hold_of(outcome, written=written),
+    )
+
+
+def capture_command(request: pb.CaptureHoldRequest) -> Capture:
+    """Reads a capture.
+
+    Raises:
+        InvalidRequest: a field is missing or wrong.
+        HoldNotFound: the hold is another user's.
+    """
+    common = requests.common(request)
+    amount = quantity = None
+    match request.WhichOneof("part"):
+        case "amount":
+            amount = fields.amount_or_none(request.amount)
+        case "quantity":
+            quantity = fields.amount_or_none(request.quantity, "quantity") or None
+            amount = None if quantity else 0
+    return Capture(
+        **common,
+        hold_seq=requests.hold_place(request.hold_id, common["user_id"]),
+        amount=amount,
+        quantity=quantity,
+        allow_overage=request.allow_overage,
+    )
+
+
+def capture_response(
+    request: pb.CaptureHoldRequest, outcome: Outcome, terms: Terms
+) -> pb.CaptureHoldResponse:
+    """Writes the answer to a capture."""
+    return pb.CaptureHoldResponse(
+        transaction=requests.transaction(request, outcome),
+        credit=responses.user_credit(outcome.account, terms),
+        replayed=outcome.replayed,
+        hold=responses.hold_of(outcome),
+        late=outcome.late,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SingleCall:
+    """A call that can be an item of CallMany.
+
+    Attributes:
+        method: its name.
+        command: makes its request a command.
+        response: makes its request, the outcome and the terms its response.
+    """
+
+    method: str
+    command: Callable[[Any], Command]
+    response: Callable[[Any, Outcome, Terms], Any]
+
+
+# By the field of the item.
+SINGLE_CALLS = {
+    "spend": SingleCall("SpendCredits", spend_command, spend_response),
+    "hold": SingleCall("HoldCredits", hold_command, hold_response),
+    "capture": SingleCall("CaptureHold", capture_command, capture_response),
+}
