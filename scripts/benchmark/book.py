@@ -198,6 +198,18 @@ async def settle(owner_url: str) -> None:
         await connection.close()
 
 
+async def transactions(owner_url: str) -> int:
+    """Counts the transactions that have written something since the server was made."""
+    connection = await asyncpg.connect(owner_url)
+    try:
+        count: str = await connection.fetchval(
+            "SELECT pg_snapshot_xmax(pg_current_snapshot())::text"
+        )
+        return int(count)
+    finally:
+        await connection.close()
+
+
 async def forget_readers(owner_url: str) -> None:
     """Lets the relay begin at the beginning again."""
     connection = await asyncpg.connect(owner_url)

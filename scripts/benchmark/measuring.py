@@ -30,6 +30,7 @@ class Sample:
         rate: units of work a second, such as spends.
         server_us: processor time of the server per unit, in microseconds.
         database_us: processor time of PostgreSQL, all its processes, per unit, in microseconds.
+        clients_us: processor time of the client processes per unit, in microseconds.
         server: processors that the server used, 1 being one of them wholly.
         database: processors that PostgreSQL used.
         generator: the part of a processor that the busiest client process used.
@@ -43,6 +44,7 @@ class Sample:
     server: float
     database: float
     generator: float
+    clients_us: float = 0
     waited_us: list[int] = field(default_factory=list)
     failed: Mapping[str, int] = field(default_factory=dict)
 
@@ -104,6 +106,7 @@ class Load:
             server=server / took,
             database=database / took,
             generator=max(outcome.cpu_seconds / outcome.seconds for outcome in outcomes),
+            clients_us=sum(outcome.cpu_seconds for outcome in outcomes) * 1e6 / units,
             waited_us=[us for outcome in outcomes for us in outcome.waited_us],
             failed=dict(failed),
         )

@@ -12,6 +12,7 @@ from benchmark import (
     granted,
     growth,
     latency,
+    model,
     throughput,
     webhooks,
 )
@@ -28,6 +29,7 @@ _APART: Mapping[str, Callable[[Testbed], list[Line]]] = {
     "books": growth.long_books,
     "memory": deployment.memory,
     "processes": deployment.processes,
+    "model": model.growth,
     "pgbouncer": deployment.pooler,
     "expiry": expiring.sweeper,
     "mass-expiry": expiring.mass,

@@ -21,6 +21,7 @@ import pytest
 from benchmark.crowds import goodput
 from benchmark.lines import Line, at_most, below, compared
 from benchmark.measuring import Sample, quantile_ms
+from benchmark.model import Deployment, Measured, costs
 from benchmark.report import Report
 from benchmark.testbed import Extent
 from kit.paths import ROOT
@@ -267,3 +268,16 @@ def test_refusals_and_missed_deadlines_of_a_crowd_are_figures_and_other_failures
     line = goodput({"crowd": [spoilt], "few": [best]}, "crowd", "few")
     assert line.failed == {"crowd: CANCELLED": 1}
     assert line.verdict == "calls failed"
+
+
+def test_the_model_of_growth_predicts_what_its_costs_say():
+    one, wide = Measured(rate=4000, cost=440, batch=40), Measured(rate=2000, cost=800, batch=4)
+    known = costs(one, wide)
+    assert (known.each, known.transaction) == pytest.approx((400, 1600))
+    assert known.processors == pytest.approx(1.76)
+    assert known.rate(Deployment(1, 1)) == pytest.approx(one.rate)
+    # Ten in a transaction: 400 + 160 us each.
+    assert known.rate(Deployment(1, 4)) == known.rate(Deployment(2, 2))
+    assert known.rate(Deployment(1, 4)) == pytest.approx(1.76e6 / 560)
+    # A transaction has at least one spend.
+    assert known.rate(Deployment(9, 9)) == pytest.approx(1.76e6 / 2000)
