@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import grpc
 import uvloop
 
-from benchmark import watching
+from benchmark import flooding, watching
 from benchmark.calls import CALLS, ItemRefusedError, Users
 from benchmark.plan import Outcome, Plan
 from credit_service import status
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from benchmark.calls import Call
 
 _MESSAGE_BYTES_MAX = 2 * 1024 * 1024
+
+# gRPC refuses calls of a crowd without a reason, and without saying when to come back.
+_CANCELLED_SECONDS = 0.2
 
 
 class Generator:
@@ -37,14 +40,14 @@ class Generator:
     async def carry_out(self, plan: Plan) -> Outcome:
         """Carries out a plan to the answer of its last call."""
         outcome = Outcome()
-        channels = await self._connected(plan)
         if plan.call == "watch":
+            channels = await self._connected(plan)
             carried_out = watching.watch(channels[0], plan, outcome)
+        elif plan.call == "flood":
+            carried_out = flooding.flood(plan, self._drawn_from(plan), outcome)
         else:
-            chosen = (plan.first_user, plan.users)
-            if chosen not in self._users:
-                self._users[chosen] = Users(*chosen)
-            calls = [CALLS[plan.call](channel, self._users[chosen]) for channel in channels]
+            channels, users = await self._connected(plan), self._drawn_from(plan)
+            calls = [CALLS[plan.call](channel, users) for channel in channels]
             loop = _closed_loop if plan.rate is None else _open_loop
             carried_out = loop(plan, calls, outcome)
         await asyncio.sleep(plan.start_at - time.monotonic())
@@ -53,6 +56,12 @@ class Generator:
         outcome.cpu_seconds = time.process_time() - cpu
         outcome.seconds = time.monotonic() - started
         return outcome
+
+    def _drawn_from(self, plan: Plan) -> Users:
+        chosen = (plan.first_user, plan.users)
+        if chosen not in self._users:
+            self._users[chosen] = Users(*chosen)
+        return self._users[chosen]
 
     async def _connected(self, plan: Plan) -> list[grpc.aio.Channel]:
         place = (plan.target, plan.connections)
@@ -88,7 +97,8 @@ async def _one(call: Call, due: float, end: float, outcome: Outcome) -> float:
         refusal = status.parse(error)
         name = error.code().name + ("" if refusal is None else f" {refusal.reason}")
         outcome.failed[name] = outcome.failed.get(name, 0) + 1
-        return status.retry_seconds(error) or 0.0
+        unseen = error.code() is grpc.StatusCode.CANCELLED
+        return status.retry_seconds(error) or (_CANCELLED_SECONDS if unseen else 0.0)
     except ItemRefusedError:
         outcome.failed["an item"] = outcome.failed.get("an item", 0) + 1
         return 0.0

@@ -28,6 +28,7 @@ class Sample:
 
     Attributes:
         rate: units of work a second, such as spends.
+        offered: units of work that were begun a second.
         server_us: processor time of the server per unit, in microseconds.
         database_us: processor time of PostgreSQL, all its processes, per unit, in microseconds.
         clients_us: processor time of the client processes per unit, in microseconds.
@@ -39,6 +40,7 @@ class Sample:
     """
 
     rate: float
+    offered: float
     server_us: float
     database_us: float
     server: float
@@ -55,7 +57,7 @@ class Load:
 
     Attributes:
         server: what is called.
-        call: a name of `calls.CALLS`.
+        call: a name of `calls.CALLS`, `watch` or `flood`.
         first_user: number of the first user.
         users: how many.
         in_flight: calls that wait at the same time, over all client processes.
@@ -98,9 +100,11 @@ class Load:
         for outcome in outcomes:
             failed.update(outcome.failed)
         took = max(outcome.seconds for outcome in outcomes)
-        units = self.units * max(1, sum(outcome.begun for outcome in outcomes))
+        begun = self.units * sum(outcome.begun for outcome in outcomes)
+        units = max(1, begun)
         return Sample(
             rate=self.units * sum(outcome.answered for outcome in outcomes) / seconds,
+            offered=begun / seconds,
             server_us=server * 1e6 / units,
             database_us=database * 1e6 / units,
             server=server / took,

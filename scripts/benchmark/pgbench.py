@@ -78,6 +78,7 @@ def load(testbed: Testbed, users: int) -> Callable[[float], Sample]:
         database = machine.cpu_seconds(testbed.cluster.pid) - before
         return Sample(
             rate=float(found[1]),
+            offered=float(found[1]),
             server_us=0,
             database_us=database * 1e6 / max(1, int(made[1])),
             server=0,

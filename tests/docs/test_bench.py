@@ -12,20 +12,28 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
 import asyncpg
 import pytest
-from benchmark.crowds import goodput
+from benchmark.book import fill
+from benchmark.calls import Users
+from benchmark.flooding import flood
+from benchmark.floods import goodput
 from benchmark.lines import Line, at_most, below, compared
 from benchmark.measuring import Sample, quantile_ms
 from benchmark.model import Deployment, Measured, costs
+from benchmark.numbering import user_id as user_id_of
+from benchmark.plan import Outcome, Plan
 from benchmark.report import Report
 from benchmark.testbed import Extent
 from kit.paths import ROOT
-from kit.waiting import patience
+from kit.services import running, server_settings
+from kit.waiting import eventually, patience
 
 QUICK = ("--turns", "1", "--seconds", "0.2", "--users", "50")
 
@@ -190,6 +198,7 @@ def test_a_row_that_does_not_exist_is_refused_with_those_that_do(bench):
 def sample(rate, **failed):
     return Sample(
         rate=rate,
+        offered=rate,
         server_us=0,
         database_us=0,
         server=0,
@@ -243,7 +252,7 @@ def test_a_missed_target_is_reported_and_fails_nothing():
 
 
 def test_a_busy_load_generator_is_reported():
-    full = [Sample(rate=1, server_us=0, database_us=0, server=0, database=0, generator=0.95)]
+    full = [replace(sample(1), generator=0.95)]
     assert "THE BOTTLENECK" in compared("row", {"a": full, "b": full}, "a", "b").note
     spare = {"a": [sample(1)], "b": [sample(1)]}
     assert "THE BOTTLENECK" not in compared("row", spare, "a", "b").note
@@ -258,16 +267,18 @@ def test_a_quantile_is_a_time_that_was_measured():
 
 
 def test_refusals_and_missed_deadlines_of_a_crowd_are_figures_and_other_failures_void_it():
-    crowd = sample(80, **{"UNAVAILABLE OVERLOADED": 6, "DEADLINE_EXCEEDED": 2})
-    crowd.waited_us.extend([1] * 192)
+    crowd = sample(80, **{"UNAVAILABLE OVERLOADED": 6, "DEADLINE_EXCEEDED": 2, "CANCELLED": 4})
+    crowd.waited_us.extend([1] * 188)
     best = sample(100)
     line = goodput({"crowd": [crowd], "few": [best]}, "crowd", "few")
     assert (line.value, line.verdict) == (0.8, "met")
-    assert line.note.endswith("3.0% OVERLOADED, 1.0% missed their deadline")
-    spoilt = sample(80, CANCELLED=1)
-    line = goodput({"crowd": [spoilt], "few": [best]}, "crowd", "few")
-    assert line.failed == {"crowd: CANCELLED": 1}
-    assert line.verdict == "calls failed"
+    assert line.note.endswith(
+        "3.0% OVERLOADED, 2.0% CANCELLED by gRPC unseen, 1.0% missed their deadline"
+    )
+    for failure in ("INTERNAL", "UNAVAILABLE OVERLOADED without RetryInfo", "no answer"):
+        line = goodput({"crowd": [sample(80, **{failure: 1})], "few": [best]}, "crowd", "few")
+        assert line.failed == {f"crowd: {failure}": 1}
+        assert line.verdict == "calls failed"
 
 
 def test_the_model_of_growth_predicts_what_its_costs_say():
@@ -281,3 +292,31 @@ def test_the_model_of_growth_predicts_what_its_costs_say():
     assert known.rate(Deployment(1, 4)) == pytest.approx(1.76e6 / 560)
     # A transaction has at least one spend.
     assert known.rate(Deployment(9, 9)) == pytest.approx(1.76e6 / 2000)
+
+
+async def test_a_flood_is_answered_or_refused_call_by_call(database):
+    await database.wait_longer_for_locks()
+    await fill(database.owner_url, 0, 1)
+    async with running(server_settings(database.service_url, calls_in_flight=10)) as service:
+        plan = Plan(
+            target=service.target,
+            call="flood",
+            first_user=0,
+            users=1,
+            in_flight=0,
+            seconds=0.5,
+            start_at=time.monotonic(),
+            rate=400,
+            connections=2,
+        )
+        outcome = Outcome()
+        async with database.locked(uuid.UUID(user_id_of(0))):
+            flooding = asyncio.create_task(flood(plan, Users(0, 1), outcome))
+            await eventually(lambda: outcome.failed)
+        await flooding
+    assert set(outcome.failed) <= {"UNAVAILABLE OVERLOADED", "DEADLINE_EXCEEDED"}
+    assert outcome.failed["UNAVAILABLE OVERLOADED"]
+    assert outcome.begun == len(outcome.waited_us) + sum(outcome.failed.values())
+    ((spends,),) = await database.fetch("SELECT count(*) FROM credit_transactions WHERE seq > 1")
+    assert spends >= len(outcome.waited_us) > 0
+    assert not await database.faults()
