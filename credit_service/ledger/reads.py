@@ -208,7 +208,7 @@ class Reads:
             if query.start is not None:
                 before = await store.count_entries_before(connection, user_id, query.start)
                 oldest_excluded = max(oldest_excluded, before)
-            began_at, entries = await store.list_entries(
+            began_at, grants_made, entries = await store.list_entries(
                 connection,
                 user_id,
                 newest=newest,
@@ -223,7 +223,8 @@ class Reads:
             if began_at is None:
                 await _require_user(connection, user_id)
                 return [], None
-            entries = await with_changes(connection, user_id, entries)
+            if grants_made > 0:
+                entries = await with_changes(connection, user_id, entries)
         bottom = max(oldest_excluded, began_at - SCAN_LIMIT)
         onward = entries[-1].seq - 1 if len(entries) == query.page_size else bottom
         return entries, onward if onward > oldest_excluded else None
@@ -436,7 +437,9 @@ async def _newest_entries(
 ) -> list[Entry]:
     if size == 0 or account.seq == 0:
         return []
-    _, entries = await store.list_entries(
+    _, grants_made, entries = await store.list_entries(
         connection, account.user_id, newest=account.seq, limit=size, looks_at=SCAN_LIMIT
     )
+    if grants_made == 0:
+        return entries
     return await with_changes(connection, account.user_id, entries)

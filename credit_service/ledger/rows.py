@@ -40,6 +40,7 @@ POLICY_COLUMNS = (
 
 _METADATA = Entry._fields.index("metadata")
 _PAYMENT = Entry._fields.index("payment")
+_HOLD = _PAYMENT + len(Payment._fields)
 _POLICY = Account._fields.index("policy")
 _ALLOWANCE = _POLICY + 2 + len(SpendLimits._fields)
 _COUNTERS = _ALLOWANCE + len(Allowance._fields) + 1 + len(TopUp._fields)
@@ -154,8 +155,15 @@ def entry_row(entry: Entry, tx: int) -> tuple[object, ...]:
 
 
 def to_entry(row: Sequence[Any] | asyncpg.Record) -> Entry:
-    """The entry of a row."""
-    *head, payment_ref, amount_minor, currency, hold_seq = row
-    head[_METADATA] = orjson.loads(head[_METADATA]) if head[_METADATA] else {}
-    payment = Payment(payment_ref, amount_minor, currency) if payment_ref is not None else None
-    return Entry(*(*head, payment, hold_seq))
+    """The entry of a row; further columns after its own are left alone."""
+    metadata, payment_ref = row[_METADATA], row[_PAYMENT]
+    return Entry._make(
+        (
+            *row[:_METADATA],
+            orjson.loads(metadata) if metadata else {},
+            *row[_METADATA + 1 : _PAYMENT],
+            None if payment_ref is None else Payment(*row[_PAYMENT:_HOLD]),
+            row[_HOLD],
+            (),
+        )
+    )

@@ -412,11 +412,12 @@ async def list_entries(
     grant_seq: int | None = None,
     limit: int,
     looks_at: int,
-) -> tuple[int | None, list[Entry]]:
+) -> tuple[int | None, int, list[Entry]]:
     """Lists entries with `older_than_all` < seq <= `newest`, newest first.
 
-    It returns `limit` entries at most, and looks at no more than `looks_at` to find them. It also
-    returns the seq that it started at, which is None if the user has no account.
+    It returns `limit` entries at most, and looks at no more than `looks_at` to find them. Before
+    the entries it returns the seq that it started at, which is None if the user has no account, and
+    how many grants the account has had: without any, no entry changed one.
     """
     rows = await connection.fetch(
         SQL["list_entries"],
@@ -430,8 +431,8 @@ async def list_entries(
         looks_at,
         grant_seq,
     )
-    entries = [to_entry(row[1:]) for row in rows if row[1] is not None]
-    return rows[0][0] if rows else None, entries
+    began_at, grants_made = rows[0][-2:] if rows else (None, 0)
+    return began_at, grants_made, [to_entry(row) for row in rows if row[0] is not None]
 
 
 def expect(tag: str, rows: int) -> None:

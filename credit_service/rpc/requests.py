@@ -126,11 +126,15 @@ def grant_place(text: str, user_id: UUID) -> int:
 def transaction(
     request: KeyedRequest | ReasonedRequest | pb.AdjustCreditsRequest | pb.ReversePurchaseRequest,
     outcome: Outcome,
+    into: pb.CreditTransaction | None = None,
 ) -> pb.CreditTransaction:
-    """Writes the entry into an answer; one that was only validated has no id."""
+    """Renders the entry for an answer, as `responses.transaction` does.
+
+    One that was only validated has no id.
+    """
     assert outcome.entry is not None  # noqa: S101  # a keyed command makes or finds one
     written = outcome.replayed or not request.validate_only
-    return responses.transaction(outcome.entry, written=written)
+    return responses.transaction(outcome.entry, written=written, into=into)
 
 
 def seconds_left(context: Context) -> float:

@@ -68,57 +68,90 @@ _DAY_SECONDS = 24 * 60 * 60
 
 def timestamp(time: datetime) -> Timestamp:
     """Renders a time."""
+    message = Timestamp()
+    _set_time(message, time)
+    return message
+
+
+def _set_time(message: Timestamp, time: datetime) -> None:
     # At a quarter of what Timestamp.FromDatetime costs, which is written in Python.
     since = time - _EPOCH
-    return Timestamp(
-        seconds=since.days * _DAY_SECONDS + since.seconds, nanos=since.microseconds * 1000
-    )
+    message.seconds = since.days * _DAY_SECONDS + since.seconds
+    message.nanos = since.microseconds * 1000
 
 
-def user_credit(account: Account, terms: Terms, expiring: Iterable[Expiring] = ()) -> pb.UserCredit:
-    """Renders an account with its floor and threshold, and with what lapses next."""
-    return pb.UserCredit(
-        user_id=str(account.user_id),
-        balance=account.balance,
-        held=account.held,
-        available=account.available,
-        min_balance=terms.floor(account),
-        last_updated=timestamp(account.last_updated) if account.last_updated else None,
-        seq=account.seq,
-        frozen=account.policy.frozen,
-        alert_below=terms.threshold(account),
-        expiring=[
-            pb.ExpiringCredits(expire_time=timestamp(time), amount=amount)
-            for time, amount in expiring
-        ],
-    )
+def user_credit(
+    account: Account,
+    terms: Terms,
+    expiring: Iterable[Expiring] = (),
+    into: pb.UserCredit | None = None,
+) -> pb.UserCredit:
+    """Renders an account with its floor and threshold, and with what lapses next.
+
+    Args:
+        account: what to render.
+        terms: with the configured floor and threshold.
+        expiring: times, and the credits that lapse then.
+        into: an empty part of a response, which is filled and returned; None: a new message.
+    """
+    message = pb.UserCredit() if into is None else into
+    message.user_id = str(account.user_id)
+    message.balance = account.balance
+    message.held = account.held
+    message.available = account.available
+    message.min_balance = terms.floor(account)
+    if account.last_updated is not None:
+        _set_time(message.last_updated, account.last_updated)
+    message.seq = account.seq
+    message.frozen = account.policy.frozen
+    if (threshold := terms.threshold(account)) is not None:
+        message.alert_below = threshold
+    for time, amount in expiring:
+        message.expiring.add(expire_time=timestamp(time), amount=amount)
+    return message
 
 
-def transaction(entry: Entry, *, written: bool = True) -> pb.CreditTransaction:
-    """Renders an entry; one that was only validated has no id and no place in the book."""
+def transaction(
+    entry: Entry, *, written: bool = True, into: pb.CreditTransaction | None = None
+) -> pb.CreditTransaction:
+    """Renders an entry.
+
+    Args:
+        entry: what to render.
+        written: False: it was only validated, so it has no id and no place in the book.
+        into: an empty part of a response, which is filled and returned; None: a new message.
+    """
+    # A page has many of these. Setting fields one by one takes half as long as naming them to the
+    # constructor, and even to set nothing costs.
+    message = pb.CreditTransaction() if into is None else into
     user_id = str(entry.user_id)
+    if written:
+        message.id = transaction_id(user_id, entry.seq)
+        message.seq = entry.seq
+    message.user_id = user_id
+    message.type = TYPES[entry.type]
+    message.amount = entry.amount
+    if entry.balance_change:
+        message.balance_change = entry.balance_change
+    if entry.held_change:
+        message.held_change = entry.held_change
+    message.balance_after = entry.balance_after
+    if entry.held_after:
+        message.held_after = entry.held_after
+    _set_time(message.timestamp, entry.timestamp)
+    if entry.reference:
+        message.reference = entry.reference
+    if entry.idempotency_key is not None:
+        message.idempotency_key = entry.idempotency_key
+    message.caller = entry.caller
     description, metadata = entry.description, entry.metadata
     if entry.call == "adopted":
         description = description[:_ADOPTED_TEXT_MAX]
         metadata = {name: text[:_ADOPTED_TEXT_MAX] for name, text in metadata.items()}
-    message = pb.CreditTransaction(
-        user_id=user_id,
-        type=TYPES[entry.type],
-        amount=entry.amount,
-        balance_change=entry.balance_change,
-        held_change=entry.held_change,
-        balance_after=entry.balance_after,
-        held_after=entry.held_after,
-        description=description,
-        timestamp=timestamp(entry.timestamp),
-        reference=entry.reference,
-        idempotency_key=entry.idempotency_key or "",
-        caller=entry.caller,
-    )
-    # What few entries have is set apart: even to set nothing costs.
-    if written:
-        message.id = transaction_id(user_id, entry.seq)
-        message.seq = entry.seq
+    if description:
+        message.description = description
+    if metadata:
+        message.metadata.update(metadata)
     if entry.operation is not None:
         message.operation = entry.operation
     if entry.quantity is not None:
@@ -127,8 +160,6 @@ def transaction(entry: Entry, *, written: bool = True) -> pb.CreditTransaction:
         message.unit_cost = entry.unit_cost
     if entry.price_version is not None:
         message.price_version = entry.price_version
-    if metadata:
-        message.metadata.update(metadata)
     if entry.related_seq is not None:
         message.related_transaction_id = transaction_id(user_id, entry.related_seq)
     if entry.hold_seq is not None and (written or entry.type != "hold"):

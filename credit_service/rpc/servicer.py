@@ -37,6 +37,8 @@ from credit_service.v1 import credit_service_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
+    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+
     from credit_service.ledger.feed import Feed
     from credit_service.ledger.ledger import Ledger
     from credit_service.ledger.watch import Watchers
@@ -106,11 +108,13 @@ class CreditServicer(
                 account, newest, expiring, status = await reads.account_with_entries(user_id, size)
                 if shows_top_ups:
                     top_up = status
-        credit = responses.user_credit(account, self._terms, expiring)
+        response = pb.GetUserCreditResponse()
+        credit = responses.user_credit(account, self._terms, expiring, response.credit)
         if top_up is not None:
             credit.top_up.CopyFrom(top_up_messages.status(top_up))
-        credit.transaction_history.extend(_fitting(newest))
-        return pb.GetUserCreditResponse(credit=credit)
+        if newest:
+            _add_fitting(credit.transaction_history, newest)
+        return response
 
     async def PurchaseCredits(
         self, request: pb.PurchaseCreditsRequest, context: Context
@@ -265,13 +269,13 @@ class CreditServicer(
             grant_seq=requests.grant_place(request.grant_id, user_id) if request.grant_id else None,
         )
         entries, onward = await self._ledger.reads.history(query)
-        transactions = _fitting(entries)
-        if len(transactions) < len(entries):
-            onward = transactions[-1].seq - 1
-        return pb.GetTransactionHistoryResponse(
-            transactions=transactions,
-            next_page_token="" if onward is None else page_tokens.token(request, onward),
-        )
+        response = pb.GetTransactionHistoryResponse()
+        added = _add_fitting(response.transactions, entries)
+        if added < len(entries):
+            onward = entries[added - 1].seq - 1
+        if onward is not None:
+            response.next_page_token = page_tokens.token(request, onward)
+        return response
 
     async def GetTransaction(
         self, request: pb.GetTransactionRequest, context: Context
@@ -381,17 +385,23 @@ class CreditServicer(
         return pb.GetUsageReportResponse(lines=[responses.usage(line) for line in lines])
 
 
-def _fitting(entries: Iterable[Entry]) -> list[pb.CreditTransaction]:
-    """Renders as many entries as fit into an answer; long metadata can make that few."""
-    transactions: list[pb.CreditTransaction] = []
-    size = 0
+def _add_fitting(
+    transactions: RepeatedCompositeFieldContainer[pb.CreditTransaction], entries: Iterable[Entry]
+) -> int:
+    """Adds as many entries as fit into an answer; long metadata can make that few.
+
+    Returns:
+        How many.
+    """
+    size = added = 0
     for entry in entries:
-        transaction = responses.transaction(entry)
+        transaction = responses.transaction(entry, into=transactions.add())
         size += transaction.ByteSize() + _FIELD_BYTES
         if size > PAGE_BYTES_MAX:
+            del transactions[added]
             break
-        transactions.append(transaction)
-    return transactions
+        added += 1
+    return added
 
 
 def _reset(request: pb.SetAccountPolicyRequest) -> tuple[PolicyPart, ...]:

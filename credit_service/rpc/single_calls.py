@@ -34,11 +34,10 @@ def spend_response(
     request: pb.SpendCreditsRequest, outcome: Outcome, terms: Terms
 ) -> pb.SpendCreditsResponse:
     """Writes the answer to a spend."""
-    return pb.SpendCreditsResponse(
-        transaction=requests.transaction(request, outcome),
-        credit=responses.user_credit(outcome.account, terms),
-        replayed=outcome.replayed,
-    )
+    response = pb.SpendCreditsResponse(replayed=outcome.replayed)
+    requests.transaction(request, outcome, response.transaction)
+    responses.user_credit(outcome.account, terms, into=response.credit)
+    return response
 
 
 def hold_command(request: pb.HoldCreditsRequest) -> MakeHold:
@@ -59,12 +58,12 @@ def hold_response(
 ) -> pb.HoldCreditsResponse:
     """Writes the answer to a hold."""
     written = outcome.replayed or not request.validate_only
-    return pb.HoldCreditsResponse(
-        transaction=requests.transaction(request, outcome),
-        credit=responses.user_credit(outcome.account, terms),
-        replayed=outcome.replayed,
-        hold=responses.hold_of(outcome, written=written),
+    response = pb.HoldCreditsResponse(
+        replayed=outcome.replayed, hold=responses.hold_of(outcome, written=written)
     )
+    requests.transaction(request, outcome, response.transaction)
+    responses.user_credit(outcome.account, terms, into=response.credit)
+    return response
 
 
 def capture_command(request: pb.CaptureHoldRequest) -> Capture:
@@ -95,13 +94,12 @@ def capture_response(
     request: pb.CaptureHoldRequest, outcome: Outcome, terms: Terms
 ) -> pb.CaptureHoldResponse:
     """Writes the answer to a capture."""
-    return pb.CaptureHoldResponse(
-        transaction=requests.transaction(request, outcome),
-        credit=responses.user_credit(outcome.account, terms),
-        replayed=outcome.replayed,
-        hold=responses.hold_of(outcome),
-        late=outcome.late,
+    response = pb.CaptureHoldResponse(
+        replayed=outcome.replayed, hold=responses.hold_of(outcome), late=outcome.late
     )
+    requests.transaction(request, outcome, response.transaction)
+    responses.user_credit(outcome.account, terms, into=response.credit)
+    return response
 
 
 @dataclass(frozen=True, slots=True)

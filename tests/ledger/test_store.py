@@ -49,7 +49,7 @@ READS = [
     ("list_known_accounts", Account, (), ("due",)),
     ("load_entries_by_key", Entry, ("now", "tx", "key", "kept_call"), ()),
     ("load_entries", Entry, (), ()),
-    ("list_entries", Entry, ("newest",), ()),
+    ("list_entries", Entry, (), ("newest", "grants_made")),
     ("load_holds", Hold, (), ()),
     ("load_due_holds", Hold, (), ()),
     ("list_holds", Hold, ("now",), ()),

@@ -1,8 +1,8 @@
--- Lists a page of a user's entries, newest first, with the seq that the page begins at. Without
--- types: the entries that moved the balance. It looks at a bounded number of entries. A page
--- without entries is one row that has no more than that seq; a user without an account has no row.
+-- Lists a page of a user's entries, newest first, with the seq that the page begins at and how many
+-- grants the account has had. Without types: the entries that moved the balance. It looks at a
+-- bounded number of entries. A page without entries is one row that has only these two; a user
+-- without an account has no row.
 SELECT
-    page.newest,
     entry.user_id,
     entry.seq,
     entry.type,
@@ -28,9 +28,13 @@ SELECT
     entry.payment_ref,
     entry.payment_amount_minor,
     entry.payment_currency,
-    entry.hold_seq
+    entry.hold_seq,
+    page.newest,
+    page.grants_made
 FROM (
-    SELECT least(account.seq, $2::bigint) AS newest
+    SELECT
+        account.grants_made,
+        least(account.seq, $2::bigint) AS newest
     FROM user_credits AS account
     WHERE account.user_id = $1::uuid
 ) AS page
