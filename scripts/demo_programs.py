@@ -35,6 +35,7 @@ class _Program:
 
     name: str
     process: asyncio.subprocess.Process
+    hidden: str
     last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=12))
 
     async def wait_for(self, pattern: str) -> str:
@@ -48,9 +49,10 @@ class _Program:
         raise StoryFailed(f"{self.name} did not start. It said:\n   {said}")
 
     async def drain(self) -> None:
-        """Keeps reading, because a program stops when its pipe is full."""
-        async for _ in self._lines():
-            pass
+        """Keeps reading, because a full pipe stops the program; shows what is not hidden."""
+        async for line in self._lines():
+            if not re.match(self.hidden, line):
+                print(f"{self.name}: {line}", file=sys.stderr, flush=True)
 
     async def _lines(self) -> AsyncIterator[str]:
         assert self.process.stdout is not None  # noqa: S101  # it was asked for
@@ -61,9 +63,18 @@ class _Program:
 
 @asynccontextmanager
 async def running(
-    module: str, *arguments: str, ready: str, **environment: str
+    module: str, *arguments: str, ready: str, hidden: str = "", **environment: str
 ) -> AsyncIterator[str]:
-    """Runs a module for the length of the block; yields the group of its readiness line."""
+    """Runs a module for the length of the block; yields the group of its readiness line.
+
+    Args:
+        module: run as `python -m` does.
+        *arguments: its command line.
+        ready: a pattern of its readiness line, with one group.
+        hidden: a pattern of the beginning of the lines that are not shown after that; by default
+            of all lines.
+        **environment: variables beside those of this process.
+    """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -75,7 +86,7 @@ async def running(
         # Ctrl-C must reach only this program, which then stops the others in order.
         start_new_session=True,
     )
-    program = _Program(module, process)
+    program = _Program(module, process, hidden)
     draining = None
     try:
         ready_line = await program.wait_for(ready)

@@ -106,6 +106,7 @@ async def run(user_id: uuid.UUID, port: int) -> None:
             *("--timeout-keep-alive", "75"),  # longer than a page leaves a connection idle
             "fastapi_app:app",
             ready=r"running on http://\S+?:(\d+)",
+            hidden="INFO",
             CREDIT_GATEWAY_DEVELOPMENT="true",
             CREDIT_TARGET=target,
             BRIDGE_URL=bridge_url,

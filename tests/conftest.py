@@ -1,5 +1,9 @@
 """What every test may ask for: a migrated database, a running service, a client of it."""
 
+import credit_service  # noqa: F401  # before gRPC is imported, which reads a variable that it sets
+
+# isort: split
+
 import asyncio
 import contextlib
 import gc

@@ -1,13 +1,13 @@
 """Debian's Chromium, and the whole demo, for the tests that look at a page as a user does."""
 
-import re
 import shutil
-import subprocess
+import signal
 import sys
+from typing import NamedTuple
 
 import pytest
 from kit.paths import ROOT
-from kit.programs import free_port
+from kit.programs import Command, free_port
 from kit.waiting import patience
 from playwright.async_api import async_playwright, expect
 
@@ -35,18 +35,25 @@ async def chromium():
         await browser.close()
 
 
+class Demo(NamedTuple):
+    """A running `scripts/demo --web`: the addresses of its page and of its service."""
+
+    page: str
+    service: str
+    program: Command
+
+
 @pytest.fixture(scope="module")
 def demo(chromium):
-    """`scripts/demo --web` as its reader runs it: the address of the page and of the service."""
-    command = [sys.executable, ROOT / "scripts/demo.py", "--web", "--port", str(free_port())]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
-        said = ""
-        for line in running.stdout:
-            said += line
-            if line.startswith("Ctrl-C"):
-                break
-        (page,) = re.findall(r"Open (http://\S+)\?", said)
-        (service,) = re.findall(r"The service is on (\S+),", said)
-        yield page, service
-        running.terminate()
-        assert running.wait(patience(30)) == 0
+    """`scripts/demo --web` as its reader runs it."""
+    script = str(ROOT / "scripts/demo.py")
+    program = Command(ROOT, sys.executable, script, "--web", "--port", str(free_port()))
+    try:
+        program.wait_for("Ctrl-C ends it", 60)
+        page = program.wait_for(r"Open (http://\S+)\?").group(1)
+        service = program.wait_for(r"The service is on (\S+),").group(1)
+        yield Demo(page, service, program)
+        program.signal(signal.SIGTERM)
+        assert program.wait() == 0
+    finally:
+        program.close()

@@ -21,19 +21,22 @@ _EXPECTED = ("402", "Payment Required")
 @asynccontextmanager
 async def page_of(chromium, demo, credits_=25, **options):
     """A page on which a new user with so many credits is signed in; nothing may go wrong on it."""
-    address, service = demo
     user = uuid.uuid4()
-    async with CreditClient(service) as client:
+    async with CreditClient(demo.service) as client:
         await client.grant_credits(user, credits_, reason="a test", idempotency_key="grant:1")
     context = await chromium.new_context(**options)
     page = await context.new_page()
     wrong = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
-    await page.goto(f"{address}?user={user}")
+    await page.goto(f"{demo.page}?user={user}")
     await page.get_by_role("button", name="Sign in").click()
     page.user = str(user)
-    yield page
+    try:
+        yield page
+    except Exception as error:
+        error.add_note(f"The demo printed:\n{demo.program.output}")
+        raise
     await context.close()
     assert [line for line in wrong if not any(word in line for word in _EXPECTED)] == []
 
@@ -98,14 +101,15 @@ async def test_a_running_job_holds_its_credits_and_a_killed_worker_gives_them_ba
         os.kill(worker, signal.SIGKILL)
         await expect(page.locator("#job-state")).to_contain_text("Your credits are back.")
         await expect(balance(page)).to_have_text("25")
+        demo.program.wait_for(f"failed: its worker, process {worker}, was ended by signal 9")
 
 
 async def test_two_tabs_show_every_change_and_a_closed_one_hands_over(chromium, demo):
     async with page_of(chromium, demo) as first:
         second = await first.context.new_page()
-        await second.goto(demo[0])
+        await second.goto(demo.page)
         await expect(balance(second)).to_have_text("25")
-        async with CreditClient(demo[1]) as client:
+        async with CreditClient(demo.service) as client:
             await client.spend_credits(first.user, amount=1, idempotency_key="spend:1")
             await expect(balance(first)).to_have_text("24")
             await expect(balance(second)).to_have_text("24")
@@ -159,7 +163,7 @@ async def test_the_page_is_accessible_and_fits(chromium, demo, scheme, width):
     size = {"width": width, "height": 800}
     async with page_of(chromium, demo, color_scheme=scheme, viewport=size) as page:
         await expect(page.locator("credits-history")).to_contain_text("+25")
-        async with CreditClient(demo[1]) as client:
+        async with CreditClient(demo.service) as client:
             await client.spend_credits(page.user, operation="render", idempotency_key="spend:1")
         await expect(page.locator("credits-usage svg")).to_be_visible()
         await separate(page)
@@ -177,7 +181,7 @@ async def test_numbers_follow_the_language_of_the_page(chromium, demo, locale, w
     async with page_of(chromium, demo, 1_234_567) as page:
         await expect(balance(page)).to_have_text("1,234,567")
         await page.evaluate(f"document.documentElement.lang = '{locale}'")
-        async with CreditClient(demo[1]) as client:
+        async with CreditClient(demo.service) as client:
             await client.hold_credits(page.user, amount=1, idempotency_key="hold:1")
             await client.grant_credits(page.user, 1, reason="one", idempotency_key="grant:2")
         await expect(balance(page)).to_have_text(written)

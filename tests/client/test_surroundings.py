@@ -159,6 +159,29 @@ async def test_a_client_is_refused_in_a_process_forked_after_its_first_call(serv
     assert said.count("forked") == 3
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+async def test_a_fork_beside_a_client_has_no_threads_of_grpc(service):
+    """Between fork and exec they crash the programs that an application on uvloop starts."""
+    said = await run(
+        """
+        import asyncio, os, sys
+        from credit_service.client import CreditClient
+
+        async def main():
+            async with CreditClient(sys.argv[1]) as client:
+                await client.list_prices()
+                child = os.fork()
+                if child == 0:
+                    os._exit(len(os.listdir("/proc/self/task")))
+                print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+        asyncio.run(main())
+        """,
+        service.target,
+    )
+    assert said.split() == ["1"]
+
+
 async def test_a_client_that_was_not_used_yet_works_after_a_fork(service):
     """As with a server that loads an application before it forks its workers."""
     said = await run(

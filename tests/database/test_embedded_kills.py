@@ -75,12 +75,14 @@ def attached(data: Path) -> Iterator[int]:
             "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'",
         )
     )
+    process = os.pidfd_open(left)  # which stays that of this process when its number is given away
     os.kill(left, signal.SIGSTOP)
     os.kill(int(killed["pid"]), signal.SIGKILL)
     parent.end(signal.SIGKILL)
     yield left
     with contextlib.suppress(ProcessLookupError):
-        os.kill(left, signal.SIGKILL)
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+    os.close(process)
 
 
 def test_a_start_waits_for_the_last_process_of_a_killed_server(data: Path, attached: int) -> None:

@@ -68,5 +68,6 @@ class Cluster:
 
     def kill(self):
         """Ends the server on the spot, with all it had not yet written."""
-        os.kill(self._pid, signal.SIGKILL)
-        self.stop()
+        if self._keeper is not None:
+            os.kill(self._pid, signal.SIGKILL)
+            self.stop()

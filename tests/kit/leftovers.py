@@ -56,21 +56,32 @@ def _remove_abandoned(place: Path) -> None:
 
 def processes(directory: Path, *, by_mark: bool) -> list[int]:
     """The processes that carry the mark of the run, or those whose command line names its place."""
+    every = (int(process.name) for process in Path("/proc").glob("[0-9]*"))
+    return [each for each in every if each != os.getpid() and _is_of(directory, each, by_mark)]
+
+
+def _is_of(directory: Path, process: int, by_mark: bool) -> bool:
     wanted = os.fsencode(f"{MARK}={directory}" if by_mark else directory)
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            said = (process / ("environ" if by_mark else "cmdline")).read_bytes()
-            is_meant = wanted in said.split(b"\0") if by_mark else wanted in said
-            if is_meant and int(process.name) != os.getpid():
-                found.append(int(process.name))
-    return found
+    try:
+        said = Path(f"/proc/{process}/{'environ' if by_mark else 'cmdline'}").read_bytes()
+    except OSError:
+        return False
+    return wanted in said.split(b"\0") if by_mark else wanted in said
 
 
-def _kill(found: list[int]) -> None:
+def _kill(directory: Path, *, by_mark: bool) -> list[int]:
+    """Kills the processes of a run; returns which they were."""
+    found = processes(directory, by_mark=by_mark)
     for process in found:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(process, signal.SIGKILL)
+            # Linux gives the number of an ended process to another one; this descriptor stays.
+            descriptor = os.pidfd_open(process)
+            try:
+                if _is_of(directory, process, by_mark):
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            finally:
+                os.close(descriptor)
+    return found
 
 
 def _keep(directory: Path) -> None:
@@ -82,12 +93,11 @@ def _keep(directory: Path) -> None:
         sys.stdin.read()
         deadline = time.monotonic() + _SHUTDOWN_SECONDS
         while time.monotonic() < deadline:
-            marked = processes(directory, by_mark=True)
-            _kill(marked)
+            marked = _kill(directory, by_mark=True)
             if not marked and not processes(directory, by_mark=False):
                 break
             time.sleep(_POLL_SECONDS)
-        _kill(processes(directory, by_mark=False))
+        _kill(directory, by_mark=False)
         shutil.rmtree(directory, ignore_errors=True)
 
 

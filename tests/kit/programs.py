@@ -109,8 +109,11 @@ class Process:
             self.popen.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.popen.wait(patience(15))
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.popen.pid, signal.SIGKILL)
+        # A process of that number after the end is another one. While others of the group are left,
+        # the number is not given away.
+        if self.popen.poll() is None or not Path(f"/proc/{self.popen.pid}").exists():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
         self._reader.join(patience(5))
         self._output.close()

@@ -5,9 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
-from kit.program_forks import can_fork, run_forked
+from kit.leftovers import MARK
+from kit.paths import ROOT
+from kit.program_forks import can_fork, program_forks, run_forked
 from kit.programs import Process, process, run_module
 from kit.waiting import patience
 
@@ -62,6 +66,20 @@ def test_one_that_hangs_is_killed_after_its_time():
     )
     with pytest.raises(subprocess.TimeoutExpired):
         run_forked("credit_service", ["serve"], environment, 0.5)
+
+
+def test_it_has_only_the_variables_that_it_is_given(monkeypatch):
+    given = plain_environment()
+    monkeypatch.setenv("CREDIT_LANES", "7")  # of the process that forks, too
+    monkeypatch.setenv("TEST_PROGRAM_FORKS", "")
+    monkeypatch.setenv("TEST_PROGRAM_FORKS_PATH", "")
+    with (
+        tempfile.TemporaryDirectory(dir=os.environ[MARK]) as place,
+        program_forks(Path(place), ROOT / "tests"),
+    ):
+        assert can_fork("credit_service", given)
+        forked = run_forked("credit_service", ["settings"], given, patience(60))
+    assert "CREDIT_LANES=7" not in forked.stdout.replace(" ", "")
 
 
 def test_two_have_their_own_environment_and_files():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -54,6 +55,7 @@ class JobRequest(BaseModel):
     expected_cost: Annotated[int, Field(ge=0)]
 
 
+log = logging.getLogger(__name__)
 jobs: dict[str, Job] = {}
 running: set[asyncio.Task[None]] = set()
 client = CreditClient(TARGET)
@@ -159,9 +161,13 @@ async def run(name: str, hold_id: str) -> None:
     async for line in job.process.stdout:
         progress = json.loads(line)
         job.written, job.total = progress["written"], progress["total"]
-    if await job.process.wait() == 0:
+    code = await job.process.wait()
+    if code == 0:
         job.state = "done"
         return
+    # What the worker itself said is in the log already, because standard error is the app's.
+    ended = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    log.error("job %s failed: its worker, process %d, %s", name, job.process.pid, ended)
     # Releasing is only faster than waiting for the hold's end, so a refusal does not matter.
     with suppress(CreditError):
         await client.release_hold(job.user_id, hold_id, idempotency_key=f"release:{name}:1")
