@@ -198,7 +198,10 @@ class Settings(EnvironmentSettings):
         description="Listen beyond loopback without TLS; only behind a proxy that provides it.",
     )
     lanes: int = Field(
-        1, ge=1, le=64, description="Writer lanes per process, each with one database connection."
+        1,
+        ge=1,
+        le=64,
+        description="Writer lanes per process, each with up to two database connections.",
     )
     lane_queue: int = Field(
         4000,

@@ -1,15 +1,19 @@
 """The writer lanes: group commit over row locks.
 
-A lane has a queue and no more than one transaction in flight. While it runs, commands wait in the
-queue, and the next batch is the whole queue, up to a bound. The handler of a call owns no
-transaction: it waits for a future, and when it is cancelled it only stops waiting. Futures are
-resolved after the COMMIT and never before.
+A lane has a queue. While a batch of it is in flight, commands wait in the queue, and the next batch
+is the whole queue, up to a bound. When much has piled up, a second batch begins before the first is
+committed: the database writes the one while the process decides the other. The two never have a
+user in common, so a user has no more than one transaction in flight and is served in order.
+
+The handler of a call owns no transaction: it waits for a future, and when it is cancelled it only
+stops waiting. Futures are resolved after the COMMIT and never before.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -40,6 +44,13 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
+# How many commands make it worth while to begin a batch beside another one. With fewer, one larger
+# batch afterwards costs less processor time.
+_BESIDE = 100
+
+# How many batches a lane has in flight at most, each on a connection of its own.
+_IN_FLIGHT = 2
+
 
 class Calls(Protocol):
     """Serves the batches of a lane."""
@@ -52,22 +63,27 @@ class Calls(Protocol):
 
 
 class Lane:
-    """A queue, and the task that serves what piled up in it."""
+    """A queue, and the task that begins a batch of what piled up in it."""
 
-    def __init__(self, name: str, calls: Calls, settings: WriterSettings) -> None:
+    def __init__(self, name: str, calls: Sequence[Calls], settings: WriterSettings) -> None:
         """Starts it; it connects when it has something to write.
 
         Args:
             name: its name in metrics.
-            calls: serves its batches.
+            calls: each serves one batch at a time; while there is little to do only the first does.
             settings: the bounds of queue and batch.
         """
         self._calls = calls
+        self._idle = [*reversed(calls)]
         self._queue_limit = settings.queue_limit
         self._batch_limit = settings.batch_limit
+        self._beside = min(_BESIDE, settings.batch_limit)
         self._queue: deque[Waiting] = deque()
         self._kept = 0  # how many calls at the head of the queue had to wait
-        self._filled = asyncio.Event()
+        self._unseen = 0  # how much came since the queue was looked through
+        self._busy: set[UUID] = set()  # the users of the batches in flight
+        self._serving: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
         self._closing = False
         self._task = asyncio.create_task(self._run(), name=f"lane {name}")
         self._queued = metrics.QUEUED.labels(name)
@@ -102,51 +118,73 @@ class Lane:
         return not self._closing
 
     async def close(self) -> None:
-        """Runs what is queued, takes nothing more, and closes the connection."""
+        """Runs what is queued, takes nothing more, and closes the connections."""
         self._closing = True
-        self._filled.set()
+        self._changed.set()
         await self._task
-        self._calls.close()
+        for calls in self._calls:
+            calls.close()
 
     def _put(self, waiting: Waiting) -> None:
         self._queue.append(waiting)
-        self._filled.set()
+        self._unseen += size_of(waiting.command)
+        self._changed.set()
 
     async def _run(self) -> None:
-        while True:
-            await self._filled.wait()
-            if not self._queue:
-                if self._closing:
-                    return
-                self._filled.clear()
-                continue
-            batch = self._take()
-            try:
-                kept = await self._calls.serve(batch)
-            except Exception:
-                # A lane that died would leave its users waiting for ever.
-                _log.exception("lane failed on a batch", commands=len(batch))
-                fail(batch, InternalError)
-            else:
-                self._queue.extendleft(reversed(kept))
-                self._kept = len(kept)
+        while self._serving or self._queue or not self._closing:
+            await self._changed.wait()
+            self._changed.clear()
+            while batch := self._take():
+                serving = asyncio.create_task(self._serve(self._idle.pop(), batch))
+                self._serving.add(serving)
 
     def _take(self) -> list[Waiting]:
-        """Takes the pile, up to the bound.
+        """Takes what piled up, up to the bound, if a batch may begin now.
 
-        Calls that were in a batch before and had to wait do not count, because they would keep the
-        others from being served.
+        Calls of users in a batch in flight stay where they are. Calls that were in a batch before
+        and had to wait do not count, because they would keep the others from being served.
         """
-        batch = [self._queue.popleft() for _ in range(self._kept)]
-        self._kept = 0
+        if not self._idle or (self._serving and self._unseen < self._beside):
+            return []
+        unseen = 0
+        batch: list[Waiting] = []
+        left: list[Waiting] = []
         size = 0
-        first = len(batch)
-        while self._queue:
-            size += size_of(self._queue[0].command)
-            if len(batch) > first and size > self._batch_limit:
-                break
-            batch.append(self._queue.popleft())
+        for place, waiting in enumerate(self._queue):
+            if waiting.command.user_id in self._busy:
+                left.append(waiting)
+                continue
+            if place >= self._kept:
+                size += size_of(waiting.command)
+                if size > self._batch_limit and len(batch) > self._kept:
+                    left.extend(islice(self._queue, place, None))
+                    unseen = len(self._queue) - place
+                    break
+            batch.append(waiting)
+        self._unseen = unseen
+        if self._serving and size < self._beside:
+            return []
+        self._queue = deque(left)
+        self._kept = 0
+        self._busy |= users_of(batch)
         return batch
+
+    async def _serve(self, calls: Calls, batch: list[Waiting]) -> None:
+        kept: list[Waiting] = []
+        try:
+            kept = await calls.serve(batch)
+        except Exception:
+            # A lane that died would leave its users waiting for ever.
+            _log.exception("lane failed on a batch", commands=len(batch))
+            fail(batch, InternalError)
+        self._queue.extendleft(reversed(kept))
+        self._kept += len(kept)
+        self._busy -= users_of(batch)
+        # What came for these users meanwhile was passed over.
+        self._unseen = len(self._queue)
+        self._idle.append(calls)
+        self._serving.discard(asyncio.current_task())
+        self._changed.set()
 
 
 class OrdinaryCalls:
@@ -241,13 +279,13 @@ class Lanes:
         def runner() -> BatchRunner:
             return BatchRunner(Transactions(settings), settings.batch_limit)
 
-        self._contended = Lane("contended", ContendedCalls(runner(), contention), settings)
+        self._contended = Lane("contended", [ContendedCalls(runner(), contention)], settings)
+
+        def ordinary() -> OrdinaryCalls:
+            return OrdinaryCalls(runner(), contention, self._contended.take_over)
+
         self._lanes = [
-            Lane(
-                str(number),
-                OrdinaryCalls(runner(), contention, self._contended.take_over),
-                settings,
-            )
+            Lane(str(number), [ordinary() for _ in range(_IN_FLIGHT)], settings)
             for number in range(settings.lanes)
         ]
 
