@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -15,6 +16,9 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from credit_service import errors
+
+if TYPE_CHECKING:
+    from credit_service.v1 import credit_service_pb2 as pb
 
 DOMAIN = "credit_service"
 
@@ -119,6 +123,11 @@ def _attach(status: status_pb2.Status, detail: object) -> None:
     status.details.append(packed)
 
 
+def typed(failure: grpc.aio.AioRpcError) -> errors.CreditError:
+    """Turns a failed call into the error that the service raised, or into one by its code."""
+    return parse(failure) or by_code(failure.code(), failure.details() or "")
+
+
 def parse(failure: grpc.aio.AioRpcError) -> errors.CreditError | None:
     """Turns a failed call back into the error that the service raised.
 
@@ -127,6 +136,13 @@ def parse(failure: grpc.aio.AioRpcError) -> errors.CreditError | None:
     """
     status = _sent_status(failure)
     return None if status is None else from_status(status)
+
+
+def failure_of(item: pb.ItemStatus) -> grpc.aio.AioRpcError:
+    """Turns the status of an item into what a single call that ends with it fails with."""
+    trailing = grpc.aio.Metadata((DETAILS_KEY, item.SerializeToString()))
+    code = _CODE_OF_NUMBER.get(item.code, grpc.StatusCode.UNKNOWN)
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, item.message)
 
 
 def retry_seconds(failure: grpc.aio.AioRpcError) -> float | None:

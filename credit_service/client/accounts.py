@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from credit_service import status
-from credit_service.client.connection import REPORT_SECONDS, Connection, timestamp, typed
+from credit_service.client.connection import REPORT_SECONDS, Connection, timestamp
 from credit_service.client.retries import Pauses
 from credit_service.errors import Unavailable
 from credit_service.v1 import credit_service_pb2 as pb
@@ -150,7 +150,7 @@ class AccountCalls(Connection):
                         last = response.credit
                         yield last
             except grpc.aio.AioRpcError as failure:
-                error = typed(failure)
+                error = status.typed(failure)
                 if not take_up or not isinstance(error, Unavailable):
                     raise error from failure
                 asked_seconds = status.retry_seconds(failure)

@@ -29,6 +29,7 @@ class BlockingConnection:
         credentials: grpc.ChannelCredentials | None = None,
         deadline_seconds: float = DEADLINE_SECONDS,
         server_name: str | None = None,
+        coalesce: bool = False,
     ) -> None:
         """Takes what `CreditClient` takes, and starts the thread.
 
@@ -44,6 +45,7 @@ class BlockingConnection:
             credentials=credentials,
             deadline_seconds=deadline_seconds,
             server_name=server_name,
+            coalesce=coalesce,
         )
         self._thread = LoopThread()
 

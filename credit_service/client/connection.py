@@ -11,9 +11,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from credit_service import status
 from credit_service.client.channel import open_channel, target_of
+from credit_service.client.coalescing import Coalescing
 from credit_service.client.retries import TRIES_MAX, Pauses, RetryBudget
 from credit_service.errors import (
-    CreditError,
     InternalError,
     InvalidRequest,
     OutcomeUnknown,
@@ -56,6 +56,7 @@ class Connection:
         credentials: grpc.ChannelCredentials | None = None,
         deadline_seconds: float = DEADLINE_SECONDS,
         server_name: str | None = None,
+        coalesce: bool = False,
     ) -> None:
         """Prepares the connection; it is made by the first call, in that call's event loop.
 
@@ -66,6 +67,8 @@ class Connection:
             credentials: TLS, from `grpc.ssl_channel_credentials`; None: plaintext.
             deadline_seconds: how long a call may take, its repeats included.
             server_name: the name in the service's certificate, where it is not the target's host.
+            coalesce: send spends, holds and captures that are in flight together as one request;
+                each has the answer, the deadline and the repeats that it has by itself.
 
         Raises:
             ValueError: the target is not an address.
@@ -76,9 +79,11 @@ class Connection:
         self._deadline_seconds = deadline_seconds
         self.metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
         self._budget = RetryBudget()
+        self._coalesce = coalesce
         self._loop: asyncio.AbstractEventLoop | None = None
         self._channel: grpc.aio.Channel
         self._stub: pb_grpc.CreditServiceAsyncStub
+        self._coalescing: Coalescing | None = None
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -97,6 +102,8 @@ class Connection:
         self._closed = True
         loop, self._loop = self._loop, None
         if loop is asyncio.get_running_loop():
+            if self._coalescing is not None:
+                self._coalescing.close()
             await self._channel.close()
 
     @property
@@ -123,6 +130,8 @@ class Connection:
             )
         self._channel = open_channel(self._target, self._credentials, self._server_name)
         self._stub = pb_grpc.CreditServiceStub(self._channel)
+        if self._coalesce:
+            self._coalescing = Coalescing(self._stub, self.metadata, self._make_singly)
         self._loop = loop
 
     async def read(
@@ -161,30 +170,39 @@ class Connection:
             raise InvalidRequest("request", problem)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
+        make = self._make_singly if self._coalescing is None else self._coalescing.call
         pauses = Pauses()
         tries = 0
         while True:
             tries += 1
             try:
-                # Waiting for a connection, within the deadline, rides out a restart of the service.
-                response = await method(
-                    request,
-                    timeout=deadline - loop.time(),
-                    metadata=self.metadata,
-                    wait_for_ready=True,
-                )
+                response = await make(method, request, deadline)
             except grpc.aio.AioRpcError as failure:
                 if failure.code() not in _REPEATED:
                     self._budget.succeeded()
-                    raise typed(failure) from failure
+                    raise status.typed(failure) from failure
                 pause = pauses.next(status.retry_seconds(failure))
                 affordable = self._budget.failed()
                 if not affordable or tries == TRIES_MAX or loop.time() + pause >= deadline:
-                    raise typed(failure) from failure
+                    raise status.typed(failure) from failure
             else:
                 self._budget.succeeded()
                 return response
             await asyncio.sleep(pause)
+
+    async def _make_singly(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Any, _Response],
+        request: Message,
+        deadline: float,
+    ) -> _Response:
+        # Waiting for a connection, within the deadline, rides out a restart of the service.
+        return await method(
+            request,
+            timeout=deadline - asyncio.get_running_loop().time(),
+            metadata=self.metadata,
+            wait_for_ready=True,
+        )
 
 
 def ask(
@@ -233,8 +251,3 @@ def _stamp(time: datetime) -> Timestamp:
 def key(given: str | None) -> str:
     """Returns the caller's key, or a new one."""
     return uuid4().hex if given is None else given
-
-
-def typed(failure: grpc.aio.AioRpcError) -> CreditError:
-    """Turns a failed call into the error that the service raised, or into one by its code."""
-    return status.parse(failure) or status.by_code(failure.code(), failure.details() or "")

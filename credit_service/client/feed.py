@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from credit_service import status
-from credit_service.client.connection import Connection, typed
+from credit_service.client.connection import Connection
 from credit_service.client.retries import Pauses
 from credit_service.errors import Unavailable
 from credit_service.v1 import credit_service_pb2 as pb
@@ -69,7 +69,7 @@ class FeedCalls(Connection):
             except TimeoutError:
                 pass
             except grpc.aio.AioRpcError as failure:
-                error = typed(failure)
+                error = status.typed(failure)
                 if not isinstance(error, Unavailable):
                     raise error from failure
                 asked_seconds = status.retry_seconds(failure)

@@ -14,7 +14,7 @@ from kit.wire import METHODS
 
 from credit_service import errors
 from credit_service.client import CreditClient, item_error
-from credit_service.client.connection import REQUEST_BYTES_MAX, typed
+from credit_service.client.connection import REQUEST_BYTES_MAX
 from credit_service.errors import (
     InternalError,
     InvalidRequest,
@@ -22,6 +22,7 @@ from credit_service.errors import (
     OutcomeUnknown,
     UnknownRefusal,
 )
+from credit_service.status import typed
 from credit_service.v1 import credit_service_pb2 as pb
 
 
