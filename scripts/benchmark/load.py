@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import grpc
 import uvloop
 
-from benchmark import flooding, watching
+from benchmark import client_calls, flooding, watching
 from benchmark.calls import CALLS, ItemRefusedError, Users
 from benchmark.plan import Outcome, Plan
 from credit_service import status
+from credit_service.errors import CreditError
 
 if TYPE_CHECKING:
     from benchmark.calls import Call
@@ -35,6 +36,7 @@ class Generator:
 
     def __init__(self) -> None:
         self._channels: dict[tuple[str, int], list[grpc.aio.Channel]] = {}
+        self._clients = client_calls.Clients()
         self._users: dict[tuple[int, int], Users] = {}
 
     async def carry_out(self, plan: Plan) -> Outcome:
@@ -46,8 +48,11 @@ class Generator:
         elif plan.call == "flood":
             carried_out = flooding.flood(plan, self._drawn_from(plan), outcome)
         else:
-            channels, users = await self._connected(plan), self._drawn_from(plan)
-            calls = [CALLS[plan.call](channel, users) for channel in channels]
+            users = self._drawn_from(plan)
+            if plan.call in client_calls.NAMES:
+                calls = [self._clients.call(plan.target, plan.call, users)]
+            else:
+                calls = [CALLS[plan.call](each, users) for each in await self._connected(plan)]
             loop = _closed_loop if plan.rate is None else _open_loop
             carried_out = loop(plan, calls, outcome)
         await asyncio.sleep(plan.start_at - time.monotonic())
@@ -83,6 +88,7 @@ class Generator:
 
     async def close(self) -> None:
         """Closes all connections."""
+        await self._clients.close()
         for channels in self._channels.values():
             for channel in channels:
                 await channel.close()
@@ -99,6 +105,9 @@ async def _one(call: Call, due: float, end: float, outcome: Outcome) -> float:
         outcome.failed[name] = outcome.failed.get(name, 0) + 1
         unseen = error.code() is grpc.StatusCode.CANCELLED
         return status.retry_seconds(error) or (_CANCELLED_SECONDS if unseen else 0.0)
+    except CreditError as error:
+        outcome.failed[error.reason] = outcome.failed.get(error.reason, 0) + 1
+        return 0.0
     except ItemRefusedError:
         outcome.failed["an item"] = outcome.failed.get("an item", 0) + 1
         return 0.0

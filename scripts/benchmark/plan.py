@@ -11,7 +11,7 @@ class Plan:
 
     Attributes:
         target: host:port of the server.
-        call: what to call, a name of `calls.CALLS`, `watch` or `flood`.
+        call: what to call, a name of `calls.CALLS` or `client_calls.NAMES`, `watch` or `flood`.
         first_user: number of the first user to call for.
         users: how many users to spread over, at random.
         in_flight: calls that wait for their answers at the same time; unused with a rate.

@@ -14,6 +14,7 @@ from benchmark import (
     latency,
     model,
     throughput,
+    together,
     webhooks,
 )
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 # Measured one after the other, when those of `throughput` are done.
 _APART: Mapping[str, Callable[[Testbed], list[Line]]] = {
+    "coalesced": together.client,
     "latency": latency.half_load,
     "books": growth.long_books,
     "memory": deployment.memory,

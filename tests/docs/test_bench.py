@@ -22,9 +22,11 @@ import asyncpg
 import pytest
 from benchmark.book import fill
 from benchmark.calls import Users
+from benchmark.client_calls import coalesced
 from benchmark.flooding import flood
 from benchmark.floods import goodput
 from benchmark.lines import Line, at_most, below, compared
+from benchmark.load import Generator
 from benchmark.measuring import Sample, quantile_ms
 from benchmark.model import Deployment, Measured, costs
 from benchmark.numbering import user_id as user_id_of
@@ -34,6 +36,7 @@ from benchmark.testbed import Extent
 from kit.paths import ROOT
 from kit.services import running, server_settings
 from kit.waiting import eventually, patience
+from prometheus_client import REGISTRY
 
 QUICK = ("--turns", "1", "--seconds", "0.2", "--users", "50")
 
@@ -320,3 +323,32 @@ async def test_a_flood_is_answered_or_refused_call_by_call(database):
     ((spends,),) = await database.fetch("SELECT count(*) FROM credit_transactions WHERE seq > 1")
     assert spends >= len(outcome.waited_us) > 0
     assert not await database.faults()
+
+
+def calls_together():
+    """How many requests of calls that go together were answered by services of this process."""
+    labels = {"method": "CallMany", "code": "OK", "reason": ""}
+    return REGISTRY.get_sample_value("credit_calls_total", labels) or 0
+
+
+@pytest.mark.parametrize("coalesces", [False, True])
+async def test_the_client_under_load_coalesces_where_its_plan_says_so(database, coalesces):
+    await fill(database.owner_url, 0, 20)
+    counted = calls_together()
+    async with running(server_settings(database.service_url)) as service:
+        plan = Plan(
+            target=service.target,
+            call=coalesced("client spend") if coalesces else "client spend",
+            first_user=0,
+            users=20,
+            in_flight=20,
+            seconds=0.3,
+            start_at=time.monotonic(),
+        )
+        generator = Generator()
+        outcome = await generator.carry_out(plan)
+        await generator.close()
+    assert outcome.begun == len(outcome.waited_us) >= 20
+    assert (calls_together() > counted) == coalesces
+    ((spends,),) = await database.fetch("SELECT count(*) FROM credit_transactions WHERE seq > 1")
+    assert spends == outcome.begun
