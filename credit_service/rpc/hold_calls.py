@@ -36,7 +36,8 @@ class HoldCalls(pb_grpc.CreditServiceServicer):
         """Reserves credits for work."""
         command = single_calls.hold_command(request)
         outcome = await requests.submit(self._ledger, command, context)
-        return single_calls.hold_response(request, outcome, self._terms)
+        response = pb.HoldCreditsResponse()
+        return single_calls.answer_hold(response, request, outcome, self._terms)
 
     async def CaptureHold(
         self, request: pb.CaptureHoldRequest, context: Context
@@ -44,7 +45,8 @@ class HoldCalls(pb_grpc.CreditServiceServicer):
         """Takes the credits of a hold."""
         command = single_calls.capture_command(request)
         outcome = await requests.submit(self._ledger, command, context)
-        return single_calls.capture_response(request, outcome, self._terms)
+        response = pb.CaptureHoldResponse()
+        return single_calls.answer_capture(response, request, outcome, self._terms)
 
     async def ReleaseHold(
         self, request: pb.ReleaseHoldRequest, context: Context

@@ -96,12 +96,14 @@ class Interceptor(grpc.aio.ServerInterceptor):
         )
 
     def _guarded_stream(self, name: str, inner: Handler) -> Handler:
+        # CallMany ends by itself, as a call does, and serialises its responses itself.
+        many = name == "CallMany"
         streams_in = inner.stream_stream is not None
         behaviour: Any = inner.stream_stream if streams_in else inner.unary_stream
         read: Any = inner.request_deserializer
 
         async def respond(request: Any, context: Context, opened: OpenCall) -> None:
-            if not opened.streams:
+            if many:
                 ITEMS.set(OpenItems(self._open_calls, opened))
             async with aclosing(behaviour(request, context)) as responses:
                 async for response in responses:
@@ -114,14 +116,13 @@ class Interceptor(grpc.aio.ServerInterceptor):
                     opened.heard()
 
         async def answer(requests: Any, context: Context) -> None:
-            # CallMany ends by itself, as a call does.
-            call = Call(name, streams=name != "CallMany")
+            call = Call(name, streams=not many)
             await self._answer(call, context, respond, requests if streams_in else None)
 
         return grpc.stream_stream_rpc_method_handler(
             answer,
             request_deserializer=read if streams_in else _tolerant(read, name),
-            response_serializer=inner.response_serializer,
+            response_serializer=None if many else inner.response_serializer,
         )
 
     async def _answer(

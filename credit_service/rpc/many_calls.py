@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 
@@ -31,7 +31,7 @@ _log = structlog.get_logger()
 ITEMS_MAX = 500
 ITEM_BYTES_MAX = 64 * 1024
 
-# A quarter of what a message may have, because a response ends with the result that exceeds it.
+# A quarter of what a message may have: a response ends with the result that exceeds this.
 RESPONSE_BYTES_MAX = 1024 * 1024
 
 # The items that are begun before the event loop may do something else.
@@ -44,10 +44,14 @@ class ManyCalls(pb_grpc.CreditServiceServicer):
     _ledger: Ledger
     _terms: Terms
 
-    async def CallMany(
+    async def CallMany(  # type: ignore[override]  # it serialises its responses itself
         self, request: pb.CallManyRequest, context: Context
-    ) -> AsyncIterator[pb.CallManyResponse]:
-        """Makes each call, and sends its result when it is known."""
+    ) -> AsyncIterator[bytes]:
+        """Makes each call, and sends its result when it is known.
+
+        It yields serialised responses, because each result is serialised when it is known: a
+        message that is the concatenation of several has the results of all.
+        """
         if not 1 <= len(request.items) <= ITEMS_MAX:
             raise InvalidRequest("items", f"must be 1 to {ITEMS_MAX}, not {len(request.items)}.")
         _require_different_indexes(request)
@@ -55,10 +59,17 @@ class ManyCalls(pb_grpc.CreditServiceServicer):
         try:
             await items.begin(request)
             while results := await items.next_results():
-                yield pb.CallManyResponse(results=results)
+                yield b"".join(result.response for result in results)
                 items.sent(results)
         finally:
             items.close()
+
+
+class _Result(NamedTuple):
+    """A response with one result, and whether its item was admitted."""
+
+    response: bytes
+    admitted: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +82,7 @@ class _Item:
         single: the call that it is; None: the item has no call, or one that is unknown here.
         request: of that call.
         call: is logged and counted.
+        admitted: whether it counts as an open call.
         outcome: what the ledger is to answer; None: it is not asked, or not yet.
     """
 
@@ -79,6 +91,7 @@ class _Item:
     single: SingleCall | None
     request: Any
     call: Call
+    admitted: bool = False
     outcome: asyncio.Future[Outcome] | None = None
 
 
@@ -102,7 +115,7 @@ class _Items:
         self._seconds = seconds
         self._unanswered: set[_Item] = set()
         self._not_begun: list[pb.CallManyItem] = []
-        self._results: list[pb.CallManyResult] = []
+        self._results: list[_Result] = []
         self._known = asyncio.Event()
         self._closed = False
 
@@ -140,6 +153,7 @@ class _Items:
         seconds = self._seconds if timeout_ms == 0 else min(self._seconds, timeout_ms / 1000)
         seconds -= self._loop.time() - self._arrival
         self._open.admit(seconds)
+        item.admitted = True
         single = item.single
         if single is None:
             raise InvalidRequest("call", "is missing: name a spend, a hold or a capture.")
@@ -157,35 +171,37 @@ class _Items:
 
     def _answered(self, item: _Item, outcome: asyncio.Future[Outcome]) -> None:
         """Takes the answer of the ledger."""
-        if self._closed or outcome.cancelled():
+        if outcome.cancelled():
             return
         fault = outcome.exception()
+        if self._closed:
+            return
         if fault is not None:
             self._fail(item, fault)
             return
         answer = outcome.result()
-        if requests.lacks_grant_changes(answer):
-            item.outcome = self._loop.create_task(requests.with_grant_changes(self._ledger, answer))
-            item.outcome.add_done_callback(partial(self._succeed, item))
-        else:
-            self._succeed(item, outcome)
-
-    def _succeed(self, item: _Item, outcome: asyncio.Future[Outcome]) -> None:
-        """Makes an outcome a result."""
-        if self._closed or outcome.cancelled():
+        if item.call.replayed or not requests.lacks_grant_changes(answer):
+            self._succeed(item, answer)
             return
+        item.call.replayed = True
+        item.outcome = self._loop.create_task(requests.with_grant_changes(self._ledger, answer))
+        item.outcome.add_done_callback(partial(self._answered, item))
+
+    def _succeed(self, item: _Item, outcome: Outcome) -> None:
+        """Makes an outcome a result."""
+        item.call.replayed = outcome.replayed
+        response = pb.CallManyResponse()
+        result = response.results.add(index=item.index)
+        assert item.single is not None  # noqa: S101  # it has been begun
         try:
-            answer = outcome.result()
-            item.call.replayed = answer.replayed
-            assert item.single is not None  # noqa: S101  # it has been begun
-            response = item.single.response(item.request, answer, self._terms)
-            result = pb.CallManyResult(index=item.index, **{item.field: response})
-            self._open.keep_unsent(result.ByteSize())
+            item.single.answer(getattr(result, item.field), item.request, outcome, self._terms)
+            data = response.SerializeToString()
+            self._open.keep_unsent(len(data))
         except Exception as fault:
             self._fail(item, fault)
             return
         item.call.answered()
-        self._keep(item, result)
+        self._keep(item, data)
 
     def _fail(self, item: _Item, fault: BaseException) -> None:
         """Makes an error a result; what is no error of ours stays in the log."""
@@ -198,15 +214,16 @@ class _Items:
         refusal = status.to_status(error)
         answer = pb.ItemStatus(code=refusal.code, message=refusal.message, details=refusal.details)
         result = pb.CallManyResult(index=item.index, error=answer)
-        self._open.count_unsent(result.ByteSize())
-        self._keep(item, result)
+        data = pb.CallManyResponse(results=[result]).SerializeToString()
+        self._open.count_unsent(len(data), admitted=item.admitted)
+        self._keep(item, data)
 
-    def _keep(self, item: _Item, result: pb.CallManyResult) -> None:
+    def _keep(self, item: _Item, response: bytes) -> None:
         self._unanswered.discard(item)
-        self._results.append(result)
+        self._results.append(_Result(response, item.admitted))
         self._known.set()
 
-    async def next_results(self) -> list[pb.CallManyResult]:
+    async def next_results(self) -> list[_Result]:
         """Waits for the next results.
 
         Returns:
@@ -218,14 +235,15 @@ class _Items:
             await self._known.wait()
         number = size = 0
         while number < len(self._results) and size <= RESPONSE_BYTES_MAX:
-            size += self._results[number].ByteSize()
+            size += len(self._results[number].response)
             number += 1
         taken, self._results = self._results[:number], self._results[number:]
         return taken
 
-    def sent(self, results: list[pb.CallManyResult]) -> None:
+    def sent(self, results: list[_Result]) -> None:
         """Notes that these results have been sent."""
-        self._open.sent(len(results), sum(result.ByteSize() for result in results))
+        admitted = sum(result.admitted for result in results)
+        self._open.sent(admitted, sum(len(result.response) for result in results))
 
     def close(self) -> None:
         """Withdraws what has not begun; nobody waits for the results any more."""

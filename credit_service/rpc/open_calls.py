@@ -153,26 +153,33 @@ class OpenCalls:
         """
         if self._is_full(call.peer, size):
             raise LedgerUnavailable
-        self.count_unsent(call, size)
+        self.count_unsent(call, size, admitted=True)
 
-    def count_unsent(self, call: OpenCall, size: int) -> None:
-        """Counts an answer as `keep_unsent` does, but one so short that it is never refused."""
-        self._stop_waiting(call, 1, answered=True)
+    def count_unsent(self, call: OpenCall, size: int, *, admitted: bool) -> None:
+        """Counts the error of an item, which is so short that it is sent in any case.
+
+        Args:
+            call: the CallMany.
+            size: of the error, in bytes.
+            admitted: whether the item was admitted.
+        """
+        if admitted:
+            self._stop_waiting(call, 1, answered=True)
         call.unsent += size
         self._unsent_of[call.peer] += size
         self._unsent += size
 
-    def sent_items(self, call: OpenCall, items: int, size: int) -> None:
+    def sent_items(self, call: OpenCall, admitted: int, size: int) -> None:
         """Notes that answers of items have been sent.
 
         Args:
             call: the CallMany.
-            items: how many of its items the answers are of.
+            admitted: how many of the items had been admitted.
             size: of the answers, in bytes.
         """
         self._count_sent(call, size)
-        # The call is counted once until it ends.
-        gone = min(items, call.items - 1)
+        # The call itself counts as one until it ends.
+        gone = max(0, min(admitted, call.items - 1))
         call.items -= gone
         self._open -= gone
 
@@ -263,13 +270,13 @@ class OpenItems:
         """Counts the result of an item."""
         self.calls.keep_unsent(self.call, size)
 
-    def count_unsent(self, size: int) -> None:
+    def count_unsent(self, size: int, *, admitted: bool) -> None:
         """Counts the error of an item."""
-        self.calls.count_unsent(self.call, size)
+        self.calls.count_unsent(self.call, size, admitted=admitted)
 
-    def sent(self, items: int, size: int) -> None:
+    def sent(self, admitted: int, size: int) -> None:
         """Notes that results have been sent."""
-        self.calls.sent_items(self.call, items, size)
+        self.calls.sent_items(self.call, admitted, size)
 
 
 # The items of the CallMany that the running task answers.

@@ -142,7 +142,8 @@ class CreditServicer(
         """Takes credits for work."""
         command = single_calls.spend_command(request)
         outcome = await requests.submit(self._ledger, command, context)
-        return single_calls.spend_response(request, outcome, self._terms)
+        response = pb.SpendCreditsResponse()
+        return single_calls.answer_spend(response, request, outcome, self._terms)
 
     async def RefundCredits(
         self, request: pb.RefundCreditsRequest, context: Context

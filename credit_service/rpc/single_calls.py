@@ -1,6 +1,6 @@
 """SpendCredits, HoldCredits and CaptureHold, as calls of their own and as items of CallMany.
 
-Each is a function that makes a request a command, and one that makes an outcome a response.
+Each is a function that makes a request a command, and one that fills a response.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from credit_service import fields
 from credit_service.rpc import requests, responses, validation
 from credit_service.rules.commands import Capture, MakeHold, Spend
-from credit_service.v1 import credit_service_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from credit_service.rules.commands import Command
     from credit_service.rules.model import Outcome
     from credit_service.rules.terms import Terms
+    from credit_service.v1 import credit_service_pb2 as pb
 
 
 def spend_command(request: pb.SpendCreditsRequest) -> Spend:
@@ -30,13 +30,16 @@ def spend_command(request: pb.SpendCreditsRequest) -> Spend:
     return Spend(**requests.common(request), charge=requests.charge(request))
 
 
-def spend_response(
-    request: pb.SpendCreditsRequest, outcome: Outcome, terms: Terms
+def answer_spend(
+    response: pb.SpendCreditsResponse,
+    request: pb.SpendCreditsRequest,
+    outcome: Outcome,
+    terms: Terms,
 ) -> pb.SpendCreditsResponse:
-    """Writes the answer to a spend."""
-    response = pb.SpendCreditsResponse(replayed=outcome.replayed)
+    """Fills an empty response to a spend, and returns it."""
     requests.transaction(request, outcome, response.transaction)
     responses.user_credit(outcome.account, terms, into=response.credit)
+    response.replayed = outcome.replayed
     return response
 
 
@@ -53,16 +56,19 @@ def hold_command(request: pb.HoldCreditsRequest) -> MakeHold:
     )
 
 
-def hold_response(
-    request: pb.HoldCreditsRequest, outcome: Outcome, terms: Terms
+def answer_hold(
+    response: pb.HoldCreditsResponse,
+    request: pb.HoldCreditsRequest,
+    outcome: Outcome,
+    terms: Terms,
 ) -> pb.HoldCreditsResponse:
-    """Writes the answer to a hold."""
-    written = outcome.replayed or not request.validate_only
-    response = pb.HoldCreditsResponse(
-        replayed=outcome.replayed, hold=responses.hold_of(outcome, written=written)
-    )
+    """Fills an empty response to a hold, and returns it."""
     requests.transaction(request, outcome, response.transaction)
     responses.user_credit(outcome.account, terms, into=response.credit)
+    response.replayed = outcome.replayed
+    if outcome.hold is not None:
+        written = outcome.replayed or not request.validate_only
+        response.hold.MergeFrom(responses.hold(outcome.hold, written=written))
     return response
 
 
@@ -90,15 +96,19 @@ def capture_command(request: pb.CaptureHoldRequest) -> Capture:
     )
 
 
-def capture_response(
-    request: pb.CaptureHoldRequest, outcome: Outcome, terms: Terms
+def answer_capture(
+    response: pb.CaptureHoldResponse,
+    request: pb.CaptureHoldRequest,
+    outcome: Outcome,
+    terms: Terms,
 ) -> pb.CaptureHoldResponse:
-    """Writes the answer to a capture."""
-    response = pb.CaptureHoldResponse(
-        replayed=outcome.replayed, hold=responses.hold_of(outcome), late=outcome.late
-    )
+    """Fills an empty response to a capture, and returns it."""
     requests.transaction(request, outcome, response.transaction)
     responses.user_credit(outcome.account, terms, into=response.credit)
+    response.replayed = outcome.replayed
+    if outcome.hold is not None:
+        response.hold.MergeFrom(responses.hold(outcome.hold))
+    response.late = outcome.late
     return response
 
 
@@ -109,17 +119,17 @@ class SingleCall:
     Attributes:
         method: its name.
         command: makes its request a command.
-        response: makes its request, the outcome and the terms its response.
+        answer: fills an empty response, from its request, the outcome and the terms.
     """
 
     method: str
     command: Callable[[Any], Command]
-    response: Callable[[Any, Outcome, Terms], Any]
+    answer: Callable[[Any, Any, Outcome, Terms], Any]
 
 
 # By the field of the item.
 SINGLE_CALLS = {
-    "spend": SingleCall("SpendCredits", spend_command, spend_response),
-    "hold": SingleCall("HoldCredits", hold_command, hold_response),
-    "capture": SingleCall("CaptureHold", capture_command, capture_response),
+    "spend": SingleCall("SpendCredits", spend_command, answer_spend),
+    "hold": SingleCall("HoldCredits", hold_command, answer_hold),
+    "capture": SingleCall("CaptureHold", capture_command, answer_capture),
 }
