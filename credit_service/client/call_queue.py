@@ -110,9 +110,9 @@ class CallQueue:
             turn.later.pop(item, None)
 
     def withdraw_all(self) -> list[Item]:
-        """Forgets all calls that were not taken, and returns them."""
+        """Forgets all calls that were not taken, and returns those whose callers wait."""
         queues = [self._ready, *(turn.later for turn in self._turns.values())]
-        items = [item for queue in queues for item in queue]
+        items = [item for queue in queues for item in queue if not item.answer.done()]
         for queue in queues:
             queue.clear()
         return items
@@ -130,7 +130,8 @@ class CallQueue:
             if group.items and size + item_size > BYTES_MAX:
                 break
             del self._ready[item]
-            if self._admit(item, group):
+            # A caller who has just been cancelled has not yet withdrawn its call.
+            if not item.answer.done() and self._admit(item, group):
                 item.group = group
                 group.items[len(group.items)] = item
                 size += item_size

@@ -36,6 +36,9 @@ REQUESTS_MAX = 4
 # A request that has had no answer for so long, as when all its accounts are locked, is not counted.
 _SLOW_SECONDS = 0.1
 
+# What an item can say; it is longer than a month.
+_MILLISECONDS_MAX = 2**32 - 1
+
 # After the service has refused CallMany, as one without it does, calls are made singly for so long.
 _SINGLY_SECONDS = 300.0
 
@@ -199,7 +202,7 @@ class Coalescing:
         now = self._loop.time()
         request = pb.CallManyRequest()
         for index, item in group.items.items():
-            milliseconds = max(1, ceil((item.deadline - now) * 1000))
+            milliseconds = min(max(1, ceil((item.deadline - now) * 1000)), _MILLISECONDS_MAX)
             request.items.add(index=index, timeout_ms=milliseconds, **{item.kind: item.request})
         seconds = max(item.deadline for item in group.items.values()) - now
         try:

@@ -13,6 +13,7 @@ from kit.callers_together import CALLERS
 from kit.extent import extent, unless_long
 from kit.paths import ROOT
 from kit.programs import free_port, process
+from kit.services import running, server_settings
 from kit.waiting import eventually, patience
 
 from credit_service.client import CreditClient
@@ -113,6 +114,28 @@ async def entries(database):
         " FROM credit_transactions WHERE call <> 'PurchaseCredits' GROUP BY 1"
     )
     return Counter({row[0]: row[1] for row in rows}), {row[0]: row[2] for row in rows}
+
+
+async def test_fifty_deliveries_of_one_key_through_many_clients_are_one_charge(database):
+    user_id = await database.user(100)
+    async with (
+        running(server_settings(database.service_url)) as one,
+        running(server_settings(database.service_url)) as two,
+    ):
+        options = {"coalesce": True, "deadline_seconds": patience(10)}
+        clients = [await each.client(**options) for each in (one, two) for _ in range(3)]
+        for key in ("a", "b", "c"):
+            answers = await asyncio.gather(
+                *(
+                    client.spend_credits(user_id, amount=3, idempotency_key=key)
+                    for number in range(50)
+                    for client in [clients[number % len(clients)]]
+                )
+            )
+            assert [answer.replayed for answer in answers].count(False) == 1
+            assert len({answer.transaction.id for answer in answers}) == 1
+        assert (await clients[0].get_user_credit(user_id)).balance == 91
+    assert not await database.faults()
 
 
 @pytest.mark.timeout(600)
