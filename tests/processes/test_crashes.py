@@ -14,6 +14,7 @@ from uuid import uuid4
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from kit import many_calls
 from kit.clusters import Cluster, lead, through
 from kit.fault_proxy import COMMIT, UPDATE, Kind
 from kit.programs import free_port, process
@@ -203,6 +204,35 @@ async def test_a_server_killed_at_its_commit_leaves_the_truth_in_the_book(databa
     ):
         again = await call(stub, request)
     assert (again.replayed, again.credit.balance) == (arrives, 7)
+    assert not await database.faults()
+
+
+@pytest.mark.parametrize("arrives", [False, True])
+async def test_calls_sent_together_to_a_server_killed_at_their_commit_can_be_repeated(
+    database, proxy, arrives
+):
+    users = [await database.user(10) for _ in range(3)]
+    items = [many_calls.spend(users[0], 3), many_calls.hold(users[1]), many_calls.spend(users[2])]
+    held = proxy.on(COMMIT, Kind.HOLD)
+    with process("serve", CREDIT_DATABASE_URL=proxy.url) as server:
+        port = await asyncio.to_thread(server.wait_until_listening)
+        async with connected(f"127.0.0.1:{port}") as stub:
+            asking = asyncio.create_task(many_calls.responses(stub, items))
+            await held.met.wait()
+            server.signal(signal.SIGKILL)
+            with pytest.raises(grpc.aio.AioRpcError) as failure:
+                await asking
+            assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+    if not arrives:
+        proxy.cut_all()
+    held.release()
+    async with (
+        running(server_settings(database.service_url)) as service,
+        connected(service.target) as stub,
+    ):
+        first, second, third = await many_calls.results(stub, items)
+    assert [first.spend.replayed, second.hold.replayed, third.spend.replayed] == [arrives] * 3
+    assert first.spend.credit.balance == 7
     assert not await database.faults()
 
 
