@@ -134,6 +134,9 @@ async def _make_template(owner_url):
     await connection.close()
     url = database_url(owner_url, _TEMPLATE)
     await migrations.migrate(url, "credit_service", lambda _line: None)
+    # The first connection writes what the next ones begin with; the copies have it too.
+    connection = await asyncpg.connect(url)
+    await connection.close()
 
 
 def database_url(url, name):
@@ -240,8 +243,24 @@ _numbers = iter(range(10**9))
 
 
 @pytest.fixture
-async def database(make_database):
+def database(request):
+    """A database of the test's own, or with the mark `shared` one of all such tests of the file."""
+    return request.getfixturevalue("_shared_database" if _is_shared(request) else "_own_database")
+
+
+def _is_shared(request):
+    mark = request.node.get_closest_marker("shared")
+    return mark is not None and mark.args != (False,)
+
+
+@pytest.fixture
+async def _own_database(make_database):
     return await make_database()
+
+
+@pytest.fixture(scope="module")
+async def _shared_database(make_shared_database):
+    return await make_shared_database()
 
 
 @pytest.fixture
@@ -252,8 +271,20 @@ async def proxy(database):
 
 
 @pytest.fixture
-async def service(database):
+def service(request):
+    """A running service on `database`, shared as that is."""
+    return request.getfixturevalue("_shared_service" if _is_shared(request) else "_own_service")
+
+
+@pytest.fixture
+async def _own_service(database):
     async with running(server_settings(database.service_url)) as running_service:
+        yield running_service
+
+
+@pytest.fixture(scope="module")
+async def _shared_service(_shared_database):
+    async with running(server_settings(_shared_database.service_url)) as running_service:
         yield running_service
 
 

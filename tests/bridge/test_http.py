@@ -28,6 +28,8 @@ from stripe_bridge.server import CreditService
 from stripe_bridge.settle import Settler
 from stripe_bridge.stripe_api import StripeAway, StripeRefuses
 
+pytestmark = pytest.mark.shared
+
 
 @pytest.fixture
 async def bridge(service):

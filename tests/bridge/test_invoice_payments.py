@@ -12,6 +12,8 @@ from stripe_bridge.catalog import Catalog, Listed, Policy
 from stripe_bridge.settle import Settler
 from stripe_bridge.stripe_api import StripeReads
 
+pytestmark = pytest.mark.shared
+
 
 @dataclass(frozen=True)
 class Shop:

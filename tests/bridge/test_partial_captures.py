@@ -8,6 +8,8 @@ from kit.settlers import balance, events_about
 
 from stripe_bridge.reconcile import reconcile
 
+pytestmark = pytest.mark.shared
+
 # Until 2025-03-31 Stripe made a refund of what was not captured.
 VERSIONS = ("2022-08-01", "2024-10-28.acacia", "2026-10-28.endive")
 

@@ -15,6 +15,8 @@ from stripe_bridge.reconcile import reconcile
 from stripe_bridge.settle import Settler
 from stripe_bridge.stripe_api import StripeReads
 
+pytestmark = pytest.mark.shared
+
 VERSIONS = ("2022-08-01", "2024-10-28.acacia", "2026-10-28.endive")
 
 

@@ -15,6 +15,8 @@ from stripe_bridge.catalog import Catalog, Listed, Policy
 from stripe_bridge.settle import EVENT_NEVER_MADE, Settler
 from stripe_bridge.stripe_api import StripeAway, StripeReads, stripe_client
 
+pytestmark = pytest.mark.shared
+
 
 async def test_session_and_intent_of_a_payment_are_one_purchase_in_any_order(
     fake, reads, settler, database, client

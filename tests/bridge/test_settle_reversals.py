@@ -3,11 +3,14 @@
 import asyncio
 import itertools
 
+import pytest
 from kit.settlers import POLICY, balance, events_about, refuse, requests
 
 from stripe_bridge.catalog import Catalog, Listed, Policy
 from stripe_bridge.settle import Settler
 from stripe_bridge.webhook_answers import of_settled
+
+pytestmark = pytest.mark.shared
 
 
 async def test_partial_refunds_take_their_share_in_every_order_and_repetition(

@@ -28,6 +28,8 @@ from credit_service.errors import (
 )
 from credit_service.v1 import credit_service_pb2 as pb
 
+pytestmark = pytest.mark.shared
+
 
 class WorkFailedError(Exception):
     """The error of the body."""
@@ -148,6 +150,7 @@ async def test_work_is_paid_when_it_succeeds_and_not_when_it_fails(database, blo
     assert not await database.faults()
 
 
+@pytest.mark.shared(False)
 async def test_a_hold_is_extended_while_the_thread_works(database, blocking):
     """The thread is blocked outside of the client, like one that computes."""
     user_id = await database.user(10)

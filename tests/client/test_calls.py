@@ -25,6 +25,8 @@ from credit_service.errors import (
 from credit_service.status import typed
 from credit_service.v1 import credit_service_pb2 as pb
 
+pytestmark = pytest.mark.shared
+
 
 def writes_by_key(client):
     """Every call that changes something, by the key that it names when its outcome is unknown."""

@@ -15,6 +15,8 @@ from credit_service.errors import (
 )
 from credit_service.v1 import credit_service_pb2 as pb
 
+pytestmark = pytest.mark.shared
+
 
 async def test_credits_are_held_before_the_work_and_captured_after_it(database, client):
     user_id = await database.user(25)

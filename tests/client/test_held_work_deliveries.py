@@ -14,6 +14,8 @@ from credit_service.errors import (
 )
 from credit_service.v1 import credit_service_pb2 as pb
 
+pytestmark = pytest.mark.shared
+
 
 async def test_a_job_delivered_again_does_not_pay_again(database, client):
     user_id = await database.user(25)

@@ -9,6 +9,8 @@ from credit_service.client import BlockingCreditClient
 from credit_service.errors import AlreadyPaid, IdempotencyKeyReused
 from credit_service.v1 import credit_service_pb2 as pb
 
+pytestmark = pytest.mark.shared
+
 
 async def runs(client, user_id, **options):
     """Runs the job under a hold of 5 credits; returns the attempt that its hold was made by."""

@@ -20,6 +20,8 @@ from credit_service.errors import (
     Overloaded,
 )
 
+pytestmark = pytest.mark.shared
+
 OPERATION = {"operation": "render"}
 
 # A server that stops, or is overloaded, answers CANCELLED to a call it has not looked at.

@@ -13,6 +13,8 @@ from kit.waiting import patience
 
 from credit_service.client import CreditClient
 
+pytestmark = pytest.mark.shared
+
 
 async def run(program, *arguments):
     """Runs a program in a process of its own, which must end; returns what it printed."""

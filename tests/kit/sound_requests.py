@@ -16,7 +16,7 @@ def sound(user_id: UUID) -> dict[str, dict[str, object]]:
     write = {"user_id": str(user_id), "idempotency_key": "sound"}
     return {
         "GetUserCredit": {"user_id": str(user_id)},
-        "PurchaseCredits": write | {"amount": 5, "payment": payment()},
+        "PurchaseCredits": write | {"amount": 5, "payment": payment(f"pi:{user_id}")},
         "SpendCredits": write | {"amount": 5},
         "RefundCredits": write | {"transaction_id": f"{user_id}-2", "amount": 1},
         "GetTransactionHistory": {"user_id": str(user_id)},
@@ -38,7 +38,7 @@ def sound(user_id: UUID) -> dict[str, dict[str, object]]:
         "GetLiabilityReport": {},
         "ReversePurchase": {
             "payment_ref": f"sold:{user_id}",
-            "reversal_ref": "re_1",
+            "reversal_ref": f"re:{user_id}",
             "revision": 1,
             "reversed_minor": 1,
             "paid_minor": 5,

@@ -11,6 +11,8 @@ from credit_service.errors import IdempotencyKeyReused, InsufficientCredits, Use
 from credit_service.rpc.access import Authenticator
 from credit_service.v1 import credit_service_pb2 as pb
 
+pytestmark = pytest.mark.shared
+
 HOUR = timedelta(hours=1)
 
 

@@ -12,6 +12,8 @@ from kit.wire import METHODS, Wire, request_of, user_with_a_spend
 
 from credit_service.v1 import credit_service_pb2 as pb
 
+pytestmark = pytest.mark.shared
+
 
 @pytest.fixture
 async def database(database) -> AsyncIterator[Database]:

@@ -16,6 +16,8 @@ from credit_service.errors import InsufficientCredits, InvalidRequest, PriceChan
 from credit_service.rpc.access import Authenticator
 from credit_service.v1 import credit_service_pb2 as pb
 
+pytestmark = pytest.mark.shared
+
 
 def charged(user_id, operation, quantity=1, **changes):
     charge = pb.Charge(operation=operation, quantity=quantity)

@@ -3,6 +3,7 @@
 import asyncio
 from uuid import uuid4
 
+import pytest
 from kit.batches import ATOMIC, errors, item, refusal
 from kit.commands import ask, lanes, refund, spend
 
@@ -15,6 +16,8 @@ from credit_service.errors import (
     UserNotFound,
 )
 from credit_service.rules.commands import SpendTogether
+
+pytestmark = pytest.mark.shared
 
 
 async def test_an_atomic_batch_is_refused_whole(database, client):

@@ -1,5 +1,6 @@
 """A batch, or an item of one, that is sent again: paid once, answered each time."""
 
+import pytest
 from kit.batches import ATOMIC, INDEPENDENT, MODES, errors, item
 
 from credit_service.client import item_error
@@ -10,6 +11,8 @@ from credit_service.errors import (
     InvalidRequest,
 )
 from credit_service.v1 import credit_service_pb2 as pb
+
+pytestmark = pytest.mark.shared
 
 
 @MODES

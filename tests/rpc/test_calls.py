@@ -18,6 +18,8 @@ from credit_service.errors import (
 from credit_service.rules.terms import Terms
 from credit_service.v1 import credit_service_pb2 as pb
 
+pytestmark = pytest.mark.shared
+
 
 def time_of(transaction):
     return transaction.timestamp.ToDatetime(UTC)
@@ -212,6 +214,7 @@ async def test_a_payment_of_nothing_is_kept_as_it_came(client, database):
     assert read.payment == longest
 
 
+@pytest.mark.shared(False)
 async def test_every_entry_carries_the_widest_values_the_contract_allows(client, database):
     user_id = await database.user()
     metadata = {f"{n:04}": "v" * 200 for n in range(20)}
@@ -232,6 +235,7 @@ async def test_every_entry_carries_the_widest_values_the_contract_allows(client,
     assert read.amount == 10**12
 
 
+@pytest.mark.shared(False)
 async def test_get_user_credit_shows_the_account_and_its_newest_entries(client, database):
     user_id = await database.user()
     entries = [
@@ -307,6 +311,7 @@ async def test_a_quote_for_a_user_says_whether_the_credits_are_there(
     assert (quote.affordable, quote.shortfall) == (affordable, shortfall)
 
 
+@pytest.mark.shared(False)
 async def test_the_floor_of_the_configuration_is_shown_and_met_by_spend_and_quote(database):
     user_id = await database.user(10)
     terms = Terms(TERMS.prices, -20)
@@ -338,6 +343,7 @@ async def test_the_writes_of_one_user_are_of_no_concern_to_another(client, datab
     assert (await client.get_user_credit(other)).balance == 15
 
 
+@pytest.mark.shared(False)
 async def test_validate_only_runs_every_rule_and_writes_nothing(client, database):
     user_id = await database.user(100)
     newcomer = await database.user()

@@ -31,6 +31,8 @@ from credit_service.rules.model import Account, Policy
 from credit_service.rules.terms import Terms
 from credit_service.v1 import credit_service_pb2 as pb
 
+pytestmark = pytest.mark.shared
+
 
 async def expired(client, hold):
     """Waits until the time of a hold has passed."""
@@ -94,6 +96,7 @@ async def test_a_frozen_account_refuses_what_takes_and_allows_the_rest(database,
     assert not await database.faults()
 
 
+@pytest.mark.shared(False)
 @pytest.mark.parametrize("floor", [25, -25], ids=["a reserve", "a credit line"])
 async def test_the_floor_of_an_account_decides_instead_of_the_configured_one(
     database, client, floor
@@ -180,6 +183,7 @@ async def test_what_is_unset_stays_and_zero_removes_a_limit(database, client):
     assert not await database.faults()
 
 
+@pytest.mark.shared(False)
 async def test_every_change_is_recorded_with_caller_and_time_and_stays(database, tmp_path):
     (tmp_path / "identities.toml").write_text(EVERY_ROLE)
     authenticator = Authenticator(tmp_path / "identities.toml")

@@ -19,6 +19,8 @@ from credit_service.errors import (
 from credit_service.rules.grants import OPEN_GRANTS_MAX
 from credit_service.v1 import credit_service_pb2 as pb
 
+pytestmark = pytest.mark.shared
+
 DAY = timedelta(days=1)
 SOON = timedelta(seconds=1)
 
@@ -181,6 +183,7 @@ async def test_an_expiry_lies_ahead_and_at_most_ten_years(client, database):
     assert await database.book() == before
 
 
+@pytest.mark.shared(False)
 async def test_a_payment_is_taken_even_when_its_time_has_passed(client, database):
     user_id = await database.user()
     late = await client.purchase_credits(
@@ -210,6 +213,7 @@ async def test_a_repeat_must_name_the_same_life(client, database):
         assert refusal.value.field == field
 
 
+@pytest.mark.shared(False)
 async def test_the_first_life_of_a_payment_stays(client, database):
     user_id = await database.user()
     asked = {"payment": payment(), "idempotency_key": "pi_1"}
@@ -279,6 +283,7 @@ async def test_grants_are_listed_a_page_at_a_time(client, database):
         await listed(client, "00000000-0000-0000-0000-000000000001")
 
 
+@pytest.mark.shared(False)
 async def test_the_liability_report_adds_up_what_all_users_have(client, database):
     rich, poor, indebted = [await database.user(credits_) for credits_ in (100, 0, 10)]
     await client.set_account_policy(indebted, min_balance=-50)
@@ -362,6 +367,7 @@ async def test_a_page_token_of_grants_is_bound_to_user_filter_and_call(client, s
     assert len((await stub.ListGrants(asked)).grants) == 2
 
 
+@pytest.mark.shared(False)
 async def test_more_grants_than_an_account_may_have_open_are_refused(client, database):
     """Purchases never are, and what has no expiry goes to the pool."""
     user_id = await database.user()

@@ -15,6 +15,8 @@ from kit.requests import payment
 from credit_service.errors import InvalidRequest
 from credit_service.v1 import credit_service_pb2 as pb
 
+pytestmark = pytest.mark.shared
+
 SPEND, PURCHASE, REFUND, GRANT = (
     pb.TRANSACTION_TYPE_SPEND,
     pb.TRANSACTION_TYPE_PURCHASE,

@@ -33,6 +33,8 @@ from credit_service.errors import (
 from credit_service.ledger import store
 from credit_service.v1 import credit_service_pb2 as pb
 
+pytestmark = pytest.mark.shared
+
 
 async def test_holds_are_listed_newest_first_a_page_at_a_time(client, stub, database):
     user_id = await database.user(100)
@@ -123,6 +125,7 @@ async def test_readers_see_the_end_of_a_hold_that_is_not_yet_recorded(client, da
     assert not await database.faults()
 
 
+@pytest.mark.shared(False)
 async def test_a_spend_needs_no_sweeper_to_have_what_an_expired_hold_gave_up(database):
     user_id = await database.user(100)
     async with lanes(database.service_url) as clerk:

@@ -31,6 +31,8 @@ from credit_service.rpc.access import Authenticator
 from credit_service.rules.terms import Terms
 from credit_service.v1 import credit_service_pb2 as pb
 
+pytestmark = pytest.mark.shared
+
 
 async def expired(client, user_id, **what):
     """A hold whose time has passed."""

@@ -12,6 +12,8 @@ from credit_service.errors import InvalidRequest
 from credit_service.rpc import page_tokens
 from credit_service.v1 import credit_service_pb2 as pb
 
+pytestmark = pytest.mark.shared
+
 USER = "3f2b8c1e-9d4a-4f6b-8a57-0c1d2e3f4a5b"
 OTHER_USER = "00000000-0000-0000-0000-000000000001"
 SPEND, REFUND = pb.TRANSACTION_TYPE_SPEND, pb.TRANSACTION_TYPE_REFUND

@@ -23,6 +23,8 @@ from kit.wire import (
     user_with_a_spend,
 )
 
+pytestmark = pytest.mark.shared
+
 CALLERS_FAULT = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.FAILED_PRECONDITION,

@@ -20,6 +20,8 @@ from credit_service.errors import (
     UserNotFound,
 )
 
+pytestmark = pytest.mark.shared
+
 BALANCE_MAX = 10**15
 
 
@@ -113,6 +115,7 @@ async def test_only_a_spend_of_this_user_can_be_refunded(client, database):
     assert await database.book() == book
 
 
+@pytest.mark.shared(False)
 async def test_balance_limit_exceeded_names_balance_and_limit(client, database):
     user_id = await database.user()
     await database.execute(
@@ -145,6 +148,7 @@ async def test_balance_limit_exceeded_names_balance_and_limit(client, database):
         await client.refund_credits(user_id, spend.id)
 
 
+@pytest.mark.shared(False)
 async def test_an_unknown_user_is_refused_by_every_call(client, database):
     nobody = uuid4()
     book = await database.book()
@@ -204,6 +208,7 @@ async def test_an_operation_without_a_price_is_refused_with_the_list(client, dat
         assert "'mastering' is not on the price list (render, stem_separation)" in told.message
 
 
+@pytest.mark.shared(False)
 async def test_a_payment_of_a_deleted_user_is_refused_for_ever(client, database):
     user_id, other = await database.user(), await database.user()
     await client.purchase_credits(user_id, 100, payment=payment())
@@ -233,6 +238,7 @@ async def test_a_payment_of_a_deleted_user_is_refused_for_ever(client, database)
     assert (await client.get_user_credit(user_id)).balance == 100
 
 
+@pytest.mark.shared(False)
 async def test_a_payment_is_credited_once_whatever_the_key(client, database):
     user_id, other = await database.user(), await database.user()
     first = await client.purchase_credits(user_id, 100, payment=payment(), idempotency_key="a")

@@ -13,6 +13,8 @@ from credit_service.rules.pricing import Price, PriceList
 from credit_service.rules.terms import Terms
 from credit_service.v1 import credit_service_pb2 as pb
 
+pytestmark = pytest.mark.shared
+
 
 async def test_a_repeat_shows_the_original_entry_and_the_account_as_it_is_now(client, database):
     user_id = await database.user(100)

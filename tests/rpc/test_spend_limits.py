@@ -19,6 +19,8 @@ from credit_service.rules.decide import decide
 from credit_service.rules.model import Account, Policy, SpendLimits
 from credit_service.v1 import credit_service_pb2 as pb
 
+pytestmark = pytest.mark.shared
+
 NOON = datetime(2026, 1, 1, 12, 0, 30, tzinfo=UTC)
 
 
@@ -194,6 +196,7 @@ def test_counters_go_on_without_a_limit():
     assert refusal.value.spent == 30
 
 
+@pytest.mark.shared(False)
 async def test_the_counters_of_minute_hour_and_day_are_kept_apart_in_the_book(database, client):
     user_id = await database.user(100)
     # In the future, so that no window ends before the spend.

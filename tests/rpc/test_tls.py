@@ -27,6 +27,8 @@ from credit_service.rpc.tls import CertificateError, ServerCertificate
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
+pytestmark = pytest.mark.shared
+
 WORKER, BRIDGE = "spiffe://credits.example/worker", "bridge.credits.example"
 
 IDENTITIES = f"""

@@ -19,6 +19,8 @@ from credit_service.errors import (
 )
 from credit_service.v1 import credit_service_pb2 as pb
 
+pytestmark = pytest.mark.shared
+
 OPEN, SUCCEEDED, FAILED, NOT_NEEDED = (
     pb.TOP_UP_STATE_OPEN,
     pb.TOP_UP_STATE_SUCCEEDED,
