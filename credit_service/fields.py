@@ -14,7 +14,7 @@ from uuid import UUID
 from credit_service.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 # Credits in one movement, and in a balance. Both are exact in a double, for JavaScript's sake.
 AMOUNT_MAX = 10**12
@@ -47,14 +47,18 @@ def uuid_or_none(value: object) -> UUID | None:
     return UUID(value) if isinstance(value, str) and _UUID.fullmatch(value) else None
 
 
-def user_id(text: str) -> UUID:
-    """Checks a user's id: a UUID in its usual form of 36 characters."""
+def user_id(text: str, kind: Callable[[str], UUID] = UUID) -> UUID:
+    """Checks a user's id: a UUID in its usual form of 36 characters.
+
+    Args:
+        text: as it came.
+        kind: makes the UUID of it.
+    """
     if not text:
         raise InvalidRequest("user_id", "is missing.")
-    found = uuid_or_none(text)
-    if found is None:
+    if not _UUID.fullmatch(text):
         raise InvalidRequest("user_id", f"must be a UUID such as {A_USER}.")
-    return found
+    return kind(text)
 
 
 def is_operation(name: str) -> bool:

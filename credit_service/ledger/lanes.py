@@ -46,7 +46,7 @@ _log = structlog.get_logger()
 
 # How many commands make it worth while to begin a batch beside another one. With fewer, one larger
 # batch afterwards costs less processor time.
-_BESIDE = 100
+_BESIDE = 45
 
 # How many batches a lane has in flight at most, each on a connection of its own.
 _IN_FLIGHT = 2

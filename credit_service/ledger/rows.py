@@ -7,6 +7,7 @@ statements.
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -71,6 +72,11 @@ def account_row(account: Account) -> tuple[object, ...]:
     )
 
 
+def moved_row(account: Account) -> tuple[object, ...]:
+    """What entries and holds change in the row of an account, after its user."""
+    return (*account[:_POLICY], *account.counters, account.tx)
+
+
 def policy_row(change: PolicyChange, tx: int) -> tuple[object, ...]:
     """The row of a change of policy, with its place in the feed."""
     return (*change[:-1], *_policy_columns(change.policy), tx)
@@ -96,7 +102,7 @@ def reversal_row(reversal: Reversal) -> tuple[object, ...]:
 
 def to_account(row: Sequence[Any] | asyncpg.Record) -> Account:
     """The account of a row."""
-    policy = to_policy(row[_POLICY:_COUNTERS])
+    policy = _policy(tuple(row[_POLICY:_COUNTERS]))
     counters = SpendCounters(*row[_COUNTERS:_POLICY_CHANGES])
     return Account._make((*row[:_POLICY], policy, counters, *row[_POLICY_CHANGES:], None))
 
@@ -114,6 +120,10 @@ def to_policy(columns: Sequence[Any]) -> Policy:
         alert_below,
         None if top_up[0] is None else TopUp(*top_up),
     )
+
+
+# Most accounts have the policy of defaults, and the others have few different ones.
+_policy = lru_cache(maxsize=1024)(to_policy)
 
 
 def to_account_less_due(row: Sequence[Any] | asyncpg.Record) -> Account:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from credit_service.ledger.rows import (
     account_row,
     entry_row,
+    moved_row,
     policy_row,
     reversal_row,
     to_account,
@@ -172,6 +173,12 @@ async def update_accounts(connection: _Connection, changes: Sequence[tuple[Accou
     """
     columns = to_columns((*account_row(account), old_seq) for account, old_seq in changes)
     expect(await connection.execute(SQL["update_accounts"], *columns), len(changes))
+
+
+async def move_accounts(connection: _Connection, changes: Sequence[tuple[Account, int]]) -> None:
+    """Writes accounts, as `update_accounts` does, of which only credits moved."""
+    columns = to_columns((*moved_row(account), old_seq) for account, old_seq in changes)
+    expect(await connection.execute(SQL["move_accounts"], *columns), len(changes))
 
 
 async def insert_purchases(connection: _Connection, entries: Sequence[Entry]) -> None:

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from credit_service.rules.batch_state import BatchState
     from credit_service.rules.commands import Command
     from credit_service.rules.grant_values import GrantChange
-    from credit_service.rules.model import Entry, EntryId
+    from credit_service.rules.model import Account, Entry, EntryId
     from credit_service.rules.terms import Terms
+    from credit_service.rules.user_state import UserState
 
 
 # Not READ WRITE, which would write a database that its administrator has made read-only.
@@ -138,13 +139,13 @@ class Transactions:
                 expiries=way.expiries,
             )
             answers = [_decide(state, command, self._terms) for command in commands]
-            await self._write(connection, state)
+            posted = state.posted
+            await self._write(connection, state, posted)
         except Exception as fault:
             await self._roll_back(connection, fault)
             if isinstance(fault, _LOST) and time.monotonic() - began > _SLOW_SECONDS:
                 raise BatchTooSlowError from fault
             raise
-        posted = state.posted
         await self._commit(connection, posted)
         _count(posted)
         # No call makes what the service posts by itself: a call that is answered with the expiry of
@@ -185,12 +186,11 @@ class Transactions:
         if self._connection is not None:
             self._connection.terminate()
 
-    async def _write(self, connection: asyncpg.Connection, state: BatchState) -> None:
+    async def _write(
+        self, connection: asyncpg.Connection, state: BatchState, posted: list[Entry]
+    ) -> None:
         users = state.users.values()
-        opened = [user.account for user in users if user.is_changed and user.is_new]
-        changed = [
-            (user.account, user.loaded.seq) for user in users if user.is_changed and not user.is_new
-        ]
+        await self._write_accounts(connection, users)
         refunded = [user.spends[seq] for user in users for seq in user.refunded]
         changed_holds = [user.holds[seq] for user in users for seq in user.changed_holds]
         kept_keys = [key for user in users for key in user.kept_keys]
@@ -204,13 +204,7 @@ class Transactions:
         ]
         policy_changes = [change for user in users for change in user.policy_changes]
         txs = {user_id: user.tx for user_id, user in state.users.items()}
-        if opened:
-            if self._adds_users:
-                await store.add_users(connection, [account.user_id for account in opened])
-            await store.insert_accounts(connection, opened)
-        if changed:
-            await store.update_accounts(connection, changed)
-        if posted := state.posted:
+        if posted:
             await store.insert_entries(connection, posted, txs)
         if refunded:
             await store.upsert_refunds(connection, refunded)
@@ -233,6 +227,31 @@ class Transactions:
             await store.insert_policy_changes(connection, policy_changes, txs)
         if any(user.top_ups.changes for user in users):
             await top_up_store.write_top_ups(connection, users, txs)
+
+    async def _write_accounts(
+        self, connection: asyncpg.Connection, users: Iterable[UserState]
+    ) -> None:
+        opened: list[Account] = []
+        moved: list[tuple[Account, int]] = []
+        changed: list[tuple[Account, int]] = []
+        for user in users:
+            account, loaded = user.account, user.loaded
+            if account is loaded:
+                continue
+            if user.is_new:
+                opened.append(account)
+            elif account.moved_from(loaded):
+                moved.append((account, loaded.seq))
+            else:
+                changed.append((account, loaded.seq))
+        if opened:
+            if self._adds_users:
+                await store.add_users(connection, [account.user_id for account in opened])
+            await store.insert_accounts(connection, opened)
+        if moved:
+            await store.move_accounts(connection, moved)
+        if changed:
+            await store.update_accounts(connection, changed)
 
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():

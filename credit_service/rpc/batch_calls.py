@@ -109,7 +109,7 @@ def _require_different_keys(items: Sequence[pb.BatchSpendItem]) -> None:
 def _spend(item: pb.BatchSpendItem, caller: str) -> Spend | Refusal:
     try:
         return Spend(
-            user_id=fields.user_id(item.user_id),
+            user_id=requests.user_id(item.user_id),
             idempotency_key=fields.idempotency_key(item.idempotency_key),
             description=fields.description(item.description),
             reference=fields.reference(item.reference),

@@ -167,6 +167,10 @@ class Account(NamedTuple):
         """What can be set against the floor, in credits."""
         return self.balance - self.held
 
+    def moved_from(self, before: Account) -> bool:
+        """Whether it differs only in what entries and holds change: no policy, grant or top-up."""
+        return self.policy is before.policy and self[9:-2] == before[9:-2]
+
     def after(self, entry: Entry, counters: SpendCounters, tx: int) -> Account:
         """The account after its next entry, with what it has spent since, and its place."""
         return Account(

@@ -70,6 +70,10 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         "lock_accounts": [[user_id, newcomer]],
         "insert_accounts": columns(Account(newcomer, 5, 0, 1, now)),
         "update_accounts": [*columns(Account(user_id, 5, 0, seq + 1, now)), [seq]],
+        "move_accounts": [
+            *rows.to_columns([rows.moved_row(Account(user_id, 5, 0, seq + 1, now))]),
+            [seq],
+        ],
         "load_holds": [three, [1, seq // 2, seq]],
         "load_due_holds": [[user_id, newcomer], now, 501],
         "load_next_expiries": [[user_id, newcomer], now],

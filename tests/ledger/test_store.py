@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from credit_service.ledger.rows import POLICY_COLUMNS
+from credit_service.ledger.rows import POLICY_COLUMNS, account_row, moved_row
 from credit_service.ledger.store import SQL
 from credit_service.rules.grant_values import Grant, GrantChange
 from credit_service.rules.model import (
@@ -13,8 +13,10 @@ from credit_service.rules.model import (
     Hold,
     KeptKey,
     Payment,
+    Policy,
     PolicyChange,
     Reversal,
+    SpendCounters,
 )
 from credit_service.rules.top_up_values import TopUpCounts, TopUpRequest
 
@@ -111,3 +113,37 @@ def test_a_write_takes_its_columns_in_the_order_of_the_fields(statement, value, 
         pairs = re.findall(rf"^    (\w+) = {alias}\.(\w+)", sql, re.MULTILINE)
         assert all(column == source for column, source in pairs)
         assert tuple(column for column, _ in pairs) == columns(value)[1:]
+
+
+def moved_columns():
+    """What is written of an account of which only credits moved, after its seq is compared."""
+    sql = SQL["move_accounts"]
+    (taken,) = re.search(r"\) AS moved \(([^)]*)\)", sql).groups()
+    pairs = re.findall(r"^    (\w+) = moved\.(\w+)", sql, re.MULTILINE)
+    assert all(column == source for column, source in pairs)
+    *written, old_seq = listed(taken)
+    assert old_seq == "old_seq"
+    assert written[1:] == [column for column, _ in pairs]
+    return written
+
+
+def test_an_account_of_which_credits_moved_is_written_in_the_order_of_its_columns():
+    # A value of its own in each column, so that no two of them can be exchanged unnoticed.
+    account = Account._make(range(len(Account._fields)))._replace(
+        policy=Policy(), counters=SpendCounters(*"abcd")
+    )
+    whole = dict(zip(columns(Account), account_row(account), strict=True))
+    assert moved_row(account) == tuple(whole[column] for column in moved_columns())
+
+
+def test_credits_alone_moved_only_where_no_other_column_changed():
+    account = Account._make(range(len(Account._fields)))._replace(
+        policy=Policy(), counters=SpendCounters()
+    )
+    other = {"policy": Policy(frozen=True), "counters": SpendCounters(minute=1)}
+    for name in Account._fields:
+        if name in {"user_id", "expiring"}:
+            continue  # one never changes, the other has no column
+        changed = account._replace(**{name: other.get(name, -1)})
+        names = _PARTS.get(name, (name,))
+        assert changed.moved_from(account) == (set(names) <= set(moved_columns())), name

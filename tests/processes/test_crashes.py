@@ -236,6 +236,44 @@ async def test_calls_sent_together_to_a_server_killed_at_their_commit_can_be_rep
     assert not await database.faults()
 
 
+@pytest.mark.parametrize("arrives", [False, True])
+async def test_a_server_killed_at_two_commits_of_a_lane_leaves_the_truth_in_the_book(
+    database, proxy, arrives
+):
+    users = [await database.user(10) for _ in range(12)]
+    first, requests = (
+        [
+            pb.SpendCreditsRequest(user_id=str(user_id), amount=3, idempotency_key=uuid4().hex)
+            for user_id in users
+        ]
+        for _ in range(2)
+    )
+    with process("serve", CREDIT_DATABASE_URL=proxy.url, CREDIT_LANE_BATCH="4") as server:
+        port = await asyncio.to_thread(server.wait_until_listening)
+        async with connected(f"127.0.0.1:{port}") as stub:
+            # Opens both connections of the lane, which may take as long as a commit is waited for.
+            await asyncio.gather(*(call(stub, request) for request in first))
+            commits = proxy.on(COMMIT, Kind.HOLD, times=2)
+            asking = [asyncio.create_task(call(stub, request)) for request in requests]
+            await eventually(lambda: commits.seen == 2, every=0.005)
+            server.signal(signal.SIGKILL)
+            codes = {answer.code() for answer in await asyncio.gather(*asking)}
+            assert codes == {grpc.StatusCode.UNAVAILABLE}
+    if not arrives:
+        proxy.cut_all()
+    commits.release()
+    async with (
+        running(server_settings(database.service_url)) as service,
+        connected(service.target) as stub,
+    ):
+        again = [await call(stub, request) for request in requests]
+    # At least one call was in the first batch, and the second was full.
+    replayed = [answer.replayed for answer in again].count(True)
+    assert replayed >= 5 if arrives else replayed == 0
+    assert [answer.credit.balance for answer in again] == [4] * 12
+    assert not await database.faults()
+
+
 async def test_a_frozen_server_frees_its_users_and_thaws_without_harm(database, proxy):
     user_id = await database.user(10)
     request = pb.SpendCreditsRequest(user_id=str(user_id), amount=3, idempotency_key=uuid4().hex)
