@@ -885,10 +885,14 @@ GRANT SELECT ON credit_migrations TO credit_service;
 -- is not a view, because a role with rights on a view by mistake could delete users through it.
 CREATE FUNCTION credit_users(asked uuid[])
 RETURNS SETOF uuid
-LANGUAGE sql
+LANGUAGE plpgsql
 STABLE SECURITY DEFINER
 SET search_path TO ''
-AS $$SELECT id FROM auth.users WHERE id = ANY(asked)$$;
+AS $$
+BEGIN
+    RETURN QUERY SELECT id FROM auth.users WHERE id = ANY(asked);
+END
+$$;
 
 REVOKE ALL ON FUNCTION credit_users(uuid[]) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION credit_users(uuid[]) TO credit_service;

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from credit_service.ledger.present_accounts import present
 from credit_service.ledger.rows import to_account, to_account_less_due
-from credit_service.ledger.store import SQL
+from credit_service.ledger.statement_texts import SQL
 from credit_service.rules.model import FIRST_USER, Account, user_after
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import orjson
 
 from credit_service.ledger.read_connections import repeated
 from credit_service.ledger.rows import POLICY_COLUMNS, to_entry, to_policy
-from credit_service.ledger.store import SQL
+from credit_service.ledger.statement_texts import SQL
 from credit_service.rules.feed_values import (
     KIND_ADVANCED,
     KIND_ALERT,

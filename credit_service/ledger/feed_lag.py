@@ -10,7 +10,7 @@ import structlog
 from credit_service.errors import LedgerUnavailable
 from credit_service.ledger import metrics
 from credit_service.ledger.read_connections import repeated
-from credit_service.ledger.store import SQL
+from credit_service.ledger.statement_texts import SQL
 
 if TYPE_CHECKING:
     import asyncpg

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from credit_service.ledger.store import SQL
+from credit_service.ledger.statement_texts import SQL
 from credit_service.rules.grant_values import Grant, GrantChange
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import TYPE_CHECKING, NamedTuple
 
 from credit_service.ledger.rows import (
@@ -16,6 +15,7 @@ from credit_service.ledger.rows import (
     to_columns,
     to_entry,
 )
+from credit_service.ledger.statement_texts import SQL, text
 from credit_service.rules.model import (
     Account,
     Entry,
@@ -38,13 +38,6 @@ if TYPE_CHECKING:
     from credit_service.rules.model import EntryId, EntryType, HoldState, KeptKey, Spent
 
     _Connection = asyncpg.Connection | PoolConnectionProxy
-
-SQL = {
-    file.name.removesuffix(".sql"): file.read_text()
-    for file in (resources.files(__package__) / "sql").iterdir()
-    if file.name.endswith(".sql")
-}
-
 
 # The locks on the table of accounts that a transaction takes before it writes entries.
 WRITING = ("RowShareLock", "RowExclusiveLock")
@@ -105,7 +98,7 @@ async def load_entries_by_key(
         The time, the number of this transaction in the order of the feed (0 unless it `writes`),
         and what is known.
     """
-    rows = await connection.fetch(SQL["load_entries_by_key"], user_ids, keys, writes)
+    rows = await connection.fetch(text(connection, "load_entries_by_key"), user_ids, keys, writes)
     now, number = rows[0][:2]
     found = (row[2:] for row in rows if row[2] is not None)
     known = [Known(key, kept_call, to_entry(row)) for key, kept_call, *row in found]
@@ -117,7 +110,7 @@ async def load_entries(
 ) -> dict[EntryId, Entry]:
     """Reads the entries with these ids."""
     user_ids, seqs = to_columns(entry_ids)
-    rows = await connection.fetch(SQL["load_entries"], user_ids, seqs)
+    rows = await connection.fetch(text(connection, "load_entries"), user_ids, seqs)
     return {(row[0], row[1]): to_entry(row) for row in rows}
 
 
@@ -126,7 +119,7 @@ async def load_refunds(
 ) -> dict[EntryId, int]:
     """Reads how many credits were given back of these spends."""
     user_ids, seqs = to_columns(spend_ids)
-    rows = await connection.fetch(SQL["load_refunds"], user_ids, seqs)
+    rows = await connection.fetch(text(connection, "load_refunds"), user_ids, seqs)
     return {(row[0], row[1]): row[2] for row in rows}
 
 
@@ -152,17 +145,17 @@ async def insert_entries(
         StaleAccountError: the database took another number of rows.
     """
     columns = to_columns(entry_row(entry, txs[entry.user_id]) for entry in entries)
-    expect(await connection.execute(SQL["insert_entries"], *columns), len(entries))
+    expect(await connection.execute(text(connection, "insert_entries"), *columns), len(entries))
 
 
 async def insert_accounts(connection: _Connection, accounts: Sequence[Account]) -> None:
     """Opens accounts.
 
     Raises:
-        asyncpg.UniqueViolationError: another transaction has opened one of them.
+        StaleAccountError: another transaction has opened one of them.
     """
     columns = to_columns(account_row(account) for account in accounts)
-    expect(await connection.execute(SQL["insert_accounts"], *columns), len(accounts))
+    expect_rows(await connection.fetch(SQL["insert_accounts"], *columns), len(accounts))
 
 
 async def update_accounts(connection: _Connection, changes: Sequence[tuple[Account, int]]) -> None:
@@ -172,7 +165,7 @@ async def update_accounts(connection: _Connection, changes: Sequence[tuple[Accou
         StaleAccountError: one of them is no longer at that seq.
     """
     columns = to_columns((*account_row(account), old_seq) for account, old_seq in changes)
-    expect(await connection.execute(SQL["update_accounts"], *columns), len(changes))
+    expect(await connection.execute(text(connection, "update_accounts"), *columns), len(changes))
 
 
 async def move_accounts(connection: _Connection, changes: Sequence[tuple[Account, int]]) -> None:
@@ -185,26 +178,28 @@ async def insert_purchases(connection: _Connection, entries: Sequence[Entry]) ->
     """Records the payments of purchase entries as credited.
 
     Raises:
-        asyncpg.UniqueViolationError: another transaction has credited one of them.
+        StaleAccountError: another transaction has credited one of them.
     """
     rows = (
         (p.ref, e.user_id, e.seq, e.amount, p.amount_minor, p.currency, e.timestamp)
         for e in entries
         if (p := e.payment) is not None
     )
-    expect(await connection.execute(SQL["insert_purchases"], *to_columns(rows)), len(entries))
+    expect_rows(await connection.fetch(SQL["insert_purchases"], *to_columns(rows)), len(entries))
 
 
 async def upsert_refunds(connection: _Connection, spends: Sequence[Spent]) -> None:
     """Writes how many credits were given back of each spend."""
     rows = ((s.entry.user_id, s.entry.seq, s.entry.amount, s.refunded) for s in spends)
-    expect(await connection.execute(SQL["upsert_refunds"], *to_columns(rows)), len(spends))
+    expect(
+        await connection.execute(text(connection, "upsert_refunds"), *to_columns(rows)), len(spends)
+    )
 
 
 async def upsert_holds(connection: _Connection, holds: Collection[Hold]) -> None:
     """Writes holds that were made or changed."""
     columns = to_columns(holds)
-    expect(await connection.execute(SQL["upsert_holds"], *columns), len(holds))
+    expect(await connection.execute(text(connection, "upsert_holds"), *columns), len(holds))
 
 
 async def insert_policy_changes(
@@ -212,23 +207,27 @@ async def insert_policy_changes(
 ) -> None:
     """Records changes of what accounts may do, with the place in the feed of each user's."""
     columns = to_columns(policy_row(change, txs[change.user_id]) for change in changes)
-    expect(await connection.execute(SQL["insert_policy_changes"], *columns), len(changes))
+    expect(
+        await connection.execute(text(connection, "insert_policy_changes"), *columns), len(changes)
+    )
 
 
 async def insert_kept_keys(connection: _Connection, keys: Collection[KeptKey]) -> None:
     """Records the keys of calls that were answered with the entry of another call."""
-    expect(await connection.execute(SQL["insert_kept_keys"], *to_columns(keys)), len(keys))
+    expect(
+        await connection.execute(text(connection, "insert_kept_keys"), *to_columns(keys)), len(keys)
+    )
 
 
 async def insert_reversals(connection: _Connection, reversals: Collection[Reversal]) -> None:
     """Records reversals.
 
     Raises:
-        asyncpg.UniqueViolationError: another transaction has recorded one of them, or the first
-            revision of one of them.
+        StaleAccountError: another transaction has recorded one of them, or the first revision of
+            one of them.
     """
     columns = to_columns(reversal_row(reversal) for reversal in reversals)
-    expect(await connection.execute(SQL["insert_reversals"], *columns), len(reversals))
+    expect_rows(await connection.fetch(SQL["insert_reversals"], *columns), len(reversals))
 
 
 async def load_reversals(
@@ -264,7 +263,7 @@ async def find_payer(connection: _Connection, payment_ref: str) -> UUID | None:
 async def load_holds(connection: _Connection, hold_ids: Collection[EntryId]) -> dict[EntryId, Hold]:
     """Reads the holds with these ids."""
     user_ids, seqs = to_columns(hold_ids)
-    rows = await connection.fetch(SQL["load_holds"], user_ids, seqs)
+    rows = await connection.fetch(text(connection, "load_holds"), user_ids, seqs)
     return {(row[0], row[1]): Hold(*row) for row in rows}
 
 
@@ -272,7 +271,7 @@ async def load_due_holds(
     connection: _Connection, user_ids: Sequence[UUID], now: datetime, limit: int
 ) -> list[Hold]:
     """Reads open holds whose time has passed, user by user as given, of each the soonest first."""
-    rows = await connection.fetch(SQL["load_due_holds"], user_ids, now, limit)
+    rows = await connection.fetch(text(connection, "load_due_holds"), user_ids, now, limit)
     return [Hold(*row) for row in rows]
 
 
@@ -280,7 +279,7 @@ async def load_next_expiries(
     connection: _Connection, user_ids: Collection[UUID], now: datetime
 ) -> dict[UUID, datetime]:
     """Reads when the next hold of each user ends that is not due; without one a user is missing."""
-    rows = await connection.fetch(SQL["load_next_expiries"], user_ids, now)
+    rows = await connection.fetch(text(connection, "load_next_expiries"), user_ids, now)
     return {row[0]: row[1] for row in rows}
 
 
@@ -323,10 +322,12 @@ async def get_account(
 
     The account is None if it was never opened.
     """
-    row = await connection.fetchrow(SQL["get_account"], user_id)
-    assert row is not None  # noqa: S101  # the time alone is a row
-    now, *columns, known = row
-    return now, None if columns[0] is None else to_account_less_due(columns), known
+    ((now, *columns),) = await connection.fetch(SQL["get_account"], user_id)
+    if columns[0] is not None:
+        return now, to_account_less_due(columns), True
+    # A statement of its own: a function that reads one distributed table cannot be called in a
+    # statement about another.
+    return now, None, bool(await find_users(connection, [user_id]))
 
 
 async def read_accounts(
@@ -362,7 +363,7 @@ async def changed_accounts(
 
     That is user, seq, number of policy changes and time of the last change of each account.
     """
-    rows = await connection.fetch(SQL["changed_accounts"], *to_columns(seen))
+    rows = await connection.fetch(text(connection, "changed_accounts"), *to_columns(seen))
     return [to_account_less_due(row) for row in rows]
 
 
@@ -446,3 +447,9 @@ def expect(tag: str, rows: int) -> None:
     """Holds a command tag such as "INSERT 0 3" or "UPDATE 3" to the number of rows."""
     if int(tag.rpartition(" ")[2]) != rows:
         raise StaleAccountError(tag)
+
+
+def expect_rows(returned: Sequence[asyncpg.Record], rows: int) -> None:
+    """As `expect`, from the rows returned: Citus counts in the tag what ON CONFLICT left out."""
+    if len(returned) != rows:
+        raise StaleAccountError(f"{len(returned)} of {rows} rows")

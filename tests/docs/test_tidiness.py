@@ -156,7 +156,9 @@ def test_every_statement_is_used_by_the_store_and_says_what_it_is_for():
         (store.SQL, (*STORES, feed, feed_lag)),
         (relay_store.SQL, RELAY_STORES),
     ):
-        used = re.findall(r'SQL\["(\w+)"\]', "".join(map(inspect.getsource, modules)))
+        used = re.findall(
+            r'(?:SQL\[|text\(\s*connection, )"(\w+)"', "".join(map(inspect.getsource, modules))
+        )
         assert set(used) == statements.keys()
         for name, text in statements.items():
             assert text.startswith("-- "), name

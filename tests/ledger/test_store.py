@@ -45,7 +45,7 @@ CHANGE = ("change_user_id", "change_seq", *GrantChange._fields[2:], "step")
 
 READS = [
     ("lock_accounts", Account, (), ()),
-    ("get_account", Account, ("now",), ("due", "known")),
+    ("get_account", Account, ("now",), ("due",)),
     ("changed_accounts", Account, (), ("due",)),
     ("read_accounts", Account, (), ("now",)),
     ("list_known_accounts", Account, (), ("due",)),

@@ -35,23 +35,26 @@ SELECT
     account.next_lapse,
     account.allowance_until,
     account.tx,
-    CASE
-        WHEN account.next_hold_expiry <= now()
-            THEN (
-                SELECT coalesce(sum(due.amount), 0)::bigint
-                FROM credit_holds AS due
-                WHERE
-                    due.user_id = account.user_id
-                    AND due.state = 'held'
-                    AND due.expires_at <= now()
-            )
-        ELSE 0
-    END AS due
+    coalesce(due.amount, 0) AS due
 FROM
     unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::timestamptz[])
         AS seen (user_id, seq, policy_changes, last_updated)
 INNER JOIN user_credits AS account ON seen.user_id = account.user_id
+LEFT JOIN LATERAL (
+    SELECT
+        hold.user_id,
+        sum(hold.amount)::bigint AS amount
+    FROM credit_holds AS hold
+    WHERE
+        hold.user_id = account.user_id
+        AND hold.state = 'held'
+        AND hold.expires_at <= now()
+        AND account.next_hold_expiry <= now()
+    GROUP BY hold.user_id
+) AS due ON account.user_id = due.user_id
 WHERE
+    -- distributed: (
     account.seq <> seen.seq
     OR account.policy_changes <> seen.policy_changes
     OR account.last_updated <> seen.last_updated
+-- distributed: ) AND account.user_id = any($1::uuid[])

@@ -407,7 +407,7 @@ WHERE
         -- Nothing was left to revoke, so the answer is the entry that made the grant.
         WHEN kept.call = 'RevokeGrant'
             THEN NOT EXISTS (
-                SELECT FROM credit_grants AS revoked
+                SELECT 1 FROM credit_grants AS revoked
                 WHERE revoked.user_id = kept.user_id AND revoked.seq = kept.seq
             )
         ELSE coalesce(book.type NOT IN ('release', 'expire'), TRUE)

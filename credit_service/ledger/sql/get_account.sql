@@ -1,7 +1,6 @@
 -- Reads the time, an account, and how much is held by holds that are due; the account's columns are
--- null if there is none, and `known` says whether the user exists. The time is that of the
--- transaction's begin, which is never later than the rows that are read: a hold that is due by a
--- later time may have been captured since.
+-- null if there is none. The time is that of the transaction's begin, which is never later than the
+-- rows that are read: a hold that is due by a later time may have been captured since.
 SELECT
     clock.now,
     account.user_id,
@@ -36,21 +35,18 @@ SELECT
     account.next_lapse,
     account.allowance_until,
     account.tx,
-    CASE
-        WHEN account.next_hold_expiry <= clock.now
-            THEN (
-                SELECT coalesce(sum(due.amount), 0)::bigint
-                FROM credit_holds AS due
-                WHERE
-                    due.user_id = account.user_id
-                    AND due.state = 'held'
-                    AND due.expires_at <= clock.now
-            )
-        ELSE 0
-    END AS due,
-    CASE
-        WHEN account.user_id IS NOT NULL THEN TRUE
-        ELSE EXISTS (SELECT FROM credit_users(ARRAY[$1::uuid]))
-    END AS known
+    coalesce(due.amount, 0) AS due
 FROM (SELECT now() AS now) AS clock
 LEFT JOIN user_credits AS account ON account.user_id = $1::uuid
+LEFT JOIN LATERAL (
+    SELECT
+        hold.user_id,
+        sum(hold.amount)::bigint AS amount
+    FROM credit_holds AS hold
+    WHERE
+        hold.user_id = account.user_id
+        AND hold.state = 'held'
+        AND hold.expires_at <= now()
+        AND account.next_hold_expiry <= now()
+    GROUP BY hold.user_id
+) AS due ON account.user_id = due.user_id

@@ -57,3 +57,5 @@ FROM
         allowance_until, tx
     )
 ORDER BY opened.user_id
+ON CONFLICT DO NOTHING
+RETURNING user_id

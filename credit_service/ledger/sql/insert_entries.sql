@@ -6,7 +6,7 @@ INSERT INTO credit_transactions (
     payment_amount_minor, payment_currency, hold_seq, tx
 )
 SELECT
-    posted.user_id,
+    posted.user_id, -- distributed: account.user_id,
     posted.seq,
     posted.type,
     posted.call,
@@ -33,15 +33,18 @@ SELECT
     posted.payment_currency,
     posted.hold_seq,
     posted.tx
-FROM unnest(
-    $1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::bigint[],
-    $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::text[],
-    $13::timestamptz[], $14::text[], $15::bigint[], $16::bigint[], $17::text[],
-    $18::text[], $19::text[], $20::bigint[], $21::text[], $22::text[], $23::text[],
-    $24::bigint[], $25::text[], $26::bigint[], $27::bigint[]
-) AS posted (
-    user_id, seq, type, call, amount, requested_amount, balance_change, held_change,
-    balance_after, held_after, floor, description, timestamp, operation, quantity, unit_cost,
-    price_version, reference, metadata, related_seq, idempotency_key, caller, payment_ref,
-    payment_amount_minor, payment_currency, hold_seq, tx
-)
+FROM
+    unnest(
+        $1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::bigint[],
+        $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::text[],
+        $13::timestamptz[], $14::text[], $15::bigint[], $16::bigint[], $17::text[],
+        $18::text[], $19::text[], $20::bigint[], $21::text[], $22::text[], $23::text[],
+        $24::bigint[], $25::text[], $26::bigint[], $27::bigint[]
+    ) AS posted (
+        user_id, seq, type, call, amount, requested_amount, balance_change, held_change,
+        balance_after, held_after, floor, description, timestamp, operation, quantity, unit_cost,
+        price_version, reference, metadata, related_seq, idempotency_key, caller, payment_ref,
+        payment_amount_minor, payment_currency, hold_seq, tx
+    )
+-- distributed: INNER JOIN user_credits AS account ON posted.user_id = account.user_id
+-- distributed: WHERE account.user_id = any($1::uuid[])

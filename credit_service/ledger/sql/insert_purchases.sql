@@ -17,3 +17,5 @@ FROM
         $7::timestamptz[]
     ) AS bought (payment_ref, user_id, seq, amount, amount_minor, currency, purchased_at)
 ORDER BY bought.payment_ref
+ON CONFLICT DO NOTHING
+RETURNING payment_ref

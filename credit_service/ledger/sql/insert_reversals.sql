@@ -29,3 +29,5 @@ FROM
         reason, recorded_at, caller, opens_ref, counted
     )
 ORDER BY recorded.reversal_ref, recorded.revision
+ON CONFLICT DO NOTHING
+RETURNING reversal_ref

@@ -80,7 +80,7 @@ LEFT JOIN LATERAL (
         AND (
             $9::bigint IS NULL
             OR EXISTS (
-                SELECT
+                SELECT 1
                 FROM credit_grant_changes AS change
                 WHERE
                     change.user_id = $1::uuid

@@ -34,17 +34,24 @@ SELECT
     account.next_lapse,
     account.allowance_until,
     account.tx,
-    CASE
-        WHEN account.next_hold_expiry <= now()
-            THEN (
-                SELECT coalesce(sum(due.amount), 0)::bigint
-                FROM credit_holds AS due
-                WHERE
-                    due.user_id = account.user_id
-                    AND due.state = 'held'
-                    AND due.expires_at <= now()
-            )
-        ELSE 0
-    END AS due
+    account.due
 FROM credit_users($1::uuid[]) AS known (id)
-LEFT JOIN user_credits AS account ON known.id = account.user_id
+LEFT JOIN ( -- noqa: ST05
+    SELECT
+        opened.*,
+        coalesce(due.amount, 0) AS due
+    FROM user_credits AS opened
+    LEFT JOIN LATERAL ( -- noqa: ST05
+        SELECT
+            hold.user_id,
+            sum(hold.amount)::bigint AS amount
+        FROM credit_holds AS hold
+        WHERE
+            hold.user_id = opened.user_id
+            AND hold.state = 'held'
+            AND hold.expires_at <= now()
+            AND opened.next_hold_expiry <= now()
+        GROUP BY hold.user_id
+    ) AS due ON opened.user_id = due.user_id
+    WHERE opened.user_id = any($1::uuid[])
+) AS account ON known.id = account.user_id

@@ -14,16 +14,21 @@ SELECT
     found.caller,
     found.opens_ref,
     found.counted
-FROM unnest($1::text[], $2::bigint[]) AS asked (reversal_ref, revision)
-CROSS JOIN
-    LATERAL ( -- noqa: ST05
-        SELECT latest.revision
-        FROM credit_reversals AS latest
-        WHERE latest.reversal_ref = asked.reversal_ref
-        ORDER BY latest.revision DESC
-        LIMIT 1
-    ) AS highest
-INNER JOIN credit_reversals AS found
-    ON
-        asked.reversal_ref = found.reversal_ref
-        AND found.revision IN (asked.revision, highest.revision)
+FROM credit_reversals AS found
+WHERE
+    found.reversal_ref = any($1::text[])
+    AND (
+        (found.reversal_ref, found.revision) IN (
+            SELECT
+                asked.reversal_ref,
+                asked.revision
+            FROM unnest($1::text[], $2::bigint[]) AS asked (reversal_ref, revision)
+        )
+        OR NOT EXISTS (
+            SELECT 1
+            FROM credit_reversals AS later
+            WHERE
+                later.reversal_ref = found.reversal_ref
+                AND later.revision > found.revision
+        )
+    )

@@ -3,7 +3,7 @@ SELECT wanted.user_id
 FROM unnest($2::uuid[]) AS wanted (user_id)
 WHERE
     EXISTS (
-        SELECT FROM credit_parked_events AS parked
+        SELECT 1 FROM credit_parked_events AS parked
         WHERE
             parked.endpoint = $1 AND parked.user_id = wanted.user_id
             AND parked.dead_at IS NULL
