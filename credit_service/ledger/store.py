@@ -171,7 +171,7 @@ async def update_accounts(connection: _Connection, changes: Sequence[tuple[Accou
 async def move_accounts(connection: _Connection, changes: Sequence[tuple[Account, int]]) -> None:
     """Writes accounts, as `update_accounts` does, of which only credits moved."""
     columns = to_columns((*moved_row(account), old_seq) for account, old_seq in changes)
-    expect(await connection.execute(SQL["move_accounts"], *columns), len(changes))
+    expect(await connection.execute(text(connection, "move_accounts"), *columns), len(changes))
 
 
 async def insert_purchases(connection: _Connection, entries: Sequence[Entry]) -> None:
@@ -235,12 +235,7 @@ async def load_reversals(
 ) -> dict[tuple[str, int], Reversal]:
     """Reads those of the revisions that are recorded, and the highest of each named reversal.
 
-    Args:
-        connection: to the database.
-        revisions: pairs of reversal_ref and revision.
-
-    Returns:
-        The recorded revisions by such pairs; their entries are not filled in.
+    They are pairs of reversal_ref and revision; the entries of the reversals are not filled in.
     """
     rows = await connection.fetch(SQL["load_reversals"], *to_columns(revisions))
     return {(row[0], row[1]): Reversal(*row) for row in rows}
@@ -294,15 +289,9 @@ async def list_holds(
 async def find_due_users(
     connection: _Connection, limit: int, without: Collection[UUID]
 ) -> list[tuple[UUID, int]]:
-    """Finds users with holds or grants whose time has passed and is not recorded yet.
+    """Finds users with due holds or grants that are not recorded, and how many each has.
 
-    Args:
-        connection: to the database.
-        limit: how many holds and how many grants to look at, the longest due first.
-        without: users to leave out.
-
-    Returns:
-        The users, the longest due first, and how many of those each has.
+    It looks at `limit` holds and `limit` grants, the longest due first, of users not in `without`.
     """
     rows = await connection.fetch(SQL["find_due_users"], limit, without)
     return [(row[0], row[1]) for row in rows]
