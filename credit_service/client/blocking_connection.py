@@ -29,7 +29,7 @@ class BlockingConnection:
         credentials: grpc.ChannelCredentials | None = None,
         deadline_seconds: float = DEADLINE_SECONDS,
         server_name: str | None = None,
-        coalesce: bool = False,
+        coalesce: bool = True,
     ) -> None:
         """Takes what `CreditClient` takes, and starts the thread.
 

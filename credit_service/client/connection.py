@@ -56,7 +56,7 @@ class Connection:
         credentials: grpc.ChannelCredentials | None = None,
         deadline_seconds: float = DEADLINE_SECONDS,
         server_name: str | None = None,
-        coalesce: bool = False,
+        coalesce: bool = True,
     ) -> None:
         """Prepares the connection; it is made by the first call, in that call's event loop.
 
@@ -69,6 +69,7 @@ class Connection:
             server_name: the name in the service's certificate, where it is not the target's host.
             coalesce: send spends, holds and captures that are in flight together as one request;
                 each has the answer, the deadline and the repeats that it has by itself.
+                False: each is a request of its own.
 
         Raises:
             ValueError: the target is not an address.
