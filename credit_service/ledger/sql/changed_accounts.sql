@@ -47,6 +47,7 @@ LEFT JOIN LATERAL (
     FROM credit_holds AS hold
     WHERE
         hold.user_id = account.user_id
+        -- distributed: AND hold.user_id = any($1::uuid[])
         AND hold.state = 'held'
         AND hold.expires_at <= now()
         AND account.next_hold_expiry <= now()

@@ -42,6 +42,7 @@ CROSS JOIN
         FROM credit_holds AS hold
         WHERE
             hold.user_id = asked.user_id
+            -- distributed: AND hold.user_id = any($1::uuid[])
             AND hold.state = 'held'
             AND hold.expires_at <= $2::timestamptz
         ORDER BY hold.expires_at, hold.seq

@@ -13,6 +13,7 @@ CROSS JOIN
         FROM credit_grants AS granted
         WHERE
             granted.user_id = asked.user_id
+            -- distributed: AND granted.user_id = any($1::uuid[])
             AND granted.open
             AND granted.expire_time > $2::timestamptz
         ORDER BY granted.expire_time
