@@ -33,11 +33,13 @@ _BUSY = 8
 _CONNECTIONS = 4
 
 # What callers are prepared for; anything else voids the figures. gRPC itself says CANCELLED to a
-# call that it has no room for, before the service sees it.
+# call that it has no room for, before the service sees it. A lane says LEDGER_UNAVAILABLE to a call
+# whose deadline has passed when its turn comes.
 _EXPECTED = {
     "UNAVAILABLE OVERLOADED": "OVERLOADED",
     "CANCELLED": "CANCELLED by gRPC unseen",
     "DEADLINE_EXCEEDED": "missed their deadline",
+    "UNAVAILABLE LEDGER_UNAVAILABLE": "missed it in a lane",
 }
 
 

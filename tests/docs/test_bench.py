@@ -270,13 +270,15 @@ def test_a_quantile_is_a_time_that_was_measured():
 
 
 def test_refusals_and_missed_deadlines_of_a_crowd_are_figures_and_other_failures_void_it():
-    crowd = sample(80, **{"UNAVAILABLE OVERLOADED": 6, "DEADLINE_EXCEEDED": 2, "CANCELLED": 4})
-    crowd.waited_us.extend([1] * 188)
+    refusals = {"UNAVAILABLE OVERLOADED": 6, "CANCELLED": 4, "UNAVAILABLE LEDGER_UNAVAILABLE": 1}
+    crowd = sample(80, **refusals, **{"DEADLINE_EXCEEDED": 2})
+    crowd.waited_us.extend([1] * 187)
     best = sample(100)
     line = goodput({"crowd": [crowd], "few": [best]}, "crowd", "few")
     assert (line.value, line.verdict) == (0.8, "met")
     assert line.note.endswith(
-        "3.0% OVERLOADED, 2.0% CANCELLED by gRPC unseen, 1.0% missed their deadline"
+        "3.0% OVERLOADED, 2.0% CANCELLED by gRPC unseen, 1.0% missed their deadline,"
+        " 0.5% missed it in a lane"
     )
     for failure in ("INTERNAL", "UNAVAILABLE OVERLOADED without RetryInfo", "no answer"):
         line = goodput({"crowd": [sample(80, **{failure: 1})], "few": [best]}, "crowd", "few")
