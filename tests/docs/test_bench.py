@@ -271,7 +271,7 @@ def test_a_quantile_is_a_time_that_was_measured():
 
 def test_refusals_and_missed_deadlines_of_a_crowd_are_figures_and_other_failures_void_it():
     refusals = {"UNAVAILABLE OVERLOADED": 6, "CANCELLED": 4, "UNAVAILABLE LEDGER_UNAVAILABLE": 1}
-    crowd = sample(80, **refusals, **{"DEADLINE_EXCEEDED": 2})
+    crowd = sample(80, **refusals, DEADLINE_EXCEEDED=2)
     crowd.waited_us.extend([1] * 187)
     best = sample(100)
     line = goodput({"crowd": [crowd], "few": [best]}, "crowd", "few")
