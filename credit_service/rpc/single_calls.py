@@ -37,9 +37,7 @@ def answer_spend(
     terms: Terms,
 ) -> pb.SpendCreditsResponse:
     """Fills an empty response to a spend, and returns it."""
-    requests.transaction(request, outcome, response.transaction)
-    responses.user_credit(outcome.account, terms, into=response.credit)
-    response.replayed = outcome.replayed
+    _answer(response, request, outcome, terms)
     return response
 
 
@@ -63,9 +61,7 @@ def answer_hold(
     terms: Terms,
 ) -> pb.HoldCreditsResponse:
     """Fills an empty response to a hold, and returns it."""
-    requests.transaction(request, outcome, response.transaction)
-    responses.user_credit(outcome.account, terms, into=response.credit)
-    response.replayed = outcome.replayed
+    _answer(response, request, outcome, terms)
     if outcome.hold is not None:
         written = outcome.replayed or not request.validate_only
         response.hold.MergeFrom(responses.hold(outcome.hold, written=written))
@@ -103,9 +99,7 @@ def answer_capture(
     terms: Terms,
 ) -> pb.CaptureHoldResponse:
     """Fills an empty response to a capture, and returns it."""
-    requests.transaction(request, outcome, response.transaction)
-    responses.user_credit(outcome.account, terms, into=response.credit)
-    response.replayed = outcome.replayed
+    _answer(response, request, outcome, terms)
     if outcome.hold is not None:
         response.hold.MergeFrom(responses.hold(outcome.hold))
     response.late = outcome.late
@@ -125,6 +119,13 @@ class SingleCall:
     method: str
     command: Callable[[Any], Command]
     answer: Callable[[Any, Any, Outcome, Terms], Any]
+
+
+def _answer(response: Any, request: Any, outcome: Outcome, terms: Terms) -> None:
+    """Fills what all of these responses have."""
+    requests.transaction(request, outcome, response.transaction)
+    responses.user_credit(outcome.account, terms, into=response.credit)
+    response.replayed = outcome.replayed
 
 
 # By the field of the item.
