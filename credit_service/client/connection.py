@@ -80,6 +80,7 @@ class Connection:
         self._deadline_seconds = deadline_seconds
         self.metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
         self._budget = RetryBudget()
+        self._calls_in_flight = 0
         self._coalesce = coalesce
         self._loop: asyncio.AbstractEventLoop | None = None
         self._channel: grpc.aio.Channel
@@ -170,7 +171,19 @@ class Connection:
             problem = f"has {size} bytes; the maximum is {REQUEST_BYTES_MAX}."
             raise InvalidRequest("request", problem)
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
+        self._calls_in_flight += 1
+        try:
+            return await self._repeat(method, request, loop.time() + seconds)
+        finally:
+            self._calls_in_flight -= 1
+
+    async def _repeat(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Any, _Response],
+        request: Message,
+        deadline: float,
+    ) -> _Response:
+        loop = asyncio.get_running_loop()
         make = self._make_singly if self._coalescing is None else self._coalescing.call
         pauses = Pauses()
         tries = 0
@@ -183,7 +196,7 @@ class Connection:
                     self._budget.succeeded()
                     raise status.typed(failure) from failure
                 pause = pauses.next(status.retry_seconds(failure))
-                affordable = self._budget.failed()
+                affordable = self._budget.failed(self._calls_in_flight)
                 if not affordable or tries == TRIES_MAX or loop.time() + pause >= deadline:
                     raise status.typed(failure) from failure
             else:

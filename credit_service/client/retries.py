@@ -15,6 +15,9 @@ _TOKENS_MAX = 500.0
 _TOKENS_PER_SUCCESS = 0.1
 _TOKENS_PER_SECOND = 1.0
 
+# The failure of all calls in flight, as when a service is killed, costs no more than this.
+_TOKENS_PER_LOSS_OF_ALL = 200.0
+
 
 class Pauses:
     """The waits between the tries of one call: each about twice as long as the one before."""
@@ -44,6 +47,8 @@ class RetryBudget:
     As in gRPC's retry throttling (gRFC A6): a failure costs a token, a success earns a tenth, and
     while no more than half of the tokens are left nothing is repeated. A token a second is earned
     as well, because a worker that makes a call a minute would need an hour to earn them back.
+    A failure costs less where more than 200 calls are in flight: a connection or a request that
+    many of them share can end all of them at once, and each may be repeated then.
     """
 
     def __init__(self) -> None:
@@ -54,9 +59,13 @@ class RetryBudget:
         """Counts a call that the service answered, with a refusal or without."""
         self._add(_TOKENS_PER_SUCCESS)
 
-    def failed(self) -> bool:
-        """Counts a try without a final answer; returns whether it may be repeated."""
-        self._add(-1.0)
+    def failed(self, calls_in_flight: int) -> bool:
+        """Counts a try without a final answer; returns whether it may be repeated.
+
+        Args:
+            calls_in_flight: the client's calls without a final answer, with this one.
+        """
+        self._add(-min(1.0, _TOKENS_PER_LOSS_OF_ALL / calls_in_flight))
         return self._tokens > _TOKENS_MAX / 2
 
     def _add(self, tokens: float) -> None:

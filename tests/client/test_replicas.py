@@ -62,6 +62,38 @@ async def test_a_client_of_several_addresses_survives_the_kill_of_one(database, 
         await spends_on_both_and_then_on_one(client, database, processes)
 
 
+@pytest.mark.parametrize("coalesce", [True, False])
+async def test_every_call_that_a_killed_service_had_in_flight_is_repeated(database, coalesce):
+    """More calls than a client may repeat whose calls fail one after another."""
+    calls, port = 700, free_port()
+    environment = {
+        "CREDIT_DATABASE_URL": database.service_url,
+        "CREDIT_LISTEN": f"127.0.0.1:{port}",
+    }
+    await database.wait_longer_for_locks()
+    lonely, busy = await database.user(1), await database.user(calls)
+    options = {"deadline_seconds": patience(60), "coalesce": coalesce}
+    async with CreditClient(f"127.0.0.1:{port}", **options) as client:
+        with process(**environment) as server:
+            await asyncio.to_thread(server.wait_until_listening)
+            async with database.locked(lonely, busy):
+                # The first call goes by itself, and the others together.
+                spends = [
+                    client.spend_credits(user_id, amount=1) for user_id in (lonely, *[busy] * calls)
+                ]
+                spending = asyncio.gather(*spends)
+                requests = 2 if coalesce else 1
+                await eventually(lambda: database.waits_for_a_lock(requests), every=0.01)
+                server.signal(signal.SIGKILL)
+                await asyncio.to_thread(server.wait)
+        with process(**environment) as server:
+            await asyncio.to_thread(server.wait_until_listening)
+            await spending
+            for user_id in (lonely, busy):
+                assert (await client.get_user_credit(user_id)).balance == 0
+    assert not await database.faults()
+
+
 async def test_a_client_of_a_name_with_several_addresses_survives_the_kill_of_one(
     database, replicas
 ):

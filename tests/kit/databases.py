@@ -73,14 +73,13 @@ class Database:
         """Every row of every table a call could change; equal books mean that nothing did."""
         return [row[0] for row in await self.fetch(_BOOK)]
 
-    async def waits_for_a_lock(self) -> bool:
-        """Whether a transaction waits for a lock that another one holds."""
-        return bool(
-            await self.fetch(
-                "SELECT FROM pg_stat_activity"
-                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-            )
+    async def waits_for_a_lock(self, transactions: int = 1) -> bool:
+        """Whether so many transactions wait for locks that others hold."""
+        waiting = await self.fetch(
+            "SELECT FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
         )
+        return len(waiting) >= transactions
 
     @asynccontextmanager
     async def locked(self, *user_ids: UUID) -> AsyncIterator[None]:
