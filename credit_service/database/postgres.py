@@ -16,7 +16,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import asyncpg
 
-from credit_service.database.statements import Connection, StatementCache
+from credit_service.database.shard_map import Shards
+from credit_service.database.statements import Connection, DistributedConnection, StatementCache
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
@@ -120,11 +121,13 @@ class Address:
         statement_cache_size: prepared statements kept per connection; 0 behind a transaction
             pooler that does not track them.
         statements: how many are kept at present.
+        shards: where the users of a distributed book are.
     """
 
     url: str
     statement_cache_size: int = 100
     statements: StatementCache = field(init=False, compare=False)
+    shards: Shards = field(init=False, compare=False, default_factory=Shards)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "statements", StatementCache(self.statement_cache_size))
@@ -167,9 +170,8 @@ class Address:
                 return connection
             connection.terminate()
 
-    @staticmethod
     async def _connect_keeping(
-        kept: int, url: str, wanted: str, command_seconds: float | None
+        self, kept: int, url: str, wanted: str, command_seconds: float | None
     ) -> asyncpg.Connection:
         try:
             connection: asyncpg.Connection = await asyncpg.connect(  # type: ignore[call-overload]
@@ -177,7 +179,9 @@ class Address:
                 timeout=CONNECT_TIMEOUT_SECONDS,
                 command_timeout=command_seconds,
                 statement_cache_size=kept,
-                connection_class=Connection,
+                connection_class=DistributedConnection
+                if self.shards.map.is_distributed
+                else Connection,
                 target_session_attrs=wanted,  # the stubs do not know that it may be a text
             )
         except asyncpg.TargetServerAttributeNotMatched:

@@ -66,11 +66,22 @@ class Connection(asyncpg.Connection):
 
     __slots__ = ()
 
+    # Whether the book is distributed, so that each statement must say of which shard it is.
+    is_distributed = False
+
     _process = os.urandom(6).hex()
 
     def _get_unique_id(self, prefix: str) -> str:
         name: str = super()._get_unique_id(prefix)  # type: ignore[misc]  # not in the stubs
         return f"{name}_{self._process}"
+
+
+class DistributedConnection(Connection):
+    """A connection to a book whose accounts are split over several nodes."""
+
+    __slots__ = ()
+
+    is_distributed = True
 
 
 async def loses_statements(connect: Callable[[], Awaitable[asyncpg.Connection]]) -> bool:

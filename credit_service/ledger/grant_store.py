@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from credit_service.ledger.rows import grant_row, to_columns, to_grant
-from credit_service.ledger.statement_texts import SQL
+from credit_service.ledger.statement_texts import SQL, text
 from credit_service.ledger.store import expect
 from credit_service.rules.grant_values import Grant, GrantChange
 
@@ -58,7 +58,7 @@ async def load_due_grants(
     connection: _Connection, user_ids: Sequence[UUID], now: datetime, limit: int
 ) -> list[Grant]:
     """Reads open grants whose time has passed, user by user as given, of each the soonest first."""
-    rows = await connection.fetch(SQL["load_due_grants"], user_ids, now, limit)
+    rows = await connection.fetch(text(connection, "load_due_grants"), user_ids, now, limit)
     return [to_grant(row) for row in rows]
 
 
@@ -66,7 +66,7 @@ async def load_next_lapses(
     connection: _Connection, user_ids: Collection[UUID], now: datetime
 ) -> dict[UUID, datetime]:
     """Reads when the next grant that is not due lapses, of each user who has one."""
-    rows = await connection.fetch(SQL["load_next_lapses"], user_ids, now)
+    rows = await connection.fetch(text(connection, "load_next_lapses"), user_ids, now)
     return {row[0]: row[1] for row in rows}
 
 
@@ -87,7 +87,7 @@ async def load_grants(connection: _Connection, asked: AskedGrants, now: datetime
         *_columns(asked.series),
         *_columns(asked.draws.items()),
     ]
-    rows = await connection.fetch(SQL["load_grants"], *columns, now)
+    rows = await connection.fetch(text(connection, "load_grants"), *columns, now)
     loaded = LoadedGrants([], [])
     for row in rows:
         if row[0] is None:
@@ -116,7 +116,7 @@ def _columns(pairs: Collection[tuple[object, object]]) -> list[Sequence[object]]
 async def upsert_grants(connection: _Connection, grants: Collection[Grant]) -> None:
     """Writes grants that were made or changed."""
     columns = to_columns(grant_row(grant) for grant in grants)
-    expect(await connection.execute(SQL["upsert_grants"], *columns), len(grants))
+    expect(await connection.execute(text(connection, "upsert_grants"), *columns), len(grants))
 
 
 async def insert_grant_changes(connection: _Connection, changes: Sequence[GrantChange]) -> None:
@@ -128,7 +128,7 @@ async def insert_grant_changes(connection: _Connection, changes: Sequence[GrantC
         steps[entry_id] += 1
         rows.append((*change, steps[entry_id]))
     expect(
-        await connection.execute(SQL["insert_grant_changes"], *to_columns(rows)),
+        await connection.execute(text(connection, "insert_grant_changes"), *to_columns(rows)),
         len(rows),
     )
 

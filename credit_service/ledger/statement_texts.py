@@ -1,11 +1,29 @@
-"""The texts of the ledger's statements."""
+"""The texts of the ledger's statements, on one database and on a distributed book."""
 
 from __future__ import annotations
 
+import re
 from importlib import resources
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncpg
+    from asyncpg.pool import PoolConnectionProxy
 
 SQL = {
     file.name.removesuffix(".sql"): file.read_text()
     for file in (resources.files(__package__) / "sql").iterdir()
     if file.name.endswith(".sql")
 }
+
+# On a distributed book what follows this in a line takes the place of the line, so that a statement
+# is of one shard only. PostgreSQL alone would be slowed down by it, or choose other plans.
+_DISTRIBUTED = re.compile("^.*-- distributed: (.*)$", re.MULTILINE)
+
+DISTRIBUTED_SQL = {name: _DISTRIBUTED.sub(r"\1", text) for name, text in SQL.items()}
+
+
+def text(connection: asyncpg.Connection | PoolConnectionProxy, name: str) -> str:
+    """The text of a statement for the book that a connection leads to."""
+    # A connection that somebody else made has no such attribute.
+    return (DISTRIBUTED_SQL if getattr(connection, "is_distributed", False) else SQL)[name]

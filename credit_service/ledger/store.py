@@ -15,7 +15,7 @@ from credit_service.ledger.rows import (
     to_columns,
     to_entry,
 )
-from credit_service.ledger.statement_texts import SQL
+from credit_service.ledger.statement_texts import SQL, text
 from credit_service.rules.model import (
     Account,
     Entry,
@@ -98,7 +98,7 @@ async def load_entries_by_key(
         The time, the number of this transaction in the order of the feed (0 unless it `writes`),
         and what is known.
     """
-    rows = await connection.fetch(SQL["load_entries_by_key"], user_ids, keys, writes)
+    rows = await connection.fetch(text(connection, "load_entries_by_key"), user_ids, keys, writes)
     now, number = rows[0][:2]
     found = (row[2:] for row in rows if row[2] is not None)
     known = [Known(key, kept_call, to_entry(row)) for key, kept_call, *row in found]
@@ -110,7 +110,7 @@ async def load_entries(
 ) -> dict[EntryId, Entry]:
     """Reads the entries with these ids."""
     user_ids, seqs = to_columns(entry_ids)
-    rows = await connection.fetch(SQL["load_entries"], user_ids, seqs)
+    rows = await connection.fetch(text(connection, "load_entries"), user_ids, seqs)
     return {(row[0], row[1]): to_entry(row) for row in rows}
 
 
@@ -119,7 +119,7 @@ async def load_refunds(
 ) -> dict[EntryId, int]:
     """Reads how many credits were given back of these spends."""
     user_ids, seqs = to_columns(spend_ids)
-    rows = await connection.fetch(SQL["load_refunds"], user_ids, seqs)
+    rows = await connection.fetch(text(connection, "load_refunds"), user_ids, seqs)
     return {(row[0], row[1]): row[2] for row in rows}
 
 
@@ -145,7 +145,7 @@ async def insert_entries(
         StaleAccountError: the database took another number of rows.
     """
     columns = to_columns(entry_row(entry, txs[entry.user_id]) for entry in entries)
-    expect(await connection.execute(SQL["insert_entries"], *columns), len(entries))
+    expect(await connection.execute(text(connection, "insert_entries"), *columns), len(entries))
 
 
 async def insert_accounts(connection: _Connection, accounts: Sequence[Account]) -> None:
@@ -165,13 +165,13 @@ async def update_accounts(connection: _Connection, changes: Sequence[tuple[Accou
         StaleAccountError: one of them is no longer at that seq.
     """
     columns = to_columns((*account_row(account), old_seq) for account, old_seq in changes)
-    expect(await connection.execute(SQL["update_accounts"], *columns), len(changes))
+    expect(await connection.execute(text(connection, "update_accounts"), *columns), len(changes))
 
 
 async def move_accounts(connection: _Connection, changes: Sequence[tuple[Account, int]]) -> None:
     """Writes accounts, as `update_accounts` does, of which only credits moved."""
     columns = to_columns((*moved_row(account), old_seq) for account, old_seq in changes)
-    expect(await connection.execute(SQL["move_accounts"], *columns), len(changes))
+    expect(await connection.execute(text(connection, "move_accounts"), *columns), len(changes))
 
 
 async def insert_purchases(connection: _Connection, entries: Sequence[Entry]) -> None:
@@ -191,13 +191,15 @@ async def insert_purchases(connection: _Connection, entries: Sequence[Entry]) ->
 async def upsert_refunds(connection: _Connection, spends: Sequence[Spent]) -> None:
     """Writes how many credits were given back of each spend."""
     rows = ((s.entry.user_id, s.entry.seq, s.entry.amount, s.refunded) for s in spends)
-    expect(await connection.execute(SQL["upsert_refunds"], *to_columns(rows)), len(spends))
+    expect(
+        await connection.execute(text(connection, "upsert_refunds"), *to_columns(rows)), len(spends)
+    )
 
 
 async def upsert_holds(connection: _Connection, holds: Collection[Hold]) -> None:
     """Writes holds that were made or changed."""
     columns = to_columns(holds)
-    expect(await connection.execute(SQL["upsert_holds"], *columns), len(holds))
+    expect(await connection.execute(text(connection, "upsert_holds"), *columns), len(holds))
 
 
 async def insert_policy_changes(
@@ -205,12 +207,16 @@ async def insert_policy_changes(
 ) -> None:
     """Records changes of what accounts may do, with the place in the feed of each user's."""
     columns = to_columns(policy_row(change, txs[change.user_id]) for change in changes)
-    expect(await connection.execute(SQL["insert_policy_changes"], *columns), len(changes))
+    expect(
+        await connection.execute(text(connection, "insert_policy_changes"), *columns), len(changes)
+    )
 
 
 async def insert_kept_keys(connection: _Connection, keys: Collection[KeptKey]) -> None:
     """Records the keys of calls that were answered with the entry of another call."""
-    expect(await connection.execute(SQL["insert_kept_keys"], *to_columns(keys)), len(keys))
+    expect(
+        await connection.execute(text(connection, "insert_kept_keys"), *to_columns(keys)), len(keys)
+    )
 
 
 async def insert_reversals(connection: _Connection, reversals: Collection[Reversal]) -> None:
@@ -252,7 +258,7 @@ async def find_payer(connection: _Connection, payment_ref: str) -> UUID | None:
 async def load_holds(connection: _Connection, hold_ids: Collection[EntryId]) -> dict[EntryId, Hold]:
     """Reads the holds with these ids."""
     user_ids, seqs = to_columns(hold_ids)
-    rows = await connection.fetch(SQL["load_holds"], user_ids, seqs)
+    rows = await connection.fetch(text(connection, "load_holds"), user_ids, seqs)
     return {(row[0], row[1]): Hold(*row) for row in rows}
 
 
@@ -260,7 +266,7 @@ async def load_due_holds(
     connection: _Connection, user_ids: Sequence[UUID], now: datetime, limit: int
 ) -> list[Hold]:
     """Reads open holds whose time has passed, user by user as given, of each the soonest first."""
-    rows = await connection.fetch(SQL["load_due_holds"], user_ids, now, limit)
+    rows = await connection.fetch(text(connection, "load_due_holds"), user_ids, now, limit)
     return [Hold(*row) for row in rows]
 
 
@@ -268,7 +274,7 @@ async def load_next_expiries(
     connection: _Connection, user_ids: Collection[UUID], now: datetime
 ) -> dict[UUID, datetime]:
     """Reads when the next hold of each user ends that is not due; without one a user is missing."""
-    rows = await connection.fetch(SQL["load_next_expiries"], user_ids, now)
+    rows = await connection.fetch(text(connection, "load_next_expiries"), user_ids, now)
     return {row[0]: row[1] for row in rows}
 
 
@@ -346,7 +352,7 @@ async def changed_accounts(
 
     That is user, seq, number of policy changes and time of the last change of each account.
     """
-    rows = await connection.fetch(SQL["changed_accounts"], *to_columns(seen))
+    rows = await connection.fetch(text(connection, "changed_accounts"), *to_columns(seen))
     return [to_account_less_due(row) for row in rows]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from credit_service.ledger.rows import to_columns
-from credit_service.ledger.statement_texts import SQL
+from credit_service.ledger.statement_texts import SQL, text
 from credit_service.ledger.store import expect
 from credit_service.rules.top_up_values import TopUpCounts, TopUpRequest
 
@@ -71,12 +71,16 @@ async def write_top_ups(
     }
     rows = [(*_change_row(change), txs[change.user_id]) for change in changes]
     columns = to_columns(counts)
-    expect(await connection.execute(SQL["upsert_top_up_counts"], *columns), len(counts))
+    expect(
+        await connection.execute(text(connection, "upsert_top_up_counts"), *columns), len(counts)
+    )
     if requests:
         columns = to_columns(requests.values())
-        expect(await connection.execute(SQL["upsert_top_ups"], *columns), len(requests))
+        expect(
+            await connection.execute(text(connection, "upsert_top_ups"), *columns), len(requests)
+        )
     columns = to_columns(rows)
-    expect(await connection.execute(SQL["insert_top_up_changes"], *columns), len(rows))
+    expect(await connection.execute(text(connection, "insert_top_up_changes"), *columns), len(rows))
 
 
 async def list_open_top_ups(connection: _Connection, first: UUID, limit: int) -> list[TopUpRequest]:

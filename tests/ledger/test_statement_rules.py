@@ -1,4 +1,4 @@
-"""Rules over the statements that other engines of PostgreSQL's language need too."""
+"""Rules over the statements, so that the same ones run on a distributed book."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 from kit.paths import ROOT
 from kit.statements import arguments
 
-from credit_service.ledger import store
+from credit_service.ledger import statement_texts, store
 
 MIGRATIONS = ROOT / "credit_service/database/migrations"
 # Older files were released before the rules; what has come of them is changed by a later one.
@@ -46,6 +46,15 @@ def test_what_may_do_nothing_on_a_conflict_is_counted_by_its_rows():
             assert "RETURNING" in text or name == "add_users", name  # which is not counted
 
 
+def test_a_statement_with_a_text_of_its_own_for_a_distributed_book_is_looked_up_by_its_connection():
+    marked = {
+        name for name in store.SQL if store.SQL[name] != statement_texts.DISTRIBUTED_SQL[name]
+    }
+    assert "load_entries_by_key" in marked
+    for file in (ROOT / "credit_service/ledger").glob("*.py"):
+        assert not marked & set(re.findall(r'SQL\["(\w+)"\]', file.read_text())), file
+
+
 def test_no_new_migration_adds_two_constraints_in_one_command_or_a_function_in_sql():
     assert bound_migrations()
     for file in bound_migrations():
@@ -69,6 +78,7 @@ async def test_no_function_that_reads_tables_is_in_sql(database):
 async def test_a_row_that_another_transaction_has_written_is_missing_among_those_returned(
     database, name
 ):
+
     user_id, newcomer = await database.user(5), await database.user()
     values = arguments(user_id, newcomer, 1)[name]
     written = await database.fetch(store.SQL[name], *values)

@@ -47,12 +47,15 @@ LEFT JOIN LATERAL (
     FROM credit_holds AS hold
     WHERE
         hold.user_id = account.user_id
+        -- distributed: AND hold.user_id = any($1::uuid[])
         AND hold.state = 'held'
         AND hold.expires_at <= now()
         AND account.next_hold_expiry <= now()
     GROUP BY hold.user_id
 ) AS due ON account.user_id = due.user_id
 WHERE
+    -- distributed: (
     account.seq <> seen.seq
     OR account.policy_changes <> seen.policy_changes
     OR account.last_updated <> seen.last_updated
+-- distributed: ) AND account.user_id = any($1::uuid[])

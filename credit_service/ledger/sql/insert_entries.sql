@@ -6,7 +6,7 @@ INSERT INTO credit_transactions (
     payment_amount_minor, payment_currency, hold_seq, tx
 )
 SELECT
-    posted.user_id,
+    posted.user_id, -- distributed: account.user_id,
     posted.seq,
     posted.type,
     posted.call,
@@ -46,3 +46,5 @@ FROM
         price_version, reference, metadata, related_seq, idempotency_key, caller, payment_ref,
         payment_amount_minor, payment_currency, hold_seq, tx
     )
+-- distributed: INNER JOIN user_credits AS account ON posted.user_id = account.user_id
+-- distributed: WHERE account.user_id = any($1::uuid[])

@@ -5,7 +5,7 @@ INSERT INTO credit_grant_changes (
     pinned_after, expire_after, lapsed_at, reversed_seq, step
 )
 SELECT
-    made.user_id,
+    made.user_id, -- distributed: account.user_id,
     made.seq,
     made.grant_seq,
     made.hold_seq,
@@ -26,3 +26,5 @@ FROM
         user_id, seq, grant_seq, hold_seq, remaining_change, pinned_change, remaining_after,
         pinned_after, expire_after, lapsed_at, reversed_seq, step
     )
+-- distributed: INNER JOIN user_credits AS account ON made.user_id = account.user_id
+-- distributed: WHERE account.user_id = any($1::uuid[])

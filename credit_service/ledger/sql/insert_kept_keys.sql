@@ -4,9 +4,11 @@ INSERT INTO credit_kept_keys (
     user_id, key, seq, call
 )
 SELECT
-    kept.user_id,
+    kept.user_id, -- distributed: account.user_id,
     kept.key,
     kept.seq,
     kept.call
 FROM
     unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[]) AS kept (user_id, key, seq, call)
+-- distributed: INNER JOIN user_credits AS account ON kept.user_id = account.user_id
+-- distributed: WHERE account.user_id = any($1::uuid[])

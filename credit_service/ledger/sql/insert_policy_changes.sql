@@ -5,7 +5,7 @@ INSERT INTO credit_policy_changes (
     top_up_below, top_up_pack, top_up_per_month, tx
 )
 SELECT
-    made.user_id,
+    made.user_id, -- distributed: account.user_id,
     made.change,
     made.changed_at,
     made.caller,
@@ -32,3 +32,5 @@ FROM
         limit_per_hour, limit_per_day, allowance_amount, allowance_period, allowance_carry_over,
         alert_below, top_up_below, top_up_pack, top_up_per_month, tx
     )
+-- distributed: INNER JOIN user_credits AS account ON made.user_id = account.user_id
+-- distributed: WHERE account.user_id = any($1::uuid[])

@@ -4,7 +4,7 @@ INSERT INTO credit_top_up_changes (
     link, created_at, seq, tx
 )
 SELECT
-    made.user_id,
+    made.user_id, -- distributed: account.user_id,
     made.change,
     made.kind,
     made.changed_at,
@@ -29,3 +29,5 @@ FROM
         user_id, change, kind, changed_at, caller, off, number, pack, state, payment_ref, tries,
         reason, link, created_at, seq, tx
     )
+-- distributed: INNER JOIN user_credits AS account ON made.user_id = account.user_id
+-- distributed: WHERE account.user_id = any($1::uuid[])

@@ -17,7 +17,11 @@ SELECT
     due.reference,
     due.settled_seq,
     due.captured_seq
-FROM unnest($1::uuid[]) AS asked (user_id)
+FROM unnest($1::uuid[]) AS asked (user_id) -- distributed: FROM (
+-- distributed:     SELECT account.user_id FROM user_credits AS account
+-- distributed:     WHERE account.user_id = any($1::uuid[])
+-- distributed:     ORDER BY array_position($1::uuid[], account.user_id)
+-- distributed: ) AS asked
 CROSS JOIN
     LATERAL ( -- noqa: ST05
         SELECT
@@ -38,6 +42,7 @@ CROSS JOIN
         FROM credit_holds AS hold
         WHERE
             hold.user_id = asked.user_id
+            -- distributed: AND hold.user_id = any($1::uuid[])
             AND hold.state = 'held'
             AND hold.expires_at <= $2::timestamptz
         ORDER BY hold.expires_at, hold.seq

@@ -31,3 +31,4 @@ INNER JOIN credit_transactions AS entry
     ON
         asked.user_id = entry.user_id
         AND asked.seq = entry.seq
+-- distributed: WHERE entry.user_id = any($1::uuid[])

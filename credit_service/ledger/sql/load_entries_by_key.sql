@@ -16,6 +16,7 @@ WITH known AS (
         ON
             asked.user_id = made.user_id
             AND asked.key = made.idempotency_key
+    -- distributed: WHERE made.user_id = any($1::uuid[])
     UNION ALL
     SELECT
         asked.key,
@@ -27,6 +28,7 @@ WITH known AS (
         ON
             asked.user_id = kept.user_id
             AND asked.key = kept.key
+-- distributed: WHERE kept.user_id = any($1::uuid[])
 )
 
 SELECT
@@ -75,4 +77,5 @@ LEFT JOIN (
         ON
             known.user_id = entry.user_id
             AND known.seq = entry.seq
+            -- distributed: AND entry.user_id = any($1::uuid[])
 ) ON true

@@ -22,6 +22,7 @@ WITH RECURSIVE reached (user_id, seq) AS (
         ON
             entry.user_id = change.user_id
             AND entry.seq = change.seq
+    -- distributed: WHERE change.user_id = any($1::uuid[] || $3 || $5 || $7 || $8 || $10 || $12)
     UNION
     SELECT
         change.user_id,
@@ -31,6 +32,7 @@ WITH RECURSIVE reached (user_id, seq) AS (
         ON
             reached.user_id = change.user_id
             AND reached.seq = change.reversed_seq
+-- distributed: WHERE change.user_id = any($1::uuid[] || $3 || $5 || $7 || $8 || $10 || $12)
 ),
 
 pinning (user_id, seq) AS (
@@ -55,6 +57,7 @@ changes AS (
         ON
             entry.user_id = change.user_id
             AND entry.seq = change.seq
+    -- distributed: WHERE change.user_id = any($1::uuid[] || $3 || $5 || $7 || $8 || $10 || $12)
     UNION
     SELECT change.*
     FROM pinning
@@ -62,6 +65,7 @@ changes AS (
         ON
             pinning.user_id = change.user_id
             AND pinning.seq = change.hold_seq
+    -- distributed: WHERE change.user_id = any($1::uuid[] || $3 || $5 || $7 || $8 || $10 || $12)
     UNION
     SELECT change.*
     FROM reached
@@ -69,6 +73,7 @@ changes AS (
         ON
             reached.user_id = change.user_id
             AND reached.seq = change.reversed_seq
+-- distributed: WHERE change.user_id = any($1::uuid[] || $3 || $5 || $7 || $8 || $10 || $12)
 ),
 
 named (user_id, seq) AS (
@@ -96,6 +101,7 @@ named (user_id, seq) AS (
             asked.user_id = member.user_id
             AND asked.series = member.series
             AND member.open
+    -- distributed: WHERE member.user_id = any($1::uuid[] || $3 || $5 || $7 || $8 || $10 || $12)
     UNION
     SELECT
         burning.user_id,
@@ -121,6 +127,8 @@ named (user_id, seq) AS (
             FROM credit_grants AS granted
             WHERE
                 granted.user_id = drawing.user_id
+                -- distributed: AND granted.user_id
+                -- distributed: = any($1::uuid[] || $3 || $5 || $7 || $8 || $10 || $12)
                 AND granted.open
         ) AS burning
     WHERE burning.before < drawing.credits
@@ -191,4 +199,5 @@ INNER JOIN credit_grants AS granted
     ON
         named.user_id = granted.user_id
         AND named.seq = granted.seq
+-- distributed: WHERE granted.user_id = any($1::uuid[] || $3 || $5 || $7 || $8 || $10 || $12)
 ORDER BY change_seq, step

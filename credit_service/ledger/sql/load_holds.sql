@@ -19,3 +19,4 @@ INNER JOIN credit_holds AS hold
     ON
         asked.user_id = hold.user_id
         AND asked.seq = hold.seq
+-- distributed: WHERE hold.user_id = any($1::uuid[])

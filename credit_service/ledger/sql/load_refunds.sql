@@ -8,3 +8,4 @@ INNER JOIN credit_refunds AS refund
     ON
         asked.user_id = refund.user_id
         AND asked.spend_seq = refund.spend_seq
+-- distributed: WHERE refund.user_id = any($1::uuid[])

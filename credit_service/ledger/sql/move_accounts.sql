@@ -25,3 +25,4 @@ FROM
 WHERE
     account.user_id = moved.user_id
     AND account.seq = moved.old_seq
+    -- distributed: AND account.user_id = any($1::uuid[])

@@ -52,3 +52,4 @@ FROM
 WHERE
     account.user_id = changed.user_id
     AND account.seq = changed.old_seq
+    -- distributed: AND account.user_id = any($1::uuid[])

@@ -4,7 +4,7 @@ INSERT INTO credit_grants AS granted (
     paid, series, revoked, open, lapsed, counted, reversed
 )
 SELECT
-    put.user_id,
+    put.user_id, -- distributed: account.user_id,
     put.seq,
     put.amount,
     put.remaining,
@@ -29,6 +29,8 @@ FROM
         user_id, seq, amount, remaining, pinned, priority, expire_time, asked_time, valid_for_us,
         paid, series, revoked, open, lapsed, counted, reversed
     )
+-- distributed: INNER JOIN user_credits AS account ON put.user_id = account.user_id
+-- distributed: WHERE account.user_id = any($1::uuid[])
 ON CONFLICT (user_id, seq) DO UPDATE SET
     remaining = excluded.remaining,
     pinned = excluded.pinned,

@@ -4,7 +4,7 @@ INSERT INTO credit_holds AS hold (
     unit_cost, price_version, reference, settled_seq, captured_seq
 )
 SELECT
-    put.user_id,
+    put.user_id, -- distributed: account.user_id,
     put.seq,
     put.state,
     put.amount,
@@ -27,6 +27,8 @@ FROM
         user_id, seq, state, amount, captured, created_at, expires_at, operation, quantity,
         unit_cost, price_version, reference, settled_seq, captured_seq
     )
+-- distributed: INNER JOIN user_credits AS account ON put.user_id = account.user_id
+-- distributed: WHERE account.user_id = any($1::uuid[])
 ON CONFLICT (user_id, seq) DO UPDATE SET
     state = excluded.state,
     captured = excluded.captured,

@@ -3,7 +3,7 @@ INSERT INTO credit_top_ups (
     user_id, number, pack, state, payment_ref, tries, reason, link, created_at, changed_at, seq
 )
 SELECT
-    changed.user_id,
+    changed.user_id, -- distributed: account.user_id,
     changed.number,
     changed.pack,
     changed.state,
@@ -21,6 +21,8 @@ FROM
     ) AS changed (
         user_id, number, pack, state, payment_ref, tries, reason, link, created_at, changed_at, seq
     )
+-- distributed: INNER JOIN user_credits AS account ON changed.user_id = account.user_id
+-- distributed: WHERE account.user_id = any($1::uuid[])
 -- One that is closed before one that is opened, because an account has one open request at most.
 ORDER BY changed.user_id, changed.number
 ON CONFLICT (user_id, number) DO UPDATE SET
