@@ -32,6 +32,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from credit_service import (
     cli_start,
+    distribute_cli,
     export,
     export_rows,
     feed_cli,
@@ -41,6 +42,7 @@ from credit_service import (
 )
 from credit_service.cli_start import DatabaseAway, Refused
 from credit_service.database import migrations
+from credit_service.database.distribution import DistributionError
 from credit_service.database.embedded import EmbeddedPostgresError
 from credit_service.database.postgres import Absence, Address, absence
 from credit_service.export_files import ExportError
@@ -68,6 +70,7 @@ app = App(
 
 app.command(relay_cli.app)
 app.command(feed_cli.app)
+app.command(distribute_cli.app)
 
 _log = structlog.get_logger()
 
@@ -261,6 +264,7 @@ _REFUSALS = (
     ConfigurationError,
     migrations.MigrationError,
     StartRefusedError,
+    DistributionError,
     EmbeddedPostgresError,
     IdentitiesError,
     CertificateError,

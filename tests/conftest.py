@@ -10,13 +10,13 @@ import gc
 import os
 import tempfile
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import asyncpg
 import grpc
 import pytest
 from hypothesis import HealthCheck, settings
-from kit import time_limits
+from kit import citus, time_limits
+from kit.citus import database_url
 from kit.databases import Database
 from kit.extent import FULL, LONG
 from kit.failures_at_once import FailuresAtOnce
@@ -29,11 +29,13 @@ from kit.services import running, server_settings
 from kit.waiting import measure_pace, patience
 
 from credit_service.database import migrations
+from credit_service.database.distribution import ROLE_SETTINGS
 from credit_service.database.postgres import ROLE_LIMITS_MS, ROLE_PLANS_OFF
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
 _OWNER_URL = "TEST_CLUSTER_OWNER_URL"
 _SERVICE_URL = "TEST_CLUSTER_SERVICE_URL"
+_NODES = "TEST_CLUSTER_NODES"  # of a Citus cluster all, of an ordinary server itself
 _TEMPLATE = "migrated"
 _ROOM_BYTES = 2 << 30  # the storms write more than the rest
 _LIMIT_MAX_SECONDS = 1200  # so that a test which hangs is seen before the whole run is given up
@@ -88,6 +90,9 @@ def pytest_configure(config):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
         os.environ["TMPDIR"] = tempfile.tempdir = str(directory)
     _stack.enter_context(program_forks(directory, ROOT, ROOT / "scripts"))
+    if citus_url := os.environ.get(citus.URL):
+        asyncio.run(_use_citus(citus_url))
+        return
     cluster = _stack.enter_context(
         postgres(
             directory / "data",
@@ -100,7 +105,7 @@ def pytest_configure(config):
             },
         )
     )
-    os.environ[_OWNER_URL] = cluster.owner_url
+    os.environ[_OWNER_URL] = os.environ[_NODES] = cluster.owner_url
     os.environ[_SERVICE_URL] = cluster.service_url
     asyncio.run(_make_template(cluster.owner_url))
 
@@ -123,15 +128,20 @@ def pytest_unconfigure(config):
     _stack.close()
 
 
+async def _use_citus(url):
+    addresses = await citus.nodes(url)
+    os.environ[_OWNER_URL] = url
+    os.environ[_SERVICE_URL] = database_url(url, "", role="credit_service")
+    os.environ[_NODES] = " ".join(addresses)
+    await citus.make_template(addresses, _TEMPLATE)
+    await _set_role(url)
+
+
 async def _make_template(owner_url):
     connection = await asyncpg.connect(owner_url)
     await connection.execute(f"CREATE DATABASE {_TEMPLATE}")
-    # A setting of a role in one database is not copied with the database.
-    for name, limit_ms in ROLE_LIMITS_MS.items():
-        await connection.execute(f"ALTER ROLE credit_service SET {name} = '{limit_ms}ms'")
-    for name in ROLE_PLANS_OFF:
-        await connection.execute(f"ALTER ROLE credit_service SET {name} = off")
     await connection.close()
+    await _set_role(owner_url)
     url = database_url(owner_url, _TEMPLATE)
     await migrations.migrate(url, "credit_service", lambda _line: None)
     # The first connection writes what the next ones begin with; the copies have it too.
@@ -139,13 +149,24 @@ async def _make_template(owner_url):
     await connection.close()
 
 
-def database_url(url, name):
-    parts = urlsplit(url)
-    return parts._replace(path=f"/{name}").geturl()
+async def _set_role(url):
+    """Gives the service's role its settings: those in one database are not copied with it."""
+    settings = {name: f"{limit_ms}ms" for name, limit_ms in ROLE_LIMITS_MS.items()}
+    settings |= dict.fromkeys(ROLE_PLANS_OFF, "off")
+    if citus.URL in os.environ:
+        settings |= ROLE_SETTINGS
+    connection = await asyncpg.connect(url)
+    for name, value in settings.items():
+        await connection.execute(f"ALTER ROLE credit_service SET {name} = '{value}'")
+    await connection.close()
 
 
 def pytest_report_header():
-    return f"deadlines: {patience(1):.1f} times those of an idle fast machine"
+    where = f"of the Citus cluster of {citus.URL}" if citus.URL in os.environ else "of one server"
+    return [
+        f"deadlines: {patience(1):.1f} times those of an idle fast machine",
+        f"databases: {where}",
+    ]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -219,15 +240,18 @@ async def make_shared_database(cluster_owner):
 @contextlib.asynccontextmanager
 async def _databases(cluster_owner):
     made = []
+    addresses = os.environ[_NODES].split()
+
+    async def everywhere(statement):
+        await cluster_owner.execute(statement)
+        await citus.on_every_node(addresses[1:], statement)
 
     async def make(*, empty=False):
         name = f"test_{os.getpid()}_{next(_numbers)}"
+        made.append(name)
         template = "template1" if empty else _TEMPLATE
         # Copying the files takes a third of the time that logging every page takes.
-        await cluster_owner.execute(
-            f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy"
-        )
-        made.append(name)
+        await everywhere(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         return Database(
             name,
             database_url(os.environ[_OWNER_URL], name),
@@ -236,7 +260,7 @@ async def _databases(cluster_owner):
 
     yield make
     for name in made:
-        await cluster_owner.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await everywhere(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 _numbers = iter(range(10**9))

@@ -33,7 +33,7 @@ _LOCK = 0x637265646974
 # because all other sessions queue behind the waiting one; after longer than any transaction of the
 # service lasts, it is better to give up and be run again. The interval lets a killed run release
 # its locks before its statement ends.
-_SESSION = """
+SESSION = """
     SET client_min_messages = warning;
     SET statement_timeout = 0;
     SET lock_timeout = '5s';
@@ -129,9 +129,9 @@ async def migrate(
     connection = await Address(owner_url).connect(command_seconds=None)
     connection.add_log_listener(lambda _, message: say(f"database: {message.message}"))
     try:
-        await connection.execute(_SESSION)
+        await connection.execute(SESSION)
         known = migrations() if files is None else files
-        apart = await _require_role(connection, service_role)
+        apart = await role_apart(connection, service_role)
         fresh = 0
         for migration in known:
             fresh += await _apply(connection, migration, known, apart, say)
@@ -141,7 +141,7 @@ async def migrate(
         await connection.close()
 
 
-async def _require_role(connection: asyncpg.Connection, service_role: str) -> str:
+async def role_apart(connection: asyncpg.Connection, service_role: str) -> str:
     """Returns the service's role where it is another than the owner's, else an empty text."""
     if not await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", service_role):
         raise MigrationError(
@@ -159,7 +159,7 @@ async def _apply(
     apart: str,
     say: Callable[[str], None],
 ) -> bool:
-    async with _lock(connection, say):
+    async with lock(connection, say):
         if migration.concurrent:
             async with _step(connection, migration.name):
                 if not await _is_missing(connection, migration, known):
@@ -180,7 +180,7 @@ async def _apply(
                 migration.name,
                 migration.checksum,
             )
-            await _set_rights(connection, apart)
+            await set_rights(connection, apart)
     return True
 
 
@@ -191,7 +191,7 @@ async def _build(connection: asyncpg.Connection, migration: Migration) -> None:
         for statement in migration.sql.split(";\n"):
             if statement.strip():
                 await connection.execute(statement)
-        await connection.execute(_SESSION)
+        await connection.execute(SESSION)
 
 
 async def _is_missing(
@@ -205,10 +205,10 @@ async def _is_missing(
 
 
 async def _grant(connection: asyncpg.Connection, apart: str, say: Callable[[str], None]) -> None:
-    async with _lock(connection, say), _step(connection, "grants.sql"):
-        await _set_rights(connection, apart)
+    async with lock(connection, say), _step(connection, "grants.sql"):
+        await set_rights(connection, apart)
         # A ledger that was adopted just now has no statistics yet and would get poor plans.
-        if await connection.fetchval("SELECT EXISTS (SELECT FROM user_credits)"):
+        if await connection.fetchval("SELECT 1 FROM user_credits LIMIT 1"):
             await connection.execute("ANALYZE user_credits, credit_transactions")
         if apart:
             await _limit(connection, apart, say)
@@ -240,7 +240,7 @@ def _explained(name: str, outcome: str) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _lock(connection: asyncpg.Connection, say: Callable[[str], None]) -> AsyncIterator[None]:
+async def lock(connection: asyncpg.Connection, say: Callable[[str], None]) -> AsyncIterator[None]:
     """Runs the block under the migration lock."""
     # Polled, and outside a transaction, because a snapshot, which a waiting statement or an open
     # transaction may hold, keeps the migration that runs from building its indexes.
@@ -273,7 +273,7 @@ def _require_unedited(known: list[Migration], applied: dict[int, str]) -> None:
             )
 
 
-async def _set_rights(connection: asyncpg.Connection, apart: str) -> None:
+async def set_rights(connection: asyncpg.Connection, apart: str) -> None:
     await connection.execute("SELECT set_config('credit_service.role', $1, true)", apart)
     await connection.execute((resources.files(__name__) / "grants.sql").read_text())
 

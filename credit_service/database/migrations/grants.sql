@@ -101,7 +101,8 @@ BEGIN
     EXECUTE format('GRANT EXECUTE ON FUNCTION credit_users TO %I', service);
     IF obj_description('auth.users'::regclass) = 'made by credit_service' THEN
         EXECUTE format('GRANT USAGE ON SCHEMA auth TO %I', service);
-        EXECUTE format('GRANT INSERT (id) ON auth.users TO %I', service);
+        -- Citus writes the defaults of a distributed table itself, so it needs the right to.
+        EXECUTE format('GRANT INSERT (id, created_at) ON auth.users TO %I', service);
     END IF;
 END
 $$;

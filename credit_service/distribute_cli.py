@@ -1,0 +1,48 @@
+"""`credit-service distribute`: splits the book over the nodes of a Citus cluster."""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+from cyclopts import App
+
+from credit_service import cli_start
+from credit_service.cli_start import Refused
+from credit_service.database import distribution
+from credit_service.database.postgres import Address, absence
+
+app = App(name="distribute")
+
+
+@app.default
+def distribute() -> None:
+    """Split the book over the nodes of a Citus cluster, a new book or an existing one.
+
+    Connects to the coordinator as the owner of the tables by CREDIT_MIGRATE_URL, or, where that is
+    not set, by CREDIT_DATABASE_URL. Stop the service first: writers wait until all tables have
+    moved. Safe to run twice. A run that is killed before its end has changed nothing.
+    """
+    settings = cli_start.settings()
+    with cli_start.database(settings) as (owner_url, service_url):
+        asyncio.run(_distribute(owner_url, service_url))
+
+
+async def _distribute(owner_url: str, service_url: str) -> None:
+    try:
+        connection = await Address(service_url, 0).connect()
+        try:
+            service_role = await connection.fetchval("SELECT current_user")
+        finally:
+            await connection.close()
+        await distribution.distribute(owner_url, service_role, print)
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise Refused(
+            f"{error}: set CREDIT_MIGRATE_URL to connect as the owner of the tables"
+        ) from error
+    except Exception as error:
+        if absence(error) is not None:
+            raise Refused(
+                f"the database cannot be reached: {type(error).__name__}: {error}"
+            ) from error
+        raise

@@ -1,0 +1,98 @@
+"""The Citus cluster that tests run against where one is named.
+
+TEST_CITUS_URL is the address of a database of its coordinator, as a superuser, in which the
+coordinator knows its workers. Every node must let that superuser and credit_service in. What is in
+the database stays as it is: the tests make databases of their own on all nodes, and drop them.
+
+Citus is in no registry, so continuous integration has none. `tests/citus-suites` names the tests
+that are meant for a cluster.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from credit_service.database import distribution, migrations
+
+URL = "TEST_CITUS_URL"
+
+# On every node: nothing may be connected to a database while it is copied, and Citus is.
+_CLOSE = """
+    UPDATE pg_database SET datallowconn = false WHERE datname = '{0}';
+    SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{0}'
+"""
+
+_QUIET = "SET client_min_messages = warning"
+
+needs_citus = pytest.mark.skipif(
+    URL not in os.environ, reason=f"no Citus cluster: {URL} is not set"
+)
+
+
+def database_url(url: str, name: str, *, role: str | None = None) -> str:
+    parts = urlsplit(url)
+    place = parts.netloc
+    if role is not None:
+        place = re.sub(r"^[^@]*@|^", f"{role}@", place, count=1)
+    return parts._replace(netloc=place, path=f"/{name}").geturl()
+
+
+async def nodes(url: str) -> list[str]:
+    """The addresses of the coordinator, which comes first, and of its workers."""
+    connection = await asyncpg.connect(url)
+    try:
+        workers = await connection.fetch(
+            "SELECT nodename, nodeport FROM pg_dist_node WHERE groupid > 0 ORDER BY nodeid"
+        )
+    finally:
+        await connection.close()
+    parts = urlsplit(url)
+    login = parts.netloc.rpartition("@")[0]
+    return [
+        url,
+        *(parts._replace(netloc=f"{login}@{name}:{port}").geturl() for name, port in workers),
+    ]
+
+
+async def on_every_node(addresses: Iterable[str], *statements: str) -> None:
+    for address in addresses:
+        connection = await asyncpg.connect(address)
+        try:
+            await connection.execute(_QUIET)
+            for statement in statements:
+                await connection.execute(statement)
+        finally:
+            await connection.close()
+
+
+async def make_empty(addresses: list[str], name: str) -> None:
+    """Makes a database that the cluster knows on all its nodes, without a table."""
+    await on_every_node(addresses, f"CREATE DATABASE {name}")
+    places = [database_url(address, name) for address in addresses]
+    await on_every_node(places, "CREATE EXTENSION citus")
+    coordinator, *workers = (urlsplit(place) for place in places)
+    connection = await asyncpg.connect(places[0])
+    try:
+        await connection.execute(
+            f"SELECT citus_set_coordinator_host('{coordinator.hostname}', {coordinator.port})"
+        )
+        for worker in workers:
+            await connection.execute(
+                f"SELECT citus_add_node('{worker.hostname}', {worker.port})"
+            )
+    finally:
+        await connection.close()
+
+
+async def make_template(addresses: list[str], name: str) -> None:
+    """Makes a migrated and distributed database that can be copied on every node."""
+    await on_every_node(addresses, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    await make_empty(addresses, name)
+    url = database_url(addresses[0], name)
+    await migrations.migrate(url, "credit_service", lambda _line: None)
+    await distribution.distribute(url, "credit_service", lambda _line: None)
+    await on_every_node(addresses, _CLOSE.format(name))
