@@ -139,6 +139,18 @@ class TooManyGrants(Refusal):
     limit: int
 
 
+@dataclass(eq=False)
+class FeedNotOffered(Refusal):
+    """The book is distributed over several servers, which have no common order of transactions."""
+
+    reason = "FEED_NOT_OFFERED"
+    text = (
+        "The book is distributed over a cluster and has no feed of all transactions; read an"
+        " account by WatchUserCredit and GetTransactionHistory, and the book by"
+        " `credit-service export`."
+    )
+
+
 class NotFound(Refusal):
     """What the request names does not exist for this user."""
 

@@ -11,7 +11,9 @@ from cyclopts import App, Parameter
 from credit_service import cli_start
 from credit_service.cli_start import Refused
 from credit_service.database import feed_numbers
+from credit_service.database.distribution import is_distributed
 from credit_service.database.postgres import Address, absence
+from credit_service.errors import FeedNotOffered
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -89,6 +91,8 @@ async def _run(work: Callable[[asyncpg.Connection], Awaitable[int]], url: str) -
     try:
         connection = await Address(url, 0).connect()
         try:
+            if await is_distributed(connection):
+                raise Refused(str(FeedNotOffered()))
             return await work(connection)
         finally:
             await connection.close()

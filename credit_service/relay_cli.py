@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 
 from credit_service import cli_start
 from credit_service.cli_start import Refused
-from credit_service.database import migrations
+from credit_service.database import distribution, migrations
 from credit_service.database.postgres import Address, unreachable
 from credit_service.errors import LedgerUnavailable
 from credit_service.ledger.read_connections import ReadPool
@@ -42,7 +42,7 @@ def relay() -> None:
     cli_start.configure_logs(settings)
     with cli_start.database(settings) as (_, service_url):
         made = _required(settings, service_url)
-        asyncio.run(_require_migrations(made.address))
+        asyncio.run(_require_feed(made.address))
         uvloop.run(_serve(made, settings.metrics_host, settings.metrics_port))
 
 
@@ -122,18 +122,21 @@ def _file(settings: Settings) -> EndpointsFile:
     return EndpointsFile(settings.webhooks, private=settings.webhooks_private)
 
 
-async def _require_migrations(address: Address) -> None:
-    """Refuses a database that lacks migrations; one that is away is waited for later."""
+async def _require_feed(address: Address) -> None:
+    """Refuses a database without migrations or feed; one that is away is waited for later."""
     try:
         connection = await address.connect()
         try:
             missing = await migrations.pending(connection)
+            distributed = await distribution.is_distributed(connection)
         finally:
             await connection.close()
     except Exception as error:
         if not unreachable(error):
             raise
         return
+    if distributed:
+        raise Refused(distribution.NO_WEBHOOKS)
     if missing:
         raise Refused(
             f"the database lacks the migrations {', '.join(missing)}; run `credit-service migrate`"

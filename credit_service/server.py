@@ -14,7 +14,7 @@ import structlog
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health_aio
 
-from credit_service.database import migrations
+from credit_service.database import distribution, migrations
 from credit_service.database.postgres import Absence, absence, missing_protection
 from credit_service.database.statements import loses_statements
 from credit_service.ledger import sweeper
@@ -235,6 +235,10 @@ async def _check_database(connection: Any, settings: Settings) -> None:
             "CREDIT_USERS=managed needs a user table made by the migrations, and this auth.users"
             " was made by others; set CREDIT_USERS=existing"
         )
+    if await distribution.is_distributed(connection):
+        if settings.relay is not None:
+            raise StartRefusedError(distribution.NO_WEBHOOKS)
+        _log.info("the book is distributed: there is no feed of transactions, and no webhooks")
     for sentence in await missing_protection(connection):
         _log.warning("protection missing: " + sentence)
 

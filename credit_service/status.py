@@ -38,6 +38,7 @@ CODES: dict[type[errors.CreditError], grpc.StatusCode] = {
     errors.AboveSpendLimit: grpc.StatusCode.FAILED_PRECONDITION,
     errors.TooManyGrants: grpc.StatusCode.FAILED_PRECONDITION,
     errors.TopUpNotOpen: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.FeedNotOffered: grpc.StatusCode.UNIMPLEMENTED,
     errors.UserNotFound: grpc.StatusCode.NOT_FOUND,
     errors.UserDeleted: grpc.StatusCode.NOT_FOUND,
     errors.PaymentNotFound: grpc.StatusCode.NOT_FOUND,

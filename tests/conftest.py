@@ -243,8 +243,10 @@ async def _databases(cluster_owner):
     addresses = os.environ[_NODES].split()
 
     async def everywhere(statement):
-        await cluster_owner.execute(statement)
-        await citus.on_every_node(addresses[1:], statement)
+        if len(addresses) == 1:
+            await cluster_owner.execute(statement)
+        else:
+            await citus.on_every_node(addresses, statement)
 
     async def make(*, empty=False):
         name = f"test_{os.getpid()}_{next(_numbers)}"

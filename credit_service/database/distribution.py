@@ -19,6 +19,8 @@ from credit_service.database.postgres import Address, unreachable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from asyncpg.pool import PoolConnectionProxy
+
 # The tables of which each row belongs to a user, and the column that says to which. Their shards
 # are colocated: those of the same users are always on the same node.
 BY_USER: Mapping[str, str] = {
@@ -82,6 +84,11 @@ ROLE_SETTINGS = {
     # Lets SET LOCAL lock_timeout reach the shards.
     "citus.propagate_set_commands": "local",
 }
+
+NO_WEBHOOKS = (
+    "webhooks and alerts are made from the feed, which a distributed book does not have: unset"
+    " CREDIT_WEBHOOKS"
+)
 
 _CITUS = "SELECT 1 FROM pg_extension WHERE extname = 'citus'"
 
@@ -150,7 +157,7 @@ class DistributionError(Exception):
     """The book cannot be distributed; the message says what to do."""
 
 
-async def is_distributed(connection: asyncpg.Connection) -> bool:
+async def is_distributed(connection: asyncpg.Connection | PoolConnectionProxy) -> bool:
     """Tells whether the accounts of this database are split over the nodes of a cluster."""
     if await connection.fetchval("SELECT to_regclass('pg_dist_partition')") is None:
         return False
@@ -245,9 +252,7 @@ async def _require_known_tables(connection: asyncpg.Connection) -> None:
         )
 
 
-async def _apply_settings(
-    connection: asyncpg.Connection, service_role: str, say: _Say
-) -> None:
+async def _apply_settings(connection: asyncpg.Connection, service_role: str, say: _Say) -> None:
     database = await connection.fetchval("SELECT quote_ident(current_database())")
     role = await connection.fetchval("SELECT quote_ident($1)", service_role)
     targets = (
@@ -270,15 +275,13 @@ async def _apply_settings(
 async def _place(connection: asyncpg.Connection, say: _Say) -> int:
     """Distributes what is not distributed yet; returns how many tables that were."""
     placed = {name: (key, group) for name, key, group in await connection.fetch(_PLACED)}
-    for name, key in (BY_USER | BY_REFERENCE).items():
+    for name, key in (*BY_USER.items(), *BY_REFERENCE.items()):
         if name in placed and placed[name][0] != key:
             raise DistributionError(
                 f"{name} is distributed by {placed[name][0]} and must be by {key}:"
                 f" run SELECT undistribute_table('{name}') first"
             )
-    new = [
-        name for name in (*BY_USER, *BY_REFERENCE, *EVERYWHERE) if name not in placed
-    ]
+    new = [name for name in (*BY_USER, *BY_REFERENCE, *EVERYWHERE) if name not in placed]
     if not new:
         return 0
     # Otherwise a foreign key to a table that is everywhere cannot be made in this transaction.

@@ -14,6 +14,8 @@ from uuid import UUID
 
 import orjson
 
+from credit_service.database.distribution import is_distributed
+from credit_service.errors import FeedNotOffered
 from credit_service.ledger.read_connections import repeated
 from credit_service.ledger.rows import POLICY_COLUMNS, to_entry, to_policy
 from credit_service.ledger.statement_texts import SQL
@@ -86,6 +88,7 @@ class Feed:
     def __init__(self, pool: ReadPool) -> None:
         """Takes the connections; a page holds one only while it is read."""
         self._pool = pool
+        self._offered = False
 
     @repeated
     async def page(
@@ -108,11 +111,16 @@ class Feed:
             A page, which may be empty though there is more, if none was of the types.
 
         Raises:
+            FeedNotOffered: the book is distributed.
             LedgerUnavailable: the database is away.
         """
         limit = min(limit, PAGE_LIMIT_MAX)
         starts = [_start(after, kind) for kind in KINDS]
         async with self._pool.lend() as connection:
+            if not self._offered:
+                if await is_distributed(connection):
+                    raise FeedNotOffered
+                self._offered = True
             rows = await connection.fetch(
                 SQL["read_feed"], limit, list(kinds), after.tx, after.user_id, *starts
             )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from credit_service.database.distribution import is_distributed
 from credit_service.errors import LedgerUnavailable
 from credit_service.ledger import metrics
 from credit_service.ledger.read_connections import repeated
@@ -54,10 +55,14 @@ class FeedLag:
     async def measure(self) -> None:
         """Measures once, and says in the log what holds the feed up, at most once a minute.
 
+        A distributed book has no feed, and nothing to measure.
+
         Raises:
             LedgerUnavailable: the database is away.
         """
         async with self._pool.lend() as connection:
+            if await is_distributed(connection):
+                return
             [measured] = await connection.fetch(SQL["measure_feed"], ENTRIES_MAX)
             passed, entries, seconds = measured
             late = passed or seconds > LATE_SECONDS

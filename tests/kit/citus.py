@@ -10,15 +10,18 @@ that are meant for a cluster.
 
 import os
 import re
+import time
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+from kit.waiting import too_late
 
 from credit_service.database import distribution, migrations
 
 URL = "TEST_CITUS_URL"
+ROLE = "credit_service"
 
 # On every node: nothing may be connected to a database while it is copied, and Citus is.
 _CLOSE = """
@@ -64,9 +67,22 @@ async def on_every_node(addresses: Iterable[str], *statements: str) -> None:
         try:
             await connection.execute(_QUIET)
             for statement in statements:
-                await connection.execute(statement)
+                await _execute(connection, statement)
         finally:
             await connection.close()
+
+
+async def _execute(connection: asyncpg.Connection, statement: str) -> None:
+    started = time.monotonic()
+    while True:
+        try:
+            await connection.execute(statement)
+        except asyncpg.ObjectInUseError:
+            # A background process of Citus comes back to each database until it is dropped.
+            if too_late(started, 30):
+                raise
+        else:
+            return
 
 
 async def make_empty(addresses: list[str], name: str) -> None:
@@ -81,9 +97,7 @@ async def make_empty(addresses: list[str], name: str) -> None:
             f"SELECT citus_set_coordinator_host('{coordinator.hostname}', {coordinator.port})"
         )
         for worker in workers:
-            await connection.execute(
-                f"SELECT citus_add_node('{worker.hostname}', {worker.port})"
-            )
+            await connection.execute(f"SELECT citus_add_node('{worker.hostname}', {worker.port})")
     finally:
         await connection.close()
 
@@ -93,6 +107,6 @@ async def make_template(addresses: list[str], name: str) -> None:
     await on_every_node(addresses, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     await make_empty(addresses, name)
     url = database_url(addresses[0], name)
-    await migrations.migrate(url, "credit_service", lambda _line: None)
-    await distribution.distribute(url, "credit_service", lambda _line: None)
+    await migrations.migrate(url, ROLE, lambda _line: None)
+    await distribution.distribute(url, ROLE, lambda _line: None)
     await on_every_node(addresses, _CLOSE.format(name))

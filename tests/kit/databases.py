@@ -9,6 +9,8 @@ from uuid import UUID, uuid4
 import asyncpg
 from kit.waiting import patience
 
+from credit_service.database.distribution import BY_REFERENCE, BY_USER, is_distributed
+
 
 @dataclass(frozen=True)
 class Database:
@@ -66,12 +68,29 @@ class Database:
 
     async def faults(self) -> list[str]:
         """Everything in the book that does not add up; the last line of every race."""
-        rows = await self.fetch(_FAULTS)
+        rows = await self._fetch_together(_FAULTS)
         return [f"{row[0]}: {row[1]}" for row in rows]
 
     async def book(self) -> list[str]:
         """Every row of every table a call could change; equal books mean that nothing did."""
-        return [row[0] for row in await self.fetch(_BOOK)]
+        return [row[0] for row in await self._fetch_together(_BOOK)]
+
+    async def _fetch_together(self, sql: str) -> list[asyncpg.Record]:
+        """Reads what joins all tables, which a distributed book only lets a copy of it do."""
+        async with self._connected() as connection:
+            if not await is_distributed(connection):
+                return await connection.fetch(sql)
+            tables = [name for name in (*BY_USER, *BY_REFERENCE) if name != "auth.users"]
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                for name in tables:
+                    # It comes before the table of the same name until the transaction ends.
+                    copy = f"CREATE TEMPORARY TABLE {name} AS SELECT * FROM public.{name}"
+                    await connection.execute(copy)
+                return await connection.fetch(sql)
+            finally:
+                await transaction.rollback()
 
     async def waits_for_a_lock(self, transactions: int = 1) -> bool:
         """Whether so many transactions wait for locks that others hold."""

@@ -274,6 +274,12 @@ def _require_unedited(known: list[Migration], applied: dict[int, str]) -> None:
 
 
 async def set_rights(connection: asyncpg.Connection, apart: str) -> None:
+    """Gives the service's role its rights to the tables that exist; runs in a transaction.
+
+    Args:
+        connection: as the owner of the tables.
+        apart: the service's role; empty where the service connects as the owner.
+    """
     await connection.execute("SELECT set_config('credit_service.role', $1, true)", apart)
     await connection.execute((resources.files(__name__) / "grants.sql").read_text())
 
