@@ -16,6 +16,7 @@ from grpc_health.v1.health import aio as health_aio
 
 from credit_service.database import distribution, migrations
 from credit_service.database.postgres import Absence, absence, missing_protection
+from credit_service.database.shard_map import ShardMapError
 from credit_service.database.statements import loses_statements
 from credit_service.ledger import sweeper
 from credit_service.ledger.due_rounds import DueRounds
@@ -235,7 +236,13 @@ async def _check_database(connection: Any, settings: Settings) -> None:
             "CREDIT_USERS=managed needs a user table made by the migrations, and this auth.users"
             " was made by others; set CREDIT_USERS=existing"
         )
-    if await distribution.is_distributed(connection):
+    try:
+        await settings.writers.address.shards.read(connection)
+    except ShardMapError as error:
+        raise StartRefusedError(
+            f"{error}; distribute it with `credit-service distribute`"
+        ) from error
+    if settings.writers.address.shards.map.is_distributed:
         if settings.relay is not None:
             raise StartRefusedError(distribution.NO_WEBHOOKS)
         _log.info("the book is distributed: there is no feed of transactions, and no webhooks")

@@ -19,7 +19,7 @@ from credit_service.ledger.transactions import BatchTooSlowError, CommitLostErro
 from credit_service.rules.commands import SpendTogether
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from uuid import UUID
 
     from credit_service.ledger.transactions import Transactions
@@ -54,6 +54,9 @@ _TOO_MUCH = (
     asyncpg.OutOfMemoryError,
     asyncpg.ProgramLimitExceededError,
 )
+
+# What Citus says to a lock of rows on several shards, as after a shard was split.
+_TWO_SHARDS = asyncpg.FeatureNotSupportedError
 
 # How many due holds a batch may end, and how many more it may end again after each success, once
 # that was too many.
@@ -125,11 +128,12 @@ class BatchRunner:
             hurried: whether to wait for a lock for a moment only.
         """
         left = Left([], [])
-        for part in _parts(batch, self._batch_limit):
-            started = time.perf_counter()
-            await self._serve(part, Way(self._expiries, hurried, lost), left)
-            metrics.BATCH_COMMANDS.observe(len(part))
-            metrics.BATCH_SECONDS.observe(time.perf_counter() - started)
+        for shard in self._of_one_shard(batch):
+            for part in _parts(shard, self._batch_limit):
+                started = time.perf_counter()
+                await self._serve(part, Way(self._expiries, hurried, lost), left)
+                metrics.BATCH_COMMANDS.observe(len(part))
+                metrics.BATCH_SECONDS.observe(time.perf_counter() - started)
         return left
 
     async def find_locked(self, batch: list[Waiting]) -> set[UUID] | None:
@@ -142,16 +146,29 @@ class BatchRunner:
             Those of the users; None where the database did not answer, and then the calls are
             answered.
         """
+        locked: set[UUID] = set()
         try:
-            return await self._transactions.find_locked(users_of(batch))
+            for shard in self._of_one_shard(batch):
+                locked |= await self._transactions.find_locked(users_of(shard))
         except Exception as fault:
             note(fault, batch)
             fail(batch, LedgerUnavailable)
             return None
+        return locked
 
     def close(self) -> None:
         """Drops the connection."""
         self._transactions.close()
+
+    def _of_one_shard(self, batch: list[Waiting]) -> Iterable[list[Waiting]]:
+        """Divides calls by the shard of their users: Citus locks rows on one shard only."""
+        shards = self._transactions.shards
+        if not shards.is_distributed:
+            return (batch,)
+        parts: dict[int, list[Waiting]] = {}
+        for waiting in batch:
+            parts.setdefault(shards.shard_of(waiting.command.user_id), []).append(waiting)
+        return parts.values()
 
     async def _serve(self, batch: list[Waiting], way: Way, left: Left) -> None:
         for attempt in range(_ATTEMPTS):
@@ -191,7 +208,9 @@ class BatchRunner:
         too_much = isinstance(fault, _TOO_MUCH)
         if too_much or isinstance(fault, TimeoutError):
             self._expiries = max(1, way.expiries // 2)
-        if unreachable(fault) and not too_much:
+        if isinstance(fault, _TWO_SHARDS) and self._transactions.shards.is_distributed:
+            await self._serve_anew(batch, way, left)
+        elif unreachable(fault) and not too_much:
             fail(batch, LedgerUnavailable)
         elif len(batch) > 1 or (too_much and way.expiries > 1):
             await self._serve_less(batch, way, left)
@@ -200,6 +219,23 @@ class BatchRunner:
         else:
             _log.exception("command failed", call=batch[0].command.call)
             fail(batch, InternalError)
+
+    async def _serve_anew(self, batch: list[Waiting], way: Way, left: Left) -> None:
+        """Runs a batch that was divided by an old map: divided by a new one, or in halves."""
+        try:
+            await self._transactions.read_shards()
+        except Exception as fault:
+            note(fault, batch)
+            fail(batch, LedgerUnavailable)
+            return
+        parts = [*self._of_one_shard(batch)]
+        if len(parts) > 1:
+            for part in parts:
+                await self._serve(part, way, left)
+        elif len(batch) > 1:
+            await self._serve_less(batch, way, left)
+        else:
+            fail(batch, LedgerUnavailable)
 
     async def _serve_less(self, batch: list[Waiting], way: Way, left: Left) -> None:
         """Runs the halves of a batch, and their halves, until what spoils it is alone.

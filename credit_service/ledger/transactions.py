@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from credit_service.database.postgres import Address
+    from credit_service.database.shard_map import ShardMap
     from credit_service.rules.batch_state import BatchState
     from credit_service.rules.commands import Command
     from credit_service.rules.grant_values import GrantChange
@@ -180,6 +181,20 @@ class Transactions:
         except Exception as fault:
             await self._roll_back(connection, fault)
             raise
+
+    @property
+    def shards(self) -> ShardMap:
+        """Where the users are, as far as is known."""
+        return self._address.shards.map
+
+    async def read_shards(self) -> None:
+        """Reads anew where the users are.
+
+        Raises:
+            ShardMapError: the accounts are distributed in a way that this program does not know.
+            asyncpg.PostgresError, OSError: as the driver raises them.
+        """
+        await self._address.shards.read(await self._connected())
 
     def close(self) -> None:
         """Drops the connection."""
