@@ -45,6 +45,7 @@ from credit_service.database import migrations
 from credit_service.database.distribution import DistributionError
 from credit_service.database.embedded import EmbeddedPostgresError
 from credit_service.database.postgres import Absence, Address, absence
+from credit_service.database.shard_map import ShardMapError
 from credit_service.export_files import ExportError
 from credit_service.ledger import verify as book
 from credit_service.ledger.export import BEGINNING, END
@@ -265,6 +266,7 @@ _REFUSALS = (
     migrations.MigrationError,
     StartRefusedError,
     DistributionError,
+    ShardMapError,
     EmbeddedPostgresError,
     IdentitiesError,
     CertificateError,
@@ -275,7 +277,7 @@ _REFUSALS = (
 async def _migrate(owner_url: str, service_url: str) -> None:
     setting = "CREDIT_DATABASE_URL"
     try:
-        connection = await Address(service_url, 0).connect()
+        connection = await Address(service_url, 0).connect(reads_shards=False)
         try:
             service_role = await connection.fetchval("SELECT current_user")
         finally:

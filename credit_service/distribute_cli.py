@@ -30,7 +30,7 @@ def distribute() -> None:
 
 async def _distribute(owner_url: str, service_url: str) -> None:
     try:
-        connection = await Address(service_url, 0).connect()
+        connection = await Address(service_url, 0).connect(reads_shards=False)
         try:
             service_role = await connection.fetchval("SELECT current_user")
         finally:

@@ -26,6 +26,7 @@ from credit_service.ledger.lanes import Lanes
 from credit_service.ledger.ledger import Ledger
 from credit_service.ledger.read_connections import ReadPool
 from credit_service.ledger.reads import Reads
+from credit_service.ledger.shard_following import follow_shards
 from credit_service.ledger.watch import Watchers
 from credit_service.ledger.watched_due import WatchedDue
 from credit_service.relay.relay import relaying
@@ -158,6 +159,7 @@ async def serve(
             watchers.poll(),
             watched_due.record(),
             FeedLag(pools[0]).run(),
+            follow_shards(pools[0], writers.address.shards),
             grpc_server.close_silent_connections(open_calls, port),
         ):
             stack.push_async_callback(_cancel, asyncio.create_task(task))
@@ -192,6 +194,10 @@ async def _database_ready(settings: Settings, stop: asyncio.Event) -> bool:
             raise StartRefusedError(
                 f"the service's database role lacks rights: {error}; run `credit-service migrate`,"
                 " with CREDIT_MIGRATE_URL as the owner of the tables"
+            ) from error
+        except ShardMapError as error:
+            raise StartRefusedError(
+                f"{error}; distribute it with `credit-service distribute`"
             ) from error
         except Exception as error:
             if address.statements.notice(error):
@@ -236,12 +242,6 @@ async def _check_database(connection: Any, settings: Settings) -> None:
             "CREDIT_USERS=managed needs a user table made by the migrations, and this auth.users"
             " was made by others; set CREDIT_USERS=existing"
         )
-    try:
-        await settings.writers.address.shards.read(connection)
-    except ShardMapError as error:
-        raise StartRefusedError(
-            f"{error}; distribute it with `credit-service distribute`"
-        ) from error
     if settings.writers.address.shards.map.is_distributed:
         if settings.relay is not None:
             raise StartRefusedError(distribution.NO_WEBHOOKS)

@@ -183,7 +183,7 @@ async def distribute(owner_url: str, service_role: str, say: _Say) -> None:
             tables that no placement is known for.
         MigrationError: a migration was edited, or the role is missing.
     """
-    connection = await Address(owner_url).connect(command_seconds=None)
+    connection = await Address(owner_url).connect(command_seconds=None, reads_shards=False)
     try:
         await connection.execute(migrations.SESSION)
         await _require_cluster(connection, say)

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import asyncpg
 
 from credit_service.database.shard_map import Shards
-from credit_service.database.statements import Connection, DistributedConnection, StatementCache
+from credit_service.database.statements import Connection, StatementCache
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
@@ -133,7 +133,11 @@ class Address:
         object.__setattr__(self, "statements", StatementCache(self.statement_cache_size))
 
     async def connect(
-        self, *, writable: bool = True, command_seconds: float | None = COMMAND_TIMEOUT_SECONDS
+        self,
+        *,
+        writable: bool = True,
+        command_seconds: float | None = COMMAND_TIMEOUT_SECONDS,
+        reads_shards: bool = True,
     ) -> asyncpg.Connection:
         """Opens a connection of its own, for a lane or the command line.
 
@@ -142,14 +146,23 @@ class Address:
         Args:
             writable: whether to refuse a server that is a standby or read-only.
             command_seconds: how long a command may take; None: any time.
+            reads_shards: whether to read where the users are, unless that is known.
 
         Raises:
             NotWritableError: every server that answers is a standby or read-only.
+            ShardMapError: the accounts are distributed in a way that this program does not know.
             Exception: no connection within two seconds; `absence` says why.
         """
         wanted = "read-write" if writable else "any"
         attempts = [self._connect(url, wanted, command_seconds) for url in _split_hosts(self.url)]
-        return await (attempts[0] if len(attempts) == 1 else _first(attempts))
+        connection = await (attempts[0] if len(attempts) == 1 else _first(attempts))
+        if reads_shards and not self.shards.known:
+            try:
+                await self.shards.read(connection)
+            except BaseException:
+                connection.terminate()
+                raise
+        return connection
 
     def pool(self, size: int) -> asyncpg.Pool:
         """Makes the pool of the reads, not yet opened; it holds at most `size` connections."""
@@ -174,14 +187,12 @@ class Address:
         self, kept: int, url: str, wanted: str, command_seconds: float | None
     ) -> asyncpg.Connection:
         try:
-            connection: asyncpg.Connection = await asyncpg.connect(  # type: ignore[call-overload]
+            connection: Connection = await asyncpg.connect(  # type: ignore[call-overload]
                 url,
                 timeout=CONNECT_TIMEOUT_SECONDS,
                 command_timeout=command_seconds,
                 statement_cache_size=kept,
-                connection_class=DistributedConnection
-                if self.shards.map.is_distributed
-                else Connection,
+                connection_class=Connection,
                 target_session_attrs=wanted,  # the stubs do not know that it may be a text
             )
         except asyncpg.TargetServerAttributeNotMatched:
@@ -190,6 +201,7 @@ class Address:
             if isinstance(error, (asyncpg.InterfaceError, OSError)):
                 raise
             raise asyncpg.ClientConfigurationError(str(error)) from error
+        connection.shards = self.shards
         return connection
 
 

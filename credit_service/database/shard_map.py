@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import asyncpg
+    from asyncpg.pool import PoolConnectionProxy
 
 # The account table stands for all that are split by user: their shards are colocated.
 _IS_DISTRIBUTED = """
@@ -49,7 +50,7 @@ class ShardMap:
 
     Attributes:
         starts: the lowest hash of each shard, rising; empty where the book is not distributed.
-        nodes: the node of each shard.
+        nodes: the node of each shard; nodes are counted from 0.
     """
 
     starts: Sequence[int] = ()
@@ -59,6 +60,11 @@ class ShardMap:
     def is_distributed(self) -> bool:
         """Whether there are shards at all."""
         return bool(self.starts)
+
+    @property
+    def node_count(self) -> int:
+        """The number of nodes; 1 where the book is not distributed."""
+        return max(self.nodes, default=0) + 1
 
     def shard_of(self, user_id: UUID) -> int:
         """The number of a user's shard, counted from 0."""
@@ -72,18 +78,25 @@ class ShardMap:
 
 
 class Shards:
-    """The present map; at first, and on PostgreSQL alone for ever, that of a single shard."""
+    """The map as it was last read; before that, and on PostgreSQL alone, that of a single shard.
 
-    __slots__ = ("map",)
+    Attributes:
+        map: the map.
+        known: whether it has been read.
+    """
+
+    __slots__ = ("known", "map")
 
     def __init__(self) -> None:
+        """Begins with a single shard."""
         self.map = ShardMap()
+        self.known = False
 
-    async def read(self, connection: asyncpg.Connection) -> bool:
+    async def read(self, connection: asyncpg.Connection | PoolConnectionProxy) -> bool:
         """Reads the map from the server.
 
         Args:
-            connection: to the database of the book.
+            connection: to the database of the book; on Citus, to the coordinator.
 
         Returns:
             Whether the map has changed.
@@ -95,10 +108,11 @@ class Shards:
         found = await _read(connection)
         has_changed = found != self.map
         self.map = found
+        self.known = True
         return has_changed
 
 
-async def _read(connection: asyncpg.Connection) -> ShardMap:
+async def _read(connection: asyncpg.Connection | PoolConnectionProxy) -> ShardMap:
     if not await connection.fetchval(_IS_DISTRIBUTED):
         return ShardMap()
     rows = await connection.fetch(_SHARDS)
@@ -115,7 +129,8 @@ async def _read(connection: asyncpg.Connection) -> ShardMap:
     hashes = [row[0] for row in await connection.fetch(_HASHES, ids)]
     if hashes != [hash_of(user_id) for user_id in ids]:
         raise ShardMapError("the server computes other hashes of UUIDs than this program")
-    return ShardMap(tuple(row[0] for row in rows), tuple(row[2] for row in rows))
+    groups = sorted({row[2] for row in rows})
+    return ShardMap(tuple(row[0] for row in rows), tuple(groups.index(row[2]) for row in rows))
 
 
 def hash_of(user_id: UUID) -> int:

@@ -17,6 +17,8 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from credit_service.database.shard_map import Shards
+
 _log = structlog.get_logger()
 
 # What a connection says that was led to another server connection than before.
@@ -62,12 +64,14 @@ class Connection(asyncpg.Connection):
 
     The driver numbers them from one in every process. Behind a pooler one process could then run
     the statement that another has prepared under the same number.
+
+    Attributes:
+        shards: where the users of the book are.
     """
 
-    __slots__ = ()
+    __slots__ = ("shards",)
 
-    # Whether the book is distributed, so that each statement must say of which shard it is.
-    is_distributed = False
+    shards: Shards
 
     _process = os.urandom(6).hex()
 
@@ -75,13 +79,10 @@ class Connection(asyncpg.Connection):
         name: str = super()._get_unique_id(prefix)  # type: ignore[misc]  # not in the stubs
         return f"{name}_{self._process}"
 
-
-class DistributedConnection(Connection):
-    """A connection to a book whose accounts are split over several nodes."""
-
-    __slots__ = ()
-
-    is_distributed = True
+    @property
+    def is_distributed(self) -> bool:
+        """Whether the book is distributed, so that a statement must say of which shard it is."""
+        return self.shards.map.is_distributed
 
 
 async def loses_statements(connect: Callable[[], Awaitable[asyncpg.Connection]]) -> bool:

@@ -16,7 +16,7 @@ from credit_service.database.postgres import unreachable
 from credit_service.errors import CreditError, InternalError, LedgerUnavailable, Overloaded
 from credit_service.ledger import metrics, store
 from credit_service.ledger.transactions import BatchTooSlowError, CommitLostError, Way
-from credit_service.rules.commands import SpendTogether
+from credit_service.rules.commands import NoteTopUp, Purchase, Reverse, SpendTogether
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -55,8 +55,9 @@ _TOO_MUCH = (
     asyncpg.ProgramLimitExceededError,
 )
 
-# What Citus says to a lock of rows on several shards, as after a shard was split.
-_TWO_SHARDS = asyncpg.FeatureNotSupportedError
+# What Citus says to a lock of rows on several shards: a shard was split, or the book was
+# distributed while the service ran.
+_SEVERAL_SHARDS = asyncpg.FeatureNotSupportedError
 
 # How many due holds a batch may end, and how many more it may end again after each success, once
 # that was too many.
@@ -128,8 +129,8 @@ class BatchRunner:
             hurried: whether to wait for a lock for a moment only.
         """
         left = Left([], [])
-        for shard in self._of_one_shard(batch):
-            for part in _parts(shard, self._batch_limit):
+        for of_one_shard in self._by_shard(batch):
+            for part in _parts(of_one_shard, self._batch_limit):
                 started = time.perf_counter()
                 await self._serve(part, Way(self._expiries, hurried, lost), left)
                 metrics.BATCH_COMMANDS.observe(len(part))
@@ -146,21 +147,28 @@ class BatchRunner:
             Those of the users; None where the database did not answer, and then the calls are
             answered.
         """
-        locked: set[UUID] = set()
         try:
-            for shard in self._of_one_shard(batch):
-                locked |= await self._transactions.find_locked(users_of(shard))
+            try:
+                return await self._find_locked(batch)
+            except _SEVERAL_SHARDS:
+                await self._transactions.read_shards()
+                return await self._find_locked(batch)
         except Exception as fault:
             note(fault, batch)
             fail(batch, LedgerUnavailable)
             return None
-        return locked
 
     def close(self) -> None:
         """Drops the connection."""
         self._transactions.close()
 
-    def _of_one_shard(self, batch: list[Waiting]) -> Iterable[list[Waiting]]:
+    async def _find_locked(self, batch: list[Waiting]) -> set[UUID]:
+        locked: set[UUID] = set()
+        for part in self._by_shard(batch):
+            locked |= await self._transactions.find_locked(users_of(part))
+        return locked
+
+    def _by_shard(self, batch: list[Waiting]) -> Iterable[list[Waiting]]:
         """Divides calls by the shard of their users: Citus locks rows on one shard only."""
         shards = self._transactions.shards
         if not shards.is_distributed:
@@ -208,8 +216,8 @@ class BatchRunner:
         too_much = isinstance(fault, _TOO_MUCH)
         if too_much or isinstance(fault, TimeoutError):
             self._expiries = max(1, way.expiries // 2)
-        if isinstance(fault, _TWO_SHARDS) and self._transactions.shards.is_distributed:
-            await self._serve_anew(batch, way, left)
+        if isinstance(fault, _SEVERAL_SHARDS):
+            await self._serve_by_new_map(batch, way, left)
         elif unreachable(fault) and not too_much:
             fail(batch, LedgerUnavailable)
         elif len(batch) > 1 or (too_much and way.expiries > 1):
@@ -220,19 +228,20 @@ class BatchRunner:
             _log.exception("command failed", call=batch[0].command.call)
             fail(batch, InternalError)
 
-    async def _serve_anew(self, batch: list[Waiting], way: Way, left: Left) -> None:
-        """Runs a batch that was divided by an old map: divided by a new one, or in halves."""
+    async def _serve_by_new_map(self, batch: list[Waiting], way: Way, left: Left) -> None:
+        """Runs a batch that an old map has put together, in the parts that a new one shows."""
         try:
             await self._transactions.read_shards()
         except Exception as fault:
             note(fault, batch)
             fail(batch, LedgerUnavailable)
             return
-        parts = [*self._of_one_shard(batch)]
+        parts = [*self._by_shard(batch)]
         if len(parts) > 1:
             for part in parts:
                 await self._serve(part, way, left)
-        elif len(batch) > 1:
+        elif len(batch) > 1 and self._transactions.shards.is_distributed:
+            # The map has changed once more, or one call of the batch is what was refused.
             await self._serve_less(batch, way, left)
         else:
             fail(batch, LedgerUnavailable)
@@ -268,6 +277,13 @@ class BatchRunner:
 def size_of(command: Command) -> int:
     """How much of a transaction's limit a command takes: what spends several times, as often."""
     return len(command.spends) if isinstance(command, SpendTogether) else 1
+
+
+def names_payment(command: Command) -> bool:
+    """Whether a command reads or writes what is known of a payment."""
+    return isinstance(command, Reverse | NoteTopUp) or (
+        isinstance(command, Purchase) and command.payment is not None
+    )
 
 
 def _parts(batch: list[Waiting], limit: int) -> Iterator[list[Waiting]]:

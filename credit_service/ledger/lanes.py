@@ -25,6 +25,7 @@ from credit_service.ledger.batches import (
     Waiting,
     by_user,
     fail,
+    names_payment,
     of_users,
     postponed,
     size_of,
@@ -269,38 +270,96 @@ class OrdinaryCalls:
         return locked
 
 
-class Lanes:
-    """The lanes of a process, and one for users whose rows another transaction keeps locked."""
+class NodeLanes:
+    """The lanes of the users of one node, so that a node that is away holds up no other's users."""
 
-    def __init__(self, settings: WriterSettings) -> None:
-        """Starts them; each connects when it has something to write."""
+    def __init__(self, settings: WriterSettings, node: int) -> None:
+        """Starts them; each connects when it has something to write.
+
+        Args:
+            settings: the database, the number of lanes and their bounds.
+            node: its number, from 0.
+        """
+        self._settings = settings
+        self._suffix = f" {node}" if node else ""
         self._contention = contention = Contention()
-
-        def runner() -> BatchRunner:
-            return BatchRunner(Transactions(settings), settings.batch_limit)
-
-        self._contended = Lane("contended", [ContendedCalls(runner(), contention)], settings)
-
-        def ordinary() -> OrdinaryCalls:
-            return OrdinaryCalls(runner(), contention, self._contended.take_over)
-
-        self._lanes = [
-            Lane(str(number), [ordinary() for _ in range(_IN_FLIGHT)], settings)
-            for number in range(settings.lanes)
-        ]
-
-    def submit(self, command: Command, deadline: float) -> asyncio.Future[Outcome]:
-        """Gives a command to the lane of its user, as `Lane.submit` does."""
-        return self.of(command.user_id).submit(command, deadline)
+        self._contended = Lane(
+            f"contended{self._suffix}", [ContendedCalls(self._runner(), contention)], settings
+        )
+        first = node * settings.lanes
+        self._lanes = [self._lane(str(first + number)) for number in range(settings.lanes)]
+        self._payments: Lane | None = None
 
     def of(self, user_id: UUID) -> Lane:
-        """Chooses the lane of a user; the only function that may know about shards."""
+        """Chooses the lane of a user."""
         contention = self._contention
         if contention and contention.includes(user_id, asyncio.get_running_loop().time()):
             return self._contended
         return self._lanes[user_id.int % len(self._lanes)]
 
+    def of_payments(self) -> Lane:
+        """The lane of calls that name a payment, which is made for the first of them."""
+        if self._payments is None:
+            self._payments = self._lane(f"payments{self._suffix}")
+        return self._payments
+
     async def close(self) -> None:
         """Closes all of them, as `Lane.close` does one."""
-        await asyncio.gather(*(lane.close() for lane in self._lanes))
+        lanes = self._lanes if self._payments is None else [*self._lanes, self._payments]
+        await asyncio.gather(*(lane.close() for lane in lanes))
         await self._contended.close()
+
+    def _lane(self, name: str) -> Lane:
+        calls = [
+            OrdinaryCalls(self._runner(), self._contention, self._contended.take_over)
+            for _ in range(_IN_FLIGHT)
+        ]
+        return Lane(name, calls, self._settings)
+
+    def _runner(self) -> BatchRunner:
+        return BatchRunner(Transactions(self._settings), self._settings.batch_limit)
+
+
+class Lanes:
+    """The lanes of a process: those of one node, or of each node that the book is split over."""
+
+    def __init__(self, settings: WriterSettings) -> None:
+        """Starts the lanes of the first node; those of another are made for its first call."""
+        self._settings = settings
+        self._shards = settings.address.shards
+        self._nodes = [NodeLanes(settings, 0)]
+        self._closing = False
+
+    def submit(self, command: Command, deadline: float) -> asyncio.Future[Outcome]:
+        """Gives a command to its lane, as `Lane.submit` does.
+
+        Raises:
+            Overloaded: the lane is full.
+            LedgerUnavailable: the lanes are closing.
+        """
+        lanes = self._of_node(command.user_id)
+        # A payment may be kept on another node than its user. Such a batch commits in two phases,
+        # and no other call should wait for that.
+        if self._shards.map.is_distributed and names_payment(command):
+            return lanes.of_payments().submit(command, deadline)
+        return lanes.of(command.user_id).submit(command, deadline)
+
+    def of(self, user_id: UUID) -> Lane:
+        """Chooses the lane of a user, for calls that name no payment."""
+        return self._of_node(user_id).of(user_id)
+
+    async def close(self) -> None:
+        """Closes all of them, as `Lane.close` does one."""
+        self._closing = True
+        await asyncio.gather(*(lanes.close() for lanes in self._nodes))
+
+    def _of_node(self, user_id: UUID) -> NodeLanes:
+        shards = self._shards.map
+        if not shards.is_distributed:
+            return self._nodes[0]
+        node = shards.node_of(shards.shard_of(user_id))
+        if self._closing and node >= len(self._nodes):
+            raise LedgerUnavailable
+        while node >= len(self._nodes):
+            self._nodes.append(NodeLanes(self._settings, len(self._nodes)))
+        return self._nodes[node]

@@ -188,7 +188,7 @@ class Transactions:
         return self._address.shards.map
 
     async def read_shards(self) -> None:
-        """Reads anew where the users are.
+        """Reads again where the users are.
 
         Raises:
             ShardMapError: the accounts are distributed in a way that this program does not know.

@@ -3,10 +3,12 @@
 from uuid import UUID, uuid4
 
 import asyncpg
+import pytest
+from kit.shard_catalog import HALVES, QUARTERS, lay_out
 
-from credit_service.database.shard_map import ShardMap, Shards, hash_of
-
-SPLIT = ShardMap(starts=(-(2**31), -(2**30), 0, 2**30), nodes=(1, 2, 1, 2))
+from credit_service.database import shard_map
+from credit_service.database.postgres import Address
+from credit_service.database.shard_map import ShardMapError, Shards, hash_of
 
 
 async def test_the_hash_of_a_user_is_that_of_postgresql_for_100000_users(database):
@@ -19,13 +21,13 @@ async def test_the_hash_of_a_user_is_that_of_postgresql_for_100000_users(databas
 
 def test_a_shard_has_the_hashes_from_its_start_to_the_next_one():
     ids = [uuid4() for _ in range(1000)]
-    shards = {SPLIT.shard_of(user_id) for user_id in ids}
+    shards = {QUARTERS.shard_of(user_id) for user_id in ids}
     assert shards == {0, 1, 2, 3}
-    ends = (*SPLIT.starts[1:], 2**31)
+    ends = (*QUARTERS.starts[1:], 2**31)
     for user_id in ids:
-        shard = SPLIT.shard_of(user_id)
-        assert SPLIT.starts[shard] <= hash_of(user_id) < ends[shard]
-        assert SPLIT.node_of(shard) == (1, 2)[shard % 2]
+        shard = QUARTERS.shard_of(user_id)
+        assert QUARTERS.starts[shard] <= hash_of(user_id) < ends[shard]
+        assert QUARTERS.node_of(shard) == shard % 2
 
 
 async def test_a_single_database_is_one_shard_on_one_node(database):
@@ -38,3 +40,47 @@ async def test_a_single_database_is_one_shard_on_one_node(database):
     assert not shards.map.is_distributed
     assert {shards.map.shard_of(uuid4()) for _ in range(100)} == {0}
     assert shards.map.node_of(0) == 0
+    assert shards.map.node_count == 1
+
+
+async def test_the_first_connection_reads_the_map_and_all_connections_follow_it(database):
+    await lay_out(database, HALVES)
+    address = Address(database.service_url)
+    first = await address.connect()
+    try:
+        assert address.shards.map == HALVES
+        assert address.shards.map.node_count == 2
+        assert first.is_distributed
+        await lay_out(database, QUARTERS)
+        second = await address.connect()
+        await second.close()
+        assert address.shards.map == HALVES  # not read once more by each connection
+        assert await address.shards.read(first)
+        assert address.shards.map == QUARTERS
+        await database.execute("DELETE FROM pg_dist_shard")
+        await address.shards.read(first)
+        assert not first.is_distributed
+    finally:
+        await first.close()
+
+
+async def test_a_connection_that_is_not_about_users_reads_no_map(database):
+    await lay_out(database, HALVES)
+    address = Address(database.service_url)
+    await (await address.connect(reads_shards=False)).close()
+    assert not address.shards.known
+
+
+@pytest.mark.parametrize("shard", [0, 1, 3])
+async def test_a_map_with_a_gap_is_refused(database, shard):
+    await lay_out(database, QUARTERS)
+    await database.execute("DELETE FROM pg_dist_shard WHERE shardid = $1", shard)
+    with pytest.raises(ShardMapError, match="leave out the hash"):
+        await Address(database.service_url).connect()
+
+
+async def test_a_server_that_computes_other_hashes_is_refused(database, monkeypatch):
+    await lay_out(database, QUARTERS)
+    monkeypatch.setattr(shard_map, "hash_of", lambda user_id: hash_of(user_id) ^ 1)
+    with pytest.raises(ShardMapError, match="other hashes"):
+        await Address(database.service_url).connect()

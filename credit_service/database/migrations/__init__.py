@@ -126,7 +126,7 @@ async def migrate(
     Raises:
         MigrationError: the files and the database do not match, or the role is missing.
     """
-    connection = await Address(owner_url).connect(command_seconds=None)
+    connection = await Address(owner_url).connect(command_seconds=None, reads_shards=False)
     connection.add_log_listener(lambda _, message: say(f"database: {message.message}"))
     try:
         await connection.execute(SESSION)
