@@ -75,6 +75,13 @@ _ABSENCES: Mapping[str, Absence] = {
 }
 
 
+# What Citus says with the state of an internal error: that it has lost a worker, or is killed while
+# it waits for one.
+_ABSENCES_OF_CITUS: Mapping[str, Absence] = {
+    "failure on connection marked as essential": Absence.BUSY,
+    "postmaster was shut down": Absence.ELSEWHERE,
+}
+
 # What the driver and the network raise when they cannot go on.
 _BROKEN = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
@@ -94,6 +101,11 @@ def absence(fault: BaseException) -> Absence | None:
         if isinstance(fault, asyncpg.InvalidCachedStatementError):
             return None
         state = fault.sqlstate or ""
+        if state == "XX000":
+            said = str(fault)
+            return next(
+                (why for text, why in _ABSENCES_OF_CITUS.items() if said.startswith(text)), None
+            )
         return _ABSENCES.get(state) or _ABSENCES.get(state[:2])
     if isinstance(fault, (asyncpg.ClientConfigurationError, SSLCertVerificationError)):
         return Absence.REFUSED

@@ -7,8 +7,10 @@ import pytest
 from kit.shard_catalog import HALVES, QUARTERS, lay_out
 
 from credit_service.database import shard_map
-from credit_service.database.postgres import Address
+from credit_service.database.postgres import Absence, Address, absence
 from credit_service.database.shard_map import ShardMapError, Shards, hash_of
+
+RAISE = "DO $$ BEGIN RAISE EXCEPTION '{}' USING ERRCODE = 'XX000'; END $$"
 
 
 async def test_the_hash_of_a_user_is_that_of_postgresql_for_100000_users(database):
@@ -84,3 +86,17 @@ async def test_a_server_that_computes_other_hashes_is_refused(database, monkeypa
     monkeypatch.setattr(shard_map, "hash_of", lambda user_id: hash_of(user_id) ^ 1)
     with pytest.raises(ShardMapError, match="other hashes"):
         await Address(database.service_url).connect()
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("failure on connection marked as essential: there:5432", Absence.BUSY),
+        ("postmaster was shut down, exiting", Absence.ELSEWHERE),
+        ("cache lookup failed", None),
+    ],
+)
+async def test_an_internal_error_of_a_cluster_whose_node_is_lost_is_an_absence(database, said, why):
+    with pytest.raises(asyncpg.InternalServerError) as fault:
+        await database.execute(RAISE.format(said))
+    assert absence(fault.value) is why
