@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from credit_service.ledger.statement_texts import SQL
+from credit_service.ledger.statement_texts import SQL, text
 from credit_service.rules.grant_values import Grant, GrantChange
 
 if TYPE_CHECKING:
@@ -161,6 +161,6 @@ async def report_liability(
     connection: _Connection, time: datetime, *, seconds: float
 ) -> tuple[list[Dated], Pools]:
     """Adds up what all accounts had at a time: grants by the month of their lapse, and pools."""
-    rows = await connection.fetch(SQL["report_liability"], time, timeout=seconds)
+    rows = await connection.fetch(text(connection, "report_liability"), time, timeout=seconds)
     *dated, pools = rows
     return [Dated(row[0] or "", row[1], row[2]) for row in dated], Pools(*pools[3:])

@@ -337,14 +337,6 @@ async def find_writers(connection: _Connection) -> set[str]:
     return {row[0] for row in await connection.fetch(SQL["find_writers"], WRITING)}
 
 
-async def find_faults(
-    connection: _Connection, user_ids: Collection[UUID], *, seconds: float
-) -> list[tuple[UUID, str]]:
-    """Names everything about the accounts that does not add up."""
-    rows = await connection.fetch(SQL["find_faults"], user_ids, timeout=seconds)
-    return [(row[0], row[1]) for row in rows]
-
-
 async def changed_accounts(
     connection: _Connection, seen: Collection[tuple[UUID, int, int, datetime | None]]
 ) -> list[Account]:

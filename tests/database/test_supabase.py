@@ -35,6 +35,7 @@ ADDING_UP = (
     "report_lapsed",
     "report_liability",
     "find_faults",
+    "list_payments",
     "find_due_users",
     "find_writers",
     "find_feed_holder",

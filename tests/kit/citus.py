@@ -1,8 +1,9 @@
 """The Citus cluster that tests run against where one is named.
 
 TEST_CITUS_URL is the address of a database of its coordinator, as a superuser, in which the
-coordinator knows its workers. Every node must let that superuser and credit_service in. What is in
-the database stays as it is: the tests make databases of their own on all nodes, and drop them.
+coordinator knows its workers. Every node must let that superuser and credit_service in, whose role
+the tests make where it is missing. What is in the database stays as it is: the tests make databases
+of their own on all nodes, and drop them.
 
 Citus is in no registry, so continuous integration has none. `tests/citus-suites` names the tests
 that are meant for a cluster.
@@ -30,6 +31,18 @@ _CLOSE = """
 """
 
 _QUIET = "SET client_min_messages = warning"
+
+# Not by the coordinator for all, because a node that was added later lacks it.
+_MAKE_ROLE = f"""
+    SET citus.enable_create_role_propagation = off;
+    DO $$
+    BEGIN
+        CREATE ROLE {ROLE} LOGIN;
+    EXCEPTION WHEN duplicate_object OR unique_violation THEN
+        NULL;
+    END
+    $$
+"""
 
 needs_citus = pytest.mark.skipif(
     URL not in os.environ, reason=f"no Citus cluster: {URL} is not set"
@@ -87,7 +100,7 @@ async def _execute(connection: asyncpg.Connection, statement: str) -> None:
 
 async def make_empty(addresses: list[str], name: str) -> None:
     """Makes a database that the cluster knows on all its nodes, without a table."""
-    await on_every_node(addresses, f"CREATE DATABASE {name}")
+    await on_every_node(addresses, _MAKE_ROLE, f"CREATE DATABASE {name}")
     places = [database_url(address, name) for address in addresses]
     await on_every_node(places, "CREATE EXTENSION citus")
     coordinator, *workers = (urlsplit(place) for place in places)

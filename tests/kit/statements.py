@@ -88,6 +88,8 @@ def arguments(user_id: UUID, newcomer: UUID, seq: int) -> dict[str, list[object]
         "list_accounts": [UUID(int=0), 50],
         "find_accounts": [UUID(int=0), False, None, None, None, 50, 10_000],
         "find_faults": [[user_id]],
+        "list_payments": [[user_id]],
+        "load_reversals_of_payments": [["pi_1", "pi_2"]],
         "report_usage": [early, now],
         "find_writers": [store.WRITING],
         "read_feed": [1000, [0, 1, 2, 3, 4], 0, user_id, seq - 10, 0, 0, 0, 0],

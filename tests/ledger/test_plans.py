@@ -46,6 +46,7 @@ READING_MUCH = (
     "report_lapsed",
     "report_liability",
     "find_faults",
+    "list_payments",
     "find_due_users",
     "find_writers",
     "find_feed_holder",

@@ -1,5 +1,20 @@
 -- Names everything about these accounts that does not add up: an account and a sentence per fault.
-WITH book AS (
+-- On a distributed book the accounts are of one shard, and what is recorded of their payments, which
+-- is on other shards, comes with them.
+-- distributed: WITH credit_purchases AS (
+-- distributed:     SELECT *
+-- distributed:     FROM unnest($2::text[], $3::uuid[], $4::bigint[], $5::bigint[])
+-- distributed:         AS given (payment_ref, user_id, seq, amount)
+-- distributed: ),
+-- distributed: credit_reversals AS (
+-- distributed:     SELECT *
+-- distributed:     FROM unnest(
+-- distributed:         $6::text[], $7::bigint[], $8::text[], $9::bigint[], $10::bigint[], $11::bigint[]
+-- distributed:     ) AS given (
+-- distributed:         reversal_ref, revision, payment_ref, reversed_minor, paid_minor, counted
+-- distributed:     )
+-- distributed: ),
+WITH book AS ( -- distributed: book AS (
     SELECT
         user_id,
         seq,
@@ -274,8 +289,11 @@ SELECT
 FROM user_credits AS account
 INNER JOIN holding ON account.user_id = holding.user_id
 WHERE
-    holding.next_expiry < account.next_hold_expiry
-    OR (holding.next_expiry IS NOT NULL AND account.next_hold_expiry IS NULL)
+    account.user_id = any($1::uuid[])
+    AND (
+        holding.next_expiry < account.next_hold_expiry
+        OR (holding.next_expiry IS NOT NULL AND account.next_hold_expiry IS NULL)
+    )
 UNION ALL
 SELECT
     hold.user_id,
@@ -296,6 +314,7 @@ WHERE
                 entry.user_id = hold.user_id
                 AND entry.seq = hold.settled_seq
                 AND entry.hold_seq = hold.seq
+                -- distributed: AND entry.user_id = any($1::uuid[])
         ),
         'held'
     )
@@ -322,7 +341,11 @@ SELECT
     book.user_id,
     'the hold of seq ' || book.seq || ' is missing' AS fault
 FROM book
-LEFT JOIN credit_holds AS hold ON book.user_id = hold.user_id AND book.seq = hold.seq
+LEFT JOIN credit_holds AS hold
+    ON
+        book.user_id = hold.user_id
+        AND book.seq = hold.seq
+        -- distributed: AND hold.user_id = any($1::uuid[])
 WHERE book.type = 'hold' AND hold.seq IS NULL
 UNION ALL
 SELECT
@@ -330,7 +353,11 @@ SELECT
     'the ' || book.type || ' of seq ' || book.seq || ' is not what hold ' || book.hold_seq
     || ' says became of it' AS fault
 FROM book
-LEFT JOIN credit_holds AS hold ON book.user_id = hold.user_id AND book.hold_seq = hold.seq
+LEFT JOIN credit_holds AS hold
+    ON
+        book.user_id = hold.user_id
+        AND book.hold_seq = hold.seq
+        -- distributed: AND hold.user_id = any($1::uuid[])
 WHERE
     book.type IN ('capture', 'release', 'expire')
     AND book.seq IS DISTINCT FROM CASE book.type
@@ -356,6 +383,7 @@ LEFT JOIN credit_refunds AS record
     ON
         given_back.user_id = record.user_id
         AND given_back.related_seq = record.spend_seq
+        -- distributed: AND record.user_id = any($1::uuid[])
 LEFT JOIN book AS spent
     ON
         given_back.user_id = spent.user_id
@@ -408,7 +436,10 @@ WHERE
         WHEN kept.call = 'RevokeGrant'
             THEN NOT EXISTS (
                 SELECT 1 FROM credit_grants AS revoked
-                WHERE revoked.user_id = kept.user_id AND revoked.seq = kept.seq
+                WHERE
+                    revoked.user_id = kept.user_id
+                    AND revoked.seq = kept.seq
+                    -- distributed: AND revoked.user_id = any($1::uuid[])
             )
         ELSE coalesce(book.type NOT IN ('release', 'expire'), TRUE)
     END
@@ -421,6 +452,7 @@ INNER JOIN credit_transactions AS entry
     ON
         kept.user_id = entry.user_id
         AND kept.key = entry.idempotency_key
+        -- distributed: AND entry.user_id = any($1::uuid[])
 WHERE kept.user_id = any($1::uuid[])
 UNION ALL
 SELECT DISTINCT
@@ -458,8 +490,11 @@ SELECT
 FROM user_credits AS account
 INNER JOIN granted ON account.user_id = granted.user_id
 WHERE
-    granted.next_lapse < account.next_lapse
-    OR (granted.next_lapse IS NOT NULL AND account.next_lapse IS NULL)
+    account.user_id = any($1::uuid[])
+    AND (
+        granted.next_lapse < account.next_lapse
+        OR (granted.next_lapse IS NOT NULL AND account.next_lapse IS NULL)
+    )
 UNION ALL
 SELECT
     record.user_id,
@@ -513,14 +548,22 @@ SELECT
     'hold ' || pins.hold_seq || ' pins ' || pins.credits || ' of grant ' || pins.grant_seq
     || ' and is ' || coalesce(hold.state, 'missing') AS fault
 FROM pins
-LEFT JOIN credit_holds AS hold ON pins.user_id = hold.user_id AND pins.hold_seq = hold.seq
+LEFT JOIN credit_holds AS hold
+    ON
+        pins.user_id = hold.user_id
+        AND pins.hold_seq = hold.seq
+        -- distributed: AND hold.user_id = any($1::uuid[])
 WHERE pins.credits < 0 OR (pins.credits > 0 AND hold.state IS DISTINCT FROM 'held')
 UNION ALL
 SELECT
     pins.user_id,
     'hold ' || pins.hold_seq || ' of ' || hold.amount || ' pins ' || sum(pins.credits) AS fault
 FROM pins
-INNER JOIN credit_holds AS hold ON pins.user_id = hold.user_id AND pins.hold_seq = hold.seq
+INNER JOIN credit_holds AS hold
+    ON
+        pins.user_id = hold.user_id
+        AND pins.hold_seq = hold.seq
+        -- distributed: AND hold.user_id = any($1::uuid[])
 GROUP BY pins.user_id, pins.hold_seq, hold.amount
 HAVING sum(pins.credits) > hold.amount
 UNION ALL

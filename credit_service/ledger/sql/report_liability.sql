@@ -6,7 +6,9 @@
 -- recorded right behind it; see settled_at. If nothing else was recorded since, it is as it is now,
 -- less what is due and not recorded yet; see settled_accounts. Of a grant whose time had passed
 -- only what holds had set aside was left; it is of the month of the report.
-WITH then_at AS (
+-- On a distributed book each CTE becomes a part of the statements that the nodes run for their own
+-- accounts, instead of a table that all nodes send each other.
+WITH then_at AS ( -- distributed: WITH then_at AS NOT MATERIALIZED (
     SELECT
         account.user_id,
         coalesce(due.seq, entry.seq) AS seq,
@@ -78,7 +80,7 @@ WITH then_at AS (
     WHERE account.last_updated > $1::timestamptz
 ),
 
-given_up AS (
+given_up AS ( -- distributed: given_up AS NOT MATERIALIZED (
     SELECT
         pin.user_id,
         pin.grant_seq,
@@ -123,7 +125,7 @@ given_up AS (
     INNER JOIN user_credits AS account ON pin.user_id = account.user_id
 ),
 
-unpinned AS (
+unpinned AS ( -- distributed: unpinned AS NOT MATERIALIZED (
     SELECT
         user_id,
         grant_seq,
@@ -133,7 +135,7 @@ unpinned AS (
     GROUP BY user_id, grant_seq
 ),
 
-dated AS (
+dated AS ( -- distributed: dated AS NOT MATERIALIZED (
     SELECT
         granted.user_id,
         granted.paid,
@@ -186,7 +188,7 @@ dated AS (
         AND account.grants_made > 0
 ),
 
-repaid AS (
+repaid AS ( -- distributed: repaid AS NOT MATERIALIZED (
     SELECT
         user_id,
         sum(repaid) AS credits
@@ -194,7 +196,7 @@ repaid AS (
     GROUP BY user_id
 ),
 
-pools AS (
+pools AS ( -- distributed: pools AS NOT MATERIALIZED (
     SELECT
         CASE
             WHEN then_at.seq < account.seq

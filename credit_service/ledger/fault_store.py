@@ -1,0 +1,53 @@
+"""Finds what does not add up, on one database and on a distributed book."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from credit_service.ledger.statement_texts import DISTRIBUTED_SQL, SQL
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from uuid import UUID
+
+    import asyncpg
+
+_PURCHASE_COLUMNS, _REVERSAL_COLUMNS = 4, 6
+
+
+async def find_faults(
+    connection: asyncpg.Connection, user_ids: Collection[UUID], *, distributed: bool, seconds: float
+) -> list[tuple[UUID, str]]:
+    """Names everything about the accounts that does not add up.
+
+    On a distributed book the purchases and reversals are read first, because they are on other
+    shards than their users. So what a payment changes meanwhile can look like a fault.
+
+    Args:
+        connection: in a transaction.
+        user_ids: the accounts; on a distributed book all of one shard.
+        distributed: whether the book is.
+        seconds: how long a statement may take.
+
+    Returns:
+        An account and a sentence for each fault.
+    """
+    texts, payments = SQL, []
+    if distributed:
+        texts, payments = DISTRIBUTED_SQL, await _load_payments(connection, user_ids, seconds)
+    rows = await connection.fetch(texts["find_faults"], user_ids, *payments, timeout=seconds)
+    return [(row[0], row[1]) for row in rows]
+
+
+async def _load_payments(
+    connection: asyncpg.Connection, user_ids: Collection[UUID], seconds: float
+) -> list[list[object]]:
+    """Reads the columns of what is recorded of the payments that the users' entries name."""
+    rows = await connection.fetch(SQL["list_payments"], user_ids, timeout=seconds)
+    refs = [row[0] for row in rows]
+    bought = await connection.fetch(SQL["load_purchases"], refs, timeout=seconds)
+    returned = await connection.fetch(SQL["load_reversals_of_payments"], refs, timeout=seconds)
+    return [
+        *([row[column] for row in bought] for column in range(_PURCHASE_COLUMNS)),
+        *([row[column] for row in returned] for column in range(_REVERSAL_COLUMNS)),
+    ]
