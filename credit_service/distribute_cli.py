@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
 import asyncpg
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from credit_service import cli_start
 from credit_service.cli_start import Refused
@@ -16,26 +17,35 @@ app = App(name="distribute")
 
 
 @app.default
-def distribute() -> None:
+def distribute(*, dry_run: Annotated[bool, Parameter(negative="")] = False) -> None:
     """Split the book over the nodes of a Citus cluster, a new book or an existing one.
 
     Connects to the coordinator as the owner of the tables by CREDIT_MIGRATE_URL, or, where that is
-    not set, by CREDIT_DATABASE_URL. Stop the service first: writers wait until all tables have
-    moved. Safe to run twice. A run that is killed before its end has changed nothing.
+    not set, by CREDIT_DATABASE_URL. Refuses while the service is connected. Safe to run twice. A
+    run that is killed before its end has changed nothing. A distributed book offers neither the
+    feed nor webhooks. docs/scale-out.md says when this is worth it, and what it costs.
+
+    Args:
+        dry_run: Only check that it can be done, and say what would be.
     """
     settings = cli_start.settings()
+    if settings.database_url is None:
+        raise Refused(
+            "the embedded PostgreSQL cannot be distributed: set CREDIT_DATABASE_URL to the"
+            " coordinator of a Citus cluster"
+        )
     with cli_start.database(settings) as (owner_url, service_url):
-        asyncio.run(_distribute(owner_url, service_url))
+        asyncio.run(_distribute(owner_url, service_url, dry_run=dry_run))
 
 
-async def _distribute(owner_url: str, service_url: str) -> None:
+async def _distribute(owner_url: str, service_url: str, *, dry_run: bool) -> None:
     try:
         connection = await Address(service_url, 0).connect(reads_shards=False)
         try:
             service_role = await connection.fetchval("SELECT current_user")
         finally:
             await connection.close()
-        await distribution.distribute(owner_url, service_role, print)
+        await distribution.distribute(owner_url, service_role, print, dry_run=dry_run)
     except asyncpg.InsufficientPrivilegeError as error:
         raise Refused(
             f"{error}: set CREDIT_MIGRATE_URL to connect as the owner of the tables"

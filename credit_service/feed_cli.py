@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 from credit_service import cli_start
 from credit_service.cli_start import Refused
 from credit_service.database import feed_numbers
-from credit_service.database.distribution import is_distributed
+from credit_service.database.distributed_book import is_distributed
 from credit_service.database.postgres import Address, absence
 from credit_service.errors import FeedNotOffered
 

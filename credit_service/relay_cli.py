@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 
 from credit_service import cli_start
 from credit_service.cli_start import Refused
-from credit_service.database import distribution, migrations
+from credit_service.database import distributed_book, migrations
 from credit_service.database.postgres import Address, unreachable
 from credit_service.errors import LedgerUnavailable
 from credit_service.ledger.read_connections import ReadPool
@@ -128,7 +128,7 @@ async def _require_feed(address: Address) -> None:
         connection = await address.connect()
         try:
             missing = await migrations.pending(connection)
-            distributed = await distribution.is_distributed(connection)
+            distributed = await distributed_book.is_distributed(connection)
         finally:
             await connection.close()
     except Exception as error:
@@ -136,7 +136,7 @@ async def _require_feed(address: Address) -> None:
             raise
         return
     if distributed:
-        raise Refused(distribution.NO_WEBHOOKS)
+        raise Refused(distributed_book.NO_WEBHOOKS)
     if missing:
         raise Refused(
             f"the database lacks the migrations {', '.join(missing)}; run `credit-service migrate`"

@@ -14,7 +14,7 @@ import structlog
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health_aio
 
-from credit_service.database import distribution, migrations
+from credit_service.database import distributed_book, migrations
 from credit_service.database.postgres import Absence, absence, missing_protection
 from credit_service.database.shard_map import ShardMapError
 from credit_service.database.statements import loses_statements
@@ -244,7 +244,7 @@ async def _check_database(connection: Any, settings: Settings) -> None:
         )
     if settings.writers.address.shards.map.is_distributed:
         if settings.relay is not None:
-            raise StartRefusedError(distribution.NO_WEBHOOKS)
+            raise StartRefusedError(distributed_book.NO_WEBHOOKS)
         _log.info("the book is distributed: there is no feed of transactions, and no webhooks")
     for sentence in await missing_protection(connection):
         _log.warning("protection missing: " + sentence)

@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from credit_service.database import migrations
+from credit_service.database.distributed_book import NOT_OFFERED
 from credit_service.database.postgres import Address, unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from asyncpg.pool import PoolConnectionProxy
-
 # The tables of which each row belongs to a user, and the column that says to which. Their shards
 # are colocated: those of the same users are always on the same node.
 BY_USER: Mapping[str, str] = {
@@ -85,12 +83,36 @@ ROLE_SETTINGS = {
     "citus.propagate_set_commands": "local",
 }
 
-NO_WEBHOOKS = (
-    "webhooks and alerts are made from the feed, which a distributed book does not have: unset"
-    " CREDIT_WEBHOOKS"
-)
+# The oldest release of Citus that may be used; the one that was verified is in docs/scale-out.md.
+_CITUS_MIN = 13
 
-_CITUS = "SELECT 1 FROM pg_extension WHERE extname = 'citus'"
+_CITUS = "SELECT extversion FROM pg_extension WHERE extname = 'citus'"
+
+_OTHERS_TABLES = """
+    SELECT relation.oid::regclass::text
+    FROM pg_class AS relation
+    WHERE
+        relation.oid = ANY($1::text[]::regclass[])
+        AND NOT pg_has_role(current_user, relation.relowner, 'USAGE')
+    ORDER BY 1
+"""
+
+# Sessions of the service, such as those of a pooler; not those by which nodes talk to each other.
+_SESSIONS = """
+    SELECT count(*)
+    FROM pg_stat_activity
+    WHERE
+        datname = current_database()
+        AND usename = $1
+        AND backend_type = 'client backend'
+        AND NOT starts_with(application_name, 'citus_')
+        AND pid <> pg_backend_pid()
+"""
+
+_SIZES = """
+    SELECT relation::text, pg_size_pretty(pg_total_relation_size(relation))
+    FROM unnest($1::text[]::regclass[]) AS relation
+"""
 
 # Tables that no placement names: those that are called like ours, and those that refer to ours.
 _UNKNOWN = """
@@ -157,30 +179,24 @@ class DistributionError(Exception):
     """The book cannot be distributed; the message says what to do."""
 
 
-async def is_distributed(connection: asyncpg.Connection | PoolConnectionProxy) -> bool:
-    """Tells whether the accounts of this database are split over the nodes of a cluster."""
-    if await connection.fetchval("SELECT to_regclass('pg_dist_partition')") is None:
-        return False
-    found = await connection.fetchval(
-        "SELECT 1 FROM pg_dist_partition WHERE logicalrelid = to_regclass('user_credits')"
-    )
-    return found is not None
-
-
-async def distribute(owner_url: str, service_role: str, say: _Say) -> None:
+async def distribute(
+    owner_url: str, service_role: str, say: _Say, *, dry_run: bool = False
+) -> None:
     """Distributes every table that is not distributed yet, new books and existing ones alike.
 
-    All tables move in one transaction, so that a run that is killed has changed nothing, and the
-    next one begins again. Writers wait meanwhile. Running it once more changes nothing.
+    All tables move in one transaction, so that a run that is killed has changed nothing in the
+    book, and the next one begins again. Running it once more changes nothing.
 
     Args:
         owner_url: the coordinator's database, as the owner of the tables.
         service_role: the role the service connects as; may be the owner's own.
         say: is called with one line for each step.
+        dry_run: whether to say only what would be done, after the same checks.
 
     Raises:
-        DistributionError: this is no coordinator of a cluster, migrations are missing, or there are
-            tables that no placement is known for.
+        DistributionError: this is no coordinator of a cluster, migrations are missing, the service
+            is connected, the tables are another role's, or there are tables that no placement is
+            known for.
         MigrationError: a migration was edited, or the role is missing.
     """
     connection = await Address(owner_url).connect(command_seconds=None, reads_shards=False)
@@ -191,32 +207,50 @@ async def distribute(owner_url: str, service_role: str, say: _Say) -> None:
         apart = await migrations.role_apart(connection, service_role)
         async with migrations.lock(connection, say):
             await _require_known_tables(connection)
+            new = await _unplaced(connection)
+            if new:
+                await _require_quiet(connection, service_role)
+            if dry_run:
+                _say_plan(new, await _sizes(connection, new), say)
+                return
             await _apply_settings(connection, service_role, say)
-            try:
-                async with connection.transaction(isolation="read_committed"):
-                    placed = await _place(connection, say)
-                    if placed:
-                        await migrations.set_rights(connection, apart)
-            except asyncpg.PostgresError as error:
-                if unreachable(error):
-                    raise
-                said = (error.args[0], error.detail, error.hint)
-                text = " ".join(f"{part.rstrip('.')}." for part in said if part)
-                raise DistributionError(
-                    f"the book cannot be distributed and nothing has changed: {text}"
-                ) from error
+            if new:
+                await _place_all(connection, new, apart, say)
             await _remove_what_stayed(connection, say)
-        say(f"{placed} tables distributed" if placed else "all tables were distributed already")
+        say(f"{len(new)} tables distributed" if new else "all tables were distributed already")
+        for missing in NOT_OFFERED:
+            say(f"a distributed book does not offer {missing}")
     finally:
         await connection.close()
 
 
+async def _place_all(connection: asyncpg.Connection, new: list[str], apart: str, say: _Say) -> None:
+    try:
+        async with connection.transaction(isolation="read_committed"):
+            await _place(connection, new, say)
+            await migrations.set_rights(connection, apart)
+    except asyncpg.PostgresError as error:
+        if unreachable(error):
+            raise
+        said = (error.args[0], error.detail, error.hint)
+        text = " ".join(f"{part.rstrip('.')}." for part in said if part)
+        raise DistributionError(
+            f"the book cannot be distributed and nothing has changed: {text}"
+        ) from error
+
+
 async def _require_cluster(connection: asyncpg.Connection, say: _Say) -> None:
-    if await connection.fetchval(_CITUS) is None:
+    version = await connection.fetchval(_CITUS)
+    if version is None:
         raise DistributionError(
             "the database has no Citus: preload it on every node (shared_preload_libraries ="
             " 'citus'), create the database and the extension there, and add the workers to the"
             " coordinator with citus_add_node"
+        )
+    if int(version.partition(".")[0]) < _CITUS_MIN:
+        raise DistributionError(
+            f"Citus {version} is too old: update every node to Citus {_CITUS_MIN} or later, then"
+            " run ALTER EXTENSION citus UPDATE"
         )
     if await connection.fetchval("SELECT groupid FROM pg_dist_local_group") != 0:
         raise DistributionError("this is a worker: connect to the coordinator")
@@ -230,8 +264,8 @@ async def _require_cluster(connection: asyncpg.Connection, say: _Say) -> None:
             "no node may hold shards: add workers to the coordinator with citus_add_node"
         )
     names = ", ".join(f"{name}:{port}" for name, port in nodes)
-    version = await connection.fetchval("SELECT split_part(citus_version(), ' on ', 1)")
-    say(f"{version}, shards go to {names}")
+    release = await connection.fetchval("SELECT split_part(citus_version(), ' on ', 1)")
+    say(f"{release}, shards go to {names}")
 
 
 async def _require_migrated(connection: asyncpg.Connection) -> None:
@@ -249,6 +283,22 @@ async def _require_known_tables(connection: asyncpg.Connection) -> None:
         raise DistributionError(
             f"no placement is known for {', '.join(unknown)}: use the release that made these"
             " tables, or drop their foreign keys to the book and name them differently"
+        )
+
+
+async def _require_quiet(connection: asyncpg.Connection, service_role: str) -> None:
+    """Refuses while the service is connected: its calls would wait until all tables have moved."""
+    others = [row[0] for row in await connection.fetch(_OTHERS_TABLES, [*BY_USER, *BY_REFERENCE])]
+    if others:
+        raise DistributionError(
+            f"{len(others)} tables of the book belong to another role, {others[0]} among them: set"
+            " CREDIT_MIGRATE_URL to connect as their owner, or as a superuser"
+        )
+    sessions = await connection.fetchval(_SESSIONS, service_role)
+    if sessions:
+        raise DistributionError(
+            f"the database is in use: {sessions} sessions of {service_role} are connected; stop the"
+            " service, and a pooler before it, and run this again"
         )
 
 
@@ -272,8 +322,8 @@ async def _apply_settings(connection: asyncpg.Connection, service_role: str, say
                 say(f"{target.lower()}: {name} = {value}")
 
 
-async def _place(connection: asyncpg.Connection, say: _Say) -> int:
-    """Distributes what is not distributed yet; returns how many tables that were."""
+async def _unplaced(connection: asyncpg.Connection) -> list[str]:
+    """The tables that are not distributed yet, in the order in which they are to be."""
     placed = {name: (key, group) for name, key, group in await connection.fetch(_PLACED)}
     for name, key in (*BY_USER.items(), *BY_REFERENCE.items()):
         if name in placed and placed[name][0] != key:
@@ -281,9 +331,23 @@ async def _place(connection: asyncpg.Connection, say: _Say) -> int:
                 f"{name} is distributed by {placed[name][0]} and must be by {key}:"
                 f" run SELECT undistribute_table('{name}') first"
             )
-    new = [name for name in (*BY_USER, *BY_REFERENCE, *EVERYWHERE) if name not in placed]
-    if not new:
-        return 0
+    return [name for name in (*EVERYWHERE, *BY_USER, *BY_REFERENCE) if name not in placed]
+
+
+async def _sizes(connection: asyncpg.Connection, names: list[str]) -> dict[str, str]:
+    return dict(tuple(row) for row in await connection.fetch(_SIZES, names))
+
+
+def _say_plan(new: list[str], sizes: Mapping[str, str], say: _Say) -> None:
+    keys = {**BY_USER, **BY_REFERENCE}
+    for name in new:
+        done = f"split by {keys[name]}" if name in keys else "copied to every node"
+        say(f"{name}: would be {done}, {sizes[name]}")
+    say(f"{len(new)} tables would be distributed; nothing has changed")
+
+
+async def _place(connection: asyncpg.Connection, new: list[str], say: _Say) -> None:
+    sizes = await _sizes(connection, new)
     # Otherwise a foreign key to a table that is everywhere cannot be made in this transaction.
     await connection.execute("SET LOCAL citus.multi_shard_modify_mode = 'sequential'")
     # No batch gets in between, and a waiting lane would keep the others from their locks.
@@ -299,26 +363,24 @@ async def _place(connection: asyncpg.Connection, say: _Say) -> int:
             await connection.execute(f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition}")
     for name in EVERYWHERE:
         if name in new:
-            say(f"{name}: copied to every node")
+            say(f"{name}: copied to every node, {sizes[name]}")
             await connection.execute("SELECT create_reference_table($1::text::regclass)", name)
     first = next(iter(BY_USER))
     for name, key in BY_USER.items():
         if name in new:
             with_ = "none" if name == first else first
-            await _split(connection, name, key, with_, say)
+            say(f"{name}: split by {key}, {sizes[name]}")
+            await _split(connection, name, key, with_)
     for name, key in BY_REFERENCE.items():
         if name in new:
-            await _split(connection, name, key, "none", say)
+            say(f"{name}: split by {key}, {sizes[name]}")
+            await _split(connection, name, key, "none")
     for table, name, definition in references:
         await connection.execute(f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition}")
     say(f"{len(references)} foreign keys restored")
-    return len(new)
 
 
-async def _split(
-    connection: asyncpg.Connection, name: str, key: str, with_: str, say: _Say
-) -> None:
-    say(f"{name}: split by {key}")
+async def _split(connection: asyncpg.Connection, name: str, key: str, with_: str) -> None:
     await connection.execute(
         "SELECT create_distributed_table($1::text::regclass, $2::text, colocate_with => $3::text)",
         name,

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import orjson
 
-from credit_service.database.distribution import is_distributed
+from credit_service.database.distributed_book import is_distributed
 from credit_service.errors import FeedNotOffered
 from credit_service.ledger.read_connections import repeated
 from credit_service.ledger.rows import POLICY_COLUMNS, to_entry, to_policy

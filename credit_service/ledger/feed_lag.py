@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from credit_service.database.distribution import is_distributed
+from credit_service.database.distributed_book import is_distributed
 from credit_service.errors import LedgerUnavailable
 from credit_service.ledger import metrics
 from credit_service.ledger.read_connections import repeated

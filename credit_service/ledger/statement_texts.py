@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from importlib import resources
 from typing import TYPE_CHECKING
+
+from credit_service.database.distributed_book import distributed_text
 
 if TYPE_CHECKING:
     import asyncpg
@@ -16,11 +17,9 @@ SQL = {
     if file.name.endswith(".sql")
 }
 
-# On a distributed book what follows this in a line takes the place of the line, so that a statement
-# is of one shard only. PostgreSQL alone would be slowed down by it, or choose other plans.
-_DISTRIBUTED = re.compile("^.*-- distributed: (.*)$", re.MULTILINE)
-
-DISTRIBUTED_SQL = {name: _DISTRIBUTED.sub(r"\1", text) for name, text in SQL.items()}
+# On a distributed book a statement is of one shard only. PostgreSQL alone would be slowed down by
+# these texts, or choose other plans.
+DISTRIBUTED_SQL = {name: distributed_text(text) for name, text in SQL.items()}
 
 
 def text(connection: asyncpg.Connection | PoolConnectionProxy, name: str) -> str:

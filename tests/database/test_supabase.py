@@ -334,7 +334,9 @@ async def generic_plans(url):
         if name == "add_users":  # never runs against a user table of others
             continue
         await connection.execute(f"PREPARE {name} AS {sql}")
-        count = max((int(number) for number in re.findall(r"\$(\d+)", sql)), default=0)
+        count = max(
+            (int(number) for number in re.findall(r"\$(\d+)", re.sub("--.*", "", sql))), default=0
+        )
         nulls = f"({', '.join(['NULL'] * count)})" if count else ""
         rows = await connection.fetch(f"EXPLAIN (COSTS OFF) EXECUTE {name} {nulls}")
         plans[name] = "\n".join(row[0] for row in rows)

@@ -9,7 +9,8 @@ from uuid import UUID, uuid4
 import asyncpg
 from kit.waiting import patience
 
-from credit_service.database.distribution import BY_REFERENCE, BY_USER, is_distributed
+from credit_service.database.distributed_book import is_distributed
+from credit_service.database.distribution import BY_REFERENCE, BY_USER
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,10 @@ never edited after its release; an edited file is refused.
 A file that builds indexes CONCURRENTLY, so that writers go on meanwhile, cannot run in a
 transaction. Its statements run one by one under the same lock, and the file is recorded after the
 last one. So they must be such that they can be run again.
+
+On a distributed book a line is replaced by what follows `-- distributed: ` in it. There a file that
+makes a table distributes it, with create_distributed_table, before it adds the foreign keys of the
+table, each by an ALTER TABLE of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
+from credit_service.database.distributed_book import distributed_text, is_distributed
 from credit_service.database.postgres import ROLE_LIMITS_MS, ROLE_PLANS_OFF, Address, unreachable
 
 if TYPE_CHECKING:
@@ -173,7 +178,7 @@ async def _apply(
                 say(f"applying {migration.name}")
                 if migration.check:
                     await connection.execute(migration.check)
-                await connection.execute(migration.sql)
+                await connection.execute(await _text(connection, migration))
             await connection.execute(
                 "INSERT INTO credit_migrations (version, name, checksum) VALUES ($1, $2, $3)",
                 migration.version,
@@ -192,6 +197,14 @@ async def _build(connection: asyncpg.Connection, migration: Migration) -> None:
             if statement.strip():
                 await connection.execute(statement)
         await connection.execute(SESSION)
+
+
+async def _text(connection: asyncpg.Connection, migration: Migration) -> str:
+    if not await is_distributed(connection):
+        return migration.sql
+    # Otherwise a table that is made and distributed here cannot get its foreign keys here too.
+    await connection.execute("SET LOCAL citus.multi_shard_modify_mode = 'sequential'")
+    return distributed_text(migration.sql)
 
 
 async def _is_missing(
