@@ -18,6 +18,22 @@ NOT_OFFERED = (
     "webhooks and alerts, which are made from the feed (CREDIT_WEBHOOKS, `credit-service relay`)",
 )
 
+# Citus accepts such a key and compares with its own copy of the table, which is empty.
+_UNPLACED_REFERENCES = """
+    SELECT DISTINCT reference.conrelid::regclass::text
+    FROM pg_constraint AS reference
+    WHERE
+        reference.contype = 'f'
+        AND EXISTS (
+            SELECT 1 FROM pg_dist_partition WHERE logicalrelid = reference.confrelid::regclass
+        )
+        AND NOT EXISTS (
+            SELECT 1 FROM pg_dist_partition WHERE logicalrelid = reference.conrelid::regclass
+        )
+        AND NOT relation_is_a_known_shard(reference.conrelid)
+    ORDER BY 1
+"""
+
 NO_WEBHOOKS = (
     "webhooks and alerts are made from the feed, which a distributed book does not have: unset"
     " CREDIT_WEBHOOKS"
@@ -32,6 +48,11 @@ async def is_distributed(connection: asyncpg.Connection | PoolConnectionProxy) -
         "SELECT 1 FROM pg_dist_partition WHERE logicalrelid = to_regclass('user_credits')"
     )
     return found is not None
+
+
+async def unplaced_references(connection: asyncpg.Connection) -> list[str]:
+    """Names the tables that refer to distributed ones and are not distributed themselves."""
+    return [row[0] for row in await connection.fetch(_UNPLACED_REFERENCES)]
 
 
 def distributed_text(sql: str) -> str:

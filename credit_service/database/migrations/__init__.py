@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -25,7 +26,11 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from credit_service.database.distributed_book import distributed_text, is_distributed
+from credit_service.database.distributed_book import (
+    distributed_text,
+    is_distributed,
+    unplaced_references,
+)
 from credit_service.database.postgres import ROLE_LIMITS_MS, ROLE_PLANS_OFF, Address, unreachable
 
 if TYPE_CHECKING:
@@ -178,7 +183,7 @@ async def _apply(
                 say(f"applying {migration.name}")
                 if migration.check:
                     await connection.execute(migration.check)
-                await connection.execute(await _text(connection, migration))
+                await _execute(connection, migration)
             await connection.execute(
                 "INSERT INTO credit_migrations (version, name, checksum) VALUES ($1, $2, $3)",
                 migration.version,
@@ -199,12 +204,34 @@ async def _build(connection: asyncpg.Connection, migration: Migration) -> None:
         await connection.execute(SESSION)
 
 
-async def _text(connection: asyncpg.Connection, migration: Migration) -> str:
+async def _execute(connection: asyncpg.Connection, migration: Migration) -> None:
     if not await is_distributed(connection):
-        return migration.sql
+        await connection.execute(migration.sql)
+        return
     # Otherwise a table that is made and distributed here cannot get its foreign keys here too.
     await connection.execute("SET LOCAL citus.multi_shard_modify_mode = 'sequential'")
-    return distributed_text(migration.sql)
+    # Citus sends the shards the whole text of a command, with all statements that are in it.
+    for statement in _statements(distributed_text(migration.sql)):
+        await connection.execute(statement)
+    left = await unplaced_references(connection)
+    if left:
+        raise MigrationError(
+            f"{migration.name} cannot be applied to a distributed book and has changed nothing:"
+            f" {', '.join(left)} would refer to distributed tables and is not distributed itself"
+        )
+
+
+def _statements(sql: str) -> Iterator[str]:
+    """Divides a file into its statements; one that has a body in $$ stays whole."""
+    statement = ""
+    for part in sql.split(";\n"):
+        statement += part
+        if statement.count("$$") % 2:
+            statement += ";\n"
+            continue
+        if re.sub("--.*", "", statement).strip():
+            yield statement
+        statement = ""
 
 
 async def _is_missing(
