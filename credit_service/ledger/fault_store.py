@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from credit_service.ledger.statement_texts import DISTRIBUTED_SQL, SQL
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from uuid import UUID
 
     import asyncpg
@@ -32,22 +32,17 @@ async def find_faults(
     Returns:
         An account and a sentence for each fault.
     """
-    texts, payments = SQL, []
+    texts: Mapping[str, str] = SQL
+    payments: list[list[object]] = []
     if distributed:
-        texts, payments = DISTRIBUTED_SQL, await _load_payments(connection, user_ids, seconds)
+        texts = DISTRIBUTED_SQL
+        rows = await connection.fetch(SQL["list_payments"], user_ids, timeout=seconds)
+        refs = [row[0] for row in rows]
+        bought = await connection.fetch(SQL["load_purchases"], refs, timeout=seconds)
+        returned = await connection.fetch(SQL["load_reversals_of_payments"], refs, timeout=seconds)
+        payments = [
+            *([row[column] for row in bought] for column in range(_PURCHASE_COLUMNS)),
+            *([row[column] for row in returned] for column in range(_REVERSAL_COLUMNS)),
+        ]
     rows = await connection.fetch(texts["find_faults"], user_ids, *payments, timeout=seconds)
     return [(row[0], row[1]) for row in rows]
-
-
-async def _load_payments(
-    connection: asyncpg.Connection, user_ids: Collection[UUID], seconds: float
-) -> list[list[object]]:
-    """Reads the columns of what is recorded of the payments that the users' entries name."""
-    rows = await connection.fetch(SQL["list_payments"], user_ids, timeout=seconds)
-    refs = [row[0] for row in rows]
-    bought = await connection.fetch(SQL["load_purchases"], refs, timeout=seconds)
-    returned = await connection.fetch(SQL["load_reversals_of_payments"], refs, timeout=seconds)
-    return [
-        *([row[column] for row in bought] for column in range(_PURCHASE_COLUMNS)),
-        *([row[column] for row in returned] for column in range(_REVERSAL_COLUMNS)),
-    ]

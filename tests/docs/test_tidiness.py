@@ -17,6 +17,7 @@ from credit_service.ledger import (
     batch_loading,
     due_loading,
     export,
+    fault_store,
     feed,
     feed_lag,
     grant_listing,
@@ -46,7 +47,7 @@ PROTO = (ROOT / "protos/credit_service/v1/credit_service.proto").read_text()
 LINES_MAX = 450
 
 # The modules with one function per statement.
-STORES = (account_listing, store, grant_store, grant_listing, top_up_store)
+STORES = (account_listing, store, fault_store, grant_store, grant_listing, top_up_store)
 RELAY_STORES = (relay_store, alert_store, parked_store)
 
 
@@ -157,7 +158,8 @@ def test_every_statement_is_used_by_the_store_and_says_what_it_is_for():
         (relay_store.SQL, RELAY_STORES),
     ):
         used = re.findall(
-            r'(?:SQL\[|text\(\s*connection, )"(\w+)"', "".join(map(inspect.getsource, modules))
+            r'(?:SQL\[|texts\[|text\(\s*connection, )"(\w+)"',
+            "".join(map(inspect.getsource, modules)),
         )
         assert set(used) == statements.keys()
         for name, text in statements.items():
