@@ -76,6 +76,10 @@ class ShardMap:
         """The number of the node that a shard is on; 0 where the book is not distributed."""
         return self.nodes[shard] if self.nodes else 0
 
+    def node_of_user(self, user_id: UUID) -> int:
+        """The number of the node that a user is on; 0 where the book is not distributed."""
+        return self.nodes[self.shard_of(user_id)] if self.nodes else 0
+
 
 class Shards:
     """The map as it was last read; before that, and on PostgreSQL alone, that of a single shard.

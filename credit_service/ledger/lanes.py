@@ -354,10 +354,7 @@ class Lanes:
         await asyncio.gather(*(lanes.close() for lanes in self._nodes))
 
     def _of_node(self, user_id: UUID) -> NodeLanes:
-        shards = self._shards.map
-        if not shards.is_distributed:
-            return self._nodes[0]
-        node = shards.node_of(shards.shard_of(user_id))
+        node = self._shards.map.node_of_user(user_id)
         if self._closing and node >= len(self._nodes):
             raise LedgerUnavailable
         while node >= len(self._nodes):

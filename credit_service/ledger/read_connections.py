@@ -80,6 +80,7 @@ class ReadPool:
             address: the database, as the service's role.
             size: connections at most.
         """
+        self.shards = address.shards
         self._pool = address.pool(size)
         self._statements = address.statements
         self._writable = True

@@ -19,12 +19,7 @@ from credit_service.ledger import account_listing, metrics, store
 from credit_service.ledger.grant_reads import GrantReads, expiring, with_changes, with_lapsed
 from credit_service.ledger.present_accounts import is_simple, read_at, read_present
 from credit_service.ledger.read_connections import repeated
-from credit_service.ledger.shared_account_reads import (
-    NEVER_SEEN,
-    AccountReads,
-    changed_accounts,
-    settle_those_with_grants,
-)
+from credit_service.ledger.shared_account_reads import AccountReads
 from credit_service.ledger.top_up_reads import TopUpReads, read_status
 from credit_service.rules.holds import at
 from credit_service.rules.model import Account, transaction_id
@@ -88,7 +83,7 @@ class Reads:
         self._pool = pool
         self._report_pool = report_pool
         self._terms = terms
-        self._accounts = AccountReads(pool.lend, terms)
+        self._accounts = AccountReads(pool, terms)
         # One report at a time, so that reports do not slow down the spends.
         self._report_turn = asyncio.Semaphore(1)
         self.grants = GrantReads(pool, self._report, REPORT_SECONDS)
@@ -309,25 +304,15 @@ class Reads:
         onward = found[page_size].seq if len(found) > page_size else None
         return [at(hold, now) for hold in found[:page_size]], onward
 
-    @repeated
     async def changes(self, seen: Mapping[UUID, Account | None]) -> list[Account]:
         """Reads those accounts that differ from what was seen of them; None: never seen.
+
+        Those of a node that is away are left out.
 
         Raises:
             LedgerUnavailable: the database is away.
         """
-        if not seen:
-            return []
-        asked = [
-            (user_id, *NEVER_SEEN)
-            if account is None
-            else (user_id, account.seq, account.policy_changes, account.last_updated)
-            for user_id, account in seen.items()
-        ]
-        async with self._pool.lend() as connection:
-            changed = {each.user_id: each for each in await changed_accounts(connection, asked)}
-            await settle_those_with_grants(connection, changed, self._terms)
-            return list(changed.values())
+        return await self._accounts.changes(seen)
 
     @repeated
     async def now(self) -> datetime:

@@ -13,13 +13,13 @@ from credit_service.ledger.present_accounts import is_simple, read_present
 from credit_service.ledger.read_connections import repeated
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Awaitable, Callable, Mapping
     from datetime import datetime
     from uuid import UUID
 
     from asyncpg.pool import PoolConnectionProxy
 
+    from credit_service.ledger.read_connections import ReadPool
     from credit_service.rules.model import Account
     from credit_service.rules.terms import Terms
 
@@ -96,28 +96,18 @@ async def _in_parts(
 
 
 class AccountReads:
-    """Reads accounts with one statement at a time, for all calls that wait.
+    """Reads accounts of each node apart, so that one that is away fails no read of the others."""
 
-    A call that finds no statement running is served at once. The statement for a call begins after
-    the call came, so it shows every write that was answered before. It waits for calls that arrive
-    in the same few turns of the event loop: a statement costs as much as a dozen of its accounts.
-    """
-
-    def __init__(
-        self,
-        reading: Callable[[], AbstractAsyncContextManager[PoolConnectionProxy]],
-        terms: Terms,
-    ) -> None:
+    def __init__(self, pool: ReadPool, terms: Terms) -> None:
         """Takes what it works with.
 
         Args:
-            reading: lends a connection, or raises LedgerUnavailable.
+            pool: lends connections.
             terms: with the configured allowance.
         """
-        self._reading = reading
+        self._pool = pool
         self._terms = terms
-        self._asked: list[tuple[UUID, asyncio.Future[Account]]] = []
-        self._task: asyncio.Task[None] | None = None
+        self._nodes = [_NodeReads(pool, terms)]
 
     def read(self, user_id: UUID) -> asyncio.Future[Account]:
         """Asks for an account.
@@ -126,6 +116,61 @@ class AccountReads:
             A future of the account. It raises UserNotFound if the user is unknown, and
             LedgerUnavailable if the database is away.
         """
+        node = self._pool.shards.map.node_of_user(user_id)
+        while node >= len(self._nodes):
+            self._nodes.append(_NodeReads(self._pool, self._terms))
+        return self._nodes[node].read(user_id)
+
+    async def changes(self, seen: Mapping[UUID, Account | None]) -> list[Account]:
+        """Reads those accounts that differ from what was seen of them; None: never seen.
+
+        Those of a node that is away are left out.
+
+        Raises:
+            LedgerUnavailable: the database is away.
+        """
+        shards = self._pool.shards.map
+        asked: dict[int, list[tuple[UUID, int, int, datetime | None]]] = {}
+        for user_id, account in seen.items():
+            asked.setdefault(shards.node_of_user(user_id), []).append(
+                (user_id, *NEVER_SEEN)
+                if account is None
+                else (user_id, account.seq, account.policy_changes, account.last_updated)
+            )
+        changed: list[Account] = []
+        away = 0
+        for part in asked.values():
+            try:
+                changed += await self._changed(part)
+            except LedgerUnavailable:
+                away += 1
+                if away == len(asked):
+                    raise
+        return changed
+
+    @repeated
+    async def _changed(self, asked: list[tuple[UUID, int, int, datetime | None]]) -> list[Account]:
+        async with self._pool.lend() as connection:
+            changed = {each.user_id: each for each in await changed_accounts(connection, asked)}
+            await settle_those_with_grants(connection, changed, self._terms)
+            return list(changed.values())
+
+
+class _NodeReads:
+    """Reads accounts with one statement at a time, for all calls that wait.
+
+    A call that finds no statement running is served at once. The statement for a call begins after
+    the call came, so it shows every write that was answered before. It waits for calls that arrive
+    in the same few turns of the event loop: a statement costs as much as a dozen of its accounts.
+    """
+
+    def __init__(self, pool: ReadPool, terms: Terms) -> None:
+        self._pool = pool
+        self._terms = terms
+        self._asked: list[tuple[UUID, asyncio.Future[Account]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def read(self, user_id: UUID) -> asyncio.Future[Account]:
         answer: asyncio.Future[Account] = asyncio.get_running_loop().create_future()
         self._asked.append((user_id, answer))
         if self._task is None:
@@ -163,7 +208,7 @@ class AccountReads:
 
     @repeated
     async def _fetch(self, user_ids: set[UUID]) -> dict[UUID, Account]:
-        async with self._reading() as connection:
+        async with self._pool.lend() as connection:
             found = await changed_accounts(
                 connection, [(user_id, *NEVER_SEEN) for user_id in user_ids]
             )

@@ -6,18 +6,18 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from kit.commands import LATER, grant, lanes, spend, submit
+from kit.commands import LATER, grant, lanes, reading, spend, submit
 from kit.fault_proxy import Kind
 from kit.rule_tables import TERMS
 from kit.services import running, server_settings
+from kit.shard_catalog import QUARTERS, lay_out, user_on
 from kit.waiting import patience
 
 from credit_service.database.postgres import Address
-from credit_service.errors import UserNotFound
+from credit_service.errors import LedgerUnavailable, UserNotFound
 from credit_service.ledger import store
 from credit_service.ledger.read_connections import ReadPool
 from credit_service.ledger.reads import Reads
-from credit_service.ledger.shared_account_reads import AccountReads
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
@@ -44,14 +44,42 @@ async def arrived(client):
     await client.list_prices()
 
 
+async def test_users_of_other_nodes_are_read_while_a_node_is_silent(proxy, database):
+    await lay_out(database, QUARTERS)
+    here, neighbour, other = [await user_on(database, QUARTERS, shard) for shard in (0, 2, 1)]
+    silent = proxy.on(READ, Kind.HOLD)
+    async with reading(proxy.url) as reads:
+        await reads.now()  # the first connection reads the map
+        waiting = [reads.account(here)]
+        await silent.met.wait()
+        waiting.append(reads.account(neighbour))
+        assert (await reads.account(other)).user_id == other
+        assert not any(answer.done() for answer in waiting)
+        silent.release()
+        assert [each.user_id for each in await asyncio.gather(*waiting)] == [here, neighbour]
+
+
+async def test_a_node_that_is_away_leaves_the_changes_of_other_nodes(proxy, database):
+    await lay_out(database, QUARTERS)
+    users = [await user_on(database, QUARTERS, shard) for shard in (0, 1)]
+    async with reading(proxy.url) as reads:
+        await reads.now()
+        proxy.on(READ, Kind.CUT_BEFORE)
+        seen = dict.fromkeys(users)
+        assert [account.user_id for account in await reads.changes(seen)] == [users[1]]
+        assert {account.user_id for account in await reads.changes(seen)} == set(users)
+        proxy.on(READ, Kind.CUT_BEFORE, times=2)
+        with pytest.raises(LedgerUnavailable):
+            await reads.changes(seen)
+
+
 async def test_reads_that_are_asked_for_during_a_read_share_the_next_one(proxy, database):
     users = [await database.user(credits_) for credits_ in range(1, 6)]
     held, statements = proxy.on(READ, Kind.HOLD), proxy.on(READ, Kind.HOLD, nth=10**9)
-    async with Address(proxy.url).pool(4) as pool:
-        reads = AccountReads(pool.acquire, TERMS)
-        first = reads.read(users[0])
+    async with reading(proxy.url) as reads:
+        first = reads.account(users[0])
         await held.met.wait()
-        asked = [reads.read(users[n % 5]) for n in range(20)]
+        asked = [reads.account(users[n % 5]) for n in range(20)]
         held.release()
         assert (await first).balance == 1
         assert [account.balance for account in await asyncio.gather(*asked)] == [1, 2, 3, 4, 5] * 4
