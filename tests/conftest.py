@@ -36,7 +36,7 @@ from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 _OWNER_URL = "TEST_CLUSTER_OWNER_URL"
 _SERVICE_URL = "TEST_CLUSTER_SERVICE_URL"
 _NODES = "TEST_CLUSTER_NODES"  # of a Citus cluster all, of an ordinary server itself
-_TEMPLATE = "migrated"
+_TEMPLATE = "TEST_TEMPLATE_DATABASE"
 _ROOM_BYTES = 2 << 30  # the storms write more than the rest
 _LIMIT_MAX_SECONDS = 1200  # so that a test which hangs is seen before the whole run is given up
 _SLOWEST_ROOMS = (
@@ -133,16 +133,20 @@ async def _use_citus(url):
     os.environ[_OWNER_URL] = url
     os.environ[_SERVICE_URL] = database_url(url, "", role="credit_service")
     os.environ[_NODES] = " ".join(addresses)
-    await citus.make_template(addresses, _TEMPLATE)
+    # Several runs may share the cluster.
+    template = os.environ[_TEMPLATE] = f"migrated_{os.getpid()}"
+    _stack.callback(lambda: asyncio.run(citus.drop_template(addresses, template)))
+    await citus.make_template(addresses, template)
     await _set_role(url)
 
 
 async def _make_template(owner_url):
+    template = os.environ[_TEMPLATE] = "migrated"
     connection = await asyncpg.connect(owner_url)
-    await connection.execute(f"CREATE DATABASE {_TEMPLATE}")
+    await connection.execute(f"CREATE DATABASE {template}")
     await connection.close()
     await _set_role(owner_url)
-    url = database_url(owner_url, _TEMPLATE)
+    url = database_url(owner_url, template)
     await migrations.migrate(url, "credit_service", lambda _line: None)
     # The first connection writes what the next ones begin with; the copies have it too.
     connection = await asyncpg.connect(url)
@@ -251,7 +255,7 @@ async def _databases(cluster_owner):
     async def make(*, empty=False):
         name = f"test_{os.getpid()}_{next(_numbers)}"
         made.append(name)
-        template = "template1" if empty else _TEMPLATE
+        template = "template1" if empty else os.environ[_TEMPLATE]
         # Copying the files takes a third of the time that logging every page takes.
         await everywhere(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         return Database(

@@ -74,7 +74,8 @@ async def load(
     keyed = [command for command in _each(commands) if isinstance(command, Keyed)]
     now, number, known_keys = await store.load_entries_by_key(
         connection,
-        [command.user_id for command in keyed],
+        # Citus must see of which shard the statement is, so there is a user even without a key.
+        [command.user_id for command in keyed] or [commands[0].user_id],
         [command.idempotency_key for command in keyed],
         writes=True,
     )

@@ -220,3 +220,8 @@ def test_no_lock_file_holds_an_address():
 
 def test_generated_code_is_not_tracked():
     assert tracked_files("credit_service/v1") == [ROOT / "credit_service/v1/__init__.py"]
+
+
+def test_the_suites_for_a_citus_cluster_are_there():
+    named = (ROOT / "tests/citus-suites").read_text().split()
+    assert [name for name in named if not (ROOT / name).is_file()] == []

@@ -117,9 +117,13 @@ async def make_empty(addresses: list[str], name: str) -> None:
 
 async def make_template(addresses: list[str], name: str) -> None:
     """Makes a migrated and distributed database that can be copied on every node."""
-    await on_every_node(addresses, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    await drop_template(addresses, name)
     await make_empty(addresses, name)
     url = database_url(addresses[0], name)
     await migrations.migrate(url, ROLE, lambda _line: None)
     await distribution.distribute(url, ROLE, lambda _line: None)
     await on_every_node(addresses, _CLOSE.format(name))
+
+
+async def drop_template(addresses: list[str], name: str) -> None:
+    await on_every_node(addresses, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")

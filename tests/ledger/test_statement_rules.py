@@ -1,14 +1,19 @@
 """Rules over the statements, so that the same ones run on a distributed book."""
 
+import asyncio
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from kit.commands import reverse
 from kit.paths import ROOT
+from kit.services import writer_settings
 from kit.statements import arguments
 
 from credit_service.ledger import statement_texts, store
+from credit_service.ledger.transactions import Transactions, Way
 
 MIGRATIONS = ROOT / "credit_service/database/migrations"
 # Older files were released before the rules; what has come of them is changed by a later one.
@@ -53,6 +58,35 @@ def test_a_statement_with_a_text_of_its_own_for_a_distributed_book_is_looked_up_
     assert "load_entries_by_key" in marked
     for file in (ROOT / "credit_service/ledger").glob("*.py"):
         assert not marked & set(re.findall(r'SQL\["(\w+)"\]', file.read_text())), file
+
+
+def test_a_recursive_statement_limits_every_table_to_the_same_users_on_a_distributed_book():
+    # Citus refuses it unless each table is seen to be of one shard, and an empty list is of none.
+    recursive = [
+        re.sub("--.*", "", text)
+        for text in statement_texts.DISTRIBUTED_SQL.values()
+        if "WITH RECURSIVE" in text
+    ]
+    assert recursive
+    for text in recursive:
+        tables = re.findall(r"\b(?:FROM|JOIN) (?:user_credits|credit_\w+) AS (\w+)", text)
+        limits = re.findall(r"(\w+)\.user_id\s+= (\$\d+::uuid|any\([^)]+\))", text)
+        assert sorted(tables) == sorted(table for table, _ in limits)
+        lists = {users for _, users in limits}
+        assert len(lists) == 1
+        given = set(re.findall(r"\$(\d+)::uuid", text))
+        assert set(re.findall(r"\$(\d+)", lists.pop())) == given
+
+
+async def test_a_batch_without_a_key_names_a_user_when_it_asks_for_keys(database):
+    # Citus finds the shard by the users, and refuses the statement without one.
+    user_id, asked = await database.user(5), []
+    with closing(Transactions(writer_settings(database.service_url))) as writer:
+        await writer.run([reverse(user_id, "pi_1")], Way(expiries=1))
+        (await writer._connected()).add_query_logger(asked.append)
+        await writer.run([reverse(user_id, "pi_1")], Way(expiries=1))
+        await asyncio.sleep(0)  # the driver tells of a statement in the loop's next turn
+    assert [query.args[:2] for query in asked if "clock.now" in query.query] == [([user_id], [])]
 
 
 def test_no_new_migration_adds_two_constraints_in_one_command_or_a_function_in_sql():

@@ -45,8 +45,10 @@ pinning (user_id, seq) AS (
         hold.user_id,
         hold.seq
     FROM credit_holds AS hold
+    -- distributed: INNER JOIN unnest($7::uuid[]) AS asked (user_id) ON hold.user_id = asked.user_id
     WHERE
-        hold.user_id = any($7::uuid[])
+        hold.user_id = any($7::uuid[]) -- distributed: hold.user_id
+        -- distributed: = any($1::uuid[] || $3 || $5 || $7 || $8 || $10 || $12)
         AND hold.state = 'held'
 ),
 
