@@ -110,6 +110,7 @@ class Transactions:
         self._terms = settings.terms
         self._adds_users = settings.adds_users
         self._connection: asyncpg.Connection | None = None
+        self._warning: str | None = None
 
     async def run(self, commands: list[Command], way: Way) -> list[Outcome | CreditError | None]:
         """Runs the commands as one transaction.
@@ -271,7 +272,12 @@ class Transactions:
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             self._connection = await self._address.connect()
+            self._connection.add_log_listener(self._hear)
         return self._connection
+
+    def _hear(self, _connection: object, message: asyncpg.PostgresLogMessage) -> None:
+        if message.severity_en == "WARNING":
+            self._warning = message.message
 
     async def _roll_back(self, connection: asyncpg.Connection, fault: Exception) -> None:
         # On a silent or broken line a ROLLBACK would only wait for its own time limit, and another
@@ -287,8 +293,13 @@ class Transactions:
             self._connection = None
 
     async def _commit(self, connection: asyncpg.Connection, entries: list[Entry]) -> None:
+        self._warning = None
         try:
             tag = await connection.execute("COMMIT")
+            # Citus only warns where a worker has not answered the COMMIT of its shard, and then
+            # answers COMMIT itself (FinishRemoteTransactionCommit in its remote_transaction.c).
+            if self._warning is not None and self.shards.is_distributed:
+                raise ConnectionError(self._warning)
         except Exception as fault:
             connection.terminate()
             self._connection = None

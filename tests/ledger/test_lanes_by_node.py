@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import defaultdict
+from contextlib import closing
 
 import pytest
-from kit.commands import answers, ask, kinds, lanes, purchase, spend, submit, transactions
+from kit.commands import answers, ask, kinds, lanes, purchase, spend, submit, transactions, written
 from kit.fault_proxy import COMMIT, Kind
 from kit.services import writer_settings
 from kit.shard_catalog import HALVES, QUARTERS, lay_out, refuse_several_shards, user_on
@@ -14,6 +15,7 @@ from credit_service.database.postgres import Address
 from credit_service.ledger.lanes import Lanes
 from credit_service.ledger.read_connections import ReadPool
 from credit_service.ledger.shard_following import follow_shards
+from credit_service.ledger.transactions import CommitLostError, Transactions, Way
 from credit_service.rules.model import Outcome
 
 
@@ -149,3 +151,22 @@ async def test_the_map_is_read_again_and_again(database):
     finally:
         following.cancel()
         await pool.close()
+
+
+async def test_a_commit_that_a_worker_has_not_answered_is_lost_although_citus_says_commit(database):
+    await lay_out(database, QUARTERS)
+    user_id = await user_on(database, QUARTERS, 1)
+    await database.execute(
+        "CREATE FUNCTION warn() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " RAISE WARNING 'failed to commit transaction on worker:5432'; RETURN NULL; END $$;"
+        " CREATE CONSTRAINT TRIGGER warn AFTER INSERT ON credit_transactions"
+        " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION warn()"
+    )
+    address, command = await knowing(database.service_url), spend(user_id)
+    with closing(Transactions(writer_settings(database.service_url, address=address))) as writer:
+        with pytest.raises(CommitLostError) as lost:
+            await writer.run([command], Way(expiries=1))
+        # This time it had happened, which the key shows.
+        again = await writer.run([command], Way(expiries=1, lost=lost.value.entries))
+    assert [answer.replayed for answer in again] == [False]
+    assert await written(database, command) == 1
