@@ -108,9 +108,12 @@ class FaultProxy:
 
     def __init__(self, url: str, directory: Path) -> None:
         parts = urlsplit(url)
-        self._upstream = Path(parse_qs(parts.query)["host"][0]) / _SOCKET
-        self._socket = directory / _SOCKET
-        self.url = parts._replace(query=f"host={quote(str(directory))}").geturl()
+        self._sockets = parse_qs(parts.query).get("host")
+        self._host, self._port = parts.hostname, parts.port
+        login = parts.netloc.rpartition("@")[0]
+        self.url = parts._replace(
+            netloc=f"{login}@" if login else "", query=f"host={quote(str(directory))}"
+        ).geturl()
         self._faults: list[Fault] = []
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -151,7 +154,7 @@ class FaultProxy:
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await self._flowing.wait()
-            server_reader, server = await asyncio.open_unix_connection(str(self._upstream))
+            server_reader, server = await self._connect()
             link = _Link(reader, writer, server_reader, server)
             self._links.add(link)
             try:
@@ -170,6 +173,11 @@ class FaultProxy:
             pass
         finally:
             writer.transport.abort()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._sockets:
+            return await asyncio.open_unix_connection(str(Path(self._sockets[0]) / _SOCKET))
+        return await asyncio.open_connection(self._host, self._port)
 
     async def _to_server(self, link: _Link) -> None:
         head = await link.client_reader.readexactly(4)
@@ -230,7 +238,7 @@ async def _message(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
 
 @asynccontextmanager
 async def fault_proxy(url: str) -> AsyncIterator[FaultProxy]:
-    """Runs a proxy in front of the database of `url`, which must name a socket directory."""
+    """Runs a proxy in front of the database of `url`, a socket directory or a TCP address."""
     directory = Path(tempfile.mkdtemp(prefix="fault-proxy-"))
     proxy = FaultProxy(url, directory)
     server = await asyncio.start_unix_server(proxy.accept, str(directory / _SOCKET))
