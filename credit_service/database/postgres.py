@@ -75,11 +75,12 @@ _ABSENCES: Mapping[str, Absence] = {
 }
 
 
-# What Citus says with the state of an internal error: that it has lost a worker, or is killed while
-# it waits for one.
+# What Citus says with the state of an internal error: that it has lost a worker, is killed while it
+# waits for one, or has planned a statement for a shard that was split meanwhile.
 _ABSENCES_OF_CITUS: Mapping[str, Absence] = {
     "failure on connection marked as essential": Absence.BUSY,
     "postmaster was shut down": Absence.ELSEWHERE,
+    "could not find valid entry for shard": Absence.BUSY,
 }
 
 # What the driver and the network raise when they cannot go on.

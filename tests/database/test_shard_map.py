@@ -93,10 +93,13 @@ async def test_a_server_that_computes_other_hashes_is_refused(database, monkeypa
     [
         ("failure on connection marked as essential: there:5432", Absence.BUSY),
         ("postmaster was shut down, exiting", Absence.ELSEWHERE),
+        ("could not find valid entry for shard 102067", Absence.BUSY),
         ("cache lookup failed", None),
     ],
 )
-async def test_an_internal_error_of_a_cluster_whose_node_is_lost_is_an_absence(database, said, why):
+async def test_an_internal_error_of_a_cluster_that_lost_a_node_or_a_shard_is_an_absence(
+    database, said, why
+):
     with pytest.raises(asyncpg.InternalServerError) as fault:
         await database.execute(RAISE.format(said))
     assert absence(fault.value) is why
