@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from credit_service.ledger.statement_texts import DISTRIBUTED_SQL, SQL
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     import asyncpg
+
+# How the faults begin that come of comparing entries with what is recorded of their payments.
+OF_PAYMENTS = re.compile(r"payment |the reversals of |reversal |grant \d+ says that reversals ")
 
 _PURCHASE_COLUMNS, _REVERSAL_COLUMNS = 4, 6
 
