@@ -29,7 +29,7 @@ from kit.services import running, server_settings
 from kit.waiting import measure_pace, patience
 
 from credit_service.database import migrations
-from credit_service.database.postgres import ROLE_LIMITS_MS, ROLE_PLANS_OFF
+from credit_service.database.postgres import ROLE_LIMITS_MS, ROLE_PLANS_KEPT, ROLE_PLANS_OFF
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
 _OWNER_URL = "TEST_CLUSTER_OWNER_URL"
@@ -131,6 +131,7 @@ async def _make_template(owner_url):
         await connection.execute(f"ALTER ROLE credit_service SET {name} = '{limit_ms}ms'")
     for name in ROLE_PLANS_OFF:
         await connection.execute(f"ALTER ROLE credit_service SET {name} = off")
+    await connection.execute(f"ALTER ROLE credit_service SET plan_cache_mode = {ROLE_PLANS_KEPT}")
     await connection.close()
     url = database_url(owner_url, _TEMPLATE)
     await migrations.migrate(url, "credit_service", lambda _line: None)
