@@ -7,10 +7,10 @@ import time
 from contextlib import closing
 from uuid import uuid4
 
-import httpx
 import pytest
 from kit.bridge_stage import counted
 from kit.bridges import event_of, paid_session, signature
+from kit.http_clients import http_client
 from kit.stripe_fakes import KEY, SECRET, Program, bridge_process, bridge_url
 from kit.waiting import eventually, patience
 
@@ -339,7 +339,7 @@ async def test_49_logs_and_answers_hold_no_body_no_address_and_no_secret(stage):
             (f"{mark} is no JSON".encode(), SECRET),
             (json.dumps(event_of(session)).encode(), f"whsec_{mark}"),
         ]
-        async with httpx.AsyncClient(base_url=bridge_url(process)) as http:
+        async with http_client(base_url=bridge_url(process)) as http:
             for body, secret in posts:
                 header = {"Stripe-Signature": signature(body, secret), "Cookie": mark}
                 answer = await http.post("/stripe/webhooks", content=body, headers=header)

@@ -5,9 +5,9 @@ import itertools
 import json
 from collections import Counter
 
-import httpx
 from kit.bridge_stage import Hasty, counted, line_to
 from kit.bridges import signature
+from kit.http_clients import http_client
 from kit.programs import free_port
 from kit.stripe_fakes import bridge_process, bridge_url
 from kit.waiting import eventually, patience
@@ -32,7 +32,7 @@ async def test_02_the_same_event_50_times_at_once_at_two_bridges_is_one_entry(st
     here = stage.fake.url, stage.service.target
     with bridge_process(*here) as one, bridge_process(*here) as other:
         urls = [bridge_url(each) for each in (one, other)]
-        async with httpx.AsyncClient(timeout=patience(20)) as http:
+        async with http_client(timeout=patience(20)) as http:
             posts = [
                 http.post(
                     f"{url}/stripe/webhooks",

@@ -5,8 +5,8 @@ import json
 import re
 from pathlib import Path
 
-import httpx
 import pytest
+from kit.http_clients import http_client
 from kit.npm_apps import install_web_examples, run
 from kit.paths import ROOT
 from kit.programs import Command
@@ -112,9 +112,7 @@ async def test_the_trpc_router_answers_one_user_and_refuses_with_figures(app, sh
     command = Command(app, "node", "api.mjs", shop.target, str(ROOT / "protos"))
     with contextlib.closing(command) as api:
         port = api.wait_until_listening()
-        async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", timeout=patience(30)
-        ) as http:
+        async with http_client(base_url=f"http://127.0.0.1:{port}", timeout=patience(30)) as http:
 
             async def asks(procedure, value=None, user=user_id):
                 parameters = {} if value is None else {"input": json.dumps(value)}

@@ -22,6 +22,8 @@ from credit_service.gateway import Bridge, Limits, Rate, SupabaseUsers, streams
 from credit_service.gateway.server import CreditService
 from credit_service.rpc import access
 
+pytestmark = pytest.mark.shared
+
 LIMITS = Limits(link_seconds=0.2, streams_opened=Rate(1000, 1000))
 
 

@@ -11,6 +11,8 @@ from kit.waiting import eventually, patience
 
 from credit_service.gateway import Limits, Rate
 
+pytestmark = pytest.mark.shared
+
 LIMITS = Limits(link_seconds=0.2, streams_opened=Rate(1000, 1000))
 
 
