@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from axe_playwright_python.async_playwright import Axe
+from kit.browser_pages import new_context
 from kit.waiting import eventually, patience
 from playwright.async_api import expect
 
@@ -23,7 +24,7 @@ async def page_of(chromium, demo, credits_=25, **options):
     user = uuid.uuid4()
     async with CreditClient(demo.service) as client:
         await client.grant_credits(user, credits_, reason="a test", idempotency_key="grant:1")
-    context = await chromium.new_context(**options)
+    context = await new_context(chromium, **options)
     page = await context.new_page()
     wrong = []
     page.on("pageerror", lambda error: wrong.append(str(error)))

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from kit.browser_pages import new_context
 from kit.http_clients import http_client
 from kit.npm_apps import install_web_examples, run
 from kit.paths import ROOT
@@ -84,7 +85,7 @@ async def test_a_page_rendered_on_a_server_is_hydrated_without_a_warning_and_liv
     ]
     said = []
     async with shop.site(site) as url:
-        context = await chromium.new_context()
+        context = await new_context(chromium)
         page = await context.new_page()
         page.on("console", lambda line: said.append((line.type, line.text)))
         page.on("pageerror", lambda error: said.append(("thrown", str(error))))

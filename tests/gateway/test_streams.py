@@ -78,21 +78,26 @@ async def test_the_seventh_page_replaces_the_oldest(database, client, gateway):
 
 async def test_a_stream_ends_before_its_token_does(database, gateway):
     user_id = await database.user(100)
-    async with gateway.page(user_id, expires_at=unix_time(5.5)) as page:
-        await page.shows(100)
+    # The stream ends 5 s before its token, however much of that the machine needs to open it.
+    async with gateway.page(user_id, expires_at=unix_time(5 + patience(0.5))) as page:
         assert await page.ends() == "token_expiring"
     expired = await gateway.http.get("/account/stream", headers=bearer(user_id, unix_time(-1)))
     assert problem(expired) == (401, "UNAUTHENTICATED")
 
 
-async def test_a_quiet_stream_has_heartbeats_and_ends_by_age(service, database):
-    limits = replace(LIMITS, heartbeat_seconds=0.05, stream_seconds=1)
-    settings = gateway_settings(service.target, limits=limits)
+async def test_a_quiet_stream_has_heartbeats(service, database):
+    settings = gateway_settings(service.target, limits=replace(LIMITS, heartbeat_seconds=0.05))
     user_id = await database.user(100)
     async with running_gateway(settings) as gateway, gateway.page(user_id) as page:
         await eventually(lambda: page.heartbeats >= 3)
+        await page.shows(100)
+
+
+async def test_a_stream_ends_by_age(service, database):
+    settings = gateway_settings(service.target, limits=replace(LIMITS, stream_seconds=0.5))
+    user_id = await database.user(100)
+    async with running_gateway(settings) as gateway, gateway.page(user_id) as page:
         assert await page.ends() == "max_age"
-        assert page.balance == 100
 
 
 async def test_a_user_unknown_until_the_first_purchase_sees_it(make_database):
