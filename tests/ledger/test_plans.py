@@ -139,7 +139,7 @@ async def write_granted_book(database: Database, entries: int) -> UUID:
 async def write_long_book(database: Database) -> UUID:
     user_id = await write_granted_book(database, ENTRIES)
     async with database.kept_open() as kept, kept.connection.transaction():
-        # The rows are sound, and to check each of their foreign keys takes as long as to write them.
+        # The rows are sound; checking all their foreign keys takes as long as writing them.
         await kept.execute("SET LOCAL session_replication_role = replica")
         await kept.execute(CROWD.format(others=OTHERS))
     return user_id
@@ -174,7 +174,9 @@ async def test_a_generic_plan_searches_indexes_in_a_long_analysed_book(analysed)
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("while_short", [False, True], ids=["never analysed", "analysed while short"])
+@pytest.mark.parametrize(
+    "while_short", [False, True], ids=["never analysed", "analysed while short"]
+)
 async def test_a_plan_made_for_a_short_book_does_not_read_a_whole_long_one(database, while_short):
     await leave_statistics_alone(database)
     if while_short:
