@@ -12,6 +12,7 @@ from kit.services import running, server_settings
 from kit.statements import arguments, nodes, pages_touched, session
 from kit.waiting import eventually
 
+from credit_service.database.postgres import Address
 from credit_service.ledger import store
 
 ENTRIES = 100_000
@@ -194,6 +195,16 @@ async def test_a_plan_made_for_a_short_book_does_not_read_a_whole_long_one(datab
         for name, values in lookups(long, newcomer, ENTRIES):
             found += faults(name, await prepared.plan(name, values))
     assert not found, "\n".join(found)
+
+
+async def test_the_statements_of_a_small_batch_are_not_planned_each_time(database):
+    connection = await Address(database.service_url).connect()
+    for _ in range(3):
+        await store.lock_accounts(connection, [await database.user()])
+        await store.load_entries_by_key(connection, [uuid4()], ["key"], writes=True)
+    planned = await connection.fetchval("SELECT sum(custom_plans) FROM pg_prepared_statements")
+    await connection.close()
+    assert planned == 0
 
 
 async def test_no_statement_looks_dear_enough_to_be_compiled(database):
