@@ -155,8 +155,13 @@ async def test_11_a_call_that_commits_beyond_its_deadline_is_a_503_and_its_repea
 
         await eventually(is_committed)
         line.pass_answers()
-        answer = await bridge.deliver(event)
-        assert (answer.status_code, answer.json()["outcome"]) == (200, "replayed")
+
+        async def is_replayed():
+            answer = await bridge.deliver(event)
+            return (answer.status_code, answer.json().get("outcome")) == (200, "replayed")
+
+        # The hasty bridge may again be too early on a busy machine.
+        await eventually(is_replayed)
     assert await stage.entries(user) == [100]
 
 

@@ -217,7 +217,12 @@ async def test_43_a_failure_of_stripes_api_is_a_503_and_right_when_it_passes(sta
         assert (status, reason in ("stripe_away", "out_of_time")) == (503, True)
         assert await stage.entries(user) == [100]
         await stage.fake.api_faults()
-        assert await stage.tell(event, bridge=bridge) == [(200, "reversal")]
+
+        async def is_granted():
+            return await stage.tell(event, bridge=bridge) == [(200, "reversal")]
+
+        # Stripe, too, sends it again while a busy machine needs longer than the budget.
+        await eventually(is_granted)
     assert await stage.entries(user) == [100, -50]
 
 

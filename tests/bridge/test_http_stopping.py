@@ -14,7 +14,7 @@ from kit.http_clients import http_client
 from kit.programs import free_port
 from kit.services import running, server_settings
 from kit.stripe_fakes import KEY, bridge_process, bridge_url
-from kit.waiting import eventually
+from kit.waiting import eventually, patience
 
 from credit_service.runtime import http
 from credit_service.runtime.start_errors import StartRefusedError
@@ -102,7 +102,9 @@ async def test_a_bridge_that_stops_answers_what_it_has_and_takes_no_more(databas
 
 async def test_sigterm_makes_it_unready_first_and_then_ends_it_with_exit_code_0(service, database):
     user_id = await database.user()
-    with bridge_process("http://127.0.0.1:9", service.target, unready_seconds="2") as process:
+    with bridge_process(
+        "http://127.0.0.1:9", service.target, unready_seconds=str(patience(1))
+    ) as process:
         url = bridge_url(process)
         async with http_client(base_url=url) as http:
             assert (await http.get("/readyz")).json() == {"status": "ready"}

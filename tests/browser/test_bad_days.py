@@ -32,17 +32,18 @@ async def test_a_restart_of_the_service_is_shown_as_an_old_balance_and_then_as_a
     user_id = await database.user(100)
     site = Site()
     site.signs_in(user_id)
+    target = f"127.0.0.1:{free_port()}"
     settings = server_settings(database.service_url, drain_seconds=0.1)
+    settings = replace(settings, listen=target)
     async with AsyncExitStack() as stack:
-        async with running(settings) as service:
-            target = service.target
+        async with running(settings):
             url = await stack.enter_async_context(running_site(site, target))
             page = await stack.enter_async_context(opened(chromium, url))
             await expect(balance(page)).to_have_text("100")
             await expect(details(page)).to_have_text("")
         await expect(details(page)).to_have_text(AS_OF)
         await expect(balance(page)).to_have_text("100")
-        async with running(replace(settings, listen=target)) as service:
+        async with running(settings) as service:
             await expect(details(page)).to_have_text("")
             await (await service.client()).spend_credits(user_id, amount=1)
             await expect(balance(page)).to_have_text("99")
@@ -53,9 +54,8 @@ async def test_a_page_opened_while_the_service_is_away_shows_no_number(chromium,
     user_id = await database.user(100)
     site = Site()
     site.signs_in(user_id)
+    target = f"127.0.0.1:{free_port()}"
     settings = server_settings(database.service_url)
-    async with running(settings) as service:
-        target = service.target
     async with running_site(site, target) as url, opened(chromium, url) as page:
         await expect(details(page)).to_have_text("Not available right now.")
         await expect(balance(page)).to_have_text(UNKNOWN)

@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import pytest
 from kit.gateways import bearer, gateway_settings, problem, running_gateway, unix_time
+from kit.programs import free_port
 from kit.services import running, server_settings
 from kit.waiting import eventually, patience
 
@@ -117,24 +118,26 @@ async def test_a_user_unknown_until_the_first_purchase_sees_it(make_database):
 
 async def test_pages_hear_that_the_service_is_away_and_back(database, client):
     user_id = await database.user(100)
+    target = f"127.0.0.1:{free_port()}"
     settings = server_settings(database.service_url, drain_seconds=0.1)
-    async with running(settings) as service:
-        port, target = service.port, service.target
+    settings = replace(settings, listen=target)
+    async with running(settings):
         gateway_running = running_gateway(gateway_settings(target, limits=LIMITS))
         gateway = await gateway_running.__aenter__()
         page_open = gateway.page(user_id)
         page = await page_open.__aenter__()
         await page.shows(100)
-    away = await page.hears("link")
-    assert away["up"] is False
+    # A busy machine may have shown it as away before its first answer, too.
+    await eventually(lambda: page.all("link") and not page.all("link")[-1]["up"])
+    away = page.all("link")[-1]
     assert away["as_of"].endswith("Z")
     async with gateway.page(user_id) as late:
         # A page opened now is sent the last known state, and that it may be old.
         assert await late.hears("link") == away
         await late.shows(100)
         await client.spend_credits(user_id, amount=1)
-        async with running(replace(settings, listen=f"127.0.0.1:{port}")):
-            assert (await page.hears("link", 2))["up"] is True
+        async with running(settings):
+            await eventually(lambda: page.all("link")[-1]["up"])
             await page.shows(99)
             await late.shows(99)
             assert not page.closed
@@ -144,16 +147,14 @@ async def test_pages_hear_that_the_service_is_away_and_back(database, client):
 
 async def test_a_page_opened_while_the_service_is_away_hears_so(database):
     user_id = await database.user(100)
-    settings = server_settings(database.service_url)
-    async with running(settings) as service:
-        port = service.port
+    target = f"127.0.0.1:{free_port()}"
     async with (
-        running_gateway(gateway_settings(f"127.0.0.1:{port}", limits=LIMITS)) as gateway,
+        running_gateway(gateway_settings(target, limits=LIMITS)) as gateway,
         gateway.page(user_id) as page,
     ):
         assert await page.hears("link") == {"up": False, "as_of": None}
         assert not page.all("account")
-        async with running(replace(settings, listen=f"127.0.0.1:{port}")):
+        async with running(replace(server_settings(database.service_url), listen=target)):
             await page.shows(100)
             assert page.all("link")[-1]["up"] is True
 
