@@ -30,7 +30,7 @@ from kit.waiting import measure_pace, patience
 
 from credit_service.database import migrations
 from credit_service.database.distribution import ROLE_SETTINGS
-from credit_service.database.postgres import ROLE_LIMITS_MS, ROLE_PLANS_OFF
+from credit_service.database.postgres import ROLE_LIMITS_MS, ROLE_PLANS_KEPT, ROLE_PLANS_OFF
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
 _OWNER_URL = "TEST_CLUSTER_OWNER_URL"
@@ -157,6 +157,7 @@ async def _set_role(url):
     """Gives the service's role its settings: those in one database are not copied with it."""
     settings = {name: f"{limit_ms}ms" for name, limit_ms in ROLE_LIMITS_MS.items()}
     settings |= dict.fromkeys(ROLE_PLANS_OFF, "off")
+    settings["plan_cache_mode"] = ROLE_PLANS_KEPT
     if citus.URL in os.environ:
         settings |= ROLE_SETTINGS
     connection = await asyncpg.connect(url)

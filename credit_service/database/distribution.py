@@ -81,6 +81,8 @@ ROLE_SETTINGS = {
     "citus.show_shards_for_app_name_prefixes": "*",
     # Lets SET LOCAL lock_timeout reach the shards.
     "citus.propagate_set_commands": "local",
+    # Citus finds the shards of a statement by its values, so each execution needs a plan.
+    "plan_cache_mode": "auto",
 }
 
 # The oldest release of Citus that may be used; the one that was verified is in docs/scale-out.md.

@@ -36,8 +36,17 @@ ROLE_LIMITS_MS: Mapping[str, int] = {
 # is compiled, because that takes longer than to run any of ours.
 ROLE_PLANS_OFF = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit")
 
+# With them off the values of a statement change nothing about its plan. Left to itself, PostgreSQL
+# still plans the statements of a small batch each time, which takes longer than to run them.
+ROLE_PLANS_KEPT = "force_generic_plan"
+
 # What reports and verification execute first, because they read much.
-ALL_PLANS = "; ".join(f"SET LOCAL {name} = on" for name in ROLE_PLANS_OFF)
+ALL_PLANS = "; ".join(
+    [f"SET LOCAL {name} = on" for name in ROLE_PLANS_OFF] + ["SET LOCAL plan_cache_mode = auto"]
+)
+
+# Citus finds the shards of a statement by its values, so there each execution needs a plan.
+PLANS_BY_VALUE = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')"
 
 COMMAND_TIMEOUT_SECONDS = 3
 CONNECT_TIMEOUT_SECONDS = 2
@@ -301,5 +310,12 @@ async def missing_protection(connection: asyncpg.Connection) -> list[str]:
             f"the service's database role has {', '.join(slow)} on, so that a plan from when the"
             " book was short may slow down a long one: `credit-service migrate` with"
             " CREDIT_MIGRATE_URL turns them off"
+        )
+    kept = await connection.fetchval("SELECT current_setting('plan_cache_mode')")
+    if kept != ROLE_PLANS_KEPT and not await connection.fetchval(PLANS_BY_VALUE):
+        missing.append(
+            f"the service's database role has plan_cache_mode = {kept}, so that PostgreSQL plans"
+            " the same statements again and again: `credit-service migrate` with"
+            f" CREDIT_MIGRATE_URL sets it to {ROLE_PLANS_KEPT}"
         )
     return missing

@@ -154,9 +154,18 @@ class Bridge:
         return await self._ask("GET", "/credit-packs", read)
 
     async def open_checkout(
-        self, user_id: UUID, pack: str, quantity: int, idempotency_key: str
+        self,
+        user_id: UUID,
+        pack: str,
+        quantity: int,
+        idempotency_key: str,
+        *,
+        save_card: bool = False,
     ) -> Checkout:
-        """Opens a checkout, or finds the one that the user opened under the same key."""
+        """Opens a checkout, or finds the one that the user opened under the same key.
+
+        With `save_card` the card is kept for later payments; Stripe's page informs the buyer.
+        """
         order = {
             "user_id": str(user_id),
             "pack": pack,
@@ -165,6 +174,9 @@ class Bridge:
             "cancel_url": self._cancel_url,
             "idempotency_key": idempotency_key,
         }
+        if save_card:
+            # A bridge of an earlier release refuses a field that it does not know.
+            order["save_card"] = True
 
         def read(answer: dict[str, Any]) -> Checkout:
             url = _leading_to(answer["url"], self.checkout_hosts)

@@ -46,12 +46,13 @@ class PurchaseRoutes:
         """Answers `POST /checkouts`."""
         Query(request)
         key = requests.idempotency_key(request)
-        fields = await requests.json_object(request, "pack", "quantity")
+        fields = await requests.json_object(request, "pack", "quantity", "save_card")
         checkout = await self._bridge.open_checkout(
             user.id,
             requests.text(fields, "pack", length_max=_PACK_LENGTH_MAX),
             requests.amount(fields, "quantity", "quantity", 1),
             key,
+            save_card=requests.flag(fields, "save_card"),
         )
         until = datetime.fromtimestamp(checkout.expires_at, UTC)
         return personal(

@@ -161,6 +161,14 @@ def amount(fields: dict[str, Any], name: str, where: str, default: int) -> int:
     return value
 
 
+def flag(fields: dict[str, Any], name: str) -> bool:
+    """Reads true or false; what is missing is false."""
+    value = fields.get(name, False)
+    if type(value) is not bool:
+        raise invalid(name, "must be true or false.")
+    return value
+
+
 def charges(fields: dict[str, Any], *, items_max: int) -> list[tuple[str, int]]:
     """Reads the items of a quote: operations and their quantities, in order."""
     items = fields.get("items")

@@ -253,13 +253,14 @@ class Authenticator:
 
     def identify(
         self,
-        metadata: Iterable[tuple[str, str | bytes]],
+        metadata: Callable[[], Iterable[tuple[str, str | bytes]] | None],
         auth_context: Callable[[], Mapping[str, Iterable[bytes]]],
     ) -> Caller:
         """Finds out who makes a call.
 
         Args:
-            metadata: the call's metadata; `authorization` may hold a bearer token (RFC 6750).
+            metadata: returns the call's metadata, in which `authorization` may hold a bearer token
+                (RFC 6750); it is not asked without identities, because it costs to make.
             auth_context: returns what TLS knows of the peer.
 
         Raises:
@@ -267,7 +268,7 @@ class Authenticator:
         """
         if self._identities is None:
             return LOCAL_OPERATOR
-        for key, value in metadata:
+        for key, value in metadata() or ():
             if key == "authorization":
                 return self._by_token(value)
         peer = auth_context()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from credit_service.rpc import sockets
 from credit_service.rpc.interceptor import ANSWER_BYTES_MAX, MESSAGE_BYTES_MAX
@@ -36,8 +36,8 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CreditService"].full_name
 _LAST_REPLIES_SECONDS = 0.05
 _STOP_SECONDS = 0.5
 
-# Calls of a method that may wait until Python looks at them. Beyond this number gRPC itself answers
-# CANCELLED without a reason, which is only there to bound the memory: 10 KB a call.
+# Calls that may wait until Python looks at them. Beyond this number gRPC itself answers CANCELLED
+# without a reason, which is only there to bound the memory: 10 KB a call.
 _UNACCEPTED_CALLS_MAX = 10_000
 
 _SILENCE_POLL_SECONDS = 1.0
@@ -93,12 +93,29 @@ def make_server(
         options: as `server_options` gives them.
     """
     server = grpc.aio.server(interceptors=(interceptor,), options=options)
-    pb_grpc.add_CreditServiceServicer_to_server(servicer, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection(
-        (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name), server
+    services: Any = _Services(server)
+    pb_grpc.add_CreditServiceServicer_to_server(servicer, services)
+    health_pb2_grpc.add_HealthServicer_to_server(health, services)
+    described = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
+        reflection.aio.ReflectionServicer(described), services
     )
     return server
+
+
+class _Services:
+    """What generated code adds a service to: finds its methods by name and registers none.
+
+    gRPC waits for the next call of every registered method by a task of its own, and looks at all
+    of these tasks at every call, which costs 0.5 us for each method that the server has.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        """Takes the server of the services."""
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, _service: str, _handlers: object) -> None:
+        """Does nothing: the generated code has added the same handlers as generic ones."""
 
 
 def bind(

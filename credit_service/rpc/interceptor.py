@@ -166,9 +166,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
     def _identify(self, call: Call, context: Context) -> None:
         """Finds out who calls, and whether they may."""
         CALL.set(call)
-        caller = self._authenticator.identify(
-            context.invocation_metadata() or (), context.auth_context
-        )
+        caller = self._authenticator.identify(context.invocation_metadata, context.auth_context)
         call.caller = caller.name
         caller.require_call(call.method)
         access.CALLER.set(caller)

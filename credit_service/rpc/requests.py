@@ -57,10 +57,10 @@ class Common(TypedDict):
 
 
 def user_id(text: str) -> UUID:
-    """Reads the id of a user whose account is written.
+    """Reads the id of a user.
 
     It is the driver's own kind of UUID. That is compared, hashed and sent without a line of Python,
-    and a write does each of these several times.
+    and a call does each of these several times.
     """
     return fields.user_id(text, pgproto.UUID)
 

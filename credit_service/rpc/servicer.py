@@ -90,7 +90,7 @@ class CreditServicer(
         self, request: pb.GetUserCreditRequest, context: Context
     ) -> pb.GetUserCreditResponse:
         """Answers with the account, now or at a past time."""
-        user_id = fields.user_id(request.user_id)
+        user_id = requests.user_id(request.user_id)
         size = fields.page_size(request.history_size, "history_size")
         if size > 0:
             access.CALLER.get().require(access.Right.READ_HISTORY)
@@ -246,7 +246,7 @@ class CreditServicer(
         self, request: pb.GetTransactionHistoryRequest, context: Context
     ) -> pb.GetTransactionHistoryResponse:
         """Lists entries, a page at a time."""
-        user_id = fields.user_id(request.user_id)
+        user_id = requests.user_id(request.user_id)
         size = fields.page_size(request.page_size, "page_size")
         related = request.related_transaction_id
         for value in request.types:

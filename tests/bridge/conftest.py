@@ -3,10 +3,10 @@
 The tests of a module share them, and each makes its own users and payments.
 """
 
-import httpx
 import pytest
 from kit.bridge_stage import MONTHLY, POLICY, STARTER, Stage
 from kit.bridges import NOWHERE, bridge_settings, running_bridge
+from kit.http_clients import http_client
 from kit.services import running, server_settings
 from kit.settlers import POLICY as EMPTY_CATALOGUE
 from kit.stripe_fakes import KEY, fake_stripe
@@ -69,7 +69,7 @@ async def shared_stage(make_shared_database):
         fake_stripe() as fake,
         running(server_settings(database.service_url)) as service,
         stripe_client(KEY, address=fake.url, retries=0) as sdk,
-        httpx.AsyncClient(base_url=fake.url, headers={"Authorization": f"Bearer {KEY}"}) as api,
+        http_client(base_url=fake.url, headers={"Authorization": f"Bearer {KEY}"}) as api,
         running_bridge(
             bridge_settings(service.target, stripe_address=fake.url, policy=POLICY)
         ) as bridge,

@@ -17,6 +17,8 @@ from stripe_bridge import config_check
 from stripe_bridge.catalog import Catalog, Policy
 from stripe_bridge.stripe_api import stripe_client
 
+pytestmark = pytest.mark.shared
+
 PACKS = """
 [[pack]]
 id = "starter"

@@ -5,7 +5,6 @@ import hashlib
 import time
 from collections import Counter
 from dataclasses import dataclass
-from types import SimpleNamespace
 from uuid import uuid4
 
 import httpx
@@ -19,8 +18,22 @@ from kit.waiting import eventually
 from credit_service.client import CreditClient
 from stripe_bridge import checkout_status
 
+PAUSE_SECONDS = 2  # after which the bridge reads a checkout again
+
 TOKEN = "a token of the gateway"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+class Clock:
+    """The time as the bridge's reads of checkouts see it; a test moves it ahead."""
+
+    ahead = 0.0
+
+    def monotonic(self):
+        return time.monotonic() + self.ahead
+
+
+CLOCK = Clock()
 
 
 @dataclass
@@ -54,15 +67,16 @@ class Shop:
         )
 
     async def becomes(self, session_id, user_id, state, *, refreshed=False) -> dict:
-        """Waits until the state is so; Stripe is read again only after two seconds."""
+        """Waits until the state is so, each time when Stripe may be read again."""
         ask = self.refresh if refreshed else self.look
 
         async def answered():
+            CLOCK.ahead += PAUSE_SECONDS
             answer = await ask(session_id, user_id)
             assert answer.status_code in {200, 503}, answer.text
             return answer.json() if answer.json().get("state") == state else None
 
-        return await eventually(answered, every=0.2)
+        return await eventually(answered)
 
     async def balance(self, user_id) -> int:
         return (await self.client.get_user_credit(user_id)).balance
@@ -88,9 +102,11 @@ async def shop(make_shared_database):
 
 
 @pytest.fixture(autouse=True)
-async def _calm(shop):
-    # Each test finds the second's reads unused.
-    await asyncio.sleep(1)
+def clock(monkeypatch):
+    """A clock of the bridge's, by which the last test's reads of Stripe are over."""
+    monkeypatch.setattr(checkout_status, "time", CLOCK)
+    CLOCK.ahead += PAUSE_SECONDS
+    return CLOCK
 
 
 def refusal(answer):
@@ -180,10 +196,10 @@ async def test_another_users_checkout_is_as_unknown_as_none(shop):
 
 
 async def test_stripe_is_read_once_in_two_seconds_a_session_and_five_times_a_second(
-    shop, monkeypatch
+    shop, clock, monkeypatch
 ):
-    now = time.monotonic()
-    monkeypatch.setattr(checkout_status, "time", SimpleNamespace(monotonic=lambda: now))
+    now = clock.monotonic()
+    monkeypatch.setattr(clock, "monotonic", lambda: now)
     user_id = await shop.database.user()
     session_id = await shop.sells(user_id)
     answers = await asyncio.gather(*(shop.look(session_id, user_id) for _ in range(50)))

@@ -14,6 +14,8 @@ from stripe_bridge import cli
 from stripe_bridge.settle import EVENT_TYPES
 from stripe_bridge.stripe_api import STRIPE_VERSION
 
+pytestmark = pytest.mark.shared
+
 URL = "https://credits.example.com/stripe/webhooks"
 
 

@@ -5,9 +5,9 @@ import itertools
 import json
 from collections import Counter
 
-import httpx
 from kit.bridge_stage import Hasty, counted, line_to
 from kit.bridges import signature
+from kit.http_clients import http_client
 from kit.programs import free_port
 from kit.stripe_fakes import bridge_process, bridge_url
 from kit.waiting import eventually, patience
@@ -32,7 +32,7 @@ async def test_02_the_same_event_50_times_at_once_at_two_bridges_is_one_entry(st
     here = stage.fake.url, stage.service.target
     with bridge_process(*here) as one, bridge_process(*here) as other:
         urls = [bridge_url(each) for each in (one, other)]
-        async with httpx.AsyncClient(timeout=patience(20)) as http:
+        async with http_client(timeout=patience(20)) as http:
             posts = [
                 http.post(
                     f"{url}/stripe/webhooks",
@@ -155,8 +155,13 @@ async def test_11_a_call_that_commits_beyond_its_deadline_is_a_503_and_its_repea
 
         await eventually(is_committed)
         line.pass_answers()
-        answer = await bridge.deliver(event)
-        assert (answer.status_code, answer.json()["outcome"]) == (200, "replayed")
+
+        async def is_replayed():
+            answer = await bridge.deliver(event)
+            return (answer.status_code, answer.json().get("outcome")) == (200, "replayed")
+
+        # The hasty bridge may again be too early on a busy machine.
+        await eventually(is_replayed)
     assert await stage.entries(user) == [100]
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
-import httpx
 import pytest
 from kit.bridge_stage import Hasty
 from kit.extent import unless_long
+from kit.http_clients import http_client
 from kit.programs import free_port
 from kit.services import running, server_settings
 from kit.stripe_fakes import bought, bridge_process, bridge_url
@@ -89,17 +89,19 @@ async def test_12_after_a_long_outage_the_poller_grants_all_before_stripe_tries_
     assert await all_entries(stage, users) == [[100, -50]] * 10
 
 
-@pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
-async def test_13_collisions_in_the_database_under_load_lose_and_double_nothing(stage, sqlstate):
+async def test_13_collisions_in_the_database_under_load_lose_and_double_nothing(stage):
     users = await stage.users(40)
     await stage.database.execute(
-        f"""
+        """
         CREATE SEQUENCE failures;
         CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
-        BEGIN
+        DECLARE
             -- A sequence is not rolled back with the transaction that fails.
-            IF nextval('public.failures') % 2 = 1 AND currval('public.failures') < 40 THEN
-                RAISE EXCEPTION 'arranged' USING ERRCODE = '{sqlstate}';
+            turn bigint := nextval('public.failures');
+        BEGIN
+            IF turn % 2 = 1 AND turn < 40 THEN
+                RAISE EXCEPTION 'arranged'
+                    USING ERRCODE = CASE turn % 4 WHEN 1 THEN '40001' ELSE '40P01' END;
             END IF;
             RETURN NULL;
         END $$;
@@ -112,7 +114,7 @@ async def test_13_collisions_in_the_database_under_load_lose_and_double_nothing(
     await stage.fake.idle()
     ((failed,),) = await stage.database.fetch("SELECT last_value FROM failures")
     await stage.database.execute("DROP FUNCTION fail CASCADE; DROP SEQUENCE failures")
-    assert failed > 1
+    assert failed > 3  # each of the two at least once
     assert await all_entries(stage, users) == [[100, -50]] * 40
     assert not await stage.database.faults()
 
@@ -215,7 +217,12 @@ async def test_43_a_failure_of_stripes_api_is_a_503_and_right_when_it_passes(sta
         assert (status, reason in ("stripe_away", "out_of_time")) == (503, True)
         assert await stage.entries(user) == [100]
         await stage.fake.api_faults()
-        assert await stage.tell(event, bridge=bridge) == [(200, "reversal")]
+
+        async def is_granted():
+            return await stage.tell(event, bridge=bridge) == [(200, "reversal")]
+
+        # Stripe, too, sends it again while a busy machine needs longer than the budget.
+        await eventually(is_granted)
     assert await stage.entries(user) == [100, -50]
 
 
@@ -247,7 +254,7 @@ async def test_46_sigterm_with_100_requests_in_flight_leaves_nothing_half_done(s
     before = (await stage.fake.counts())["attempts"]
     with bridge_process(*here, port=port, metrics_port=str(metrics_port)) as process:
         async with (
-            httpx.AsyncClient() as http,
+            http_client() as http,
             stage.delivering_to(bridge_url(process), concurrency=100),
         ):
             async with holder.transaction():
@@ -273,7 +280,9 @@ async def test_46_sigterm_with_100_requests_in_flight_leaves_nothing_half_done(s
                 await stage.refused_once()
             assert await asyncio.to_thread(process.wait, 15) == 0, process.output
             attempts = await stage.fake.deliveries(since=before)
-            assert sum(each["status"] is not None for each in attempts) >= 100
+            answers = [each["status"] for each in attempts if each["status"] is not None]
+            assert len(answers) >= 100
+            assert set(answers) <= {200, 503}
             with bridge_process(*here, port=port) as restarted:
                 await asyncio.to_thread(bridge_url, restarted)
                 await stage.fake.deliver_all()

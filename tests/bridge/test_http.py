@@ -8,11 +8,11 @@ import time
 import urllib.request
 from uuid import uuid4
 
-import httpx
 import pytest
 from kit.bridge_http import BODY, balance, status_and_outcome
 from kit.bridges import NOWHERE, bridge_settings, event_of, paid_session, running_bridge, signature
 from kit.callers import EVERY_ROLE
+from kit.http_clients import http_client
 from kit.programs import free_port
 from kit.services import running, server_settings
 from kit.stripe_fakes import SECRET, bridge_process, bridge_url, fake_stripe
@@ -289,7 +289,7 @@ async def test_logs_name_event_object_and_outcome_and_nothing_personal_or_secret
     ) as process:
         event = event_of(paid_session(user_id))
         forged = json.dumps(event).encode()
-        async with httpx.AsyncClient(base_url=bridge_url(process)) as http:
+        async with http_client(base_url=bridge_url(process)) as http:
             for body, secret in ((forged, SECRET), (forged, "whsec_other"), (b"[]", SECRET)):
                 header = {"Stripe-Signature": signature(body, secret), "Cookie": "a=personal"}
                 await http.post("/stripe/webhooks", content=body, headers=header)

@@ -5,7 +5,7 @@ import json
 
 from kit.bridge_http import BODY, Raw, balance, head, locked, status_and_outcome
 from kit.bridges import NOWHERE, bridge_settings, event_of, paid_session, running_bridge, signature
-from kit.waiting import eventually
+from kit.waiting import eventually, patience
 
 from credit_service.runtime import http
 from stripe_bridge.request_bodies import Limits
@@ -48,7 +48,7 @@ async def test_an_announced_body_over_the_limit_is_not_waited_for(alone):
 
 
 async def test_a_body_that_does_not_come_is_a_408_and_others_are_served_meanwhile():
-    limits = Limits(read_seconds=0.5)
+    limits = Limits(read_seconds=patience(0.25), budget_seconds=patience(4))
     async with running_bridge(bridge_settings(NOWHERE, limits=limits)) as bridge:
         slow = [await Raw.to(bridge, head(100) + b"{") for _ in range(20)]
         assert status_and_outcome(await bridge.post(BODY)) == (200, "nothing")
@@ -65,7 +65,7 @@ async def test_a_sender_who_hangs_up_within_the_body_does_no_harm(alone):
 async def test_connections_that_send_no_whole_head_are_closed_and_others_are_served(
     monkeypatch,
 ):
-    monkeypatch.setattr(http, "_HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(http, "_HEAD_SECONDS", patience(0.25))
     async with running_bridge(bridge_settings(NOWHERE)) as bridge:
         answered = await Raw.to(bridge, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
         assert await answered.head() == 200

@@ -10,10 +10,11 @@ import httpx
 import pytest
 from kit.bridge_http import Raw, balance, head, locked, status_and_outcome
 from kit.bridges import NOWHERE, bridge_settings, event_of, paid_session, running_bridge, signature
+from kit.http_clients import http_client
 from kit.programs import free_port
 from kit.services import running, server_settings
 from kit.stripe_fakes import KEY, bridge_process, bridge_url
-from kit.waiting import eventually
+from kit.waiting import eventually, patience
 
 from credit_service.runtime import http
 from credit_service.runtime.start_errors import StartRefusedError
@@ -55,7 +56,7 @@ async def test_a_server_that_cancels_its_handler_leaves_nothing_half_done(
         )
         app = make_app(webhooks, None, Probes(client), settings.policy.catalog)
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://a") as http:
+        async with http_client(transport=transport, base_url="http://a") as http:
             header = {"Stripe-Signature": signature(body)}
             handler = asyncio.create_task(
                 http.post("/stripe/webhooks", content=body, headers=header)
@@ -101,9 +102,11 @@ async def test_a_bridge_that_stops_answers_what_it_has_and_takes_no_more(databas
 
 async def test_sigterm_makes_it_unready_first_and_then_ends_it_with_exit_code_0(service, database):
     user_id = await database.user()
-    with bridge_process("http://127.0.0.1:9", service.target, unready_seconds="2") as process:
+    with bridge_process(
+        "http://127.0.0.1:9", service.target, unready_seconds=str(patience(1))
+    ) as process:
         url = bridge_url(process)
-        async with httpx.AsyncClient(base_url=url) as http:
+        async with http_client(base_url=url) as http:
             assert (await http.get("/readyz")).json() == {"status": "ready"}
             process.signal(signal.SIGTERM)
 

@@ -1,23 +1,25 @@
 """Bridge, service, database and fake Stripe as processes of their own, each killed in turn."""
 
 import asyncio
-import json
 import random
 import shutil
 import signal
 import tempfile
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
-import httpx
 import pytest
-from kit.bridges import signature
 from kit.clusters import Cluster
 from kit.extent import extent
+from kit.http_clients import http_client
 from kit.programs import free_port, process
-from kit.services import running, server_settings
-from kit.stripe_fakes import FakeStripe, Program, bought, bridge_process, fake_stripe, webhook_url
-from kit.stripe_lives import booked, events_as_sent
+from kit.stripe_fakes import (
+    FakeStripe,
+    bought,
+    bridge_process,
+    fake_stripe_process,
+)
+from kit.stripe_lives import booked
 from kit.waiting import eventually, patience
 from model.stripe import Payment
 
@@ -56,7 +58,7 @@ class Town:
                 self._begun(name, self._stack.enter_context(made)).wait_until_listening()
             case "stripe":
                 arguments = ("--port", str(self._ports[name]), "--keep", str(self._kept))
-                made = Program("fake_stripe", arguments, {})
+                made = fake_stripe_process(*arguments)
                 self._stack.callback(made.close)
                 self._begun(name, made).wait_for("fake stripe on")
 
@@ -83,7 +85,7 @@ class Town:
             await migrations.migrate(url, "credit_service", lambda _line: None)
             await asyncio.gather(self.start("service"), self.start("bridge"))
             address = f"http://{self._address('stripe')}"
-            async with httpx.AsyncClient(base_url=address, timeout=patience(30)) as http:
+            async with http_client(base_url=address, timeout=patience(30)) as http:
                 self.fake = FakeStripe(address, self._processes["stripe"], http)
                 await self.fake.deliver_to(f"http://{self._address('bridge')}/stripe/webhooks")
                 yield self
@@ -170,66 +172,3 @@ async def test_killed_at_random_moments_again_and_again_every_payment_is_credite
         await town.fake.idle(60)
         assert await booked(database) == should_be(payments)
     assert not await database.faults()
-
-
-async def signed_events(fake, user):
-    """The events of 50 payments and of refunds of 50 others, not delivered yet: 100 requests."""
-    await fake.lose()
-    payments = await sell(fake, [user] * 50)
-    known = {*(each["id"] for each in await fake.events())}
-    payments += await sell(fake, [user] * 50, payments)
-    kinds = {"checkout.session.completed", "refund.created"}
-    bodies = [
-        json.dumps(event).encode()
-        for event in await events_as_sent(fake)
-        if event["type"] in kinds and event["id"] not in known
-    ]
-    assert len(bodies) == 100
-    return payments, [(body, {"Stripe-Signature": signature(body)}) for body in bodies]
-
-
-async def test_46_sigterm_with_100_requests_in_flight_leaves_no_half_effect_and_ends_in_time(
-    database,
-):
-    user = await database.user(1)
-    await database.wait_longer_for_locks()
-    async with AsyncExitStack() as stack:
-        fake = await stack.enter_async_context(fake_stripe())
-        service = await stack.enter_async_context(running(server_settings(database.service_url)))
-        payments, requests = await signed_events(fake, user)
-        measures = free_port()
-        bridge = stack.enter_context(
-            bridge_process(fake.url, service.target, metrics_port=str(measures))
-        )
-        hook = await asyncio.to_thread(webhook_url, bridge)
-        limits = httpx.Limits(max_connections=None)
-        http = await stack.enter_async_context(
-            httpx.AsyncClient(timeout=patience(20), limits=limits)
-        )
-
-        async def all_are_in_flight():
-            said = (await http.get(f"http://127.0.0.1:{measures}/metrics")).text
-            return "stripe_bridge_in_flight_events 100.0" in said
-
-        async with database.locked(user):
-            answers = [
-                asyncio.create_task(http.post(hook, content=body, headers=headers))
-                for body, headers in requests
-            ]
-            await eventually(all_are_in_flight)
-            bridge.signal(signal.SIGTERM)
-            await eventually(lambda: refuses_connections(httpx.URL(hook).port))
-            assert not any(each.done() for each in answers)
-        assert {each.status_code for each in await asyncio.gather(*answers)} == {200}
-        assert await asyncio.to_thread(bridge.wait, 15) == 0, bridge.output
-    assert await booked(database) == should_be(payments)
-    assert not await database.faults()
-
-
-async def refuses_connections(port):
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except ConnectionRefusedError:
-        return True
-    writer.close()
-    return False

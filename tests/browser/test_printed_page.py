@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from kit.browser_pages import new_context
 from kit.documents import snippets
 from kit.issuers import running_issuer
 from kit.paths import ROOT
@@ -49,7 +50,8 @@ async def test_the_printed_page_shows_the_balance_in_its_own_looks_and_words(
             names["gateway"],
             serving(names["app"], lifespan="off") as url,
         ):
-            page = await chromium.new_page()
+            context = await new_context(chromium)
+            page = await context.new_page()
             await page.goto(url)
             balance = page.locator("credits-balance")
             value = balance.locator("[part=value]")
@@ -63,5 +65,5 @@ async def test_the_printed_page_shows_the_balance_in_its_own_looks_and_words(
             noon = datetime(datetime.now(UTC).year + 1, 3, 1, 12, tzinfo=UTC)
             await client.grant_credits(user_id, 40, reason="gift", expire_time=noon)
             await expect(balance).to_contain_text(f"40 verfallen am 1. März {noon.year}")
-            await page.close()
+            await context.close()
             names["gateway"].stop()

@@ -5,8 +5,9 @@ import json
 import re
 from pathlib import Path
 
-import httpx
 import pytest
+from kit.browser_pages import new_context
+from kit.http_clients import http_client
 from kit.npm_apps import install_web_examples, run
 from kit.paths import ROOT
 from kit.programs import Command
@@ -84,7 +85,7 @@ async def test_a_page_rendered_on_a_server_is_hydrated_without_a_warning_and_liv
     ]
     said = []
     async with shop.site(site) as url:
-        context = await chromium.new_context()
+        context = await new_context(chromium)
         page = await context.new_page()
         page.on("console", lambda line: said.append((line.type, line.text)))
         page.on("pageerror", lambda error: said.append(("thrown", str(error))))
@@ -112,9 +113,7 @@ async def test_the_trpc_router_answers_one_user_and_refuses_with_figures(app, sh
     command = Command(app, "node", "api.mjs", shop.target, str(ROOT / "protos"))
     with contextlib.closing(command) as api:
         port = api.wait_until_listening()
-        async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", timeout=patience(30)
-        ) as http:
+        async with http_client(base_url=f"http://127.0.0.1:{port}", timeout=patience(30)) as http:
 
             async def asks(procedure, value=None, user=user_id):
                 parameters = {} if value is None else {"input": json.dumps(value)}

@@ -2,6 +2,7 @@
 
 from uuid import UUID
 
+import pytest
 from kit.browser_pages import balance, opened
 from kit.waiting import eventually
 from kit.web_hosts import serving
@@ -12,6 +13,8 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from credit_service.gateway import User
+
+pytestmark = pytest.mark.shared
 
 COOKIE_PAGE = """<!doctype html><html lang="en"><head><title>Credits</title>
 <link rel="icon" href="icon.svg"><script type="module" src="credits/credits.js"></script></head>

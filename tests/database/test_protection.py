@@ -8,6 +8,7 @@ from kit.services import running, server_settings
 from credit_service.database import migrations
 from credit_service.database.postgres import (
     ROLE_LIMITS_MS,
+    ROLE_PLANS_KEPT,
     ROLE_PLANS_OFF,
     Address,
     missing_protection,
@@ -239,7 +240,8 @@ async def test_the_limits_of_the_services_role_are_set_and_hold_on_its_connectio
         " AND setrole = 'credit_service'::regrole"
     )
     limits = {f"{name}={ms}ms" for name, ms in ROLE_LIMITS_MS.items()}
-    assert {row[0] for row in rows} == limits | {f"{name}=off" for name in ROLE_PLANS_OFF}
+    plans = {f"{name}=off" for name in ROLE_PLANS_OFF} | {f"plan_cache_mode={ROLE_PLANS_KEPT}"}
+    assert {row[0] for row in rows} == limits | plans
     connection = await Address(database.service_url).connect()
     for name, limit_ms in ROLE_LIMITS_MS.items():
         in_force = await connection.fetchval(
@@ -262,7 +264,7 @@ async def test_one_role_for_both_works_and_is_told_what_is_missing(make_database
     await migrations.migrate(database.owner_url, "postgres", told.append)
     assert not any("may read and add entries" in line for line in told)
     connection = await Address(database.owner_url).connect()
-    may_change, limits, plans = await missing_protection(connection)
+    may_change, limits, plans, kept_plans = await missing_protection(connection)
     assert may_change == (
         "the service's database role may change entries: give it a role of its own and migrate with"
         " CREDIT_MIGRATE_URL"
@@ -272,6 +274,7 @@ async def test_one_role_for_both_works_and_is_told_what_is_missing(make_database
         " `credit-service migrate` with CREDIT_MIGRATE_URL sets them"
     )
     assert plans.startswith(f"the service's database role has {', '.join(ROLE_PLANS_OFF)} on")
+    assert kept_plans.startswith("the service's database role has plan_cache_mode = auto")
     await connection.close()
     user_id = await database.user()
     async with running(server_settings(database.owner_url, adds_users=True)) as service:

@@ -11,7 +11,7 @@ from kit.paths import ROOT
 
 # What .ci/run itself calls. The tools that tests need are not among them.
 TOOLS = ["bash", "cat", "dirname", "env", "mkdir", "mktemp", "rm", "sleep", "timeout"]
-WANTED = ["grpcurl", "pgbouncer", "curl", "npm", "nginx", "openssl", "chromium"]
+WANTED = ["grpcurl", "pgbouncer", "curl", "npm", "nginx", "openssl", "chromium-headless-shell"]
 OLDEST = "/usr/lib/postgresql/15/bin"
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from kit.documents import section, snippets
+from kit.feed import all_readable
 from kit.paths import ROOT
 from kit.requests import payment
 
@@ -36,6 +37,7 @@ async def test_the_example_of_a_reader_prints_what_the_page_says(
     names = {"print": lambda text: printed.append(f"{text}\n")}
     monkeypatch.chdir(tmp_path)
     code = code.replace("127.0.0.1:50051", service.target)
+    await all_readable(database)
     await asyncio.to_thread(exec, code, names)
     assert "".join(printed) == expected
     assert (tmp_path / "credits.cursor").exists()

@@ -9,6 +9,8 @@ from kit.gateways import bearer, gateway_settings, named_users, problem, running
 from credit_service.gateway import DevelopmentUsers, User
 from credit_service.gateway.users import DevelopmentError
 
+pytestmark = pytest.mark.shared
+
 PAGE = "https://app.example.com"
 USER = uuid4()
 
@@ -20,9 +22,9 @@ async def cookie_users(request):
     return await named_users(request)
 
 
-@pytest.fixture
-async def gateway(service):
-    settings = gateway_settings(service.target, users=cookie_users, origins=(PAGE,))
+@pytest.fixture(scope="module")
+async def gateway(_shared_service):
+    settings = gateway_settings(_shared_service.target, users=cookie_users, origins=(PAGE,))
     async with running_gateway(settings) as gateway:
         yield gateway
 

@@ -9,6 +9,7 @@ import fastapi
 import httpx
 import pytest
 from kit.gateways import bearer, named_users, opened_page, problem
+from kit.http_clients import http_client
 from kit.paths import ROOT
 from kit.programs import free_port
 from kit.stripe_fakes import Program
@@ -23,6 +24,8 @@ from starlette.routing import Mount, Route
 
 from credit_service.errors import InsufficientCredits
 from credit_service.gateway import Gateway, Limits, Rate, problem_response
+
+pytestmark = pytest.mark.shared
 
 
 async def home(_):
@@ -68,7 +71,7 @@ async def host(request, client):
     async with (
         gateway,
         serving(request.param(gateway), lifespan="off") as url,
-        httpx.AsyncClient(base_url=url, timeout=patience(30)) as http,
+        http_client(base_url=url, timeout=patience(30)) as http,
     ):
         yield gateway, http
 
@@ -118,7 +121,7 @@ async def test_an_apps_own_route_refuses_in_the_same_words(client):
     gateway = Gateway(client, users=named_users)
     async with (
         serving(fastapi_host(gateway), lifespan="off") as url,
-        httpx.AsyncClient(base_url=url) as http,
+        http_client(base_url=url) as http,
     ):
         answer = await http.post("/jobs")
         assert problem(answer) == (402, "INSUFFICIENT_CREDITS")
@@ -136,7 +139,7 @@ async def uvicorn(target, *options):
     arguments = ("--factory", "kit.host_app:made", "--port", str(port), *kept, *options)
     program = Program("uvicorn", arguments, environment)
     try:
-        async with httpx.AsyncClient(
+        async with http_client(
             base_url=f"http://127.0.0.1:{port}",
             timeout=patience(30),
             limits=httpx.Limits(max_connections=None),

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 import httpx
 import pytest
 from kit.gateways import bearer, gateway_settings, opened_page, problem, running_gateway
+from kit.http_clients import http_client
 from kit.proxies import documented_location, nginx
 from kit.waiting import eventually, patience
 from prometheus_client import REGISTRY
 
 from credit_service.gateway import Limits, Rate, files
+
+pytestmark = pytest.mark.shared
 
 LIMITS = Limits(link_seconds=0.2, streams_opened=Rate(1000, 1000))
 
@@ -26,7 +29,7 @@ async def proxied(service, tmp_path):
     async with (
         running_gateway(gateway_settings(service.target, limits=LIMITS)) as gateway,
         nginx(tmp_path, documented_location(gateway.port)) as url,
-        httpx.AsyncClient(base_url=f"{url}/credits", timeout=patience(30)) as http,
+        http_client(base_url=f"{url}/credits", timeout=patience(30)) as http,
     ):
         yield Proxied(gateway, http)
 
@@ -99,7 +102,7 @@ async def test_while_the_gateway_is_away_no_old_balance_is_served(service, datab
             url = await stack.enter_async_context(
                 nginx(tmp_path, documented_location(gateway.port))
             )
-            http = await stack.enter_async_context(httpx.AsyncClient(timeout=patience(30)))
+            http = await stack.enter_async_context(http_client(timeout=patience(30)))
             answer = await http.get(f"{url}/credits/account", headers=bearer(user_id))
             assert answer.json()["balance"] == 100
         answer = await http.get(f"{url}/credits/account", headers=bearer(user_id))

@@ -12,6 +12,7 @@ from uuid import uuid4
 import httpx
 import pytest
 from kit.gateways import bearer, gateway_program, opened_page
+from kit.http_clients import http_client
 from kit.paths import ROOT
 from kit.programs import free_port
 from kit.services import running, server_settings
@@ -19,6 +20,8 @@ from kit.waiting import eventually, patience
 
 from credit_service.gateway import cli, config, files, metrics
 from credit_service.runtime.environment import ConfigurationError
+
+pytestmark = pytest.mark.shared
 
 P = "CREDIT_GATEWAY_"
 SELLING = {
@@ -47,7 +50,7 @@ async def serving(service, **settings):
     with gateway_program(**options) as started:
         match = started.wait_for(r"listens on (\S+:\d+)")
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(
+        async with http_client(
             base_url=f"http://{match[1]}", timeout=patience(30), limits=limits
         ) as http:
             yield started, http
@@ -64,7 +67,7 @@ async def test_it_serves_and_shows_its_health_and_its_metrics(service, database)
         await http.get(f"/transactions{secret}", headers=bearer(user_id))
         async with opened_page(http, bearer(user_id)) as page:
             await page.shows(100)
-            async with httpx.AsyncClient() as prometheus:
+            async with http_client() as prometheus:
                 shown = (await prometheus.get(f"http://127.0.0.1:{port}/metrics")).text
         assert 'credit_gateway_requests_total{method="GET",path="/account"' not in shown
         assert 'route="/account",status="200"} 1.0' in shown
@@ -219,7 +222,7 @@ async def test_every_way_to_know_users_starts(settings, service):
     options = {"LISTEN": "127.0.0.1:0", "CREDIT_TARGET": service.target, **SELLING, **settings}
     with gateway_program(**options) as started:
         match = started.wait_for(r"listens on (\S+:\d+)")
-        async with httpx.AsyncClient(base_url=f"http://{match[1]}") as http:
+        async with http_client(base_url=f"http://{match[1]}") as http:
             assert (await http.get("/account")).status_code == 401
             config_ = (await http.get("/config")).json()
             assert config_["features"] == {"checkout": True, "portal": False}

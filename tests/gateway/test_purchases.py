@@ -181,6 +181,23 @@ async def test_the_user_is_never_taken_from_the_request(shop):
     assert problem(answer) == (400, "INVALID_REQUEST")
 
 
+async def test_a_checkout_that_saves_the_card_leaves_it_with_the_users_customer(shop):
+    user_id, key = uuid4(), uuid4().hex
+    made = (await shop.opens(user_id, key, save_card=True)).json()
+    assert (await shop.opens(user_id, key, save_card=True)).json() == made
+    assert problem(await shop.opens(user_id, key)) == (409, "IDEMPOTENCY_KEY_REUSED")
+    await shop.fake.pay_session(made["id"])
+    customer = (await shop.fake.do("object", id=made["id"]))["customer"]
+    assert (await shop.fake.do("object", id=customer))["metadata"] == {
+        "credit_user_id": str(user_id)
+    }
+    methods = shop.fake.sdk().v1.payment_methods
+    assert len((await methods.list_async({"customer": customer, "type": "card"})).data) == 1
+    for unsaved in ({}, {"save_card": False}):
+        opened = (await shop.opens(uuid4(), **unsaved)).json()
+        assert (await shop.fake.do("object", id=opened["id"]))["customer"] is None
+
+
 @pytest.mark.parametrize(
     ("order", "key", "status", "reason"),
     [
@@ -193,6 +210,8 @@ async def test_the_user_is_never_taken_from_the_request(shop):
         ({"pack": "starter", "quantity": 0}, "k", 400, "INVALID_REQUEST"),
         ({"pack": "starter", "quantity": True}, "k", 400, "INVALID_REQUEST"),
         ({"pack": "starter", "quantity": 10**7}, "k", 400, "INVALID_REQUEST"),
+        ({"pack": "starter", "save_card": "true"}, "k", 400, "INVALID_REQUEST"),
+        ({"pack": "starter", "save_card": None}, "k", 400, "INVALID_REQUEST"),
         ({"pack": "starter", "success_url": "https://evil"}, "k", 400, "INVALID_REQUEST"),
         ([], "k", 400, "INVALID_REQUEST"),
     ],

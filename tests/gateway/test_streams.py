@@ -6,10 +6,13 @@ from uuid import uuid4
 
 import pytest
 from kit.gateways import bearer, gateway_settings, problem, running_gateway, unix_time
+from kit.programs import free_port
 from kit.services import running, server_settings
 from kit.waiting import eventually, patience
 
 from credit_service.gateway import Limits, Rate
+
+pytestmark = pytest.mark.shared
 
 LIMITS = Limits(link_seconds=0.2, streams_opened=Rate(1000, 1000))
 
@@ -76,21 +79,26 @@ async def test_the_seventh_page_replaces_the_oldest(database, client, gateway):
 
 async def test_a_stream_ends_before_its_token_does(database, gateway):
     user_id = await database.user(100)
-    async with gateway.page(user_id, expires_at=unix_time(5.5)) as page:
-        await page.shows(100)
+    # The stream ends 5 s before its token, however much of that the machine needs to open it.
+    async with gateway.page(user_id, expires_at=unix_time(5 + patience(0.5))) as page:
         assert await page.ends() == "token_expiring"
     expired = await gateway.http.get("/account/stream", headers=bearer(user_id, unix_time(-1)))
     assert problem(expired) == (401, "UNAUTHENTICATED")
 
 
-async def test_a_quiet_stream_has_heartbeats_and_ends_by_age(service, database):
-    limits = replace(LIMITS, heartbeat_seconds=0.05, stream_seconds=1)
-    settings = gateway_settings(service.target, limits=limits)
+async def test_a_quiet_stream_has_heartbeats(service, database):
+    settings = gateway_settings(service.target, limits=replace(LIMITS, heartbeat_seconds=0.05))
     user_id = await database.user(100)
     async with running_gateway(settings) as gateway, gateway.page(user_id) as page:
         await eventually(lambda: page.heartbeats >= 3)
+        await page.shows(100)
+
+
+async def test_a_stream_ends_by_age(service, database):
+    settings = gateway_settings(service.target, limits=replace(LIMITS, stream_seconds=0.5))
+    user_id = await database.user(100)
+    async with running_gateway(settings) as gateway, gateway.page(user_id) as page:
         assert await page.ends() == "max_age"
-        assert page.balance == 100
 
 
 async def test_a_user_unknown_until_the_first_purchase_sees_it(make_database):
@@ -110,24 +118,26 @@ async def test_a_user_unknown_until_the_first_purchase_sees_it(make_database):
 
 async def test_pages_hear_that_the_service_is_away_and_back(database, client):
     user_id = await database.user(100)
+    target = f"127.0.0.1:{free_port()}"
     settings = server_settings(database.service_url, drain_seconds=0.1)
-    async with running(settings) as service:
-        port, target = service.port, service.target
+    settings = replace(settings, listen=target)
+    async with running(settings):
         gateway_running = running_gateway(gateway_settings(target, limits=LIMITS))
         gateway = await gateway_running.__aenter__()
         page_open = gateway.page(user_id)
         page = await page_open.__aenter__()
         await page.shows(100)
-    away = await page.hears("link")
-    assert away["up"] is False
+    # A busy machine may have shown it as away before its first answer, too.
+    await eventually(lambda: page.all("link") and not page.all("link")[-1]["up"])
+    away = page.all("link")[-1]
     assert away["as_of"].endswith("Z")
     async with gateway.page(user_id) as late:
         # A page opened now is sent the last known state, and that it may be old.
         assert await late.hears("link") == away
         await late.shows(100)
         await client.spend_credits(user_id, amount=1)
-        async with running(replace(settings, listen=f"127.0.0.1:{port}")):
-            assert (await page.hears("link", 2))["up"] is True
+        async with running(settings):
+            await eventually(lambda: page.all("link")[-1]["up"])
             await page.shows(99)
             await late.shows(99)
             assert not page.closed
@@ -137,16 +147,14 @@ async def test_pages_hear_that_the_service_is_away_and_back(database, client):
 
 async def test_a_page_opened_while_the_service_is_away_hears_so(database):
     user_id = await database.user(100)
-    settings = server_settings(database.service_url)
-    async with running(settings) as service:
-        port = service.port
+    target = f"127.0.0.1:{free_port()}"
     async with (
-        running_gateway(gateway_settings(f"127.0.0.1:{port}", limits=LIMITS)) as gateway,
+        running_gateway(gateway_settings(target, limits=LIMITS)) as gateway,
         gateway.page(user_id) as page,
     ):
         assert await page.hears("link") == {"up": False, "as_of": None}
         assert not page.all("account")
-        async with running(replace(settings, listen=f"127.0.0.1:{port}")):
+        async with running(replace(server_settings(database.service_url), listen=target)):
             await page.shows(100)
             assert page.all("link")[-1]["up"] is True
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from uuid import uuid4
 
 import httpx
+from kit.http_clients import http_client
 from kit.in_process import start
 from kit.stripe_fakes import KEY, SECRET
 from kit.waiting import patience
@@ -117,7 +118,7 @@ async def running_bridge(settings: server.Settings) -> AsyncIterator[Bridge]:
     stop = asyncio.Event()
     port, task = await start(server.serve, settings, stop)
     url = f"http://127.0.0.1:{port}"
-    async with httpx.AsyncClient(base_url=url, timeout=patience(20)) as http:
+    async with http_client(base_url=url, timeout=patience(20)) as http:
         try:
             yield Bridge(port, stop, task, http)
         finally:

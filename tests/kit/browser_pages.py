@@ -3,10 +3,18 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from playwright.async_api import Browser, Locator, Page
+from kit.waiting import patience
+from playwright.async_api import Browser, BrowserContext, Locator, Page
 
 # What Chromium itself writes about requests that fail; the page's own words are none of these.
 _BY_THE_BROWSER = ("Failed to load resource", "net::ERR_")
+
+
+async def new_context(chromium: Browser, **options: object) -> BrowserContext:
+    """A profile of its own, with deadlines that follow the machine."""
+    context = await chromium.new_context(**options)
+    context.set_default_timeout(patience(30) * 1000)
+    return context
 
 
 @asynccontextmanager
@@ -27,7 +35,7 @@ async def opened(
         expected: parts of the messages that may be on its console.
         cookies: those that the browser has for the site.
     """
-    context = await chromium.new_context()
+    context = await new_context(chromium)
     await context.add_cookies(cookies)
     page = await context.new_page()
     wrong = []

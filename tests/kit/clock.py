@@ -24,6 +24,19 @@ _TIMES = {
 }
 
 
+# One statement for all the tables.
+_MOVE = (
+    "WITH "
+    + ", ".join(
+        f"moved_{table} AS (UPDATE {table} SET "
+        + ", ".join(f"{column} = {column} - $2 * interval '1 second'" for column in columns)
+        + " WHERE user_id = $1)"
+        for table, columns in _TIMES.items()
+    )
+    + " SELECT"
+)
+
+
 async def move_clock(database: Database, user_id: UUID, seconds: float) -> None:
     """Lets so many seconds pass for a user at once; below 0 the clock is set back."""
     async with database.kept_open() as kept:
@@ -31,10 +44,4 @@ async def move_clock(database: Database, user_id: UUID, seconds: float) -> None:
         async with connection.transaction():
             # Entries never change, so their triggers are off for once.
             await connection.execute("SET LOCAL session_replication_role = replica")
-            for table, columns in _TIMES.items():
-                moved = ", ".join(
-                    f"{column} = {column} - $2 * interval '1 second'" for column in columns
-                )
-                await connection.execute(
-                    f"UPDATE {table} SET {moved} WHERE user_id = $1", user_id, float(seconds)
-                )
+            await connection.execute(_MOVE, user_id, float(seconds))

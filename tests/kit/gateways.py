@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import httpx
+from kit.http_clients import http_client
 from kit.in_process import start
 from kit.openapi import check_answer, check_schema
 from kit.stripe_fakes import Program
@@ -155,7 +156,7 @@ async def running_gateway(settings: server.Settings) -> AsyncIterator[Gateway]:
     port, task = await start(server.serve, settings, stop)
     url = f"http://127.0.0.1:{port}"
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-    async with httpx.AsyncClient(
+    async with http_client(
         base_url=url,
         timeout=patience(30),
         limits=limits,

@@ -11,14 +11,14 @@ _ENTRIES = """
     INSERT INTO credit_transactions (
         user_id, seq, type, call, amount, requested_amount, balance_change, held_change,
         balance_after, held_after, floor, description, timestamp, reference, related_seq,
-        idempotency_key, caller
+        idempotency_key, caller, tx
     )
     SELECT
         $1::uuid, n, type, 'test', abs(change), abs(change), change, 0,
         sum(change) OVER (ORDER BY n), 0, CASE WHEN type = 'spend' THEN 0 END, 'entry ' || n,
         timestamptz '2026-01-01 00:00:00+00' + interval '1 second' * ((n - 1) / $3::bigint),
         CASE WHEN n % 100 = 0 THEN 'hundredth' ELSE '' END, CASE WHEN n = 3 THEN 2 END,
-        'key ' || n, 'test'
+        'key ' || n, 'test', (SELECT tx FROM user_credits WHERE user_id = $1)
     FROM (
         SELECT
             n,
@@ -45,7 +45,10 @@ async def write_book(database: Database, entries: int, *, same_time: int = 1) ->
             await connection.execute(
                 "INSERT INTO user_credits (user_id, last_updated) VALUES ($1, now())", user_id
             )
+            # Triggers and foreign keys would look the same account up once for each entry.
+            await connection.execute("SET LOCAL session_replication_role = replica")
             await connection.execute(_ENTRIES, user_id, entries, same_time)
+            await connection.execute("SET LOCAL session_replication_role = origin")
             await connection.execute(_ACCOUNT, user_id, entries)
             await connection.execute(
                 "INSERT INTO credit_refunds (user_id, spend_seq, spent, refunded)"

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import httpx
 import stripe
+from kit.http_clients import http_client
 from kit.paths import ROOT
 from kit.programs import Process
 from kit.waiting import patience
@@ -20,11 +21,9 @@ class Program(Process):
     def __init__(
         self, module: str, arguments: tuple[str, ...], environment: dict[str, str]
     ) -> None:
-        scripts = str(ROOT / "scripts")
-        path = os.pathsep.join(each for each in (os.environ.get("PYTHONPATH"), scripts) if each)
         ours = ("CREDIT_", "STRIPE_BRIDGE_")
         clean = {name: each for name, each in os.environ.items() if not name.startswith(ours)}
-        self._start_module(module, arguments, {**clean, "PYTHONPATH": path, **environment})
+        self._start_module(module, arguments, {**clean, **environment})
 
 
 class FakeStripe:
@@ -43,7 +42,9 @@ class FakeStripe:
     def sdk(self, key: str = KEY, **options: object) -> stripe.StripeClient:
         """Stripe's own client of this fake; it is closed with the fake."""
         settings = {"max_network_retries": 0, **options}
-        http = settings.setdefault("http_client", stripe.HTTPXClient(timeout=patience(5)))
+        http = settings.setdefault(
+            "http_client", stripe.HTTPXClient(timeout=patience(5), verify_ssl_certs=False)
+        )
         self._connections.append(http)
         return stripe.StripeClient(key, base_addresses={"api": self.url}, **settings)
 
@@ -189,15 +190,21 @@ def bought(user_id: object, credits_: int, amount: int, **fields: object) -> dic
     }
 
 
+def fake_stripe_process(*arguments: str) -> Program:
+    """Starts the fake Stripe, which is in scripts/."""
+    paths = (os.environ.get("PYTHONPATH"), str(ROOT / "scripts"))
+    return Program("fake_stripe", arguments, {"PYTHONPATH": os.pathsep.join(filter(None, paths))})
+
+
 @asynccontextmanager
 async def fake_stripe(*arguments: str, deliver_to: str | None = None) -> AsyncIterator[FakeStripe]:
     """Runs a fake Stripe in a process of its own for the length of the block."""
     if deliver_to is not None:
         arguments = (*arguments, "--deliver-to", deliver_to, "--secret", SECRET)
-    process = Program("fake_stripe", arguments, {})
+    process = fake_stripe_process(*arguments)
     try:
         url = process.wait_for(r"fake stripe on (\S+)").group(1)
-        async with httpx.AsyncClient(base_url=url, timeout=patience(30)) as http:
+        async with http_client(base_url=url, timeout=patience(30)) as http:
             fake = FakeStripe(url, process, http)
             try:
                 yield fake

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-import httpx
 from kit.databases import Database
+from kit.http_clients import http_client
 from kit.stripe_fakes import KEY, FakeStripe
 from model.stripe import Payment
 
@@ -155,7 +155,7 @@ async def booked(database: Database) -> dict[str, int]:
 async def events_as_sent(fake: FakeStripe, since: int = 0) -> list[dict]:
     """Every event created since then, newest first, to the letter of what an endpoint is sent."""
     asked, found, more = {"created[gte]": since, "limit": 100}, [], True
-    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {KEY}"}) as http:
+    async with http_client(headers={"Authorization": f"Bearer {KEY}"}) as http:
         while more:
             page = (await http.get(f"{fake.url}/v1/events", params=asked)).json()
             found += page["data"]

@@ -4,6 +4,7 @@ Random histories run through the lanes, time passes, and everything is read befo
 recorded and after. Every ordinary run draws the same histories (derandomized).
 """
 
+from contextlib import AsyncExitStack
 from itertools import pairwise
 
 import pytest
@@ -54,33 +55,52 @@ async def moments_of(database, user):
     return [*times, *between]
 
 
-async def reads_show_what_is_then_recorded(database, floor, steps, minutes):
+FLOORS = (0, -5)
+
+
+@pytest.fixture
+async def by_floor(database):
+    """The database by one connection, and for each floor a lane and reads that know it.
+
+    All examples of a test use them, because opening connections takes longer than an example.
+    """
+    async with AsyncExitStack() as stack:
+        kept = await stack.enter_async_context(database.kept_open())
+        opened = {}
+        for floor in FLOORS:
+            terms = Terms(TERMS.prices, floor)
+            opened[floor] = (
+                await stack.enter_async_context(lanes(database.service_url, terms=terms)),
+                await stack.enter_async_context(reading(database.service_url, terms)),
+            )
+        yield kept, opened
+
+
+async def reads_show_what_is_then_recorded(by_floor, floor, steps, minutes):
+    database, opened = by_floor
+    clerk, reads = opened[floor]
     user = await database.user()
-    terms = Terms(TERMS.prices, floor)
-    async with (
-        database.kept_open() as kept,
-        lanes(database.service_url, terms=terms) as clerk,
-        reading(database.service_url, terms) as reads,
-    ):
-        history = History(kept, clerk, user)
-        for step in steps:
-            await history.tell(step)
-        await move_clock(kept, user, minutes * MINUTE)
-        moments = await moments_of(kept, user)
-        before = await everything_read(reads, user, moments)
-        [account] = await kept.fetch("SELECT * FROM user_credits WHERE user_id = $1", user) or [{}]
-        await recorded(clerk, kept, user)
-        assert await everything_read(reads, user, moments) == before
-        lines = await kept.fetch(
-            "SELECT call FROM credit_transactions WHERE user_id = $1 AND seq > $2",
-            user,
-            account.get("seq", 0),
-        )
-        for call in {row[0] for row in lines}:
-            event(call)
-        if lines and account["balance"] < account["in_grants"]:
-            event("with a debt")
+    history = History(database, clerk, user)
+    for step in steps:
+        await history.tell(step)
+    await move_clock(database, user, minutes * MINUTE)
+    moments = await moments_of(database, user)
+    before = await everything_read(reads, user, moments)
+    [account] = await database.fetch("SELECT * FROM user_credits WHERE user_id = $1", user) or [{}]
+    await recorded(clerk, database, user)
+    assert await everything_read(reads, user, moments) == before
+    lines = await database.fetch(
+        "SELECT call FROM credit_transactions WHERE user_id = $1 AND seq > $2",
+        user,
+        account.get("seq", 0),
+    )
+    for call in {row[0] for row in lines}:
+        event(call)
+    if lines and account["balance"] < account["in_grants"]:
+        event("with a debt")
     assert not await database.faults()
+    # What the next example reads of all users stays short.
+    await database.execute("DELETE FROM auth.users WHERE id = $1", user)
 
 
 _HISTORIES = settings(
@@ -108,7 +128,7 @@ _LAST = st.lists(
     max_size=12,
 )
 _DRAWN = {
-    "floor": st.sampled_from([0, -5]),
+    "floor": st.sampled_from(FLOORS),
     "steps": st.builds(list.__add__, histories(shortest=2, longest=15), _LAST),
     "minutes": st.sampled_from([1, 2, 3, 5, 8, 13, 90]),
 }
@@ -129,13 +149,13 @@ _IN_DEBT = [
 @example(floor=0, steps=_IN_DEBT, minutes=9)
 @settings(_HISTORIES, derandomize=True, max_examples=extent(15, 15))
 @given(**_DRAWN)
-async def test_a_read_shows_what_is_due_as_it_is_then_recorded(database, floor, steps, minutes):
-    await reads_show_what_is_then_recorded(database, floor, steps, minutes)
+async def test_a_read_shows_what_is_due_as_it_is_then_recorded(by_floor, floor, steps, minutes):
+    await reads_show_what_is_then_recorded(by_floor, floor, steps, minutes)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @settings(_HISTORIES, max_examples=extent(100, 500))
 @given(**_DRAWN)
-async def test_many_reads_show_what_is_due_as_it_is_then_recorded(database, floor, steps, minutes):
-    await reads_show_what_is_then_recorded(database, floor, steps, minutes)
+async def test_many_reads_show_what_is_due_as_it_is_then_recorded(by_floor, floor, steps, minutes):
+    await reads_show_what_is_then_recorded(by_floor, floor, steps, minutes)

@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 from kit.programs import run_module
 from kit.requests import payment
 from kit.services import running, server_settings
+from kit.waiting import eventually
 
 from credit_service.ledger import verify
 from credit_service.ledger.store import SQL
@@ -54,24 +56,27 @@ async def lively(database, client):
     return user_id
 
 
-async def damage(database, sql, *arguments):
-    """Does by hand what neither trigger nor constraint would allow."""
-    connection = await database.connect()
-    try:
-        constraints = await connection.fetch(
+@asynccontextmanager
+async def unprotected(database):
+    """The database by a connection that no trigger and no constraint of the ledger holds back."""
+    async with database.kept_open() as kept:
+        constraints = await kept.fetch(
             "SELECT conrelid::regclass::text AS tab, conname FROM pg_constraint"
             " WHERE contype = 'c' AND conrelid::regclass::text IN"
             " ('user_credits', 'credit_transactions', 'credit_holds', 'credit_refunds')"
         )
         for constraint in constraints:
-            await connection.execute(
+            await kept.execute(
                 f'ALTER TABLE {constraint["tab"]} DROP CONSTRAINT "{constraint["conname"]}"'
             )
-        await connection.execute("SET session_replication_role = replica")
-        tag = await connection.execute(sql, *arguments)
-        assert not tag.endswith(" 0"), tag
-    finally:
-        await connection.close()
+        await kept.execute("SET session_replication_role = replica")
+        yield kept
+
+
+async def damage(unprotected_database, sql, *arguments):
+    """Changes rows by hand; there must be some to change."""
+    tag = await unprotected_database.execute(sql, *arguments)
+    assert not tag.endswith(" 0"), tag
 
 
 async def test_a_book_that_adds_up_ends_with_zero(database, client):
@@ -86,7 +91,8 @@ async def test_the_first_and_the_last_possible_user_are_verified(database):
     ends = [UUID(int=0), UUID(int=2**128 - 1)]
     for user_id in ends:
         await database.make_anew(user_id, 1)
-    await damage(database, "UPDATE user_credits SET balance = balance + 1")
+    async with unprotected(database) as open_database:
+        await damage(open_database, "UPDATE user_credits SET balance = balance + 1")
     code, lines, _ = await run(database.service_url)
     assert code == 1
     assert [line.partition(":")[0] for line in lines[:2]] == [str(user_id) for user_id in ends]
@@ -251,17 +257,19 @@ DAMAGES = [
 
 
 async def test_every_damage_is_found_and_its_account_named(make_database):
-    """Each of the damages in a database of its own would take long, so each has an account here."""
+    """All the damages are in one database, each to an account of its own."""
     database = await make_database()
     async with running(server_settings(database.service_url)) as service:
         client = await service.client()
         whole = await lively(database, client)
-        users = [await lively(database, client) for _ in DAMAGES]
-    for (sql, _), user_id in zip(DAMAGES, users, strict=True):
-        head, where, condition = sql.partition(" WHERE ")
-        mine = f" WHERE user_id = '{user_id}'"
-        head = head.replace("FROM credit_purchases)", f"FROM credit_purchases{mine})")
-        await damage(database, head + mine + (f" AND {condition}" if where else ""))
+        # At once, so that many of their calls are written together.
+        users = await asyncio.gather(*(lively(database, client) for _ in DAMAGES))
+    async with unprotected(database) as open_database:
+        for (sql, _), user_id in zip(DAMAGES, users, strict=True):
+            head, where, condition = sql.partition(" WHERE ")
+            mine = f" WHERE user_id = '{user_id}'"
+            head = head.replace("FROM credit_purchases)", f"FROM credit_purchases{mine})")
+            await damage(open_database, head + mine + (f" AND {condition}" if where else ""))
     code, lines, _ = await run(database.service_url)
     assert code == 1
     assert lines[-1] == f"{len(users) + 1} accounts verified, {len(users)} with faults"
@@ -279,8 +287,11 @@ async def test_every_damage_is_found_and_its_account_named(make_database):
 async def test_accounts_beyond_the_first_chunk_are_verified_too(database, monkeypatch):
     users = sorted([await database.user(5) for _ in range(12)])
     monkeypatch.setattr(verify, "_ACCOUNTS_AT_ONCE", 5)
-    for user_id in (users[4], users[5], users[11]):
-        await damage(database, "UPDATE user_credits SET balance = 6 WHERE user_id = $1", user_id)
+    async with unprotected(database) as open_database:
+        for user_id in (users[4], users[5], users[11]):
+            await damage(
+                open_database, "UPDATE user_credits SET balance = 6 WHERE user_id = $1", user_id
+            )
     connection = await database.connect()
     said, progress = [], []
     try:
@@ -294,7 +305,10 @@ async def test_accounts_beyond_the_first_chunk_are_verified_too(database, monkey
 
 async def test_accounts_that_take_too_long_together_are_verified_in_halves(database, monkeypatch):
     users = sorted([await database.user(5) for _ in range(5)])
-    await damage(database, "UPDATE user_credits SET balance = 6 WHERE user_id = $1", users[3])
+    async with unprotected(database) as open_database:
+        await damage(
+            open_database, "UPDATE user_credits SET balance = 6 WHERE user_id = $1", users[3]
+        )
     # Every statement over more than one account is cancelled by the server.
     await database.execute(
         """
@@ -355,9 +369,12 @@ async def test_verifying_changes_nothing_and_needs_no_pause(database, client):
     assert (code, lines) == (0, ["1 accounts verified, 0 with faults"])
 
 
-async def test_an_expired_hold_that_nobody_recorded_is_no_fault(database, client):
+async def test_an_expired_hold_that_is_not_recorded_yet_is_no_fault(database, client):
     user_id = await database.user(10)
     made = await client.hold_credits(user_id, amount=4, ttl=timedelta(seconds=1))
-    while (await client.get_hold(user_id, made.hold.id)).state != pb.HOLD_STATE_EXPIRED:
-        pass
+
+    async def is_shown_as_expired():
+        return (await client.get_hold(user_id, made.hold.id)).state == pb.HOLD_STATE_EXPIRED
+
+    await eventually(is_shown_as_expired)
     assert (await run(database.service_url, user_id))[0] == 0

@@ -52,10 +52,14 @@ MAY_CALL = {
 }
 
 
-@pytest.fixture
-async def door(database, tmp_path):
-    """A service that knows a caller of each role."""
-    async with opened(database, tmp_path / "identities.toml", EVERY_ROLE) as door:
+pytestmark = pytest.mark.shared
+
+
+@pytest.fixture(scope="module")
+async def door(_shared_database, tmp_path_factory):
+    """A service on the shared database that knows a caller of each role."""
+    file = tmp_path_factory.mktemp("callers") / "identities.toml"
+    async with opened(_shared_database, file, EVERY_ROLE) as door:
         yield door
 
 
@@ -78,14 +82,14 @@ async def every_call(door, user_id):
         for key in ("hold:1:1", "hold:2:1")
     ]
     bought = pb.PurchaseCreditsRequest(
-        user_id=str(user_id), amount=5, idempotency_key="bought", payment=payment("sold")
+        user_id=str(user_id), amount=5, idempotency_key="bought", payment=payment(f"sold:{user_id}")
     )
     await door.call("PurchaseCredits", bought, bearer("operator"))
     expiring = pb.PurchaseCreditsRequest(
         user_id=str(user_id),
         amount=5,
         idempotency_key="expiring",
-        payment=payment("expiring"),
+        payment=payment(f"expiring:{user_id}"),
         valid_for={"seconds": 3600},
     )
     grant = await door.call("PurchaseCredits", expiring, bearer("bridge"))
@@ -105,11 +109,11 @@ async def every_call(door, user_id):
         "SpendCredits": pb.SpendCreditsRequest(**{**write, "idempotency_key": "2"}, amount=1),
         "RefundCredits": pb.RefundCreditsRequest(**write, transaction_id=spend.transaction.id),
         "PurchaseCredits": pb.PurchaseCreditsRequest(
-            **{**write, "idempotency_key": "3"}, amount=1, payment=payment()
+            **{**write, "idempotency_key": "3"}, amount=1, payment=payment(f"paid:{user_id}")
         ),
         "ReversePurchase": pb.ReversePurchaseRequest(
             payment_ref=bought.payment.ref,
-            reversal_ref="re_1",
+            reversal_ref=f"re_{user_id}",
             revision=1,
             reversed_minor=1,
             paid_minor=1,
@@ -134,7 +138,7 @@ async def every_call(door, user_id):
         "ListAccounts": pb.ListAccountsRequest(),
         "StreamTransactions": pb.StreamTransactionsRequest(),
         "ListTopUps": pb.ListTopUpsRequest(**user, open_only=True),
-        "NoteTopUp": pb.NoteTopUpRequest(**asked, payment_ref="topping-up"),
+        "NoteTopUp": pb.NoteTopUpRequest(**asked, payment_ref=f"topping-up:{user_id}"),
         "FailTopUp": pb.FailTopUpRequest(
             **asked, try_number=1, reason="declined", failure=pb.TOP_UP_FAILURE_TRY_AGAIN
         ),
@@ -231,10 +235,18 @@ async def test_the_bridge_revokes_only_grants_of_its_own_purchases(door, databas
         user_id=user_id, amount=5, reason="gift", idempotency_key="given", **life
     )
     sold = pb.PurchaseCreditsRequest(
-        user_id=user_id, amount=7, payment=payment("sold"), idempotency_key="sold", **life
+        user_id=user_id,
+        amount=7,
+        payment=payment(f"sold:{user_id}"),
+        idempotency_key="sold",
+        **life,
     )
     elsewhere = pb.PurchaseCreditsRequest(
-        user_id=user_id, amount=9, payment=payment("else"), idempotency_key="else", **life
+        user_id=user_id,
+        amount=9,
+        payment=payment(f"else:{user_id}"),
+        idempotency_key="else",
+        **life,
     )
     others = [
         await door.call("GrantCredits", given, bearer("operator")),
@@ -318,7 +330,7 @@ async def test_the_scheme_of_the_authorization_may_be_written_in_any_case(door):
         assert (await door.call("ListPrices", pb.ListPricesRequest(), metadata)).prices
 
 
-async def test_health_is_open_to_everybody(door):
+async def test_health_needs_no_token(door):
     for metadata in ((), (("authorization", "Bearer unknown"),), bearer("worker")):
         answer = await door.health.Check(health_pb2.HealthCheckRequest(), metadata=metadata)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
@@ -366,7 +378,7 @@ async def test_every_entry_keeps_the_name_of_its_caller(door, database):
     bought = await door.call(
         "PurchaseCredits",
         pb.PurchaseCreditsRequest(
-            user_id=user_id, amount=10, idempotency_key="1", payment=payment()
+            user_id=user_id, amount=10, idempotency_key="1", payment=payment(f"paid:{user_id}")
         ),
         bearer("bridge"),
     )
@@ -384,7 +396,10 @@ async def test_every_entry_keeps_the_name_of_its_caller(door, database):
     )
     callers = [answer.transaction.caller for answer in (bought, spent, refund)]
     assert callers == ["the-bridge", "the-worker", "the-operator"]
-    rows = await database.fetch("SELECT caller FROM credit_transactions ORDER BY seq")
+    rows = await database.fetch(
+        "SELECT caller FROM credit_transactions WHERE user_id = $1::text::uuid ORDER BY seq",
+        user_id,
+    )
     assert [row["caller"] for row in rows] == callers
 
 

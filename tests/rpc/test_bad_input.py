@@ -45,8 +45,8 @@ def test_every_call_has_a_table_of_mistakes():
 async def test_a_mistake_is_named_and_changes_nothing(method, client, wire, database, subtests):
     user_id = await user_with_a_spend(client, database)
     request = sound(user_id)[method]
+    book = await database.book()
     for change, field, words in MISTAKES[method]:
-        book = await database.book()
         with subtests.test(str(change)[:80]):
             mistaken = request_of(method)()
             for name, value in (request | change).items():
@@ -67,7 +67,7 @@ async def test_a_mistake_is_named_and_changes_nothing(method, client, wire, data
             assert seen.facts["problem"].endswith(".")
             assert seen.message == f"{field}: {seen.facts['problem']}"
             assert seen.violations == {field: seen.facts["problem"]}
-            assert await database.book() == book
+    assert await database.book() == book
     # The request was in order but for the mistake, and the service is none the worse.
     await accepted(wire, method, request_of(method)(**request).SerializeToString())
     assert not await database.faults()
@@ -100,7 +100,7 @@ async def test_bytes_that_are_no_request_are_named_and_change_nothing(
             assert seen.reason == "INVALID_REQUEST"
             assert seen.facts["field"] == "request"
             assert problem in seen.message
-            assert await database.book() == book
+    assert await database.book() == book
     await accepted(wire, method, whole)
 
 

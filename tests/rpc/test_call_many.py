@@ -9,6 +9,8 @@ from kit.storm import connected
 
 from credit_service.v1 import credit_service_pb2 as pb
 
+pytestmark = pytest.mark.shared
+
 
 @pytest.fixture
 async def stub(service):

@@ -323,9 +323,10 @@ class Pipe:
     """Takes what is written, and fails a given number of times."""
 
     def __init__(self, failures=0):
-        self.written, self.failures = [], failures
+        self.written, self.failures, self.attempts = [], failures, 0
 
     def write(self, piece):
+        self.attempts += 1
         if self.failures:
             self.failures -= 1
             raise BlockingIOError
@@ -338,10 +339,10 @@ class Pipe:
 async def test_a_log_that_could_not_be_written_once_goes_on():
     pipe = Pipe(failures=1)
     gathered = logs._Gathered(pipe)
-    for line in (b"lost\n", b"first\n", b"second\n"):
+    for number, line in enumerate((b"lost\n", b"first\n", b"second\n"), start=1):
         gathered.write(line)
         gathered.flush()
-        await asyncio.sleep(0)
+        await eventually(lambda number=number: pipe.attempts == number)
     assert pipe.written == [b"first\n", b"second\n"]
 
 
@@ -353,10 +354,32 @@ async def test_what_is_written_at_once_is_whole_lines_that_a_pipe_takes_whole():
         gathered.write(line)
         gathered.flush()
     assert not pipe.written
-    await asyncio.sleep(0)
-    assert b"".join(pipe.written) == b"".join(lines)
+    await eventually(lambda: b"".join(pipe.written) == b"".join(lines))
     assert 1 < len(pipe.written) < 20
     assert all(len(piece) <= select.PIPE_BUF and piece.endswith(b"\n") for piece in pipe.written)
+
+
+async def test_lines_of_many_turns_of_the_loop_are_written_together():
+    pipe = Pipe()
+    gathered = logs._Gathered(pipe)
+    for _ in range(200):
+        gathered.write(b"line\n")
+        gathered.flush()
+        await asyncio.sleep(0)
+    await eventually(lambda: b"".join(pipe.written) == b"line\n" * 200)
+    assert pipe.attempts < 100
+
+
+async def test_a_warning_is_written_at_once_after_the_lines_that_waited():
+    pipe = Pipe()
+    gathered = logs._Gathered(pipe)
+    gathered.write(b"call\n")
+    gathered.flush()
+    assert not pipe.written
+    gathered.hurry(None, "warning", {})
+    gathered.write(b"warning\n")
+    gathered.flush()
+    assert pipe.written == [b"call\nwarning\n"]
 
 
 @pytest.mark.parametrize("verbosity", [None, "INFO"])

@@ -31,7 +31,14 @@ from credit_service.database.distributed_book import (
     is_distributed,
     unplaced_references,
 )
-from credit_service.database.postgres import ROLE_LIMITS_MS, ROLE_PLANS_OFF, Address, unreachable
+from credit_service.database.postgres import (
+    PLANS_BY_VALUE,
+    ROLE_LIMITS_MS,
+    ROLE_PLANS_KEPT,
+    ROLE_PLANS_OFF,
+    Address,
+    unreachable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -331,13 +338,15 @@ async def _limit(
     role = await connection.fetchval("SELECT quote_ident($1)", service_role)
     try:
         async with connection.transaction():
-            for name, limit_ms in ROLE_LIMITS_MS.items():
+            by_value = await connection.fetchval(PLANS_BY_VALUE)
+            settings = {
+                **{name: f"{limit_ms}ms" for name, limit_ms in ROLE_LIMITS_MS.items()},
+                **dict.fromkeys(ROLE_PLANS_OFF, "off"),
+                "plan_cache_mode": "auto" if by_value else ROLE_PLANS_KEPT,
+            }
+            for name, value in settings.items():
                 await connection.execute(
-                    f"ALTER ROLE {role} IN DATABASE {database} SET {name} = '{limit_ms}ms'"
-                )
-            for name in ROLE_PLANS_OFF:
-                await connection.execute(
-                    f"ALTER ROLE {role} IN DATABASE {database} SET {name} = off"
+                    f"ALTER ROLE {role} IN DATABASE {database} SET {name} = '{value}'"
                 )
     except asyncpg.InsufficientPrivilegeError:
         say(f"this role may not alter {service_role}; let an administrator give it its settings")

@@ -194,7 +194,7 @@ export class CreditsStore extends EventTarget {
   }): Promise<Page<Transaction>>;
   holds(page?: { cursor?: string | null; limit?: number }): Promise<Page<Hold>>;
   usage(days?: { from?: string; to?: string }): Promise<Usage>;
-  buy(pack: string): Promise<void>;
+  buy(pack: string, options?: { readonly saveCard?: boolean }): Promise<void>;
   stopBuying(): void;
   checkout(id: string): Promise<Checkout>;
   refreshCheckout(id: string): Promise<Checkout>;

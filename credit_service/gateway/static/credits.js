@@ -276,17 +276,18 @@ export class CreditsStore extends EventTarget {
 
   /**
    * Opens the checkout of a pack and leaves the page. A second call while one is under way does
-   * nothing, so a double click buys once.
+   * nothing, so a double click buys once. With `saveCard` the card is kept for later payments.
    */
-  async buy(pack) {
+  async buy(pack, { saveCard = false } = {}) {
     if (this.#buying) {
       return;
     }
     this.#setBuying(true);
     try {
-      const intent = intentFor(this.#base.href, pack);
+      const body = saveCard ? { pack, save_card: true } : { pack };
+      const intent = intentFor(this.#base.href, pack, saveCard);
       const [order, config] = await Promise.all([
-        this.request("checkouts", { body: { pack }, key: intent.key }),
+        this.request("checkouts", { body, key: intent.key }),
         this.config(),
       ]);
       keepIntent(this.#base.href, { ...intent, id: order.id });
@@ -717,12 +718,13 @@ async function fingerprint(token) {
 
 const led = new Set();
 
-function intentFor(base, pack) {
+function intentFor(base, pack, saveCard) {
   const kept = readIntent(base);
-  if (kept && kept.pack === pack && (!kept.id || led.has(kept.key))) {
+  const same = kept && kept.pack === pack && Boolean(kept.saveCard) === saveCard;
+  if (same && (!kept.id || led.has(kept.key))) {
     return kept;
   }
-  const intent = { pack, key: `buy:${randomId()}` };
+  const intent = { pack, saveCard, key: `buy:${randomId()}` };
   keepIntent(base, intent);
   return intent;
 }
@@ -1223,7 +1225,7 @@ function buyButton(element, pack, failed) {
     text: busy ? element.say("buying") : `${element.say("buy")} · ${price}`,
     onclick: () => {
       failed(null);
-      store.buy(pack.id).catch((error) => {
+      store.buy(pack.id, { saveCard: element.hasAttribute("save-card") }).catch((error) => {
         failed(error);
         announce(element, "credits-refused", error);
       });
