@@ -32,7 +32,7 @@ from credit_service.rules.grant_values import Allowance
 
 async def passed(database):
     """Whether the time of every grant with an expiry has passed."""
-    return not await database.fetch("SELECT FROM credit_grants WHERE expire_time > now()")
+    return not await database.fetch("SELECT 1 FROM credit_grants WHERE expire_time > now()")
 
 
 async def entries(database):
@@ -143,7 +143,7 @@ async def test_refunded_credits_go_back_into_the_grant_that_paid(database):
 
 async def passed_of(database, seq):
     rows = await database.fetch(
-        f"SELECT FROM credit_grants WHERE seq = {seq} AND expire_time < now()"
+        f"SELECT 1 FROM credit_grants WHERE seq = {seq} AND expire_time < now()"
     )
     return bool(rows)
 
