@@ -54,10 +54,11 @@ async def test_what_is_due_counts_before_it_is_recorded_and_the_same_after(datab
         assert (unrecorded.balance, unrecorded.held, unrecorded.in_grants) == (50, 0, 0)
         assert unrecorded.seq == 4
         assert await reads.due_users(10, []) == [(user_id, 2)]
-        [times] = await database.fetch(
-            "SELECT max(expire_time) AS lapse, (SELECT max(expires_at) FROM credit_holds) AS hold"
-            " FROM credit_grants"
+        ends = await database.fetch(
+            "SELECT max(expire_time) FROM credit_grants"
+            " UNION ALL SELECT max(expires_at) FROM credit_holds"
         )
+        times = [row[0] for row in ends]
         before = min(times) - timedelta(microseconds=1)
         assert await balance_at(reads, user_id, before) == (120, 40)
         past = {time: await balance_at(reads, user_id, time) for time in times}
