@@ -32,7 +32,7 @@ from credit_service.rules.grant_values import Allowance
 
 async def passed(database):
     """Whether the time of every grant with an expiry has passed."""
-    return not await database.fetch("SELECT FROM credit_grants WHERE expire_time > now()")
+    return not await database.fetch("SELECT 1 FROM credit_grants WHERE expire_time > now()")
 
 
 async def entries(database):
@@ -54,10 +54,11 @@ async def test_what_is_due_counts_before_it_is_recorded_and_the_same_after(datab
         assert (unrecorded.balance, unrecorded.held, unrecorded.in_grants) == (50, 0, 0)
         assert unrecorded.seq == 4
         assert await reads.due_users(10, []) == [(user_id, 2)]
-        [times] = await database.fetch(
-            "SELECT max(expire_time) AS lapse, (SELECT max(expires_at) FROM credit_holds) AS hold"
-            " FROM credit_grants"
+        ends = await database.fetch(
+            "SELECT max(expire_time) FROM credit_grants"
+            " UNION ALL SELECT max(expires_at) FROM credit_holds"
         )
+        times = [row[0] for row in ends]
         before = min(times) - timedelta(microseconds=1)
         assert await balance_at(reads, user_id, before) == (120, 40)
         past = {time: await balance_at(reads, user_id, time) for time in times}
@@ -143,7 +144,7 @@ async def test_refunded_credits_go_back_into_the_grant_that_paid(database):
 
 async def passed_of(database, seq):
     rows = await database.fetch(
-        f"SELECT FROM credit_grants WHERE seq = {seq} AND expire_time < now()"
+        f"SELECT 1 FROM credit_grants WHERE seq = {seq} AND expire_time < now()"
     )
     return bool(rows)
 
