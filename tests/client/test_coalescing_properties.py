@@ -5,6 +5,7 @@ once. The other makes the calls of a user one after another. Each has users of i
 """
 
 import asyncio
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ from kit.extent import extent, unless_long
 from kit.services import running, server_settings
 from kit.waiting import patience
 
+from credit_service.client import CreditClient
 from credit_service.errors import CreditError
 
 USERS = 3
@@ -216,14 +218,26 @@ class Side:
         return [[tuple(row) for row in rows] for rows in found]
 
 
-async def both_agree(database, groups):
+@pytest.fixture
+async def served(database):
+    """A database, by one connection, and a service on it: one of each for all examples."""
     await database.wait_longer_for_locks()
-    async with running(server_settings(database.service_url)) as service:
+    async with (
+        database.kept_open() as kept,
+        running(server_settings(database.service_url)) as service,
+    ):
+        yield kept, service
+
+
+async def both_agree(served, groups):
+    database, service = served
+    async with AsyncExitStack() as clients:
         sides = []
         for coalesce in (False, True):
             users = [await database.user(60) for _ in range(USERS)]
             users += [uuid4(), await database.user(10**6)]
-            client = await service.client(coalesce=coalesce, deadline_seconds=patience(60))
+            client = CreditClient(service.target, coalesce=coalesce, deadline_seconds=patience(60))
+            await clients.enter_async_context(client)
             sides.append(Side(client, users, at_once=coalesce))
         for group in with_repeats(groups):
             singly, together = [await side.make(group) for side in sides]
@@ -244,13 +258,13 @@ _AT_ONCE = settings(
 
 @settings(_AT_ONCE, derandomize=True, max_examples=unless_long(8, 30))
 @given(groups=GROUPS)
-async def test_calls_that_go_together_are_answered_as_calls_made_one_by_one(database, groups):
-    await both_agree(database, groups)
+async def test_calls_that_go_together_are_answered_as_calls_made_one_by_one(served, groups):
+    await both_agree(served, groups)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @settings(_AT_ONCE, max_examples=extent(40, 300))
 @given(groups=GROUPS)
-async def test_many_random_calls_are_answered_together_as_one_by_one(database, groups):
-    await both_agree(database, groups)
+async def test_many_random_calls_are_answered_together_as_one_by_one(served, groups):
+    await both_agree(served, groups)

@@ -303,6 +303,13 @@ def _revision(row):
     }
 
 
+@pytest.fixture
+async def kept(database):
+    """The database by one connection, for all examples."""
+    async with database.kept_open() as kept:
+        yield kept
+
+
 async def services_agree_with_the_model(database, floor, waves):
     user = await database.user()
     async with (
@@ -324,11 +331,9 @@ async def services_agree_with_the_model(database, floor, waves):
             ]
             assert shown == expiring, moment
     assert not await database.faults()
-    connection = await database.connect()
     said = []
-    accounts = (await database.fetch("SELECT count(*) FROM user_credits"))[0][0]
-    assert await verify(connection, None, said.append, said.append) == (accounts, 0)
-    await connection.close()
+    [[accounts]] = await database.fetch("SELECT count(*) FROM user_credits")
+    assert await verify(database.connection, None, said.append, said.append) == (accounts, 0), said
 
 
 def _settings(database, floor):
@@ -341,7 +346,7 @@ def _settings(database, floor):
 
 async def _retold(database, race, floor):
     user = race.user
-    connection = await database.connect()
+    connection = database.connection
     # The sweeper may go on meanwhile.
     async with connection.transaction(isolation="repeatable_read"):
         rows, reversals, kept = [
@@ -352,7 +357,6 @@ async def _retold(database, race, floor):
                 ("credit_grants", "seq"),
             )
         ]
-    await connection.close()
     retold = Retold(race, floor)
     retold.tell(rows, reversals)
     model = retold.model
@@ -383,13 +387,13 @@ _RACES = settings(
 @pytest.mark.long
 @settings(_RACES, derandomize=True, max_examples=extent(4, 8))
 @given(floor=_FLOORS, waves=_WAVES)
-async def test_two_services_keep_grants_as_the_model_does(database, floor, waves):
-    await services_agree_with_the_model(database, floor, waves)
+async def test_two_services_keep_grants_as_the_model_does(kept, floor, waves):
+    await services_agree_with_the_model(kept, floor, waves)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @settings(_RACES, max_examples=extent(6, 40))
 @given(floor=_FLOORS, waves=_WAVES)
-async def test_two_services_keep_grants_as_the_model_does_in_a_storm(database, floor, waves):
-    await services_agree_with_the_model(database, floor, waves)
+async def test_two_services_keep_grants_as_the_model_does_in_a_storm(kept, floor, waves):
+    await services_agree_with_the_model(kept, floor, waves)

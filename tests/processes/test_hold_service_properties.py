@@ -27,6 +27,13 @@ from credit_service.errors import CreditError, Refusal
 from credit_service.ledger.verify import verify
 
 
+@pytest.fixture
+async def kept(database):
+    """The database by one connection, for all examples."""
+    async with database.kept_open() as kept:
+        yield kept
+
+
 async def services_agree_with_the_model(database, waves):
     user = await database.user()
     # A busy machine must not make a call fail: the model does not know what it left behind.
@@ -45,17 +52,9 @@ async def services_agree_with_the_model(database, waves):
             await asyncio.sleep(0.4)
     await the_book_is_one_the_model_would_write(database, user, seen)
     assert not await database.faults()
-    connection = await database.connect()
     said = []
-    assert await verify(connection, None, said.append, said.append) == (
-        await _accounts(database),
-        0,
-    )
-    await connection.close()
-
-
-async def _accounts(database):
-    return (await database.fetch("SELECT count(*) FROM user_credits"))[0][0]
+    [[accounts]] = await database.fetch("SELECT count(*) FROM user_credits")
+    assert await verify(database.connection, None, said.append, said.append) == (accounts, 0), said
 
 
 async def the_book_is_one_the_model_would_write(database, user, seen):
@@ -144,13 +143,13 @@ _RACES = settings(
 @pytest.mark.long
 @settings(_RACES, derandomize=True, max_examples=8)
 @given(waves=_WAVES)
-async def test_two_services_keep_holds_as_the_model_does(database, waves):
-    await services_agree_with_the_model(database, waves)
+async def test_two_services_keep_holds_as_the_model_does(kept, waves):
+    await services_agree_with_the_model(kept, waves)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @settings(_RACES, max_examples=extent(6, 40))
 @given(waves=_WAVES)
-async def test_two_services_keep_holds_as_the_model_does_in_a_storm(database, waves):
-    await services_agree_with_the_model(database, waves)
+async def test_two_services_keep_holds_as_the_model_does_in_a_storm(kept, waves):
+    await services_agree_with_the_model(kept, waves)

@@ -5,6 +5,7 @@ With `--long` there are more, drawn at random each time.
 """
 
 import asyncio
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from uuid import uuid4
 
@@ -17,6 +18,7 @@ from kit.waiting import patience
 from model.drawn import ALICE, BOB, STEPS, STRANGER, as_prices, as_refused, asked, message_as_entry
 from model.ledger import Done, ModelLedger, Request
 
+from credit_service.client import CreditClient
 from credit_service.errors import Refusal
 from credit_service.ledger import store
 from credit_service.rules.pricing import Price, PriceList
@@ -136,18 +138,35 @@ WAVES = st.lists(
 )
 
 
-async def service_agrees_with_the_model(database, waves):
+@pytest.fixture
+async def served(database):
+    """A database, by one connection, and two services on it: the same for all examples."""
+    # A busy machine must not make a call fail: the model does not know what it left behind.
+    await database.wait_longer_for_locks()
+    settings_ = server_settings(database.service_url, terms=TERMS)
+    async with (
+        database.kept_open() as kept,
+        running(settings_) as one,
+        running(settings_) as other,
+    ):
+        yield kept, one, other
+
+
+async def services_agree_with_the_model(served, waves):
+    database, *services = served
     users = {ALICE: await database.user(25), BOB: await database.user(), STRANGER: uuid4()}
     ledger, earlier = ModelLedger((users[ALICE], users[BOB])), []
     opening = Request(
         call="PurchaseCredits", user=users[ALICE], key="opened by the test", amount=25
     )
     ledger.take(opening, as_prices(TERMS))
-    # A busy machine must not make a call fail: the model does not know what it left behind.
-    await database.wait_longer_for_locks()
-    settings_ = server_settings(database.service_url, terms=TERMS)
-    async with running(settings_) as one, running(settings_) as other:
-        clients = [await each.client(deadline_seconds=patience(60)) for each in (one, other)]
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(
+                CreditClient(service.target, deadline_seconds=patience(60))
+            )
+            for service in services
+        ]
         for wave in waves:
             requests = [
                 replace(
@@ -179,16 +198,16 @@ _RACES = settings(
 
 @settings(_RACES, derandomize=True, max_examples=unless_long(6, 12))
 @given(waves=WAVES)
-async def test_two_services_agree_with_the_model_whatever_interleaves(database, waves):
-    await service_agrees_with_the_model(database, waves)
+async def test_two_services_agree_with_the_model_whatever_interleaves(served, waves):
+    await services_agree_with_the_model(served, waves)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @settings(_RACES, max_examples=extent(12, 60))
 @given(waves=WAVES)
-async def test_two_services_agree_with_the_model_in_a_storm(database, waves):
-    await service_agrees_with_the_model(database, waves)
+async def test_two_services_agree_with_the_model_in_a_storm(served, waves):
+    await services_agree_with_the_model(served, waves)
 
 
 @pytest.mark.parametrize(
