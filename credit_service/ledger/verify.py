@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -54,7 +55,7 @@ async def verify(
     Args:
         connection: to the database.
         user_id: the account; None: all.
-        say: called with each fault, a line at a time.
+        say: called with each fault, a line at a time, in the order of the accounts.
         progress: called with the number of accounts verified so far.
 
     Returns:
@@ -79,12 +80,14 @@ async def verify(
         )
         if not user_ids:
             break
+        faults: list[tuple[UUID, str]] = []
         for together in _of_one_shard(user_ids, shards.map):
-            for found, fault in await _find_lasting_faults(
+            faults += await _find_lasting_faults(
                 connection, together, distributed=shards.map.is_distributed
-            ):
-                faulty.add(found)
-                say(f"{found}: {fault}")
+            )
+        for found, fault in sorted(faults, key=itemgetter(0)):
+            faulty.add(found)
+            say(f"{found}: {fault}")
         verified += len(user_ids)
         progress(verified)
         first = user_after(user_ids[-1])

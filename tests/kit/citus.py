@@ -48,6 +48,10 @@ needs_citus = pytest.mark.skipif(
     URL not in os.environ, reason=f"no Citus cluster: {URL} is not set"
 )
 
+needs_socket = pytest.mark.skipif(
+    URL in os.environ, reason="a Citus cluster is not reached by a socket in a directory"
+)
+
 
 def database_url(url: str, name: str, *, role: str | None = None) -> str:
     parts = urlsplit(url)

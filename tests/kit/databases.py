@@ -1,16 +1,22 @@
 """A database of a test: its users, its faults, its locks."""
 
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from uuid import UUID, uuid4
 
 import asyncpg
+from kit import citus
 from kit.waiting import patience
 
 from credit_service.database.distributed_book import is_distributed
 from credit_service.database.distribution import BY_REFERENCE, BY_USER
+from credit_service.database.shard_map import Shards
+
+# On a cluster a row is locked on a worker.
+_ACTIVITY = "citus_stat_activity" if citus.URL in os.environ else "pg_stat_activity"
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,20 @@ class Database:
                 await _open(connection, user_id, credits_)
         return user_id
 
+    async def users_of_one_shard(self, count: int, credits_: int) -> list[UUID]:
+        """Adds users with accounts, whose calls can be in one batch on a distributed book too."""
+        async with self._connected() as connection:
+            shards = Shards()
+            await shards.read(connection)
+        shard = shards.map.shard_of(uuid4())
+        users: list[UUID] = []
+        while len(users) < count:
+            user_id = uuid4()
+            if shards.map.shard_of(user_id) == shard:
+                await self.make_anew(user_id, credits_)
+                users.append(user_id)
+        return users
+
     async def make_anew(self, user_id: UUID, credits_: int) -> None:
         """Deletes a user and makes the user again with credits, all in one transaction."""
         async with self._connected() as connection, connection.transaction():
@@ -96,7 +116,7 @@ class Database:
     async def waits_for_a_lock(self, transactions: int = 1) -> bool:
         """Whether so many transactions wait for locks that others hold."""
         waiting = await self.fetch(
-            "SELECT FROM pg_stat_activity"
+            f"SELECT FROM {_ACTIVITY}"
             " WHERE datname = current_database() AND wait_event_type = 'Lock'"
         )
         return len(waiting) >= transactions

@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from uuid import UUID, uuid4
 
+import pytest
+from kit import citus
 from kit.programs import run_module
 from kit.requests import payment
 from kit.services import running, server_settings
@@ -256,6 +258,8 @@ DAMAGES = [
 ]
 
 
+# test_distributed_verify.py damages a book on a cluster.
+@pytest.mark.skipif(citus.URL in os.environ, reason="a Citus cluster refuses to do these damages")
 async def test_every_damage_is_found_and_its_account_named(make_database):
     """All the damages are in one database, each to an account of its own."""
     database = await make_database()
@@ -300,7 +304,8 @@ async def test_accounts_beyond_the_first_chunk_are_verified_too(database, monkey
         await connection.close()
     assert found == (12, 3)
     assert [line.split(":")[0] for line in said] == [str(users[n]) for n in (4, 5, 11)]
-    assert progress == [5, 10, 12]
+    # On a cluster so many are looked for on each shard.
+    assert progress == ([12] if citus.URL in os.environ else [5, 10, 12])
 
 
 async def test_accounts_that_take_too_long_together_are_verified_in_halves(database, monkeypatch):

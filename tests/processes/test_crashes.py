@@ -15,6 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kit import many_calls
+from kit.citus import needs_socket
 from kit.clusters import Cluster, lead, through
 from kit.fault_proxy import COMMIT, UPDATE, Kind
 from kit.programs import free_port, process
@@ -211,7 +212,7 @@ async def test_a_server_killed_at_its_commit_leaves_the_truth_in_the_book(databa
 async def test_calls_sent_together_to_a_server_killed_at_their_commit_can_be_repeated(
     database, proxy, arrives
 ):
-    users = [await database.user(10) for _ in range(3)]
+    users = await database.users_of_one_shard(3, 10)
     items = [many_calls.spend(users[0], 3), many_calls.hold(users[1]), many_calls.spend(users[2])]
     held = proxy.on(COMMIT, Kind.HOLD)
     with process("serve", CREDIT_DATABASE_URL=proxy.url) as server:
@@ -240,7 +241,7 @@ async def test_calls_sent_together_to_a_server_killed_at_their_commit_can_be_rep
 async def test_a_server_killed_at_two_commits_of_a_lane_leaves_the_truth_in_the_book(
     database, proxy, arrives
 ):
-    users = [await database.user(10) for _ in range(12)]
+    users = await database.users_of_one_shard(12, 10)
     first, requests = (
         [
             pb.SpendCreditsRequest(user_id=str(user_id), amount=3, idempotency_key=uuid4().hex)
@@ -308,6 +309,7 @@ async def test_a_frozen_server_frees_its_users_and_thaws_without_harm(database, 
     assert not await database.faults()
 
 
+@needs_socket
 async def test_a_server_that_starts_before_its_database_waits_for_it_and_says_so(database):
     directory = Path(tempfile.mkdtemp(prefix="credit-link-"))
     sockets = parse_qs(urlsplit(database.service_url).query)["host"][0]
