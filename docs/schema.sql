@@ -60,7 +60,7 @@ CREATE TABLE auth.users (
     CONSTRAINT users_pkey PRIMARY KEY (id)
 );
 
-GRANT INSERT (id) ON auth.users TO credit_service;
+GRANT INSERT (id, created_at) ON auth.users TO credit_service;
 
 -- The accounts: one row per user, which is the running total and the lock of everything that
 -- happens to the user. There is no further index and room on each page, so that an update stays on
