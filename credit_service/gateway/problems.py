@@ -98,6 +98,7 @@ ROWS: Mapping[tuple[Source, str], Row] = {
         409, "PAYMENT_MISMATCH", "This payment was recorded otherwise; ask support."
     ),
     ("service", "BATCH_ABORTED"): Row(409, "BATCH_ABORTED"),
+    ("service", "FEED_NOT_OFFERED"): Row(501, "FEED_NOT_OFFERED"),
     ("service", "ALREADY_PAID"): Row(409, "ALREADY_PAID", "This job was paid before."),
     ("service", "SPEND_LIMIT_EXCEEDED"): Row(
         429, "SPEND_LIMIT_EXCEEDED", figures=("window", "limit", "spent"), retry_after=60

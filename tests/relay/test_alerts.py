@@ -13,6 +13,7 @@ from kit.alerts import (
     nothing_waits,
 )
 from kit.commands import SOON, ask, grant, lanes, spend
+from kit.feed import all_readable
 from kit.waiting import eventually
 
 from credit_service.rules.commands import SetPolicy
@@ -208,6 +209,7 @@ async def test_the_first_start_begins_at_the_end_and_compares_an_account_at_its_
     before, idle = await database.user(20), await database.user(20)
     for user_id in (before, idle):
         await client.spend_credits(user_id, amount=15)
+    await all_readable(database)
     async with making_alerts(database):
         await client.spend_credits(before, amount=1)
         await all_is_read(database)
@@ -221,6 +223,7 @@ async def test_a_policy_change_of_an_account_that_was_never_read_is_compared_wit
     user_id = await database.user(30)
     for _ in range(3):
         await client.spend_credits(user_id, amount=1)
+    await all_readable(database)
     async with making_alerts(database) as made:
         made.cancel()
         await asyncio.wait({made})
