@@ -161,6 +161,7 @@ def _with_operator(work: Callable[[Operator], Awaitable[None]]) -> None:
         made = _required(settings, service_url)
 
         async def run() -> None:
+            await _require_feed(made.address)
             pool = ReadPool(made.address, 1)
             await pool.open()
             try:

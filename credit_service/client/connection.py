@@ -193,14 +193,14 @@ class Connection:
                 response = await make(method, request, deadline)
             except grpc.aio.AioRpcError as failure:
                 if failure.code() not in _REPEATED:
-                    self._budget.succeeded()
+                    self._budget.succeeded(self._calls_in_flight)
                     raise status.typed(failure) from failure
                 pause = pauses.next(status.retry_seconds(failure))
                 affordable = self._budget.failed(self._calls_in_flight)
                 if not affordable or tries == TRIES_MAX or loop.time() + pause >= deadline:
                     raise status.typed(failure) from failure
             else:
-                self._budget.succeeded()
+                self._budget.succeeded(self._calls_in_flight)
                 return response
             await asyncio.sleep(pause)
 

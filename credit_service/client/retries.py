@@ -47,17 +47,22 @@ class RetryBudget:
     As in gRPC's retry throttling (gRFC A6): a failure costs a token, a success earns a tenth, and
     while no more than half of the tokens are left nothing is repeated. A token a second is earned
     as well, because a worker that makes a call a minute would need an hour to earn them back.
-    A failure costs less where more than 200 calls are in flight: a connection or a request that
-    many of them share can end all of them at once, and each may be repeated then.
+    Where more than 200 calls are in flight each of them counts for less, a success as well: a
+    connection or a request that many of them share can end all of them at once, and each may be
+    repeated then.
     """
 
     def __init__(self) -> None:
         self._tokens = _TOKENS_MAX
         self._counted_at = time.monotonic()
 
-    def succeeded(self) -> None:
-        """Counts a call that the service answered, with a refusal or without."""
-        self._add(_TOKENS_PER_SUCCESS)
+    def succeeded(self, calls_in_flight: int) -> None:
+        """Counts a call that the service answered, with a refusal or without.
+
+        Args:
+            calls_in_flight: the client's calls without a final answer, with this one.
+        """
+        self._add(_TOKENS_PER_SUCCESS * _weight(calls_in_flight))
 
     def failed(self, calls_in_flight: int) -> bool:
         """Counts a try without a final answer; returns whether it may be repeated.
@@ -65,7 +70,7 @@ class RetryBudget:
         Args:
             calls_in_flight: the client's calls without a final answer, with this one.
         """
-        self._add(-min(1.0, _TOKENS_PER_LOSS_OF_ALL / calls_in_flight))
+        self._add(-_weight(calls_in_flight))
         return self._tokens > _TOKENS_MAX / 2
 
     def _add(self, tokens: float) -> None:
@@ -74,3 +79,7 @@ class RetryBudget:
         self._counted_at = now
         available = min(self._tokens + earned, _TOKENS_MAX)
         self._tokens = min(max(available + tokens, 0.0), _TOKENS_MAX)
+
+
+def _weight(calls_in_flight: int) -> float:
+    return min(1.0, _TOKENS_PER_LOSS_OF_ALL / calls_in_flight)

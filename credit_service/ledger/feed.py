@@ -14,11 +14,10 @@ from uuid import UUID
 
 import orjson
 
-from credit_service.database.distributed_book import is_distributed
 from credit_service.errors import FeedNotOffered
 from credit_service.ledger.read_connections import repeated
 from credit_service.ledger.rows import POLICY_COLUMNS, to_entry, to_policy
-from credit_service.ledger.statement_texts import SQL
+from credit_service.ledger.statement_texts import SQL, of_distributed_book
 from credit_service.rules.feed_values import (
     KIND_ADVANCED,
     KIND_ALERT,
@@ -88,7 +87,6 @@ class Feed:
     def __init__(self, pool: ReadPool) -> None:
         """Takes the connections; a page holds one only while it is read."""
         self._pool = pool
-        self._offered = False
 
     @repeated
     async def page(
@@ -117,10 +115,8 @@ class Feed:
         limit = min(limit, PAGE_LIMIT_MAX)
         starts = [_start(after, kind) for kind in KINDS]
         async with self._pool.lend() as connection:
-            if not self._offered:
-                if await is_distributed(connection):
-                    raise FeedNotOffered
-                self._offered = True
+            if of_distributed_book(connection):
+                raise FeedNotOffered
             rows = await connection.fetch(
                 SQL["read_feed"], limit, list(kinds), after.tx, after.user_id, *starts
             )

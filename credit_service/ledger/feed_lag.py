@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from credit_service.database.distributed_book import is_distributed
 from credit_service.errors import LedgerUnavailable
 from credit_service.ledger import metrics
 from credit_service.ledger.read_connections import repeated
-from credit_service.ledger.statement_texts import SQL
+from credit_service.ledger.statement_texts import SQL, of_distributed_book
 
 if TYPE_CHECKING:
     import asyncpg
@@ -61,7 +60,7 @@ class FeedLag:
             LedgerUnavailable: the database is away.
         """
         async with self._pool.lend() as connection:
-            if await is_distributed(connection):
+            if of_distributed_book(connection):
                 return
             [measured] = await connection.fetch(SQL["measure_feed"], ENTRIES_MAX)
             passed, entries, seconds = measured

@@ -24,5 +24,10 @@ DISTRIBUTED_SQL = {name: distributed_text(text) for name, text in SQL.items()}
 
 def text(connection: asyncpg.Connection | PoolConnectionProxy, name: str) -> str:
     """The text of a statement for the book that a connection leads to."""
+    return (DISTRIBUTED_SQL if of_distributed_book(connection) else SQL)[name]
+
+
+def of_distributed_book(connection: asyncpg.Connection | PoolConnectionProxy) -> bool:
+    """Whether a connection leads to a distributed book, by the map that was read last."""
     # A connection that somebody else made has no such attribute.
-    return (DISTRIBUTED_SQL if getattr(connection, "is_distributed", False) else SQL)[name]
+    return getattr(connection, "is_distributed", False)

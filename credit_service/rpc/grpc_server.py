@@ -36,8 +36,8 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CreditService"].full_name
 _LAST_REPLIES_SECONDS = 0.05
 _STOP_SECONDS = 0.5
 
-# Calls that may wait until Python looks at them. Beyond this number gRPC itself answers CANCELLED
-# without a reason, which is only there to bound the memory: 10 KB a call.
+# Calls of all methods together that may wait until Python looks at them. Beyond this number gRPC
+# itself answers CANCELLED without a reason, which is only there to bound the memory: 10 KB a call.
 _UNACCEPTED_CALLS_MAX = 10_000
 
 _SILENCE_POLL_SECONDS = 1.0

@@ -140,8 +140,8 @@ def _json(event: EventDict, **options: Any) -> bytes:
 class _Gathered:
     """A file to which the lines of a few milliseconds are written together.
 
-    While a line is written, gRPC's threads take the interpreter's lock, so that each write costs
-    several times as much as a line. A warning or worse does not wait, nor do the lines before it,
+    Measured, each write costs several times as much as a line, probably because gRPC's threads take
+    the interpreter's lock meanwhile. A warning or worse does not wait, nor do the lines before it,
     and nothing waits outside of an event loop. A process that is killed loses the lines that wait.
     """
 
@@ -154,8 +154,12 @@ class _Gathered:
         atexit.register(self._write_out)
 
     def hurry(self, _logger: object, method: str, event: EventDict) -> EventDict:
-        """Notes from the level of an event whether its line may wait."""
-        self._hurried = method not in {"debug", "info"}
+        """Notes from the level of an event whether its line, and those before it, may wait."""
+        hurried = method not in {"debug", "info"}
+        if hurried:
+            # A library's line does not come through this file.
+            self._write_out()
+        self._hurried = hurried
         return event
 
     def write(self, line: bytes) -> None:
@@ -178,10 +182,10 @@ class _Gathered:
         self._hurried, self._due_in = False, None
         with self._lock:
             lines, self._lines = self._lines, []
-            # Lines that cannot be written are lost: a full disk or a closed pipe must not end the
-            # service or fill its memory.
-            with contextlib.suppress(OSError):
-                for piece in _pieces(lines):
+            for piece in _pieces(lines):
+                # Lines that cannot be written are lost: a full disk or a closed pipe must not end
+                # the service or fill its memory.
+                with contextlib.suppress(OSError):
                     self._file.write(piece)
                     self._file.flush()
 

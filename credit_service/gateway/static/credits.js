@@ -284,6 +284,7 @@ export class CreditsStore extends EventTarget {
     }
     this.#setBuying(true);
     try {
+      saveCard = Boolean(saveCard);
       const body = saveCard ? { pack, save_card: true } : { pack };
       const intent = intentFor(this.#base.href, pack, saveCard);
       const [order, config] = await Promise.all([
