@@ -17,6 +17,8 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from asyncpg.pool import PoolConnectionProxy
+
     from credit_service.database.shard_map import Shards
 
 _log = structlog.get_logger()
@@ -57,6 +59,18 @@ class StatementCache:
         if self.size > 0:
             self.size = 0
             _log.warning(_ADVICE, problem=problem)
+
+
+async def fetch_by_values(
+    connection: asyncpg.Connection | PoolConnectionProxy, statement: str, *values: object
+) -> list[asyncpg.Record]:
+    """Fetches by a plan for these values, where they decide which index is right.
+
+    The service's role keeps one plan per statement, whatever its values.
+    """
+    async with connection.transaction():
+        await connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
+        return await connection.fetch(statement, *values)
 
 
 class Connection(asyncpg.Connection):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from credit_service.database.statements import fetch_by_values
 from credit_service.ledger.rows import (
     account_row,
     entry_row,
@@ -408,18 +409,12 @@ async def list_entries(
     the entries it returns the seq that it started at, which is None if the user has no account, and
     how many grants the account has had: without any, no entry changed one.
     """
-    rows = await connection.fetch(
-        SQL["list_entries"],
-        user_id,
-        newest,
-        older_than_all,
-        types,
-        reference,
-        related_seq,
-        limit,
-        looks_at,
-        grant_seq,
-    )
+    values = (newest, older_than_all, types, reference, related_seq, limit, looks_at, grant_seq)
+    if related_seq is None:
+        rows = await connection.fetch(SQL["list_entries"], user_id, *values)
+    else:
+        # There is an index of what entries are related to.
+        rows = await fetch_by_values(connection, SQL["list_entries"], user_id, *values)
     began_at, grants_made = rows[0][-2:] if rows else (None, 0)
     return began_at, grants_made, [to_entry(row) for row in rows if row[0] is not None]
 

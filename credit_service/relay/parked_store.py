@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from credit_service.database.statements import fetch_by_values
 from credit_service.relay.store import SQL
 from credit_service.rules.feed_values import Place
 
@@ -167,7 +168,8 @@ async def list_parked(
         after: the last one of the page before.
         limit: how many.
     """
-    rows = await connection.fetch(SQL["list_parked"], endpoint, dead, *after, limit)
+    # There is an index of the dead, and one of the others.
+    rows = await fetch_by_values(connection, SQL["list_parked"], endpoint, dead, *after, limit)
     return [Listed(Place(*row[:4]), *row[4:]) for row in rows]
 
 

@@ -5,8 +5,8 @@ coordinator knows its workers. Every node must let that superuser and credit_ser
 the tests make where it is missing. What is in the database stays as it is: the tests make databases
 of their own on all nodes, and drop them.
 
-There is no package of Citus to install, so continuous integration has none. `tests/citus-suites` names the tests
-that are meant for a cluster.
+There is no package of Citus to install, so continuous integration has none. `tests/citus-suites`
+names the tests that are meant for a cluster.
 """
 
 import os

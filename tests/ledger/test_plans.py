@@ -14,6 +14,9 @@ from kit.waiting import eventually
 
 from credit_service.database.postgres import Address
 from credit_service.ledger import store
+from credit_service.ledger.store import SQL
+from credit_service.relay import parked_store
+from credit_service.rules.feed_values import BEGINNING
 
 ENTRIES = 100_000
 OTHERS = 5_000
@@ -206,6 +209,38 @@ async def test_the_statements_of_a_small_batch_are_not_planned_each_time(databas
     planned = await connection.fetchval("SELECT sum(custom_plans) FROM pg_prepared_statements")
     await connection.close()
     assert planned == 0
+
+
+async def test_entries_related_to_one_are_found_by_their_index(analysed):
+    database, _, many = analysed
+    related = [many, ENTRIES, 0, None, None, 7, 50, 10_000, None]
+    async with session(database.service_url, plan_cache_mode="force_custom_plan") as prepared:
+        plan = await prepared.plan("list_entries", related)
+        assert "entries_by_what_they_settle" in {node.get("Index Name") for node in nodes(plan)}
+    connection = await Address(database.service_url).connect()
+    for related_seq in (7, None):
+        await store.list_entries(
+            connection, many, newest=ENTRIES, related_seq=related_seq, limit=50, looks_at=10_000
+        )
+    assert await plans_made(connection, SQL["list_entries"]) == (1, 1)
+    await connection.close()
+
+
+async def test_dead_events_are_listed_by_a_plan_for_the_dead(database):
+    connection = await Address(database.service_url).connect()
+    for dead in (True, False):
+        await parked_store.list_parked(connection, "one", dead=dead, after=BEGINNING, limit=10)
+    assert await plans_made(connection, parked_store.SQL["list_parked"]) == (2, 0)
+    await connection.close()
+
+
+async def plans_made(connection, statement):
+    """How many plans for values were made of a statement, and how often the kept one was used."""
+    [counts] = await connection.fetch(
+        "SELECT custom_plans, generic_plans FROM pg_prepared_statements WHERE statement = $1",
+        statement,
+    )
+    return tuple(counts)
 
 
 async def test_no_statement_looks_dear_enough_to_be_compiled(database):
