@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from credit_service.rules.model import Hold
+    from credit_service.rules.model import Entry, EntryId, Hold
     from credit_service.rules.terms import Terms
     from credit_service.rules.user_state import UserState
 
@@ -67,7 +67,8 @@ async def load(
         may settle, some users have `more_due`, and nothing else is loaded about them.
 
     Raises:
-        StaleAccountError: an account was opened meanwhile; the batch must start over.
+        StaleAccountError: an account was opened meanwhile, or a payment can be seen and its entry
+            cannot yet; the batch must start over.
     """
     user_ids = {command.user_id for command in commands}
     locked = await store.lock_accounts(connection, user_ids)
@@ -194,6 +195,9 @@ async def _load_purchases(
         return
     entry_ids = {(bought.user_id, bought.seq) for bought in purchases.values()}
     entries = await store.load_entries(connection, entry_ids)
+    unseen = entry_ids - entries.keys()
+    if unseen and getattr(connection, "is_distributed", False):
+        entries |= await _load_unseen(connection, state, unseen)
     asked = {command.user_id for command in commands}
     for ref, bought in purchases.items():
         entry = entries.get((bought.user_id, bought.seq))
@@ -203,6 +207,28 @@ async def _load_purchases(
         if entry is not None and entry.user_id in asked:
             _locked(state, entry.user_id)
         state.purchases[ref] = bought._replace(entry=entry)
+
+
+async def _load_unseen(
+    connection: asyncpg.Connection, state: BatchState, entry_ids: set[EntryId]
+) -> dict[EntryId, Entry]:
+    """Reads entries once more that payments name and that were not there on a distributed book.
+
+    Two nodes commit a payment and its entry, one after the other, so the payment can be seen for a
+    moment without its entry. Only an account that is locked has no such entry under way.
+
+    Raises:
+        StaleAccountError: an entry may be under way; the batch must start over.
+    """
+    locked = {user_id for user_id, user in state.users.items() if not user.is_new}
+    not_locked = {user_id for user_id, _ in entry_ids} - locked
+    if not not_locked:
+        return {}
+    for user_id in await store.find_users(connection, not_locked):
+        # It is another call's user, or the payment opens the account. The lock waits for the node.
+        if user_id in state.users or not await store.lock_accounts(connection, [user_id]):
+            raise store.StaleAccountError("a payment is there without its entry")
+    return await store.load_entries(connection, entry_ids)
 
 
 async def _load_reversals(

@@ -3,7 +3,10 @@
 A lane has a queue. While a batch of it is in flight, commands wait in the queue, and the next batch
 is the whole queue, up to a bound. When much has piled up, a second batch begins before the first is
 committed: the database writes the one while the process decides the other. The two never have a
-user in common, so a user has no more than one transaction in flight and is served in order.
+user in common, so a user has no more than one transaction in flight and is served in order. On a
+distributed book this is so of each lane only: a user's purchases with a payment, reversals and
+top-up notes go through a lane of their own, and their order with the user's other calls is that in
+which they get the lock of the account's row.
 
 The handler of a call owns no transaction: it waits for a future, and when it is cancelled it only
 stops waiting. Futures are resolved after the COMMIT and never before.
@@ -289,25 +292,38 @@ class NodeLanes:
         first = node * settings.lanes
         self._lanes = [self._lane(str(first + number)) for number in range(settings.lanes)]
         self._payments: Lane | None = None
+        self._closing = False
 
     def of(self, user_id: UUID) -> Lane:
         """Chooses the lane of a user."""
-        contention = self._contention
-        if contention and contention.includes(user_id, asyncio.get_running_loop().time()):
+        if self._is_contended(user_id):
             return self._contended
         return self._lanes[user_id.int % len(self._lanes)]
 
-    def of_payments(self) -> Lane:
-        """The lane of calls that name a payment, which is made for the first of them."""
+    def of_payments(self, user_id: UUID) -> Lane:
+        """Chooses the lane of a user's calls that name a payment; the first of them makes it.
+
+        Raises:
+            LedgerUnavailable: the lanes are closing, and it was not made before.
+        """
+        if self._is_contended(user_id):
+            return self._contended
         if self._payments is None:
+            if self._closing:
+                raise LedgerUnavailable
             self._payments = self._lane(f"payments{self._suffix}")
         return self._payments
 
     async def close(self) -> None:
         """Closes all of them, as `Lane.close` does one."""
+        self._closing = True
         lanes = self._lanes if self._payments is None else [*self._lanes, self._payments]
         await asyncio.gather(*(lane.close() for lane in lanes))
         await self._contended.close()
+
+    def _is_contended(self, user_id: UUID) -> bool:
+        contention = self._contention
+        return bool(contention) and contention.includes(user_id, asyncio.get_running_loop().time())
 
     def _lane(self, name: str) -> Lane:
         calls = [
@@ -341,7 +357,7 @@ class Lanes:
         # A payment may be kept on another node than its user. Such a batch commits in two phases,
         # and no other call should wait for that.
         if self._shards.map.is_distributed and names_payment(command):
-            return lanes.of_payments().submit(command, deadline)
+            return lanes.of_payments(command.user_id).submit(command, deadline)
         return lanes.of(command.user_id).submit(command, deadline)
 
     def of(self, user_id: UUID) -> Lane:

@@ -25,7 +25,7 @@ from credit_service.rules.holds import at
 from credit_service.rules.model import Account, transaction_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -304,15 +304,15 @@ class Reads:
         onward = found[page_size].seq if len(found) > page_size else None
         return [at(hold, now) for hold in found[:page_size]], onward
 
-    async def changes(self, seen: Mapping[UUID, Account | None]) -> list[Account]:
-        """Reads those accounts that differ from what was seen of them; None: never seen.
-
-        Those of a node that is away are left out.
+    async def changes(
+        self, seen: Mapping[UUID, Account | None], take: Callable[[Account], None]
+    ) -> None:
+        """Reads accounts that differ from what was seen, as `AccountReads.changes` does.
 
         Raises:
             LedgerUnavailable: the database is away.
         """
-        return await self._accounts.changes(seen)
+        await self._accounts.changes(seen, take)
 
     @repeated
     async def now(self) -> datetime:

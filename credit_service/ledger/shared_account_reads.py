@@ -121,10 +121,16 @@ class AccountReads:
             self._nodes.append(_NodeReads(self._pool, self._terms))
         return self._nodes[node].read(user_id)
 
-    async def changes(self, seen: Mapping[UUID, Account | None]) -> list[Account]:
-        """Reads those accounts that differ from what was seen of them; None: never seen.
+    async def changes(
+        self, seen: Mapping[UUID, Account | None], take: Callable[[Account], None]
+    ) -> None:
+        """Reads those accounts that differ from what was seen of them, of all nodes at once.
 
         Those of a node that is away are left out.
+
+        Args:
+            seen: by user; None: never seen.
+            take: gets each of the accounts as soon as their node has answered.
 
         Raises:
             LedgerUnavailable: the database is away.
@@ -137,16 +143,20 @@ class AccountReads:
                 if account is None
                 else (user_id, account.seq, account.policy_changes, account.last_updated)
             )
-        changed: list[Account] = []
-        away = 0
-        for part in asked.values():
-            try:
-                changed += await self._changed(part)
-            except LedgerUnavailable:
-                away += 1
-                if away == len(asked):
-                    raise
-        return changed
+
+        async def read(part: list[tuple[UUID, int, int, datetime | None]]) -> None:
+            for account in await self._changed(part):
+                take(account)
+
+        if len(asked) == 1:
+            await read(*asked.values())
+            return
+        ends = await asyncio.gather(*map(read, asked.values()), return_exceptions=True)
+        faults = [end for end in ends if end is not None]
+        away = [fault for fault in faults if isinstance(fault, LedgerUnavailable)]
+        for fault in faults:
+            if len(away) == len(asked) or fault not in away:
+                raise fault
 
     @repeated
     async def _changed(self, asked: list[tuple[UUID, int, int, datetime | None]]) -> list[Account]:

@@ -115,9 +115,7 @@ class Watchers:
             started = loop.time()
             try:
                 self._polls += 1
-                for account in await self._reads.changes(self._seen):
-                    self._due.plan(account)
-                    self._tell(account)
+                await self._reads.changes(self._seen, self._take)
                 if self._due.is_planned:
                     self._due.look(await self._reads.now())
             except LedgerUnavailable:
@@ -127,6 +125,10 @@ class Watchers:
                 # No failure may end the poll.
                 _log.exception("watch poll failed")
             await asyncio.sleep(max(0.0, POLL_SECONDS - (loop.time() - started)))
+
+    def _take(self, account: Account) -> None:
+        self._due.plan(account)
+        self._tell(account)
 
     def _tell(self, account: Account) -> None:
         # A listener that came while the poll was running may have read a later state already. It

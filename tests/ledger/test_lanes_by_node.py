@@ -12,6 +12,7 @@ from kit.shard_catalog import HALVES, QUARTERS, lay_out, refuse_several_shards, 
 from kit.waiting import eventually
 
 from credit_service.database.postgres import Address
+from credit_service.errors import LedgerUnavailable
 from credit_service.ledger.lanes import Lanes
 from credit_service.ledger.read_connections import ReadPool
 from credit_service.ledger.shard_following import follow_shards
@@ -92,6 +93,30 @@ async def test_calls_that_name_a_payment_have_a_lane_of_their_own(database, prox
         assert not waiting[0].done()
         slow.release()
         assert kinds(await answers(waiting)) == [Outcome]
+
+
+async def test_a_contended_user_s_payments_hold_up_no_other_payments(database):
+    await lay_out(database, QUARTERS)
+    locked, other = [await user_on(database, QUARTERS, 0) for _ in range(2)]
+    address = await knowing(database.service_url)
+    async with database.locked(locked), lanes(address.url, address=address) as writers:
+        await ask(writers, spend(locked))
+        node = writers._nodes[0]
+        assert node.of_payments(locked) is node.of(locked)
+        assert node.of_payments(other) is not node.of(locked)
+        given = await ask(writers, purchase(locked, ref="pi_1"), purchase(other, ref="pi_2"))
+    assert kinds(given) == [LedgerUnavailable, Outcome]
+
+
+async def test_no_lane_of_payments_is_made_while_the_lanes_close(database):
+    await lay_out(database, QUARTERS)
+    user_id = await user_on(database, QUARTERS, 0)
+    writers = Lanes(writer_settings(database.service_url))
+    await ask(writers, spend(user_id))
+    await writers.close()
+    with pytest.raises(LedgerUnavailable):
+        submit(writers, purchase(user_id, ref="pi_1"))
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("lane")]
 
 
 async def test_on_one_database_a_payment_shares_the_transaction_of_other_calls(database):

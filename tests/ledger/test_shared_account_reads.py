@@ -44,6 +44,13 @@ async def arrived(client):
     await client.list_prices()
 
 
+async def changes(reads, users):
+    """Whose accounts have changed since they were never seen."""
+    changed = []
+    await reads.changes(dict.fromkeys(users), changed.append)
+    return [account.user_id for account in changed]
+
+
 async def test_users_of_other_nodes_are_read_while_a_node_is_silent(proxy, database):
     await lay_out(database, QUARTERS)
     here, neighbour, other = [await user_on(database, QUARTERS, shard) for shard in (0, 2, 1)]
@@ -65,12 +72,45 @@ async def test_a_node_that_is_away_leaves_the_changes_of_other_nodes(proxy, data
     async with reading(proxy.url) as reads:
         await reads.now()
         proxy.on(READ, Kind.CUT_BEFORE)
-        seen = dict.fromkeys(users)
-        assert [account.user_id for account in await reads.changes(seen)] == [users[1]]
-        assert {account.user_id for account in await reads.changes(seen)} == set(users)
+        assert len(await changes(reads, users)) == 1
+        assert set(await changes(reads, users)) == set(users)
         proxy.on(READ, Kind.CUT_BEFORE, times=2)
         with pytest.raises(LedgerUnavailable):
-            await reads.changes(seen)
+            await changes(reads, users)
+
+
+async def test_changes_of_other_nodes_are_told_while_a_node_is_silent(proxy, database):
+    await lay_out(database, QUARTERS)
+    users = [await user_on(database, QUARTERS, shard) for shard in (0, 1)]
+    told = asyncio.Queue()
+    async with reading(proxy.url) as reads:
+        await reads.now()
+        silent = proxy.on(READ, Kind.HOLD)
+        reading_on = asyncio.create_task(reads.changes(dict.fromkeys(users), told.put_nowait))
+        await silent.met.wait()
+        async with asyncio.timeout(patience(2)):
+            first = await told.get()
+        assert not reading_on.done()
+        silent.release()
+        await reading_on
+        assert {first.user_id, told.get_nowait().user_id} == set(users)
+
+
+async def test_a_failure_on_one_node_loses_no_changes_of_another(proxy, database):
+    await lay_out(database, QUARTERS)
+    users = [await user_on(database, QUARTERS, shard) for shard in (0, 1)]
+    told = []
+
+    def take(account):
+        told.append(account.user_id)
+        if len(told) == 1:
+            raise ValueError
+
+    async with reading(proxy.url) as reads:
+        await reads.now()
+        with pytest.raises(ValueError):
+            await reads.changes(dict.fromkeys(users), take)
+    assert set(told) == set(users)
 
 
 async def test_reads_that_are_asked_for_during_a_read_share_the_next_one(proxy, database):
@@ -172,7 +212,6 @@ async def test_accounts_that_take_longer_than_a_statement_may_are_read_in_smalle
         assert [account.balance for account in accounts] == [
             number + with_grants for number in range(1, 101)
         ]
-        changed = await reads.changes(dict.fromkeys(users))
-        assert {account.user_id for account in changed} == set(users)
+        assert set(await changes(reads, users)) == set(users)
     finally:
         await pool.close()
