@@ -206,12 +206,14 @@ async def test_an_older_state_is_never_shown_after_a_newer_one(database, client,
     found, release = asyncio.Event(), asyncio.Event()
     changes = Reads.changes
 
-    async def late(ledger, seen):
-        accounts = await changes(ledger, seen)
+    async def late(ledger, seen, take):
+        accounts = []
+        await changes(ledger, seen, accounts.append)
         if any(account.seq == 2 for account in accounts):
             found.set()
             await release.wait()
-        return accounts
+        for account in accounts:
+            take(account)
 
     async with listening(client, user_id) as first:
         await first.hears(lambda credit: credit.seq == 1)

@@ -48,10 +48,12 @@ async def test_a_poll_brings_only_what_changed(database, client, monkeypatch):
     brought = []
     changes = Reads.changes
 
-    async def counted(ledger, seen):
-        accounts = await changes(ledger, seen)
+    async def counted(ledger, seen, take):
+        accounts = []
+        await changes(ledger, seen, accounts.append)
         brought.append(len(accounts))
-        return accounts
+        for account in accounts:
+            take(account)
 
     async def rests_after(count):
         await eventually(lambda: sum(brought) >= count and brought[-3:] == [0, 0, 0])
