@@ -184,6 +184,31 @@ async def test_a_fork_beside_a_client_has_no_threads_of_grpc(service):
     assert said.split() == ["1"]
 
 
+COLLECTING = """
+import asyncio, gc, os
+
+def leave():
+    if gc.isenabled():
+        os._exit(7)
+
+os.register_at_fork(after_in_child=leave)
+
+import uvloop
+import credit_service
+
+async def main():
+    program = await asyncio.create_subprocess_exec("true")
+    return await program.wait()
+
+print(uvloop.run(main()), gc.isenabled())
+"""
+
+
+async def test_no_garbage_is_collected_between_fork_and_exec():
+    """A channel in it would hang the child, and on uvloop its parent."""
+    assert await run(COLLECTING) == "0 True\n"
+
+
 async def test_a_client_that_was_not_used_yet_works_after_a_fork(service):
     """As with a server that loads an application before it forks its workers."""
     said = await run(
