@@ -277,11 +277,7 @@ _REFUSALS = (
 async def _migrate(owner_url: str, service_url: str) -> None:
     setting = "CREDIT_DATABASE_URL"
     try:
-        connection = await Address(service_url, 0).connect(reads_shards=False)
-        try:
-            service_role = await connection.fetchval("SELECT current_user")
-        finally:
-            await connection.close()
+        service_role = await Address(service_url, 0).role()
         if owner_url != service_url:
             setting = "CREDIT_MIGRATE_URL"
         await migrations.migrate(owner_url, service_role, print)

@@ -40,11 +40,7 @@ def distribute(*, dry_run: Annotated[bool, Parameter(negative="")] = False) -> N
 
 async def _distribute(owner_url: str, service_url: str, *, dry_run: bool) -> None:
     try:
-        connection = await Address(service_url, 0).connect(reads_shards=False)
-        try:
-            service_role = await connection.fetchval("SELECT current_user")
-        finally:
-            await connection.close()
+        service_role = await Address(service_url, 0).role()
         await distribution.distribute(owner_url, service_role, print, dry_run=dry_run)
     except asyncpg.InsufficientPrivilegeError as error:
         raise Refused(

@@ -11,9 +11,9 @@ from cyclopts import App, Parameter
 from credit_service import cli_start
 from credit_service.cli_start import Refused
 from credit_service.database import feed_numbers
-from credit_service.database.distributed_book import is_distributed
 from credit_service.database.postgres import Address, absence
 from credit_service.errors import FeedNotOffered
+from credit_service.ledger.statement_texts import of_distributed_book
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -91,7 +91,7 @@ async def _run(work: Callable[[asyncpg.Connection], Awaitable[int]], url: str) -
     try:
         connection = await Address(url, 0).connect()
         try:
-            if await is_distributed(connection):
+            if of_distributed_book(connection):
                 raise Refused(str(FeedNotOffered()))
             return await work(connection)
         finally:

@@ -17,6 +17,7 @@ from credit_service.database import distributed_book, migrations
 from credit_service.database.postgres import Address, unreachable
 from credit_service.errors import LedgerUnavailable
 from credit_service.ledger.read_connections import ReadPool
+from credit_service.ledger.statement_texts import of_distributed_book
 from credit_service.relay import operate
 from credit_service.relay.endpoints import EndpointsFile
 from credit_service.relay.relay import AlertSettings, RelaySettings, relaying
@@ -128,7 +129,7 @@ async def _require_feed(address: Address) -> None:
         connection = await address.connect()
         try:
             missing = await migrations.pending(connection)
-            distributed = await distributed_book.is_distributed(connection)
+            distributed = of_distributed_book(connection)
         finally:
             await connection.close()
     except Exception as error:

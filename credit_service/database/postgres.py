@@ -186,6 +186,15 @@ class Address:
                 raise
         return connection
 
+    async def role(self) -> str:
+        """Asks for the role that the URL connects as; raises as `connect` does."""
+        connection = await self.connect(reads_shards=False)
+        try:
+            role: str = await connection.fetchval("SELECT current_user")
+        finally:
+            await connection.close()
+        return role
+
     def pool(self, size: int) -> asyncpg.Pool:
         """Makes the pool of the reads, not yet opened; it holds at most `size` connections."""
 

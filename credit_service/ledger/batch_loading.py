@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from credit_service.ledger import store
 from credit_service.ledger.due_loading import Due, find_due
 from credit_service.ledger.grant_loading import load_grants
+from credit_service.ledger.statement_texts import of_distributed_book
 from credit_service.ledger.top_up_loading import load_top_ups
 from credit_service.rules import allowances
 from credit_service.rules.batch_state import BatchState
@@ -196,7 +197,7 @@ async def _load_purchases(
     entry_ids = {(bought.user_id, bought.seq) for bought in purchases.values()}
     entries = await store.load_entries(connection, entry_ids)
     unseen = entry_ids - entries.keys()
-    if unseen and getattr(connection, "is_distributed", False):
+    if unseen and of_distributed_book(connection):
         entries |= await _load_unseen(connection, state, unseen)
     asked = {command.user_id for command in commands}
     for ref, bought in purchases.items():

@@ -15,6 +15,7 @@ from kit.programs import free_port
 from kit.services import running, server_settings
 from kit.stripe_fakes import KEY, bridge_process, bridge_url
 from kit.waiting import eventually, patience
+from prometheus_client import REGISTRY
 
 from credit_service.runtime import http
 from credit_service.runtime.start_errors import StartRefusedError
@@ -76,13 +77,16 @@ async def test_a_server_that_cancels_its_handler_leaves_nothing_half_done(
 
 async def test_a_bridge_that_stops_answers_what_it_has_and_takes_no_more(database):
     user_id = await database.user(1)
+    await database.wait_longer_for_locks()
     holder = await locked(database, user_id)
+    limits = Limits(budget_seconds=patience(30))
     async with (
         running(server_settings(database.service_url)) as service,
-        running_bridge(bridge_settings(service.target)) as bridge,
+        running_bridge(bridge_settings(service.target, limits=limits)) as bridge,
     ):
-        answer = asyncio.create_task(bridge.deliver(event_of(paid_session(user_id))))
-        await eventually(database.waits_for_a_lock)
+        paid = [event_of(paid_session(user_id)) for _ in range(100)]
+        answers = [asyncio.create_task(bridge.deliver(event)) for event in paid]
+        await eventually(lambda: REGISTRY.get_sample_value("stripe_bridge_in_flight_events") == 100)
         bridge.stop.set()
 
         async def is_closed():
@@ -93,10 +97,12 @@ async def test_a_bridge_that_stops_answers_what_it_has_and_takes_no_more(databas
             return False
 
         await eventually(is_closed)
-        assert not answer.done()
+        assert not any(answer.done() for answer in answers)
         await holder.execute("COMMIT")
-        assert status_and_outcome(await answer) == (200, "committed")
+        for answer in await asyncio.gather(*answers):
+            assert status_and_outcome(answer) == (200, "committed")
         await bridge.task
+        assert await balance(await service.client(), user_id) == 1 + 100 * 100
     await holder.close()
 
 

@@ -1,7 +1,7 @@
 """Random payments, refunds and disputes, delivered in every faulty way, compared with sums.
 
 Every run draws the same lives and deliveries (derandomized); how they interleave is up to the race.
-With `--long` there are more, drawn differently each time.
+With `--long` there are more, some of them drawn differently each time.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Literal
 import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
-from kit.extent import extent
+from kit.extent import extent, unless_long
 from kit.stripe_fakes import fake_stripe
 from kit.stripe_lives import (
     DISPUTES,
@@ -149,7 +149,7 @@ _RACES = settings(
 )
 
 
-@settings(_RACES, derandomize=True, max_examples=1)
+@settings(_RACES, derandomize=True, max_examples=unless_long(1, 4))
 @example(drawn=Example(_OF_EVERY_KIND, "2026-10-28.endive", "loss", 1))
 @example(drawn=Example(_OF_EVERY_KIND, "2022-08-01", "none", 2))
 @given(drawn=_EXAMPLES)

@@ -38,7 +38,7 @@ API_FAULTS = (
     {"kind": "cut", "share": 0.01},
     {"kind": "hang", "share": 0.002, "seconds": 6},
 )
-PAYMENTS, LOST_PAYMENTS = extent((1_000, 60), (10_000, 300))
+PAYMENTS, LOST_PAYMENTS = extent((1_500, 100), (10_000, 300))
 RESTART_PAUSE = extent((3, 10), (5, 15))  # seconds
 SELLERS = 8
 WRONG_SHARE = 0.0001

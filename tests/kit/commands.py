@@ -1,7 +1,7 @@
 """Commands as the servicer makes them, lanes and reads to give them to, and what came of them."""
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from uuid import uuid4
 
@@ -46,6 +46,23 @@ async def reading(url, terms=TERMS):
         yield Reads(pool, pool, terms)
     finally:
         await pool.close()
+
+
+@asynccontextmanager
+async def opened_by_floor(database, terms_of_floor):
+    """The database by one connection, and for each floor a lane and reads that know its terms.
+
+    All examples of a test use them, because opening connections takes longer than an example.
+    """
+    async with AsyncExitStack() as stack:
+        kept = await stack.enter_async_context(database.kept_open())
+        opened = {}
+        for floor, terms in terms_of_floor.items():
+            opened[floor] = (
+                await stack.enter_async_context(lanes(database.service_url, terms=terms)),
+                await stack.enter_async_context(reading(database.service_url, terms)),
+            )
+        yield kept, opened
 
 
 def _common(user_id, key, changes):

@@ -4,7 +4,6 @@ Nothing is lost, doubled or below what the law allows: the ledger adds up, what 
 it is then recorded, and no allowance comes twice.
 """
 
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 from kit.clock import move_clock
-from kit.commands import lanes, reading
+from kit.commands import opened_by_floor
 from kit.extent import extent
 from kit.rule_tables import TERMS
 from model.drawn_grants import histories
@@ -30,20 +29,9 @@ FLOORS = (0, -5)
 
 @pytest.fixture
 async def by_floor(database):
-    """The database by one connection, and for each floor a lane and reads that know it.
-
-    All examples of a test use them, because opening connections takes longer than an example.
-    """
-    async with AsyncExitStack() as stack:
-        kept = await stack.enter_async_context(database.kept_open())
-        opened = {}
-        for floor in FLOORS:
-            terms = replace(TERMS, min_balance=floor, allowance=DAILY)
-            opened[floor] = (
-                await stack.enter_async_context(lanes(database.service_url, terms=terms)),
-                await stack.enter_async_context(reading(database.service_url, terms)),
-            )
-        yield kept, opened
+    terms = {floor: replace(TERMS, min_balance=floor, allowance=DAILY) for floor in FLOORS}
+    async with opened_by_floor(database, terms) as opened:
+        yield opened
 
 
 async def nothing_is_lost_when_the_clock_goes_back(by_floor, floor, steps, moves):

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 from kit.commands import answers, ask, kinds, lanes, spend, submit
 from kit.due_holds import add_due, all_are_recorded, states
-from kit.extent import extent
+from kit.extent import unless_long
 from kit.services import running, server_settings
 from kit.waiting import eventually, patience
 
@@ -27,7 +27,7 @@ def unhurried(monkeypatch):
 
 @pytest.mark.timeout(300)
 async def test_others_are_served_while_a_crashed_fleet_of_workers_expires(database):
-    users = extent(150, 500)
+    users = unless_long(150, 500)
     await add_due(database, users=users, each=100)
     other = await database.user(1_000_000)
     async with running(server_settings(database.service_url, lanes=1)) as service:

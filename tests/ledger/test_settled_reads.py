@@ -4,14 +4,13 @@ Random histories run through the lanes, time passes, and everything is read befo
 recorded and after. Every ordinary run draws the same histories (derandomized).
 """
 
-from contextlib import AsyncExitStack
 from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, Phase, event, example, given, settings
 from hypothesis import strategies as st
 from kit.clock import move_clock
-from kit.commands import lanes, reading
+from kit.commands import opened_by_floor
 from kit.extent import extent
 from kit.rule_tables import TERMS
 from model.drawn_grants import AMOUNTS, LENGTHS, PAID_MINOR, Step, histories
@@ -60,20 +59,9 @@ FLOORS = (0, -5)
 
 @pytest.fixture
 async def by_floor(database):
-    """The database by one connection, and for each floor a lane and reads that know it.
-
-    All examples of a test use them, because opening connections takes longer than an example.
-    """
-    async with AsyncExitStack() as stack:
-        kept = await stack.enter_async_context(database.kept_open())
-        opened = {}
-        for floor in FLOORS:
-            terms = Terms(TERMS.prices, floor)
-            opened[floor] = (
-                await stack.enter_async_context(lanes(database.service_url, terms=terms)),
-                await stack.enter_async_context(reading(database.service_url, terms)),
-            )
-        yield kept, opened
+    terms = {floor: Terms(TERMS.prices, floor) for floor in FLOORS}
+    async with opened_by_floor(database, terms) as opened:
+        yield opened
 
 
 async def reads_show_what_is_then_recorded(by_floor, floor, steps, minutes):

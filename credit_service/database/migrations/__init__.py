@@ -205,9 +205,8 @@ async def _build(connection: asyncpg.Connection, migration: Migration) -> None:
     with _explained(migration.name, "cannot be applied; migrate again"):
         # An index waits for transactions that began before it, and keeps nothing waiting.
         await connection.execute("SET lock_timeout = 0")
-        for statement in migration.sql.split(";\n"):
-            if statement.strip():
-                await connection.execute(statement)
+        for statement in _statements(migration.sql):
+            await connection.execute(statement)
         await connection.execute(SESSION)
 
 
