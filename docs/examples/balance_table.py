@@ -2,7 +2,7 @@
 
 python docs/examples/balance_table.py balances.db
 
-The table and the cursor change in one transaction, so a killed process goes on where it was.
+The table and the cursor change in one transaction, so a killed process continues where it was.
 """
 
 import argparse
@@ -23,13 +23,13 @@ SCHEMA = """
     INSERT OR IGNORE INTO progress VALUES (1, '', 0);
 """
 
-# An entry says what the balance is after it. So a row is written over and never added to, and a
+# An entry says what the balance is after it. So a row is overwritten and never added to, and a
 # batch that comes twice does no harm.
 WRITE = "INSERT OR REPLACE INTO balances VALUES (?, ?, ?, ?, ?)"
 
 
 def follow(client: BlockingCreditClient, table: sqlite3.Connection, *, once: bool) -> None:
-    """Brings the table up to date; unless `once`, it then keeps it so."""
+    """Brings the table up to date and, unless `once`, keeps it up to date."""
     while True:
         (cursor,) = table.execute("SELECT cursor FROM progress").fetchone()
         for batch in client.stream_transactions(cursor=cursor):
@@ -40,7 +40,7 @@ def follow(client: BlockingCreditClient, table: sqlite3.Connection, *, once: boo
 
 
 def keep(table: sqlite3.Connection, batch: pb.StreamTransactionsResponse) -> bool:
-    """Writes a batch with its cursor; False: the table was emptied and begins again."""
+    """Writes a batch with its cursor; False: the table was emptied and must start over."""
     with table:
         for item in batch.items:
             if item.HasField("advanced") and is_new(table, item.advanced):
@@ -59,7 +59,7 @@ def keep(table: sqlite3.Connection, batch: pb.StreamTransactionsResponse) -> boo
 
 
 def is_new(table: sqlite3.Connection, advanced: pb.FeedAdvanced) -> bool:
-    """Whether the table has not yet begun again because of this; the stream repeats it then."""
+    """Whether the table has yet to start over for this item, which the stream then repeats."""
     (last,) = table.execute("SELECT advanced FROM progress").fetchone()
     return bool(advanced.timestamp.ToMicroseconds() > last)
 

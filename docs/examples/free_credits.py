@@ -18,7 +18,7 @@ MONTHLY = pb.Allowance(amount=20, period=pb.ALLOWANCE_PERIOD_MONTH, carry_over=1
 
 
 def welcome(client: BlockingCreditClient, user_id: str) -> None:
-    """Gives the user what is free, and prints when it lapses."""
+    """Gives the user the free credits, and prints when they lapse."""
     client.grant_credits(
         user_id,
         GIFT,

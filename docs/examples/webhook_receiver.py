@@ -18,7 +18,7 @@ BODY_BYTES_MAX = 1 << 20
 
 
 class Receiver:
-    """Keeps the balance of each user, as the newest event has it."""
+    """Keeps the balance of each user from the newest event."""
 
     def __init__(self, secret: str, file: str) -> None:
         self._webhook = Webhook(secret)
@@ -33,7 +33,7 @@ class Receiver:
     def receive(self, headers: dict[str, str], body: bytes) -> None:
         """Handles an event, unless it was handled before.
 
-        The id is written in the same transaction as what the event brings about, so that a crash in
+        The id is written in the same transaction as the effect of the event, so that a crash in
         between loses nothing and a repeat changes nothing.
 
         Raises:
@@ -59,7 +59,7 @@ class Receiver:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers 204 once an event is handled, 400 to what is not from the service."""
+    """Answers 204 once an event is handled, 400 if it is not from the service."""
 
     receiver: Receiver
     timeout = 10

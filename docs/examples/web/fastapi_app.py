@@ -39,7 +39,7 @@ STEMS.mkdir(parents=True, exist_ok=True)
 
 @dataclass(slots=True)
 class Job:
-    """One separation: whose it is, and how far it is."""
+    """One separation: its user and its progress."""
 
     user_id: UUID
     state: str = "running"
@@ -49,7 +49,7 @@ class Job:
 
 
 class JobRequest(BaseModel):
-    """What the page sends: a name of its own for the job, and the price that it showed."""
+    """The request of the page: its own name for the job, and the price that it showed."""
 
     job: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{8,64}$")]
     expected_cost: Annotated[int, Field(ge=0)]
@@ -66,7 +66,7 @@ bridge = (
         token=os.environ["CHECKOUT_TOKEN"],
         success_url=f"{APP_URL}/?checkout={{CHECKOUT_SESSION_ID}}",
         cancel_url=f"{APP_URL}/",
-        # Stripe's own, unless a fake one is tried.
+        # Stripe's own host, unless a fake Stripe is used.
         checkout_hosts=os.environ.get("CHECKOUT_HOSTS", "checkout.stripe.com").split(","),
     )
     if "BRIDGE_URL" in os.environ
@@ -93,7 +93,7 @@ app.mount("/credits", gateway.app)
 
 
 async def signed_in(request: Request) -> User:
-    """Finds the user who asks, as the gateway does."""
+    """Identifies the user of a request, as the gateway does."""
     user = await users(request)
     if user is None:
         raise NotSignedInError
@@ -119,7 +119,7 @@ async def refused(_request: Request, error: Exception) -> Response:
 
 @app.post("/jobs", status_code=202)
 async def start(asked: JobRequest, user: Annotated[User, Depends(signed_in)]) -> dict[str, object]:
-    """Sets the credits aside at the price that the user saw, and starts a worker."""
+    """Holds the credits at the price that the user saw, and starts a worker."""
     hold = await client.hold_credits(
         user.id,
         operation="stem_separation",
@@ -138,7 +138,7 @@ async def start(asked: JobRequest, user: Annotated[User, Depends(signed_in)]) ->
 
 @app.get("/jobs/{name}")
 async def look(name: str, user: Annotated[User, Depends(signed_in)]) -> Response:
-    """Shows how far a job is."""
+    """Shows the progress of a job."""
     job = jobs.get(name)
     if job is None or job.user_id != user.id:
         return JSONResponse({"detail": "There is no such job."}, 404)
@@ -165,7 +165,7 @@ async def run(name: str, hold_id: str) -> None:
     if code == 0:
         job.state = "done"
         return
-    # What the worker itself said is in the log already, because standard error is the app's.
+    # The worker's own messages are in the log already, because it shares the app's standard error.
     ended = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
     log.error("job %s failed: its worker, process %d, %s", name, job.process.pid, ended)
     # Releasing is only faster than waiting for the hold's end, so a refusal does not matter.

@@ -1,9 +1,9 @@
-"""A worker process of the example app: splits one song under a hold, and says how far it is.
+"""A worker process of the example app: splits one song under a hold, and reports progress.
 
 python docs/examples/web/stem_worker.py USER_ID JOB SONG FOLDER
 
-It prints a line of JSON for each piece it has written, `{"written": bytes, "total": bytes}`. Killed
-at any moment it takes no credits: the hold ends by itself, or the app releases it at once.
+It prints a line of JSON for each piece it has written, `{"written": bytes, "total": bytes}`. If it
+is killed, it spends no credits: the hold ends by itself, or the app releases it at once.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def tell(written: int, total: int) -> None:
 
 
 async def work(client: CreditClient, arguments: argparse.Namespace) -> None:
-    """Goes on with the hold that the app made for the job, splits, and captures it."""
+    """Continues the hold that the app made for the job, splits the song, and captures the hold."""
     mid, side = (arguments.folder / f"{arguments.job}.{stem}.wav" for stem in ("mid", "side"))
     ttl = timedelta(seconds=arguments.ttl)
     async with client.hold(arguments.user_id, "stem_separation", job=arguments.job, ttl=ttl):
@@ -35,7 +35,7 @@ async def work(client: CreditClient, arguments: argparse.Namespace) -> None:
 
 
 async def main() -> int:
-    """Runs one job; exit code 0: the stems are there and paid."""
+    """Runs one job; exit code 0: the stems are written and paid for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("user_id")
     parser.add_argument("job")

@@ -1,4 +1,4 @@
-/** The example page: signs a development user in, starts a job, shows how far it is. */
+/** The example page: signs a development user in, starts a job, shows its progress. */
 
 const provider = document.querySelector("credits-provider");
 const form = document.querySelector("#sign-in");

@@ -17,10 +17,10 @@ export interface CreditEvent {
 const BODY_BYTES_MAX = 1 << 20;
 
 /**
- * Makes a server that verifies each event and hands it on.
+ * Makes a server that verifies each event and passes it on.
  *
- * `handle` is called with the event's id, which is the same whenever the event is sent again: write
- * it in the transaction that handles the event, and leave an id alone that is there already.
+ * `handle` is called with the event's id, which is the same whenever the event is sent again: store
+ * it in the transaction that handles the event, and skip an event whose id is already stored.
  * The service sends the event again if `handle` throws.
  */
 export function webhookServer(
@@ -41,7 +41,7 @@ export function webhookServer(
         if (size > BODY_BYTES_MAX) return 413;
         parts.push(part);
       }
-      // The signature is of the exact bytes, so the body is verified before it is parsed.
+      // The signature covers the exact bytes, so the body is verified before it is parsed.
       const headers = request.headers as Record<string, string>;
       const event = webhook.verify(Buffer.concat(parts).toString(), headers) as CreditEvent;
       await handle(String(headers["webhook-id"]), event);

@@ -189,7 +189,7 @@ export function creditsRouter(service: CreditService) {
         return { items: page.transactions, nextCursor: page.next_page_token || null };
       }),
 
-    /** Sets the credits of a job aside at the price the user saw; a worker captures the hold. */
+    /** Holds the credits of a job at the price that the user saw; a worker captures the hold. */
     startJob: signedIn
       .input(
         z.object({
@@ -204,7 +204,7 @@ export function creditsRouter(service: CreditService) {
           user_id: ctx.userId,
           charge: { operation: input.operation, quantity: input.quantity },
           expected_cost: input.expectedCost,
-          // The key that `client.hold(job=...)` of a Python worker uses, so it goes on with this hold.
+          // The key that `client.hold(job=...)` of a Python worker uses, so it continues this hold.
           idempotency_key: `hold:${input.job}:1`,
           reference: input.job,
         });

@@ -18,7 +18,7 @@ import {
 /** Where the gateway is mounted; the same origin as the page, so that its cookie or token is sent. */
 export const CREDITS_BASE = "/credits/";
 
-// What a server renders, and a browser before it has asked: nothing is known yet.
+// The state on a server, and in a browser before its first request: nothing is known yet.
 const UNKNOWN: Snapshot = { status: "loading", account: null, asOf: null, refusal: null };
 
 export function useCreditsStore(): CreditsStore {
@@ -27,7 +27,7 @@ export function useCreditsStore(): CreditsStore {
 
 export interface Credits extends Snapshot {
   readonly store: CreditsStore;
-  /** What a spend may take now; null while unknown. */
+  /** How many credits a spend may take now; null while unknown. */
   readonly spendable: number | null;
   /** Whether fewer credits are available than the account's threshold; false while unknown. */
   readonly low: boolean;
@@ -84,7 +84,7 @@ export function useQuote(items: readonly QuoteItem[]): Asked<Quote> {
   return useAsked(ask, spendable);
 }
 
-/** What is on sale. */
+/** The packs on sale. */
 export function usePacks(): Asked<readonly Pack[]> {
   const store = useCreditsStore();
   const ask = useCallback(async () => (await store.packs()).items, [store]);
@@ -98,7 +98,7 @@ export interface Purchase {
   readonly buy: (pack: string) => void;
 }
 
-/** Buys packs: one order per click, however often it is clicked. */
+/** Buys packs: one order, however often the button is clicked. */
 export function usePurchase(): Purchase {
   const store = useCreditsStore();
   const [failed, setFailed] = useState(false);

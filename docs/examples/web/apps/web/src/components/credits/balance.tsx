@@ -2,7 +2,7 @@
 
 import { useCredits } from "../../hooks/use-credits";
 
-/** The headline: what can be spent now, and beneath it whether that is low, and what is held, owed or old. */
+/** The credits that can be spent now, and below them low, held and owed credits and the time. */
 export function Balance({ locale }: { locale: string }) {
   const { account, status, asOf, low } = useCredits();
   const number = new Intl.NumberFormat(locale);

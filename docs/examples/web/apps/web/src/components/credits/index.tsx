@@ -18,7 +18,7 @@ export function CreditsPanel({ items, locale }: { items: readonly QuoteItem[]; l
       <Cost
         items={items}
         locale={locale}
-        // What failed is shown by <Shortfall>, or is the app's own to show.
+        // <Shortfall> shows a refusal for credits; the app itself shows any other error.
         start={(expectedCost) => void startJob({ items, expected_cost: expectedCost }).catch(() => {})}
       />
       <Shortfall locale={locale} />

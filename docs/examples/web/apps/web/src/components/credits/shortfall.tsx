@@ -3,7 +3,7 @@
 import { useCredits, usePacks } from "../../hooks/use-credits";
 import { Packs } from "./packs";
 
-/** A refusal explained, with the smallest pack that covers it; gone when the balance does. */
+/** A refusal explained, with the smallest pack that covers it; hidden once the balance does. */
 export function Shortfall({ locale }: { locale: string }) {
   const { refusal } = useCredits();
   const packs = usePacks();
