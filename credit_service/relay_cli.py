@@ -36,8 +36,8 @@ app = App(name="relay")
 def relay() -> None:
     """Send webhooks until SIGTERM or Ctrl-C, as `serve` also does where CREDIT_WEBHOOKS is set.
 
-    Of all processes that could send, one does; another takes over within ten seconds. Connects by
-    CREDIT_DATABASE_URL, or to the embedded server.
+    Only one process sends at a time; if it fails, another takes over within ten seconds. Connects
+    by CREDIT_DATABASE_URL, or to the embedded server.
     """
     settings = cli_start.settings()
     cli_start.configure_logs(settings)
