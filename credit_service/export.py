@@ -171,7 +171,7 @@ async def run(address: Address, cursor: Cursor, terms: Terms, file: ExportFile) 
     """Writes an export from its cursor on, until its end, Ctrl-C or SIGTERM.
 
     Raises:
-        ExportError: the database cannot be reached, or is not as this version knows it.
+        ExportError: the database cannot be reached, or its tables are not those of this version.
     """
     this_task = asyncio.current_task()
     assert this_task is not None  # noqa: S101  # a coroutine runs in a task

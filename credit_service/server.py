@@ -63,7 +63,7 @@ class Settings:
     Attributes:
         listen: host:port; port 0 takes any free one.
         health_listen: host:port of a listener that answers health checks only; None: none.
-        writers: what the writers are made of; the reads use the same database and terms.
+        writers: settings of the writers; the reads use the same database and terms.
         authenticator: identifies callers.
         certificate: the server's certificate; None: no TLS.
         pool_size: connections for the reads.
@@ -97,7 +97,7 @@ async def serve(
     """Runs the service until `stop` is set, then drains it.
 
     Args:
-        settings: what the server is made of.
+        settings: the server's parts and limits.
         stop: set it to end.
         started: awaited with the port once calls are answered.
 

@@ -241,7 +241,7 @@ class Reads:
 
     @repeated
     async def entry_under(self, user_id: UUID, key: str) -> Entry | None:
-        """Reads the entry that a call with this key made or was answered with; None without one.
+        """Reads the entry that a call with this key made or was answered with, if there is one.
 
         Raises:
             UserNotFound: the user is not in the user table.
