@@ -66,7 +66,7 @@ class TopUpRequest(NamedTuple):
 
     Attributes:
         number: counts the requests of the user from 1.
-        pack: what to buy, a name in the bridge's catalog.
+        pack: what to buy, a name in the bridge's catalogue.
         payment_ref: the payment; None before it is noted.
         tries: how many failed tries were recorded.
         reason: why the last try failed, or why the request is not needed; empty before that.
