@@ -9,16 +9,16 @@ import os
 
 # gRPC reads this when it is imported. Otherwise it starts threads in every fork of a process that
 # has a client, also between fork and exec, where they crash some of the programs that an
-# application on uvloop starts. It allows no calls after a fork either way.
+# application on uvloop starts. Either way, gRPC allows no calls after a fork.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 
 class _Collector:
     """The garbage collector is off while a process forks.
 
-    In the child it could find a channel of gRPC's, which waits for ever for a thread that the
-    child does not have. On uvloop a child runs Python between fork and exec too, and its parent
-    waits for it.
+    In the child it could collect a gRPC channel, which waits for ever for a thread that the child
+    does not have. On uvloop a child runs Python between fork and exec too, and its parent waits for
+    it.
     """
 
     paused = False

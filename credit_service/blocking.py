@@ -1,4 +1,4 @@
-"""The blocking client at the path that callers know; it lives in `credit_service.client`."""
+"""The blocking client at the path that callers import; its code is in `credit_service.client`."""
 
 from credit_service.client import BlockingCreditClient
 

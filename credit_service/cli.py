@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-# gRPC reads this when it is imported. Its own lines would stand between the JSON lines of the log.
+# gRPC reads this when it is imported. Otherwise its own lines mix with the JSON lines of the log.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import credit_service.runtime  # noqa: F401  # loads structlog without rich
@@ -92,7 +92,7 @@ def serve(
 
     Args:
         migrate: First bring the database to the newest version.
-        processes: Processes that share the port, one per core is a good number.
+        processes: Processes that share the port; one per core is a good number.
     """
     settings = cli_start.settings()
     cli_start.configure_logs(settings)
@@ -125,7 +125,7 @@ def settings() -> None:
 
 @app.command
 def verify(user_id: UUID | None = None) -> None:
-    """Add the book up again and name every account that does not fit; exit code 1 if any.
+    """Add the book up again and name every account that does not add up; exit code 1 if any.
 
     Changes nothing, and runs beside the service. Connects by CREDIT_DATABASE_URL, or to the
     embedded server.
@@ -137,7 +137,7 @@ def verify(user_id: UUID | None = None) -> None:
     with cli_start.database(settings) as (_, service_url):
         accounts, faulty = asyncio.run(_verify(service_url, user_id))
     if user_id is not None and accounts == 0:
-        raise Refused(f"there is no account of {user_id}; check the id")
+        raise Refused(f"there is no account for {user_id}; check the id")
     print(f"{accounts} accounts verified, {faulty} with faults")
     sys.exit(1 if faulty else 0)
 
@@ -198,7 +198,7 @@ def export_command(
 
 @app.command
 def health(target: str | None = None) -> None:
-    """Ask a running service whether it serves; exit code 0 if so, 1 if not.
+    """Ask a running service whether it serves; exit code 0 if it does, 1 if not.
 
     Args:
         target: host:port without TLS; by default CREDIT_HEALTH_LISTEN, or CREDIT_LISTEN.
@@ -208,7 +208,7 @@ def health(target: str | None = None) -> None:
         target = settings.health_listen or settings.listen
         if settings.health_listen is None and settings.tls_certificate is not None:
             raise Refused(
-                "set CREDIT_HEALTH_LISTEN: this asks without TLS, and CREDIT_LISTEN has it"
+                "set CREDIT_HEALTH_LISTEN: this command asks without TLS, and CREDIT_LISTEN has TLS"
             )
     target = re.sub(r"^(0\.0\.0\.0|\[::\])(?=:)", "localhost", target)
     with grpc.insecure_channel(target) as channel:
@@ -240,7 +240,7 @@ def token(name: str, role: Role) -> None:
     made = secrets.token_urlsafe(32)
     print(made, file=sys.stderr)
     print("\n[[identity]]")
-    # JSON writes a text of printable ASCII as TOML does.
+    # JSON quotes printable ASCII as TOML does.
     print(f'name = {json.dumps(name)}\nrole = "{role.value}"')
     print(f'token_sha256 = "{hashlib.sha256(made.encode()).hexdigest()}"')
 
@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; a refusal is one line on standard error and exit code 2.
 
     Args:
-        arguments: after the program's name; None: those of the process.
+        arguments: those after the program's name; None: those of the process.
     """
     logs.print_at_once()
     try:
@@ -322,7 +322,7 @@ def _moment(option: str, text: str) -> datetime:
         moment = datetime.fromisoformat(text)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
-        raise Refused(f"{option}: {text} is no time such as 2026-11-01T12:00:00Z") from error
+        raise Refused(f"{option}: {text} is not a time such as 2026-11-01T12:00:00Z") from error
 
 
 async def _migrate_patiently(owner_url: str, service_url: str) -> None:

@@ -1,4 +1,4 @@
-"""How every command begins: settings, logs, the database, and what ends it with one line."""
+"""How every command begins: settings, logs, the database, and errors that end it with one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Refused(Exception):
 
 
 class DatabaseAway(Refused):
-    """The database may be there a little later."""
+    """The database may be reachable a little later."""
 
 
 def settings() -> Settings:
@@ -38,7 +38,7 @@ def settings() -> Settings:
 
 
 def configure_logs(settings: Settings, **everywhere: object) -> None:
-    """Sends logs where the settings say, with further facts in every line."""
+    """Sets up logs as the settings say, with further facts in every line."""
     logs.configure(
         level=settings.log_level,
         as_json=settings.logs_json,

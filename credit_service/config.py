@@ -31,7 +31,7 @@ PREFIX = "CREDIT_"
 
 
 class OtherPrice(BaseModel):
-    """The price of an operation beyond the two that every installation has."""
+    """The price of an operation other than the two that every installation has."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -299,7 +299,7 @@ class Settings(EnvironmentSettings):
         )
 
     def terms(self) -> Terms:
-        """Makes what the rules take from the configuration."""
+        """Makes the terms of the rules."""
         allowance = None
         if self.allowance is not None:
             amount, _, period = self.allowance.partition("/")

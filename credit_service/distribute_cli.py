@@ -26,7 +26,7 @@ def distribute(*, dry_run: Annotated[bool, Parameter(negative="")] = False) -> N
     feed nor webhooks. docs/scale-out.md says when this is worth it, and what it costs.
 
     Args:
-        dry_run: Only check that it can be done, and say what would be.
+        dry_run: Only check that it can be done, and print what would be done.
     """
     settings = cli_start.settings()
     if settings.database_url is None:

@@ -341,7 +341,7 @@ class PaymentMismatch(Refusal):
 
 @dataclass(eq=False)
 class BatchAborted(Refusal):
-    """Another item of the atomic batch was refused, so this one was not carried out either."""
+    """Another item of the atomic batch was refused, so this one was not carried out."""
 
     reason = "BATCH_ABORTED"
     text = "Another item of this atomic batch was refused, so nothing was written."

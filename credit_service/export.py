@@ -1,6 +1,6 @@
 """`credit-service export`: accounts or entries as a file, a page at a time.
 
-What is in memory is one page. After each page there is a cursor with which the export can go on.
+Only one page is in memory. After each page there is a cursor from which the export can go on.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _PROGRESS_SECONDS_IN_A_LOG = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """An export and how far it has come.
+    """An export and how far it has got.
 
     Attributes:
-        since: what is exported is from this time on.
-        until: and from before this time.
+        since: the export begins at this time.
+        until: the export ends before this time.
         place: the time, user and seq of the last entry; or the user of the next account, or None
             after the last one.
         rows: how many rows were written.
@@ -73,7 +73,7 @@ class Cursor:
         return self.format is not Format.PARQUET
 
     def __str__(self) -> str:
-        """The cursor as a text, which `parse` reads."""
+        """The cursor as text, which `parse` reads."""
         parts = (self.what, self.format, self.since, self.until, self.place, self.rows, self.size)
         return base64.urlsafe_b64encode(orjson.dumps(parts, default=_plain)).decode().rstrip("=")
 
@@ -106,7 +106,7 @@ class Cursor:
 
 
 def _plain(value: object) -> object:
-    """Turns what orjson does not know into what it knows: a place, or a UUID of the driver."""
+    """Turns types unknown to orjson into known ones: a place, or the driver's UUID."""
     return tuple(value) if isinstance(value, tuple) else str(value)
 
 
@@ -114,9 +114,9 @@ class Reached(NamedTuple):
     """How an export ended.
 
     Attributes:
-        cursor: how far it came.
-        complete: whether that is the end.
-        problem: what broke it off; empty if it was stopped.
+        cursor: how far it got.
+        complete: whether it reached the end.
+        problem: the fault that ended it; empty if it was stopped.
     """
 
     cursor: Cursor
@@ -124,7 +124,7 @@ class Reached(NamedTuple):
     problem: str
 
     def summary(self, output: Path | None) -> str:
-        """Says so, with the command that goes on if there is one.
+        """Describes the end, with the command that goes on if there is one.
 
         Args:
             output: the file that was written; None: standard output.
@@ -144,12 +144,12 @@ def open_file(cursor: Cursor, path: Path | None, *, resumed: bool) -> ExportFile
     """Opens what an export is written to.
 
     Args:
-        cursor: the export, and how far it has come.
+        cursor: the export, and how far it has got.
         path: the file; None: standard output.
-        resumed: go on with the file.
+        resumed: whether to go on with the file.
 
     Raises:
-        ExportError: it cannot be opened, or not in this format.
+        ExportError: it cannot be opened, or cannot be written in this format.
     """
     columns = export_rows.COLUMNS[cursor.what]
     if cursor.format is not Format.PARQUET:
@@ -171,7 +171,7 @@ async def run(address: Address, cursor: Cursor, terms: Terms, file: ExportFile) 
     """Writes an export from its cursor on, until its end, Ctrl-C or SIGTERM.
 
     Raises:
-        ExportError: the database cannot be reached, or is not as this version knows it.
+        ExportError: the database cannot be reached, or its tables are not those of this version.
     """
     this_task = asyncio.current_task()
     assert this_task is not None  # noqa: S101  # a coroutine runs in a task
@@ -233,7 +233,7 @@ async def _pages(
 
 
 class _Progress:
-    """How far an export has come, on standard error: in place in a terminal, else as lines."""
+    """The progress of an export, on standard error: in place in a terminal, else as lines."""
 
     def __init__(self, rows: int) -> None:
         self._terminal = sys.stderr.isatty()
@@ -243,12 +243,12 @@ class _Progress:
         self._width = 0
 
     def wait(self, writers: int) -> None:
-        """Shows how many transactions are awaited."""
+        """Shows how many transactions the export waits for."""
         if self._is_time():
             self._show(f"waiting for {writers} transactions that are writing")
 
     def show(self, cursor: Cursor) -> None:
-        """Shows how far it is; in a log with the cursor, because the process may be killed."""
+        """Shows the progress; in a log with the cursor, because the process may be killed."""
         if not self._is_time():
             return
         seconds = time.monotonic() - self._began_at

@@ -31,7 +31,7 @@ class ExportFile(Protocol):
         """
 
     def write(self, rows: Sequence[Row]) -> int:
-        """Writes rows; returns the number of bytes that a continued export keeps of them.
+        """Writes rows; returns how many of their bytes a continued export keeps.
 
         Raises:
             ExportError: they cannot be written; a part of them may be.
@@ -49,7 +49,7 @@ class ExportFile(Protocol):
 
 
 class TextFile:
-    """A file or standard output; what `write` took is with the system."""
+    """A file or standard output; rows that `write` took are with the operating system."""
 
     def __init__(
         self,
@@ -65,11 +65,11 @@ class TextFile:
             path: the file; None: standard output.
             format_: CSV or JSON lines.
             columns: of the rows.
-            keep: go on after so many bytes of the file, which has that many or more; None: the
-                file must not be there yet.
+            keep: go on after this many bytes of the file, which has at least that many; None: the
+                file must not exist yet.
 
         Raises:
-            ExportError: the file is there, is shorter, or cannot be opened.
+            ExportError: the file exists, is shorter, or cannot be opened.
         """
         self._format, self._columns = format_, columns
         self._file: io.FileIO | None = None
@@ -101,7 +101,7 @@ class TextFile:
         return self._write(export_rows.text(self._format, self._columns, rows))
 
     def complete(self) -> None:
-        """Does nothing: after the last row comes nothing."""
+        """Does nothing, because nothing follows the last row."""
 
     def close(self) -> None:
         """Closes the file; the rows in it stay, and `--resume` goes on after them."""

@@ -1,7 +1,7 @@
 """The rows of an export as a Parquet file.
 
-What makes a Parquet file readable is at its end, so an export that stops early cannot be continued.
-The file is written beside its name, and it gets its name when it is complete and on the disk.
+A Parquet file has its index at its end, so an export that stops early cannot be continued. The file
+is written under a temporary name, and gets its own when it is complete and on the disk.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ class ParquetFile:
         """Opens it under the name `<path>.part`.
 
         Args:
-            path: the file, which must not be there yet.
+            path: the file, which must not exist yet.
             columns: of the rows.
 
         Raises:
-            ExportError: the file is there, another export is writing it, or it cannot be opened.
+            ExportError: the file exists, another export is writing it, or it cannot be opened.
         """
         self._path, self._part = path, path.with_name(f"{path.name}.part")
         self._refuse_existing()
         self._schema = pa.schema([(name, _TYPES[kind]) for name, kind in columns.items()])
         self._group: list[pa.RecordBatch] = []
         try:
-            # What a killed export has left behind is written over; the lock says that it is dead.
+            # The remains of a killed export are overwritten; the lock shows that it is dead.
             self._file = self._part.open("ab")
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -93,7 +93,7 @@ class ParquetFile:
         """Writes the last row group and the end, and gives the file its name.
 
         Raises:
-            ExportError: it cannot be written, or a file of this name has come up meanwhile.
+            ExportError: it cannot be written, or a file of this name has appeared meanwhile.
         """
         assert self._writer is not None  # noqa: S101  # `begin` comes first
         self._write_group()

@@ -37,7 +37,7 @@ class Format(StrEnum):
 
 
 class Kind(Enum):
-    """What the values of a column are; each may be None."""
+    """The type of a column's values; each may be None."""
 
     TEXT = auto()
     NUMBER = auto()

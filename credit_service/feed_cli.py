@@ -104,7 +104,7 @@ async def _run(work: Callable[[asyncpg.Connection], Awaitable[int]], url: str) -
         raise Refused(f"{error}: run `credit-service migrate` first") from error
     except asyncpg.LockNotAvailableError as error:
         raise Refused(
-            "a transaction has kept the accounts locked for five seconds; run it again"
+            "a transaction has kept the accounts locked for five seconds; run the command again"
         ) from error
     except Exception as error:
         if absence(error) is not None:

@@ -51,8 +51,8 @@ def user_id(text: str, kind: Callable[[str], UUID] = UUID) -> UUID:
     """Checks a user's id: a UUID in its usual form of 36 characters.
 
     Args:
-        text: as it came.
-        kind: makes the UUID of it.
+        text: the value as it was sent.
+        kind: makes the UUID from it.
     """
     if not text:
         raise InvalidRequest("user_id", "is missing.")
@@ -67,7 +67,7 @@ def is_operation(name: str) -> bool:
 
 
 def operation(name: str, field: str) -> str:
-    """Checks the name of an operation; whether it has a price is for the price list to say."""
+    """Checks the name of an operation; the price list decides whether it has a price."""
     if not name:
         raise InvalidRequest(field, "is missing.")
     if not is_operation(name):
@@ -129,7 +129,7 @@ def metadata(pairs: Mapping[str, str]) -> dict[str, str]:
     for key, value in pairs.items():
         if not key:
             raise InvalidRequest("metadata", "has a pair without a key.")
-        # PostgreSQL's jsonb takes no NUL, and nobody can read the others.
+        # PostgreSQL's jsonb takes no NUL, and the other control characters are unreadable.
         _text("metadata", key, METADATA_BYTES_MAX)
         _text("metadata", value, METADATA_BYTES_MAX)
         size += len(key.encode()) + len(value.encode())
@@ -139,7 +139,7 @@ def metadata(pairs: Mapping[str, str]) -> dict[str, str]:
 
 
 def reason(text: str) -> str:
-    """Checks why credits are given: as a description, but never empty."""
+    """Checks why credits are given: like a description, but never empty."""
     if not text:
         raise InvalidRequest("reason", "is missing.")
     return _text("reason", text, DESCRIPTION_LENGTH_MAX)
@@ -153,14 +153,14 @@ def balance(value: int, field: str) -> int:
 
 
 def limit(value: int, field: str) -> int:
-    """Checks a spend limit: 0, for none, to 10^15 credits."""
+    """Checks a spend limit: 0 (no limit) to 10^15 credits."""
     if not 0 <= value <= BALANCE_MAX:
         raise InvalidRequest(field, f"must be 0, for no limit, to {BALANCE_MAX}, not {value}.")
     return value
 
 
 def priority(value: int) -> int:
-    """Checks when credits are used: 0, first, to 100, last."""
+    """Checks a priority: 0 (used first) to 100 (used last)."""
     if not 0 <= value <= PRIORITY_MAX:
         raise InvalidRequest("priority", f"must be 0 to {PRIORITY_MAX}, not {value}.")
     return value
@@ -174,7 +174,7 @@ def series(text: str, field: str) -> str:
 
 
 def pack(text: str, field: str) -> str:
-    """Checks the id of a credit pack; whether there is such a pack, only the bridge knows."""
+    """Checks the id of a credit pack; only the bridge knows whether the pack exists."""
     if not _PACK.fullmatch(text):
         raise InvalidRequest(field, "must be 1 to 64 characters of a-z, 0-9, _ and -.")
     return text

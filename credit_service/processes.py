@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-# Exit code of a process that would not start at a second try either.
+# Exit code of a process that refuses to start, and would refuse again.
 REFUSED = 2
 
 _RESTART_PAUSE_SECONDS = 1.0

@@ -36,8 +36,8 @@ app = App(name="relay")
 def relay() -> None:
     """Send webhooks until SIGTERM or Ctrl-C, as `serve` also does where CREDIT_WEBHOOKS is set.
 
-    Of all processes that could send, one does; another takes over within ten seconds. Connects by
-    CREDIT_DATABASE_URL, or to the embedded server.
+    Only one process sends at a time; if it fails, another takes over within ten seconds. Connects
+    by CREDIT_DATABASE_URL, or to the embedded server.
     """
     settings = cli_start.settings()
     cli_start.configure_logs(settings)
@@ -51,23 +51,23 @@ def relay() -> None:
 def status(
     endpoint: str | None = None, *, events: Annotated[bool, Parameter(negative="")] = False
 ) -> None:
-    """Print who sends, and of each endpoint how far it is and how much is put by or dead.
+    """Print which process sends, and for each endpoint its place and its events put by or dead.
 
     Args:
         endpoint: Only this endpoint; by default all.
-        events: Also list what is dead, and the first thousand events that are put by, with what
-            went wrong with them.
+        events: Also list dead events, and the first thousand events that are put by, each with its
+            problem.
     """
     _with_operator(lambda operator: operator.show(endpoint, events=events))
 
 
 @app.command
 def retry(endpoint: str, event: str | None = None) -> None:
-    """Let dead events be sent again, in the order of each user, and try at once what is put by.
+    """Have the relay send dead events again, in each user's order, and try put-by events now.
 
     Args:
         endpoint: The endpoint's name.
-        event: Only this event, by its webhook-id; by default all that are dead.
+        event: Only this event, by its webhook-id; by default all dead events.
     """
     _with_operator(lambda operator: operator.retry(endpoint, event))
 
@@ -91,7 +91,7 @@ def test(endpoint: str) -> None:
 
 
 def relay_settings(settings: Settings, service_url: str) -> RelaySettings | None:
-    """Makes what a relay needs; None where no file of endpoints is set.
+    """Makes a relay's settings; None where no file of endpoints is set.
 
     Raises:
         EndpointsError: the file cannot be used.
@@ -124,7 +124,7 @@ def _file(settings: Settings) -> EndpointsFile:
 
 
 async def _require_feed(address: Address) -> None:
-    """Refuses a database without migrations or feed; one that is away is waited for later."""
+    """Refuses a database without migrations or feed; the relay itself waits for an absent one."""
     try:
         connection = await address.connect()
         try:

@@ -63,17 +63,17 @@ class Settings:
     Attributes:
         listen: host:port; port 0 takes any free one.
         health_listen: host:port of a listener that answers health checks only; None: none.
-        writers: what the writers are made of; the reads use the same database and terms.
-        authenticator: knows who calls.
+        writers: settings of the writers; the reads use the same database and terms.
+        authenticator: identifies callers.
         certificate: the server's certificate; None: no TLS.
         pool_size: connections for the reads.
         calls_in_flight: calls answered at the same time; more are refused.
         drain_seconds: how long running calls may take to end when the service stops.
-        connection_age_seconds: after how long a client is asked to reconnect.
+        connection_age_seconds: the age of a connection at which its client is asked to reconnect.
         share_port: lets several processes listen on the port.
-        metrics_port: where Prometheus reads; None: nowhere.
+        metrics_port: the port that Prometheus reads; None: no metrics.
         metrics_host: the address of that port.
-        relay: what sends webhooks, on one process at a time; None: nothing does here.
+        relay: sends webhooks, in one process at a time; None: this process sends none.
     """
 
     listen: str
@@ -97,7 +97,7 @@ async def serve(
     """Runs the service until `stop` is set, then drains it.
 
     Args:
-        settings: what the server is made of.
+        settings: the server's parts and limits.
         stop: set it to end.
         started: awaited with the port once calls are answered.
 
@@ -251,10 +251,10 @@ async def _check_database(connection: Any, settings: Settings) -> None:
 
 
 def _spare_the_collector() -> None:
-    """Makes the garbage collector run seldom, and only over what calls make.
+    """Makes the garbage collector run seldom, and only over objects that calls make.
 
-    Calls leave hardly any cycles, so most of its rounds find nothing. What the start made is never
-    freed.
+    Calls leave hardly any cycles, so most of its rounds find nothing. Objects made at the start are
+    never freed.
     """
     gc.collect()
     gc.freeze()
@@ -272,7 +272,7 @@ async def _probe(
         try:
             answers = await ledger.reads.check()
         except Exception:
-            # No fault may end the probe.
+            # The probe must outlive any fault.
             _log.exception("probe failed")
             answers = False
         if answers != serving:

@@ -68,7 +68,7 @@ _NO_ANSWER = (
     grpc.StatusCode.CANCELLED,
 )
 
-# UNKNOWN without a reason of ours comes from a server or proxy that failed; it is no refusal.
+# UNKNOWN without a reason of ours comes from a server or proxy that failed; it is not a refusal.
 _FAILED = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS)
 
 _CODE_OF_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
@@ -125,7 +125,7 @@ def _attach(status: status_pb2.Status, detail: object) -> None:
 
 
 def typed(failure: grpc.aio.AioRpcError) -> errors.CreditError:
-    """Turns a failed call into the error that the service raised, or into one by its code."""
+    """Turns a failed call into the error that the service raised, or else into one by its code."""
     return parse(failure) or by_code(failure.code(), failure.details() or "")
 
 
@@ -133,14 +133,14 @@ def parse(failure: grpc.aio.AioRpcError) -> errors.CreditError | None:
     """Turns a failed call back into the error that the service raised.
 
     Returns None where the failure carries no reason of this service: the transport failed, or
-    another server answered. `by_code` makes an error of that.
+    another server answered. `by_code` makes an error from such a failure.
     """
     status = _sent_status(failure)
     return None if status is None else from_status(status)
 
 
 def failure_of(item: pb.ItemStatus) -> grpc.aio.AioRpcError:
-    """Turns the status of an item into what a single call that ends with it fails with."""
+    """Turns the status of an item into the exception of a single call that fails with it."""
     trailing = grpc.aio.Metadata((DETAILS_KEY, item.SerializeToString()))
     code = _CODE_OF_NUMBER.get(item.code, grpc.StatusCode.UNKNOWN)
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, item.message)
@@ -188,12 +188,12 @@ def from_status(status: status_pb2.Status) -> errors.CreditError | None:
 def by_code(
     code: grpc.StatusCode, message: str, reason: str = "", facts: dict[str, str] | None = None
 ) -> errors.CreditError:
-    """Makes an error of a status whose reason is unknown or missing: a refusal, unless it failed.
+    """Makes an error from a status without a known reason: a refusal, unless the call failed.
 
     Args:
         code: of the status.
         message: its sentence, for people.
-        reason: the unknown reason; where there is none, the name of the code stands in for it.
+        reason: the unknown reason; where there is none, the name of the code is used.
         facts: the figures that came with the reason.
     """
     if code in _NO_ANSWER:

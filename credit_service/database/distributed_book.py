@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
-# What follows this in a line of SQL takes the place of the line on a distributed book.
+# On a distributed book the text after this marker replaces its line of SQL.
 _DISTRIBUTED = re.compile("^.*-- distributed: (.*)$", re.MULTILINE)
 
 # A distributed book has no common order of transactions.
@@ -18,7 +18,7 @@ NOT_OFFERED = (
     "webhooks and alerts, which are made from the feed (CREDIT_WEBHOOKS, `credit-service relay`)",
 )
 
-# Citus accepts such a key and compares with its own copy of the table, which is empty.
+# Citus accepts such a foreign key and checks it against its own copy of the table, which is empty.
 _UNPLACED_REFERENCES = """
     SELECT DISTINCT reference.conrelid::regclass::text
     FROM pg_constraint AS reference

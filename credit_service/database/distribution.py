@@ -40,7 +40,8 @@ BY_USER: Mapping[str, str] = {
     "credit_expiring_alerts": "user_id",
 }
 
-# The tables that keep a reference from being used twice, whoever uses it. Each is on its own.
+# The tables that keep a reference from being used twice, by any user. None is colocated with
+# another.
 BY_REFERENCE: Mapping[str, str] = {
     "credit_purchases": "payment_ref",
     "credit_reversals": "reversal_ref",
@@ -49,7 +50,7 @@ BY_REFERENCE: Mapping[str, str] = {
 # Copied whole to every node, because statements and triggers on the shards read it.
 EVERYWHERE = frozenset({"credit_feed"})
 
-# Left on the coordinator: the record of migrations, and what only the feed and the relay use, which
+# Left on the coordinator: the record of migrations, and the tables of the feed and the relay, which
 # a distributed book does not offer.
 ON_THE_COORDINATOR = frozenset(
     {
@@ -62,7 +63,7 @@ ON_THE_COORDINATOR = frozenset(
 )
 
 # A unique key of a distributed table must contain the column that the table is split by. Each of
-# these says, by name, what takes the place of one that does not.
+# these replaces, by its name, a key that does not.
 _UNIQUE_KEYS: Mapping[str, tuple[str, str]] = {
     # The same, because opens_ref is null or equals reversal_ref.
     "one_payment_per_reversal": ("credit_reversals", "UNIQUE (reversal_ref, opens_ref)"),
@@ -116,7 +117,7 @@ _SIZES = """
     FROM unnest($1::text[]::regclass[]) AS relation
 """
 
-# Tables that no placement names: those that are called like ours, and those that refer to ours.
+# Tables without a placement: those that are named like ours, and those that refer to ours.
 _UNKNOWN = """
     SELECT relation.oid::regclass::text
     FROM pg_class AS relation
@@ -186,19 +187,18 @@ async def distribute(
 ) -> None:
     """Distributes every table that is not distributed yet, new books and existing ones alike.
 
-    All tables move in one transaction, so that a run that is killed has changed nothing in the
-    book, and the next one begins again. Running it once more changes nothing.
+    All tables move in one transaction, so a run that is killed has changed nothing in the book, and
+    the next one starts over. Running it once more changes nothing.
 
     Args:
         owner_url: the coordinator's database, as the owner of the tables.
         service_role: the role the service connects as; may be the owner's own.
-        say: is called with one line for each step.
+        say: called with one line for each step.
         dry_run: whether to say only what would be done, after the same checks.
 
     Raises:
-        DistributionError: this is no coordinator of a cluster, migrations are missing, the service
-            is connected, the tables are another role's, or there are tables that no placement is
-            known for.
+        DistributionError: this is not the coordinator of a cluster, migrations are missing, the
+            service is connected, another role owns the tables, or a table has no known placement.
         MigrationError: a migration was edited, or the role is missing.
     """
     connection = await Address(owner_url).connect(command_seconds=None, reads_shards=False)
@@ -319,7 +319,7 @@ async def _apply_settings(connection: asyncpg.Connection, service_role: str, say
             try:
                 await connection.execute(command)
             except asyncpg.InsufficientPrivilegeError:
-                say(f"this role may not do so: let an administrator run {command}")
+                say(f"this role may not change it: let an administrator run {command}")
             else:
                 say(f"{target.lower()}: {name} = {value}")
 
@@ -352,9 +352,9 @@ async def _place(connection: asyncpg.Connection, new: list[str], say: _Say) -> N
     sizes = await _sizes(connection, new)
     # Otherwise a foreign key to a table that is everywhere cannot be made in this transaction.
     await connection.execute("SET LOCAL citus.multi_shard_modify_mode = 'sequential'")
-    # No batch gets in between, and a waiting lane would keep the others from their locks.
+    # So that no batch gets in between, and no waiting lane keeps the others from their locks.
     await connection.execute(f"LOCK TABLE {', '.join(new)} IN ACCESS EXCLUSIVE MODE")
-    # A table refers to tables that are distributed as it is, so that the keys come last.
+    # A foreign key needs tables that are both distributed already, so the keys come last.
     references = await connection.fetch(_REFERENCES, new)
     for table, name, _ in references:
         await connection.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
@@ -399,7 +399,7 @@ async def _remove_what_stayed(connection: asyncpg.Connection, say: _Say) -> None
     names = ", ".join(row[0] for row in left)
     try:
         async with connection.transaction():
-            # The triggers that keep the book from being truncated would refuse this too.
+            # Otherwise the triggers that keep the book from being truncated refuse this.
             await connection.execute("SET LOCAL session_replication_role = replica")
             for (name,) in left:
                 await connection.execute(
@@ -407,7 +407,7 @@ async def _remove_what_stayed(connection: asyncpg.Connection, say: _Say) -> None
                 )
     except asyncpg.InsufficientPrivilegeError:
         say(
-            f"the coordinator keeps an unused copy of {names}: run this once more as a superuser to"
+            f"the coordinator keeps an unused copy of {names}: run this again as a superuser to"
             " free its room"
         )
     else:

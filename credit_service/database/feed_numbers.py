@@ -1,4 +1,4 @@
-"""What the numbers of the feed are on this server, and moving them after a failover or restore.
+"""The numbers of the feed on this server, and how they move after a failover or restore.
 
 A number is the id of a transaction plus an offset. A server that lost commits gives out ids again,
 so the numbers of another server or timeline are a leap above all earlier ones. Readers wait until
@@ -37,18 +37,18 @@ _MAKE_KNOWN = """
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """What the numbers of the feed are on the server.
+    """The numbers of the feed on the server.
 
     Attributes:
         feed_id: names the feed; a copy of the database has the same.
-        offset: what was added to the ids of transactions when the owner last said so.
-        leap: what is added for each timeline since.
+        offset: the number added to the ids of transactions when the owner last let readers go on.
+        leap: the number added for each timeline since.
         passed: how many leaps the owner has not acknowledged; the feed stands still unless it is 0.
         system: the server that the offset is for, by its system identifier.
-        timeline: of that server's write-ahead log.
-        server_system: the server as it is.
-        server_timeline: its timeline as it is.
-        boundary: what has this number or a higher one cannot be read yet.
+        timeline: the timeline of that server's write-ahead log.
+        server_system: the system identifier of the present server.
+        server_timeline: the timeline of the present server.
+        boundary: items with this number or a higher one cannot be read yet.
     """
 
     feed_id: UUID
@@ -78,7 +78,7 @@ class Numbers:
 
 
 async def read_numbers(connection: asyncpg.Connection) -> Numbers:
-    """Reads what the numbers are at this moment."""
+    """Reads the numbers as they are now."""
     [row] = await connection.fetch(_NUMBERS)
     return Numbers(*row)
 
@@ -102,7 +102,7 @@ async def advance(
     """
     async with connection.transaction(isolation="read_committed"):
         await connection.execute("SET LOCAL lock_timeout = '5s'")
-        # Waits for the transactions that have a number already, and lets no other have one.
+        # Waits for the transactions that have a number already, and keeps others from getting one.
         await connection.execute("LOCK TABLE user_credits IN EXCLUSIVE MODE")
         numbers = await read_numbers(connection)
         leaps = numbers.passed + restored

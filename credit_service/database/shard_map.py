@@ -1,9 +1,9 @@
 """Which shard and which node of a cluster each user is on.
 
 On PostgreSQL alone all users are on one shard of one node. On Citus a user's shard follows from
-PostgreSQL's hash of the user's id. It is computed here too, because asking for it would cost each
-call a round trip. A map may be out of date: Citus routes every statement by its own, so an old map
-costs time, or a refused batch, but never writes to the wrong place.
+PostgreSQL's hash of the user's id. It is computed here too, because asking the server would cost
+each call a round trip. A map may be out of date: Citus routes every statement by its own map, so an
+old map costs time, or a refused batch, but never writes to the wrong place.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class ShardMap:
 
 
 class Shards:
-    """The map as it was last read; before that, and on PostgreSQL alone, that of a single shard.
+    """The map as last read; before the first read, and on PostgreSQL alone, a single shard.
 
     Attributes:
         map: the map.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-# What a connection says that was led to another server connection than before.
+# Faults of a connection that the pooler has moved to another server connection.
 LOST = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 
 _ADVICE = (
@@ -31,7 +31,7 @@ _ADVICE = (
     " (or, for PgBouncer 1.21 and later, its max_prepared_statements)"
 )
 
-# How many connections a probe opens to keep the pooler from leading it back to the same server.
+# How many connections a probe opens, so that the pooler cannot give it the same server again.
 _OTHERS = 3
 _PROBE_SECONDS = 2.0
 
@@ -47,7 +47,7 @@ class StatementCache:
     def notice(self, fault: BaseException) -> bool:
         """Tells whether a fault says that a pooler loses statements; if so, none are kept any more.
 
-        Nothing was done by the call that met it, so the call can be made again on a new connection.
+        The call that met it did nothing, so it can be made again on a new connection.
         """
         if not isinstance(fault, LOST):
             return False
@@ -55,7 +55,7 @@ class StatementCache:
         return True
 
     def give_up(self, problem: str) -> None:
-        """Keeps no statements from now on, and says so in the log, once."""
+        """Keeps no statements from now on, and logs that once."""
         if self.size > 0:
             self.size = 0
             _log.warning(_ADVICE, problem=problem)
@@ -95,7 +95,7 @@ class Connection(asyncpg.Connection):
 
     @property
     def is_distributed(self) -> bool:
-        """Whether the book is distributed, so that a statement must say of which shard it is."""
+        """Whether the book is distributed, so that a statement must name its shard."""
         return self.shards.map.is_distributed
 
 

@@ -69,7 +69,7 @@ async def find_accounts(
         looks_at,
     )
     now, last_seen = rows[0][-2:]
-    # Where something of grants is due, the row is as it was recorded.
+    # Where grants are due, the row is as it was recorded.
     found = [
         (to_account(row[:-4]) if row[-3] else to_account_less_due(row[:-3]), row[-3])
         for row in rows

@@ -1,4 +1,4 @@
-"""The beginning of a batch: lock its accounts, then load, in new statements, what it needs."""
+"""The beginning of a batch: lock its accounts, then load what it needs in new statements."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def load(
     keyed = [command for command in _each(commands) if isinstance(command, Keyed)]
     now, number, known_keys = await store.load_entries_by_key(
         connection,
-        # Citus must see of which shard the statement is, so there is a user even without a key.
+        # Citus must see the shard of the statement, so it names a user even without a key.
         [command.user_id for command in keyed] or [commands[0].user_id],
         [command.idempotency_key for command in keyed],
         writes=True,
@@ -152,7 +152,7 @@ def _is_known(state: BatchState, command: Command) -> bool:
 
 
 def _locked(state: BatchState, user_id: UUID) -> UserState:
-    """The part of a user of whom something was found, which only a user with an account has."""
+    """The part of a user of whom a row was found, so the user has an account."""
     user = state.users.get(user_id)
     if user is None or user.is_new:
         # There was no row to lock and now there is one, so the account is not as it was loaded.
@@ -213,10 +213,10 @@ async def _load_purchases(
 async def _load_unseen(
     connection: asyncpg.Connection, state: BatchState, entry_ids: set[EntryId]
 ) -> dict[EntryId, Entry]:
-    """Reads entries once more that payments name and that were not there on a distributed book.
+    """Reads again the entries that payments name and that were missing, on a distributed book.
 
     Two nodes commit a payment and its entry, one after the other, so the payment can be seen for a
-    moment without its entry. Only an account that is locked has no such entry under way.
+    moment without its entry. Only a locked account is sure to have no such entry under way.
 
     Raises:
         StaleAccountError: an entry may be under way; the batch must start over.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-# How often a batch is run again after a fault that another run can heal.
+# How often a batch is run again after a fault that another run may avoid.
 _ATTEMPTS = 5
 
 # Another transaction was in the way and is gone by the next attempt: a serialization failure or
@@ -46,7 +46,7 @@ _COLLISIONS = (
 )
 
 
-# What a smaller batch may not meet.
+# Faults that a smaller batch may avoid.
 _TOO_MUCH = (
     BatchTooSlowError,
     asyncpg.QueryCanceledError,  # the limit on the time of a statement
@@ -55,12 +55,11 @@ _TOO_MUCH = (
     asyncpg.ProgramLimitExceededError,
 )
 
-# What Citus says to a lock of rows on several shards: a shard was split, or the book was
-# distributed while the service ran.
+# Citus refuses to lock rows on several shards: a shard was split, or the book was distributed while
+# the service ran.
 _SEVERAL_SHARDS = asyncpg.FeatureNotSupportedError
 
-# How many due holds a batch may end, and how many more it may end again after each success, once
-# that was too many.
+# How many due holds a batch may end, and, once that was too many, how many more after each success.
 EXPIRIES_MAX = 500
 _MORE_EXPIRIES = 25
 
@@ -76,7 +75,7 @@ class Waiting:
         command: what to do.
         answer: what its caller awaits.
         deadline: until when (loop time) it may begin.
-        patience: until when (loop time) it waits for what is in its way; None before it does.
+        patience: until when (loop time) it waits for an obstacle; None before it meets one.
     """
 
     command: Command
@@ -121,12 +120,12 @@ class BatchRunner:
     async def serve(
         self, batch: list[Waiting], *, lost: Sequence[Entry] = (), hurried: bool = False
     ) -> Left:
-        """Answers every call of the batch but those it returns.
+        """Answers every call of the batch except those it returns.
 
         Args:
             batch: the calls, any number of them: those that had to wait come back together.
             lost: the entries of an earlier run whose COMMIT was sent and never answered.
-            hurried: whether to wait for a lock for a moment only.
+            hurried: whether to wait only a moment for a lock.
         """
         left = Left([], [])
         for of_one_shard in self._by_shard(batch):
@@ -144,8 +143,7 @@ class BatchRunner:
             batch: calls of these users.
 
         Returns:
-            Those of the users; None where the database did not answer, and then the calls are
-            answered.
+            Those of the users; None where the database did not answer: then the calls are answered.
         """
         try:
             try:
@@ -197,7 +195,7 @@ class BatchRunner:
                 note(fault, batch)
                 left.stuck.append(Stuck(batch, way.lost))
                 return
-            except Exception as fault:  # whatever a single command can bring about
+            except Exception as fault:  # any fault that a single command can cause
                 note(fault, batch)
                 await self._serve_after(fault, batch, way, left)
                 return
@@ -229,7 +227,7 @@ class BatchRunner:
             fail(batch, InternalError)
 
     async def _serve_by_new_map(self, batch: list[Waiting], way: Way, left: Left) -> None:
-        """Runs a batch that an old map has put together, in the parts that a new one shows."""
+        """Runs a batch that was made by an old map of the shards, divided by a new one."""
         try:
             await self._transactions.read_shards()
         except Exception as fault:
@@ -241,13 +239,13 @@ class BatchRunner:
             for part in parts:
                 await self._serve(part, way, left)
         elif len(batch) > 1 and self._transactions.shards.is_distributed:
-            # The map has changed once more, or one call of the batch is what was refused.
+            # The map has changed again, or Citus refused one call of the batch.
             await self._serve_less(batch, way, left)
         else:
             fail(batch, LedgerUnavailable)
 
     async def _serve_less(self, batch: list[Waiting], way: Way, left: Left) -> None:
-        """Runs the halves of a batch, and their halves, until what spoils it is alone.
+        """Runs the halves of a batch, and their halves, until the call that spoils it is alone.
 
         Each half may end half as many due holds, which is all that makes a single call smaller.
         """
@@ -275,19 +273,19 @@ class BatchRunner:
 
 
 def size_of(command: Command) -> int:
-    """How much of a transaction's limit a command takes: what spends several times, as often."""
+    """How much of a transaction's limit a command takes: one, or one for each of several spends."""
     return len(command.spends) if isinstance(command, SpendTogether) else 1
 
 
 def names_payment(command: Command) -> bool:
-    """Whether a command reads or writes what is known of a payment."""
+    """Whether a command reads or writes records of a payment."""
     return isinstance(command, Reverse | NoteTopUp) or (
         isinstance(command, Purchase) and command.payment is not None
     )
 
 
 def _parts(batch: list[Waiting], limit: int) -> Iterator[list[Waiting]]:
-    """Divides calls, in their order, into parts of which a transaction takes each."""
+    """Divides calls, in their order, into parts of which each fits a transaction."""
     part: list[Waiting] = []
     size = 0
     for waiting in batch:
@@ -327,7 +325,7 @@ def wanted(batch: list[Waiting]) -> list[Waiting]:
 
 
 def out_of_patience(batch: list[Waiting], seconds: float) -> list[Waiting]:
-    """Those of the calls that have waited so long; the patience of the others begins or goes on."""
+    """The calls whose patience has run out; that of the others begins or goes on."""
     now = asyncio.get_running_loop().time()
     late = []
     for waiting in batch:
@@ -345,7 +343,7 @@ def postponed(batch: list[Waiting]) -> list[Waiting]:
 
 
 def fail(batch: list[Waiting], error: type[InternalError | LedgerUnavailable | Overloaded]) -> None:
-    """Answers every call with an error of its own, unless it has an answer."""
+    """Answers every call that has no answer yet with an error of its own."""
     for waiting in batch:
         _answer(waiting, error())
 

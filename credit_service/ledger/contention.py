@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from credit_service.ledger.batches import BatchRunner, Stuck, Waiting
     from credit_service.rules.model import Entry
 
-# For how long a user whose row was kept locked is served apart from the others.
+# How long a user whose row was kept locked is served apart from the others.
 _CONTENDED_SECONDS = 10.0
 
 # How often a locked row is looked at.
@@ -44,7 +44,7 @@ class Contention:
         """Begins with no user.
 
         Args:
-            seconds: for how long a user is contended.
+            seconds: how long a user is contended.
         """
         self._seconds = seconds
         self._until: dict[UUID, float] = {}
@@ -124,7 +124,7 @@ class ContendedCalls:
         return []
 
     def _keep(self, batch: list[Waiting]) -> list[Waiting]:
-        """Fails the calls whose patience is at its end, and returns the others."""
+        """Fails the calls whose patience has run out, and returns the others."""
         late = out_of_patience(batch, _PATIENCE_SECONDS)
         self._contention.mark(users_of(late), asyncio.get_running_loop().time())
         fail(late, LedgerUnavailable)

@@ -55,7 +55,7 @@ async def find_due(
             lapsing.add(user_id)
     if not (holding or lapsing):
         return {}
-    # Callers first, as they came; the sweeper has time.
+    # Callers first, in their order; the sweeper can wait.
     callers = [c.user_id for c in commands if not isinstance(c, Expire)]
     asked = [u for u in dict.fromkeys([*callers, *state.users]) if u in holding or u in lapsing]
     due: dict[UUID, list[Hold | Grant]] = {user_id: [] for user_id in asked}
@@ -99,7 +99,7 @@ async def find_due(
 
 
 def _end(due: Hold | Grant) -> tuple[datetime, bool, int]:
-    """When it is due; of one instant, holds end before grants lapse."""
+    """When it is due; at the same instant, holds end before grants lapse."""
     if isinstance(due, Hold):
         return due.expires_at, False, due.seq
     return due.expire_time or _NEVER, True, due.seq

@@ -1,8 +1,8 @@
 """Rounds of commands that record what is due: holds end, credits lapse, allowances come.
 
 The sweeper and the watch give them to the lanes like any other caller, so every replica may do it
-at the same time. They yield to callers: of both together one round runs at a time, it is as large
-as it may be without taking long, and a pause follows.
+at the same time. They yield to callers: only one round of the two runs at a time, its size keeps it
+short, and a pause follows.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from credit_service.ledger.ledger import Ledger
     from credit_service.rules.model import Outcome
 
-# A round settles about so many holds and grants. It takes no longer than this, or the next is
-# smaller; a shorter one is followed by a larger one.
+# About how many holds and grants a round settles. If a round takes longer than this, the next is
+# smaller; if it is shorter, the next is larger.
 _SIZE_MIN, SIZE_MAX = 100, EXPIRIES_MAX
 _ROUND_SECONDS = 0.04
 
@@ -53,11 +53,11 @@ class DueRounds:
         """Records what is due of some users, as much of each as a batch settles.
 
         Args:
-            users: whose; about as many as `size` says, or one with more.
-            watched: whether somebody watches them, so that an allowance comes too.
+            users: with about `size` due holds and grants together, or one user with more.
+            watched: whether they are watched, so that they also get their allowance.
 
         Returns:
-            By user, the outcome, or what was raised.
+            By user, the outcome or the exception.
         """
         loop = asyncio.get_running_loop()
         async with self._turn:

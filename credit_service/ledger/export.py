@@ -23,7 +23,7 @@ PAGE_ROWS = 1_000
 # How many accounts a page looks at.
 _LOOKS_AT = 10_000
 
-# The stretch of time that a page of entries reads at first, and the shortest one.
+# The first stretch of time that a page of entries reads, and the shortest one.
 _STRETCH = timedelta(hours=1)
 _STRETCH_MIN = timedelta(seconds=1)
 
@@ -48,11 +48,11 @@ async def present(connection: asyncpg.Connection, wait: Callable[[int], None]) -
     """Waits until no entry with a time before the present can still be committed.
 
     A batch takes the time of its entries after it has locked its accounts, and commits later. So
-    those that hold such a lock now are awaited.
+    the export waits for the transactions that hold such a lock now.
 
     Args:
         connection: to the database.
-        wait: called with the number of transactions that are awaited, whenever it is looked at.
+        wait: called with the number of transactions that it still waits for, after each look.
 
     Returns:
         The present, as it was when the waiting began, by the database's clock.

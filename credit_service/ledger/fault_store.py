@@ -1,4 +1,4 @@
-"""Finds what does not add up, on one database and on a distributed book."""
+"""Finds faults in the book, on one database and on a distributed book."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-# How the faults begin that come of comparing entries with what is recorded of their payments.
+# The beginnings of faults found by comparing entries with the records of their payments.
 OF_PAYMENTS = re.compile(r"payment |the reversals of |reversal |grant \d+ says that reversals ")
 
 _PURCHASE_COLUMNS, _REVERSAL_COLUMNS = 4, 6
@@ -22,15 +22,16 @@ _PURCHASE_COLUMNS, _REVERSAL_COLUMNS = 4, 6
 async def find_faults(
     connection: asyncpg.Connection, user_ids: Collection[UUID], *, distributed: bool, seconds: float
 ) -> list[tuple[UUID, str]]:
-    """Names everything about the accounts that does not add up.
+    """Names every fault of the accounts.
 
     On a distributed book the purchases and reversals are read first, because they are on other
-    shards than their users. So what a payment changes meanwhile can look like a fault.
+    shards than their users. So the changes of a payment between the two reads can look like a
+    fault.
 
     Args:
         connection: in a transaction.
         user_ids: the accounts; on a distributed book all of one shard.
-        distributed: whether the book is.
+        distributed: whether the book is distributed.
         seconds: how long a statement may take.
 
     Returns:

@@ -66,10 +66,10 @@ class Page(NamedTuple):
 
     Attributes:
         items: in the order of the feed.
-        place: where to go on: of the last item that was looked at.
-        caught_up: whether there was nothing more to read at that moment.
-        feed_id: of which feed it is; a copy of the database has the same.
-        boundary: what has this tx or a higher one could not be read yet.
+        place: where to go on: the place of the last item that was looked at.
+        caught_up: whether there was nothing more to read when the page was read.
+        feed_id: names the feed; a copy of the database has the same.
+        boundary: items with this tx or a higher one could not be read yet.
         standing: whether nothing can be read until the owner has run `credit-service feed advance`.
     """
 
@@ -106,7 +106,7 @@ class Feed:
             types: of the entries, only those of these types; None: all.
 
         Returns:
-            A page, which may be empty though there is more, if none was of the types.
+            A page, which may be empty though there is more, if no item was of the types.
 
         Raises:
             FeedNotOffered: the book is distributed.

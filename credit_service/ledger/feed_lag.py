@@ -1,4 +1,4 @@
-"""How far the feed is behind the ledger, and what keeps it from going on: metrics and log lines."""
+"""How far the feed is behind the ledger, and what holds it up: metrics and log lines."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _log = structlog.get_logger()
 
 _EVERY_SECONDS = 5.0
 
-# Entries that are counted; more of them are so many.
+# How many entries are counted; a higher count is reported as this one.
 ENTRIES_MAX = 10_000
 
-# From when on what holds the feed up is named in the log, and how often.
+# How long the feed is held up before the log names the cause, and how often it does.
 LATE_SECONDS = 10.0
 _SAY_AGAIN_SECONDS = 60.0
 
@@ -46,7 +46,7 @@ class FeedLag:
                 # Health and the log report it.
                 pass
             except Exception:
-                # No failure may end the measuring.
+                # The measuring must outlive any failure.
                 _log.exception("the feed could not be measured")
             await asyncio.sleep(_EVERY_SECONDS)
 

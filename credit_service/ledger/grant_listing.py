@@ -24,7 +24,7 @@ _LISTED = (
     *("revoked", "open"),
 )
 
-# How many changes of grants an answer shows of an entry, so that a page of entries has a bound.
+# How many grant changes of an entry an answer shows, so that a page of entries has a bound.
 CHANGES_MAX = 100
 
 # Credits that lapse at a time.
@@ -50,9 +50,9 @@ class Pools(NamedTuple):
     """The pools of all accounts, in credits.
 
     Attributes:
-        undated: what the accounts that are not in debt have.
-        debt: what the others owe.
-        accounts_in_debt: how many those are.
+        undated: the pools of the accounts that are not in debt.
+        debt: the debt of the others.
+        accounts_in_debt: the number of accounts in debt.
     """
 
     undated: int
@@ -61,14 +61,14 @@ class Pools(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """What settling the due holds and grants of an account changes, in credits.
+    """The changes that settling an account's due holds and grants makes, in credits.
 
     Attributes:
-        ended: what its ending holds have held.
-        lapsed: what lapses or is taken of revoked grants.
-        paid: what grants pay of the debt.
-        unpinned: what its ending holds have set aside of grants.
-        closed: how many grants spends and holds may draw on no longer.
+        ended: the credits that its ending holds held.
+        lapsed: the credits that lapse or are taken from revoked grants.
+        paid: the debt that grants pay.
+        unpinned: the credits of grants that its ending holds set aside.
+        closed: the number of grants that spends and holds may no longer draw on.
         expiring: when credits lapse next, and how many.
     """
 

@@ -49,10 +49,10 @@ async def load_grants(
 
     Args:
         connection: in the batch's transaction.
-        state: the batch, in which all else is loaded.
+        state: the batch, with all else loaded.
         commands: those that are decided.
         ended: by user, the due holds that the batch ends.
-        terms: what charges cost.
+        terms: with the prices of charges.
     """
     if not any(user.loaded.grants_made for user in state.users.values()):
         return

@@ -94,7 +94,7 @@ class GrantReads:
         """Adds up what all accounts have, at a time or now.
 
         Returns:
-            What lapses, by month, and the pools.
+            The credits that lapse, by month, and the pools.
 
         Raises:
             InvalidRequest: the time is still to come.
@@ -112,7 +112,7 @@ class GrantReads:
 async def with_changes(
     connection: PoolConnectionProxy, user_id: UUID, entries: Sequence[Entry]
 ) -> list[Entry]:
-    """Reads what entries of a user changed in grants, and returns the entries with it."""
+    """Reads the grant changes of a user's entries, and returns the entries with them."""
     if not entries:
         return []
     seqs = [entry.seq for entry in entries]
@@ -136,7 +136,7 @@ async def with_lapsed(
     *,
     seconds: float,
 ) -> list[Usage]:
-    """Adds what lapsed in a time, of one user or all, to the lines of its report."""
+    """Adds the credits that lapsed in a time, of one user or all, to the lines of its report."""
     lapsed = await grant_listing.report_lapsed(connection, start, end, user_id, seconds=seconds)
     by_place = {(line.day, line.operation): line for line in lines}
     for day, credits_lapsed in lapsed.items():

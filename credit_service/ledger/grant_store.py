@@ -57,7 +57,7 @@ class LoadedGrants(NamedTuple):
 async def load_due_grants(
     connection: _Connection, user_ids: Sequence[UUID], now: datetime, limit: int
 ) -> list[Grant]:
-    """Reads open grants whose time has passed, user by user as given, of each the soonest first."""
+    """Reads open grants whose time has passed, by user in the given order, the soonest first."""
     rows = await connection.fetch(text(connection, "load_due_grants"), user_ids, now, limit)
     return [to_grant(row) for row in rows]
 
@@ -65,7 +65,7 @@ async def load_due_grants(
 async def load_next_lapses(
     connection: _Connection, user_ids: Collection[UUID], now: datetime
 ) -> dict[UUID, datetime]:
-    """Reads when the next grant that is not due lapses, of each user who has one."""
+    """Reads when the next grant that is not yet due lapses, for each user who has one."""
     rows = await connection.fetch(text(connection, "load_next_lapses"), user_ids, now)
     return {row[0]: row[1] for row in rows}
 
@@ -76,7 +76,7 @@ async def load_grants(connection: _Connection, asked: AskedGrants, now: datetime
     Args:
         connection: to the database.
         asked: which; see sql/load_grants.sql.
-        now: what is due by then covers nothing.
+        now: grants due by then cover nothing.
     """
     columns = [
         *_columns(asked.purchases),
@@ -103,7 +103,7 @@ async def settled_at(
     """Reads the last of what was due by a time and recorded right after a seq.
 
     Returns:
-        The seq of its entry, and balance and held after that; None without any.
+        The seq of its entry, and balance and held after it; None if there is none.
     """
     row = await connection.fetchrow(SQL["settled_at"], user_id, seq, time)
     return None if row is None else (row[0], row[1], row[2])

@@ -4,9 +4,9 @@ A lane has a queue. While a batch of it is in flight, commands wait in the queue
 is the whole queue, up to a bound. When much has piled up, a second batch begins before the first is
 committed: the database writes the one while the process decides the other. The two never have a
 user in common, so a user has no more than one transaction in flight and is served in order. On a
-distributed book this is so of each lane only: a user's purchases with a payment, reversals and
-top-up notes go through a lane of their own, and their order with the user's other calls is that in
-which they get the lock of the account's row.
+distributed book this holds for each lane only: a user's purchases with a payment, reversals and
+top-up notes go through a lane of their own, and the lock of the account's row decides their order
+among the user's other calls.
 
 The handler of a call owns no transaction: it waits for a future, and when it is cancelled it only
 stops waiting. Futures are resolved after the COMMIT and never before.
@@ -48,11 +48,11 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-# How many commands make it worth while to begin a batch beside another one. With fewer, one larger
-# batch afterwards costs less processor time.
+# How many waiting commands justify a second batch beside the first. With fewer, one larger batch
+# afterwards costs less processor time.
 _BESIDE = 45
 
-# How many batches a lane has in flight at most, each on a connection of its own.
+# The maximum number of batches that a lane has in flight, each on a connection of its own.
 _IN_FLIGHT = 2
 
 
@@ -67,14 +67,15 @@ class Calls(Protocol):
 
 
 class Lane:
-    """A queue, and the task that begins a batch of what piled up in it."""
+    """A queue, and the task that makes batches of the calls in it."""
 
     def __init__(self, name: str, calls: Sequence[Calls], settings: WriterSettings) -> None:
         """Starts it; it connects when it has something to write.
 
         Args:
             name: its name in metrics.
-            calls: each serves one batch at a time; while there is little to do only the first does.
+            calls: each serves one batch at a time; while there is little to do, only the first is
+                used.
             settings: the bounds of queue and batch.
         """
         self._calls = calls
@@ -116,13 +117,13 @@ class Lane:
         return answer
 
     def take_over(self, waiting: Waiting) -> bool:
-        """Takes a call from another lane's queue; False, and it does not, once it is closing."""
+        """Takes a call from another lane's queue; False, without taking it, once it is closing."""
         if not self._closing:
             self._put(waiting)
         return not self._closing
 
     async def close(self) -> None:
-        """Runs what is queued, takes nothing more, and closes the connections."""
+        """Runs the queued calls, takes no more, and closes the connections."""
         self._closing = True
         self._changed.set()
         await self._task
@@ -143,7 +144,7 @@ class Lane:
                 self._serving.add(serving)
 
     def _take(self) -> list[Waiting]:
-        """Takes what piled up, up to the bound, if a batch may begin now.
+        """Takes the waiting calls, up to the bound, if a batch may begin now.
 
         Calls of users in a batch in flight stay where they are. Calls that were in a batch before
         and had to wait do not count, because they would keep the others from being served.
@@ -184,7 +185,7 @@ class Lane:
         self._queue.extendleft(reversed(kept))
         self._kept += len(kept)
         self._busy -= users_of(batch)
-        # What came for these users meanwhile was passed over.
+        # Calls of these users that came meanwhile were passed over.
         self._unseen = len(self._queue)
         self._idle.append(calls)
         self._serving.discard(asyncio.current_task())
@@ -192,7 +193,7 @@ class Lane:
 
 
 class OrdinaryCalls:
-    """Serves batches as they come; who meets a locked row goes on in the contended lane."""
+    """Serves batches as they come; a call that meets a locked row goes on in the contended lane."""
 
     def __init__(
         self, runner: BatchRunner, contention: Contention, hand_over: Callable[[Waiting], bool]
@@ -222,7 +223,7 @@ class OrdinaryCalls:
         self._runner.close()
 
     def _without_contended(self, batch: list[Waiting]) -> list[Waiting]:
-        """Hands over what came before its user's row was found locked, and returns the rest."""
+        """Hands over calls from before their user's row was found locked, and returns the rest."""
         if not self._contention:
             return batch
         now = asyncio.get_running_loop().time()
@@ -235,7 +236,7 @@ class OrdinaryCalls:
         ]
 
     async def _serve(self, batch: list[Waiting], lost: Sequence[Entry]) -> list[Waiting]:
-        # Where some rows are kept locked there are more to be met.
+        # Where some rows are kept locked, more are to be expected.
         left = await self._runner.serve(batch, lost=lost, hurried=bool(self._contention))
         waiting = left.postponed
         for stuck in left.stuck:
@@ -250,7 +251,7 @@ class OrdinaryCalls:
         if locked is None:
             return []
         if not locked:
-            # It was another row, or it is free again.
+            # Another row was locked, or the row is free again.
             parts = by_user(batch)
             return [waiting for part in parts for waiting in await self._serve(part, lost)]
         self._contention.mark(locked, asyncio.get_running_loop().time())
@@ -274,7 +275,7 @@ class OrdinaryCalls:
 
 
 class NodeLanes:
-    """The lanes of the users of one node, so that a node that is away holds up no other's users."""
+    """The lanes of the users of one node, so that an absent node holds up only its own users."""
 
     def __init__(self, settings: WriterSettings, node: int) -> None:
         """Starts them; each connects when it has something to write.
@@ -301,7 +302,7 @@ class NodeLanes:
         return self._lanes[user_id.int % len(self._lanes)]
 
     def of_payments(self, user_id: UUID) -> Lane:
-        """Chooses the lane of a user's calls that name a payment; the first of them makes it.
+        """Chooses the lane of a user's calls that name a payment; the first such call makes it.
 
         Raises:
             LedgerUnavailable: the lanes are closing, and it was not made before.
@@ -354,8 +355,8 @@ class Lanes:
             LedgerUnavailable: the lanes are closing.
         """
         lanes = self._of_node(command.user_id)
-        # A payment may be kept on another node than its user. Such a batch commits in two phases,
-        # and no other call should wait for that.
+        # A payment may be on another node than its user. Then the batch commits in two phases, and
+        # no other call should wait for that.
         if self._shards.map.is_distributed and names_payment(command):
             return lanes.of_payments(command.user_id).submit(command, deadline)
         return lanes.of(command.user_id).submit(command, deadline)

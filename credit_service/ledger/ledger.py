@@ -38,7 +38,7 @@ class Ledger:
         Returns:
             A future, done after the COMMIT. It raises a Refusal where the rules said no,
             Unavailable where there is no final answer, and InternalError where the command failed
-            in a way that no caller can cure.
+            in a way that no caller can fix.
 
         Raises:
             Overloaded: the lane is full.

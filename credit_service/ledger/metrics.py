@@ -30,7 +30,7 @@ FEED_WAITING_ENTRIES = Gauge(
     "Committed entries that readers of the feed cannot get yet; at most 10,000 are counted.",
 )
 FEED_LAG_SECONDS = Gauge(
-    "credit_feed_lag_seconds", "For how long the first of these entries has been waiting."
+    "credit_feed_lag_seconds", "How long the first of these entries has been waiting."
 )
 FEED_HOLDER_SECONDS = Gauge(
     "credit_feed_holder_seconds",

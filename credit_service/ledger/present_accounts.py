@@ -1,7 +1,7 @@
 """Accounts as they are now: what is due is settled, whether it was recorded yet or not.
 
-A batch settles it one by one, by the rules. A read has one statement add it up, so that it takes as
-much memory for a hundred thousand things that are due as for one.
+A batch settles each due hold and grant by the rules. For a read one statement adds them up, so that
+a hundred thousand of them take as much memory as one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EXPIRING_MAX = 3
 
 
 def is_simple(account: Account, terms: Terms) -> bool:
-    """Whether an account less what its due holds hold is already as it is now."""
+    """Whether an account, less what its due holds hold, is already up to date."""
     own = account.policy.allowance
     return not (account.in_grants or (terms.allowance if own is None else own))
 
@@ -67,8 +67,8 @@ async def present(
     """Settles what is due of accounts as they are recorded, without recording it.
 
     Args:
-        connection: in the snapshot of which the accounts are.
-        now: the time of that.
+        connection: in the snapshot that the accounts were read in.
+        now: the time of the snapshot.
         accounts: as they are recorded.
         terms: with the configured allowance; None: an allowance counts from its entry on.
     """
@@ -94,11 +94,11 @@ async def read_at(
 
     Args:
         connection: in a snapshot.
-        entry: the last that was made by then.
+        entry: the last entry made by then.
         time: when.
 
     Returns:
-        Its balance, what was held, and what was to lapse next.
+        Its balance, what was held, and the next lapses as of then.
     """
     user_id = entry.user_id
     recorded = await grant_store.settled_at(connection, user_id, entry.seq, time)
@@ -142,7 +142,7 @@ def _less(account: Account, due: grant_listing.Settled | None) -> Account:
 
 
 def _with_allowance(account: Account, now: datetime, terms: Terms) -> Account:
-    """Adds the allowance that is due to a settled account, if one is."""
+    """Adds the due allowance to a settled account, if one is due."""
     # No other grant of an account in debt has anything left to pay with, so none is loaded. A read
     # has no place in the feed: it keeps the account's.
     user = UserState(now, account, account, number=account.tx)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# What a prepared statement raises that must be prepared again.
+# Errors that mean that a prepared statement must be prepared again.
 _OUTDATED = (
     *statements.LOST,
     asyncpg.InvalidCachedStatementError,
@@ -66,8 +66,8 @@ def repeated(read: Callable[_P, Awaitable[_T]]) -> Callable[_P, Coroutine[Any, A
 class ReadPool:
     """Lends connections to a server that can be written: a standby may lack the last writes.
 
-    A new connection to any other server is refused. An open connection can still come to lead to
-    one: through a pooler, or if an administrator makes the server read-only. `check` notices that.
+    A new connection to any other server is refused. An open connection can still end up on one:
+    through a pooler, or if an administrator makes the server read-only. `check` notices that.
 
     A connection whose block ended well is kept at hand for the next one, unless another read waits
     for it. Once a second all that are at hand go back to asyncpg's pool, which closes idle ones.

@@ -147,10 +147,10 @@ class Reads:
         Args:
             user_id: whose.
             time: when.
-            size: how many of the newest entries that it then had, at most.
+            size: the maximum number of entries, the newest as of that time.
 
         Returns:
-            The account, the entries, newest first, and what was to lapse next.
+            The account, the entries, newest first, and the next lapses as of then.
 
         Raises:
             InvalidRequest: the time is still to come.
@@ -166,7 +166,7 @@ class Reads:
             if seq == 0:
                 return account._replace(balance=0, held=0, seq=0, last_updated=None), [], []
             entry = (await store.load_entries(connection, [(user_id, seq)]))[user_id, seq]
-            # What is due is recorded later than it happens, when the account is next looked at.
+            # What falls due is recorded later, when the account is next looked at.
             if account.grants_made > 0:
                 balance, held, expiring_next = await read_at(connection, entry, time)
             else:
@@ -193,7 +193,7 @@ class Reads:
             LedgerUnavailable: the database is away.
         """
         user_id, newest = query.user_id, query.newest
-        # A grant is changed by the entry that makes it, and an entry is not related to itself.
+        # An entry changes the grant that it makes, and is not related to itself.
         oldest_excluded = max(query.related_seq or 0, (query.grant_seq or 1) - 1)
         several = query.start is not None or query.end is not None
         async with self._pool.snapshot() if several else self._pool.lend() as connection:
@@ -241,7 +241,7 @@ class Reads:
 
     @repeated
     async def entry_under(self, user_id: UUID, key: str) -> Entry | None:
-        """Reads the entry that a call with this key made or was answered with; None without one.
+        """Reads the entry that a call with this key made or was answered with, if there is one.
 
         Raises:
             UserNotFound: the user is not in the user table.
@@ -385,7 +385,8 @@ class Reads:
         """Finds users with holds or grants whose time has passed and is not recorded yet.
 
         Args:
-            limit: how many such holds and grants to look at, the longest due first.
+            limit: the maximum number of such holds and of such grants to look at, the longest due
+                first.
             without: users to leave out.
 
         Returns:

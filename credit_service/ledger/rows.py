@@ -73,7 +73,7 @@ def account_row(account: Account) -> tuple[object, ...]:
 
 
 def moved_row(account: Account) -> tuple[object, ...]:
-    """What entries and holds change in the row of an account, after its user."""
+    """The columns of an account's row that entries and holds change, after its user."""
     return (*account[:_POLICY], *account.counters, account.tx)
 
 
@@ -96,7 +96,7 @@ def _policy_columns(policy: Policy) -> tuple[object, ...]:
 
 def reversal_row(reversal: Reversal) -> tuple[object, ...]:
     """The row of a reversal."""
-    # All but the entry, the last field, which is written by itself.
+    # All but the entry, the last field, which is written separately.
     return reversal[:-1]
 
 
@@ -127,9 +127,9 @@ _policy = lru_cache(maxsize=1024)(to_policy)
 
 
 def to_account_less_due(row: Sequence[Any] | asyncpg.Record) -> Account:
-    """The account of a row whose last column is what it holds though it is due to expire.
+    """The account of a row whose last column is the credits of holds that are due to expire.
 
-    One without grants is then as it is now.
+    An account without grants is then up to date.
     """
     *columns, due = row
     account = to_account(columns)

@@ -1,4 +1,4 @@
-"""Keeps up with the cluster: reads again every minute where the users are."""
+"""Keeps up with the cluster: reads the map of the shards again every minute."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ async def follow_shards(
 ) -> None:
     """Reads the map of the shards again and again; runs until it is cancelled.
 
-    A shard that has moved is served meanwhile, by lanes of its former node. After a split a batch
-    is refused, and its lane reads the map at once.
+    Meanwhile lanes of the former node serve a shard that has moved. After a split a batch is
+    refused, and its lane reads the map at once.
 
     Args:
         pool: lends a connection.
@@ -49,8 +49,8 @@ async def follow_shards(
         try:
             await read()
         except LedgerUnavailable:
-            # Health and the log report it. The last map is still good, or a little old.
+            # Health and the log report it. The last map is still right, or a little old.
             pass
         except Exception:
-            # No failure may end it.
+            # This loop must outlive any failure.
             _log.exception("the map of the shards could not be read")

@@ -31,8 +31,8 @@ NEVER_SEEN = (-1, 0, None)
 # How many accounts a statement reads; each may have thousands of due holds to add up.
 _ACCOUNTS_AT_ONCE = 500
 
-# How many turns of the event loop a statement waits at most, which all calls on the way need to
-# come to it. Without calls a turn takes microseconds.
+# The maximum number of turns of the event loop that a statement waits, so that all calls on their
+# way can join it. Without calls a turn takes microseconds.
 _GATHERING_TURNS_MAX = 8
 
 
@@ -57,7 +57,7 @@ async def changed_accounts(
 async def settle_those_with_grants(
     connection: PoolConnectionProxy, accounts: dict[UUID, Account], terms: Terms
 ) -> None:
-    """Reads those accounts again that are not simple, each in one snapshot.
+    """Reads again the accounts that are not simple, each in one snapshot.
 
     Args:
         connection: to the database, outside a transaction.
@@ -85,7 +85,7 @@ async def _in_parts(
         try:
             return await read(connection, asked)
         except asyncpg.QueryCanceledError:
-            # It took too long; half of it may not.
+            # It took too long; each half may not.
             if len(asked) <= 1:
                 raise
     middle = len(asked) // 2
@@ -195,7 +195,7 @@ class _NodeReads:
                 accounts = await self._fetch({user_id for user_id, _ in asked})
             except Exception as error:
                 if isinstance(error, LedgerUnavailable):
-                    # The calls that came meanwhile would wait as long again, for the same answer.
+                    # Otherwise later calls wait as long again for the same answer.
                     asked += self._asked
                     self._asked = []
                 for _, answer in asked:

@@ -29,5 +29,5 @@ def text(connection: asyncpg.Connection | PoolConnectionProxy, name: str) -> str
 
 def of_distributed_book(connection: asyncpg.Connection | PoolConnectionProxy) -> bool:
     """Whether a connection leads to a distributed book, by the map that was read last."""
-    # A connection that somebody else made has no such attribute.
+    # A connection that other code made has no such attribute.
     return getattr(connection, "is_distributed", False)

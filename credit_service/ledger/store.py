@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     _Connection = asyncpg.Connection | PoolConnectionProxy
 
-# The locks on the table of accounts that a transaction takes before it writes entries.
+# The locks that a transaction takes on the table of accounts before it writes entries.
 WRITING = ("RowShareLock", "RowExclusiveLock")
 
 
@@ -58,7 +58,7 @@ class Known(NamedTuple):
 
 
 class StaleAccountError(Exception):
-    """A write met another number of rows than the lock promised; the batch must start over."""
+    """A write met a different number of rows than the lock promised; the batch must start over."""
 
 
 async def lock_accounts(connection: _Connection, user_ids: Collection[UUID]) -> dict[UUID, Account]:
@@ -80,7 +80,7 @@ async def find_users(connection: _Connection, user_ids: Collection[UUID]) -> set
 async def find_newcomers(
     connection: _Connection, user_ids: Collection[UUID]
 ) -> dict[UUID, tuple[bool, datetime | None]]:
-    """Tells of users without an account whether they exist and until when they had allowances."""
+    """Tells for users without an account whether they exist and until when they had allowances."""
     rows = await connection.fetch(SQL["find_newcomers"], user_ids)
     return {user_id: (known, until) for user_id, until, known in rows}
 
@@ -127,7 +127,7 @@ async def load_refunds(
 async def load_purchases(
     connection: _Connection, payment_refs: Collection[str]
 ) -> dict[str, Purchased]:
-    """Reads what the payments bought; the entries are not filled in."""
+    """Reads the purchases of the payments; the entries are not filled in."""
     rows = await connection.fetch(SQL["load_purchases"], payment_refs)
     return {row[0]: Purchased(row[1], row[2], row[3], entry=None) for row in rows}
 
@@ -170,7 +170,7 @@ async def update_accounts(connection: _Connection, changes: Sequence[tuple[Accou
 
 
 async def move_accounts(connection: _Connection, changes: Sequence[tuple[Account, int]]) -> None:
-    """Writes accounts, as `update_accounts` does, of which only credits moved."""
+    """Writes accounts of which only credits moved, as `update_accounts` does."""
     columns = to_columns((*moved_row(account), old_seq) for account, old_seq in changes)
     expect(await connection.execute(text(connection, "move_accounts"), *columns), len(changes))
 
@@ -206,7 +206,7 @@ async def upsert_holds(connection: _Connection, holds: Collection[Hold]) -> None
 async def insert_policy_changes(
     connection: _Connection, changes: Collection[PolicyChange], txs: Mapping[UUID, int]
 ) -> None:
-    """Records changes of what accounts may do, with the place in the feed of each user's."""
+    """Records changes of policies, with each user's place in the feed."""
     columns = to_columns(policy_row(change, txs[change.user_id]) for change in changes)
     expect(
         await connection.execute(text(connection, "insert_policy_changes"), *columns), len(changes)
@@ -234,7 +234,7 @@ async def insert_reversals(connection: _Connection, reversals: Collection[Revers
 async def load_reversals(
     connection: _Connection, revisions: Collection[tuple[str, int]]
 ) -> dict[tuple[str, int], Reversal]:
-    """Reads those of the revisions that are recorded, and the highest of each named reversal.
+    """Reads the recorded ones of the revisions, and the highest of each named reversal.
 
     They are pairs of reversal_ref and revision; the entries of the reversals are not filled in.
     """
@@ -245,7 +245,7 @@ async def load_reversals(
 async def load_returned(
     connection: _Connection, payment_refs: Collection[str]
 ) -> dict[str, Returned]:
-    """Adds up what the reversals of each payment returned; without any, a payment is missing."""
+    """Adds up what the reversals of each payment returned; a payment without any is missing."""
     rows = await connection.fetch(SQL["load_returned"], payment_refs)
     return {row[0]: Returned(*row[1:]) for row in rows}
 
@@ -266,7 +266,7 @@ async def load_holds(connection: _Connection, hold_ids: Collection[EntryId]) -> 
 async def load_due_holds(
     connection: _Connection, user_ids: Sequence[UUID], now: datetime, limit: int
 ) -> list[Hold]:
-    """Reads open holds whose time has passed, user by user as given, of each the soonest first."""
+    """Reads open holds whose time has passed, by user in the given order, the soonest first."""
     rows = await connection.fetch(text(connection, "load_due_holds"), user_ids, now, limit)
     return [Hold(*row) for row in rows]
 
@@ -274,7 +274,7 @@ async def load_due_holds(
 async def load_next_expiries(
     connection: _Connection, user_ids: Collection[UUID], now: datetime
 ) -> dict[UUID, datetime]:
-    """Reads when the next hold of each user ends that is not due; without one a user is missing."""
+    """Reads when each user's next hold that is not yet due ends; a user without one is missing."""
     rows = await connection.fetch(text(connection, "load_next_expiries"), user_ids, now)
     return {row[0]: row[1] for row in rows}
 
@@ -323,7 +323,7 @@ async def get_account(
 async def read_accounts(
     connection: _Connection, user_ids: Collection[UUID]
 ) -> tuple[datetime | None, list[Account]]:
-    """Reads accounts as they are recorded, and the time of that; None where there are none."""
+    """Reads accounts as they are recorded, and the time of the read; None where there are none."""
     rows = await connection.fetch(SQL["read_accounts"], user_ids)
     return (rows[0][-1] if rows else None), [to_account(row[:-1]) for row in rows]
 
@@ -413,7 +413,7 @@ async def list_entries(
     if related_seq is None:
         rows = await connection.fetch(SQL["list_entries"], user_id, *values)
     else:
-        # There is an index of what entries are related to.
+        # An index covers the relations of entries.
         rows = await fetch_by_values(connection, SQL["list_entries"], user_id, *values)
     began_at, grants_made = rows[0][-2:] if rows else (None, 0)
     return began_at, grants_made, [to_entry(row) for row in rows if row[0] is not None]

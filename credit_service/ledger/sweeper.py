@@ -1,6 +1,6 @@
 """The sweeper: records what is due of accounts that no call touches: holds end, credits lapse.
 
-No answer ever needs it, because what is due is decided by a comparison.
+No answer ever needs it, because a comparison decides what is due.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-# How long it waits when nothing is due, and the maximum after failures, each of which doubles it.
+# How long it waits when nothing is due, and the maximum wait; each failure doubles the wait.
 _PAUSE_SECONDS = 1.0
 _PAUSE_SECONDS_MAX = 10.0
 
 # How many due holds, and how many due grants, one look at the ledger finds.
 _LOOK = 5_000
 
-# For how long it leaves out a user of whom it could not record what is due.
+# How long it leaves out a user after a failure to record what is due of that user.
 _LEFT_OUT_SECONDS = 10.0
 
 
@@ -42,7 +42,7 @@ async def sweep(reads: Reads, rounds: DueRounds) -> None:
     while True:
         try:
             more = await sweeper.record_due()
-        except Exception as error:  # Whatever it is, it must not end the sweeper.
+        except Exception as error:  # The sweeper must outlive any failure.
             if isinstance(error, CreditError):
                 _log.warning("expiry not recorded, trying again", problem=error.reason)
             else:
@@ -71,7 +71,7 @@ class Sweeper:
             Whether there was more than one look finds or one round settles.
 
         Raises:
-            CreditError: not one of a round could be recorded: the database is away, or busy.
+            CreditError: no user of the round could be recorded: the database is away, or busy.
         """
         now = asyncio.get_running_loop().time()
         self._left_out.forget(now)
@@ -98,7 +98,7 @@ class Sweeper:
         faults = {
             user_id: answer
             for user_id, answer in (await self._rounds.record(users)).items()
-            # Of a user who was deleted meanwhile nothing is due any more.
+            # Nothing is due any more of a user who was deleted meanwhile.
             if isinstance(answer, BaseException) and not isinstance(answer, UserNotFound)
         }
         if faults:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _NO_COUNTS = TopUpCounts()
 
-# What may ask for a top-up or change one.
+# The commands that may ask for a top-up or change one.
 _CONCERNED = (
     Spend,
     SpendTogether,

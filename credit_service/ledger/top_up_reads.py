@@ -1,4 +1,4 @@
-"""Reads of top-ups for answers: requests, and what an account says about its top-ups."""
+"""Reads of top-ups for answers: requests, and the top-up state of an account."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def has_top_ups(account: Account) -> bool:
 async def read_status(
     connection: PoolConnectionProxy, account: Account, now: datetime
 ) -> top_ups.TopUpStatus | None:
-    """Reads what an account says about its top-ups; None where it has and had none."""
+    """Reads the top-up state of an account; None where it has and had no top-ups."""
     if not has_top_ups(account):
         return None
     if account.top_up_changes == 0:

@@ -25,7 +25,7 @@ _COUNTS = len(TopUpCounts._fields)
 
 
 class LoadedTopUps(NamedTuple):
-    """The counts of accounts, by user, and requests; a request may be there twice."""
+    """The counts of accounts, by user, and requests; a request may occur twice."""
 
     counts: dict[UUID, TopUpCounts]
     requests: list[TopUpRequest]
@@ -63,7 +63,7 @@ async def write_top_ups(
     changed = [user for user in users if user.top_ups.changes]
     counts = [(user.account.user_id, *user.top_ups.counts) for user in changed]
     changes = [change for user in changed for change in user.top_ups.changes]
-    # Of each request as its last change left it.
+    # Each request as its last change left it.
     requests = {
         (change.user_id, change.request.number): change.request
         for change in changes

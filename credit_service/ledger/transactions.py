@@ -42,7 +42,7 @@ _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _BEGIN_HURRIED = f"{_BEGIN}; SET LOCAL lock_timeout = '50ms'"
 
 
-# The connection was closed under a statement, or between two of them.
+# The connection was closed during a statement, or between two of them.
 _LOST = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
 
 # A batch that takes longer may itself be the reason why the server closed the connection: it ends
@@ -92,7 +92,7 @@ class Way(NamedTuple):
 
     Attributes:
         expiries: how many due holds and grants it may settle.
-        hurried: whether it waits for a lock for a moment only.
+        hurried: whether it waits only a moment for a lock.
         lost: the entries of earlier runs whose COMMIT was sent and never answered.
     """
 
@@ -121,7 +121,7 @@ class Transactions:
 
         Returns:
             An answer per command, in order; None where more is due of the account than the batch
-            may settle, so that the command must wait for another batch.
+            may settle, so the command must wait for another batch.
 
         Raises:
             CommitLostError: the COMMIT was sent and its answer never came.
@@ -150,8 +150,8 @@ class Transactions:
             raise
         await self._commit(connection, posted)
         _count(posted)
-        # No call makes what the service posts by itself: a call that is answered with the expiry of
-        # a hold repeats an earlier end.
+        # Entries that the service posts by itself come from no call: a call that is answered with
+        # the expiry of a hold repeats an earlier end.
         unclaimed = {(e.user_id, e.seq): e for e in way.lost if e.call not in _OWN_CALLS}
         changes: dict[EntryId, tuple[GrantChange, ...]] = {}
         for user in state.users.values():
@@ -171,7 +171,7 @@ class Transactions:
             user_ids: whose accounts to look at.
 
         Returns:
-            Those of them; it waits for none.
+            The users whose rows are locked; the look itself waits for no lock.
 
         Raises:
             asyncpg.PostgresError, OSError: as the driver raises them.
@@ -185,11 +185,11 @@ class Transactions:
 
     @property
     def shards(self) -> ShardMap:
-        """Where the users are, as far as is known."""
+        """The map of the shards as last read."""
         return self._address.shards.map
 
     async def read_shards(self) -> None:
-        """Reads again where the users are.
+        """Reads the map of the shards again.
 
         Raises:
             ShardMapError: the accounts are distributed in a way that this program does not know.
@@ -323,7 +323,7 @@ def _settled(
     lost: dict[EntryId, Entry],
     changes: dict[EntryId, tuple[GrantChange, ...]],
 ) -> Outcome:
-    """Shows the account as the batch left it, and a resolved COMMIT as the first run it was."""
+    """Shows the account as the batch left it, and a resolved COMMIT not as a replay."""
     entry, account, replayed, hold, parts, top_up = answer
     if replayed and entry is not None and lost.get((entry.user_id, entry.seq)) == entry:
         del lost[entry.user_id, entry.seq]

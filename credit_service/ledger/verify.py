@@ -1,4 +1,4 @@
-"""Adds up the whole ledger and names what does not fit; changes nothing."""
+"""Adds up the whole ledger and names every fault; changes nothing."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _ACCOUNTS_AT_ONCE = 500
 _SECONDS_TOGETHER = 60.0
 _SECONDS_ALONE = 600.0
 
-# How much longer it waits for the server to say so.
+# How much longer it waits for the server to report that.
 _GRACE_SECONDS = 30.0
 
 # On a distributed book a payment that is being credited is on one shard a moment before it is on
-# the other. So what looks like a fault of a payment is one if so many looks in a row find it.
+# the other. So a fault of a payment counts only if this many looks in a row find it.
 _LOOKS = 3
 _PAUSE_SECONDS = 0.25
 
@@ -44,13 +44,13 @@ async def verify(
 ) -> tuple[int, int]:
     """Verifies one account, or all of them, on a distributed book shard by shard.
 
-    The sum of the changes is the balance and the held part, the open holds are what is held, seq
-    has no gaps, times can be sent and never fall, refunds stay within their spends, payments are
-    credited once, a reversal belongs to one payment, and a kept key names an entry that can answer
-    its call. The place in the feed never falls from one entry to the next. A grant is the sum of
-    its changes, what holds have pinned is the sum of theirs, and what reversals moved and counted
-    is what they return. A top-up is as its last change left it, has succeeded if its payment
-    was purchased, and is counted in its month.
+    The changes add up to balance and held, the open holds add up to held, seq has no gaps, times
+    can be sent and never fall, refunds stay within their spends, payments are credited once, a
+    reversal belongs to one payment, and a kept key names an entry that can answer its call. The
+    place in the feed never falls from one entry to the next. A grant is the sum of its changes,
+    what holds have pinned is the sum of theirs, and what reversals moved and counted is what they
+    return. A top-up is as its last change left it, has succeeded if its payment was purchased, and
+    is counted in its month.
 
     Args:
         connection: to the database.
@@ -97,7 +97,7 @@ async def verify(
 
 
 def _of_one_shard(user_ids: list[UUID], shards: ShardMap) -> Iterator[list[UUID]]:
-    """Divides users by their shard, and those of a shard into so many as are verified at once."""
+    """Divides users by their shard, and those of a shard into parts that are verified at once."""
     for _, group in groupby(sorted(user_ids, key=shards.shard_of), key=shards.shard_of):
         users = list(group)
         for start in range(0, len(users), _ACCOUNTS_AT_ONCE):
@@ -129,7 +129,7 @@ async def _find_faults(
     try:
         async with connection.transaction():
             await connection.execute(f"SET LOCAL statement_timeout = {limit_ms}; {ALL_PLANS}")
-            # One statement sees one moment, so that writers need not pause.
+            # One statement sees one moment, so writers need not pause.
             return await fault_store.find_faults(
                 connection, user_ids, distributed=distributed, seconds=seconds + _GRACE_SECONDS
             )

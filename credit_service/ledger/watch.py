@@ -48,7 +48,7 @@ class Watcher:
         self._changed.set()
 
     async def next(self) -> Account:
-        """Waits for a state that was not taken yet."""
+        """Waits for a state that the listener has not taken yet."""
         await self._changed.wait()
         self._changed.clear()
         assert self._newest is not None  # noqa: S101  # put before the event was set
@@ -77,8 +77,8 @@ class Watchers:
     def watch(self, user_id: UUID) -> Iterator[Watcher]:
         """Registers a listener for the length of the block.
 
-        It gets the account as it is, and then each change. All of it is read later than whatever
-        the caller has read before the block, and in order.
+        It gets the account as it is, and then each change, in order. Each state is read later than
+        anything that the caller has read before the block.
 
         Raises:
             Overloaded: 10,000 are listening to this process.
@@ -89,7 +89,7 @@ class Watchers:
         self._count += 1
         self._watchers.setdefault(user_id, set()).add(watcher)
         self._due.add(user_id)
-        # Forgetting what was seen makes the next poll read the account again, for the newcomer.
+        # Forgetting the state that was seen makes the next poll read the account for the newcomer.
         self._seen[user_id] = None
         self._any.set()
         try:
@@ -122,7 +122,7 @@ class Watchers:
                 # Health and the log report it. The listeners wait and miss no last state.
                 await asyncio.sleep(POLL_SECONDS)
             except Exception:
-                # No failure may end the poll.
+                # The poll must outlive any failure.
                 _log.exception("watch poll failed")
             await asyncio.sleep(max(0.0, POLL_SECONDS - (loop.time() - started)))
 
@@ -132,7 +132,8 @@ class Watchers:
 
     def _tell(self, account: Account) -> None:
         # A listener that came while the poll was running may have read a later state already. It
-        # waits for the next poll, which reads the account again: for it, nothing is seen yet.
+        # waits for the next poll, which reads the account again, because for it no state is seen
+        # yet.
         listeners = self._watchers.get(account.user_id, set())
         earlier = [each for each in listeners if each.registered_in < self._polls]
         if len(earlier) == len(listeners) > 0:

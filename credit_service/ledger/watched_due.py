@@ -1,8 +1,8 @@
-"""What is due of watched accounts is recorded when its time comes, and not when the sweeper passes.
+"""Records what is due on watched accounts when its time comes, and not when the sweeper passes.
 
 So a state that a watcher sees has a seq of its own, and an account that is watched gets its
-allowance. However many accounts have the same midnight, they wait here and not in the lanes, which
-take them in the rounds of the sweeper. No answer needs any of it meanwhile.
+allowance. Accounts that fall due at the same midnight wait here and not in the lanes, which take
+them in the sweeper's rounds. No answer needs any of it.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-# After what time it tries again to record what could not be recorded.
+# How long it waits before it tries again what could not be recorded.
 _AGAIN = timedelta(seconds=10)
 
-# How long a state that is to be shown waits until what is due is recorded.
+# How long a state waits to be shown until what is due is recorded.
 _PATIENCE_SECONDS = 1.0
 
 
 class WatchedDue:
-    """Knows when something is due of each watched account. Times are the database's."""
+    """Knows when each watched account falls due. Times are the database's."""
 
     def __init__(self, rounds: DueRounds, terms: Terms) -> None:
         """Takes what it works with.
@@ -51,30 +51,30 @@ class WatchedDue:
         self._times: dict[UUID, datetime | None] = {}
         self._soonest: datetime | None = None
         self._now = datetime.min.replace(tzinfo=UTC)
-        # Those whose time has come, in that order, and what waits until each was tried.
+        # Users whose time has come, in that order, and the waits that end when each was tried.
         self._due: dict[UUID, asyncio.Future[None]] = {}
         self._any = asyncio.Event()
 
     @property
     def is_planned(self) -> bool:
-        """Whether anything will be due, so that it matters what time it is."""
+        """Whether anything will fall due, so that the time matters."""
         return self._soonest is not None
 
     def add(self, user_id: UUID) -> None:
-        """Begins to watch over a user; nothing is due before `plan` says when."""
+        """Begins to watch over a user; nothing falls due before `plan` sets a time."""
         self._times.setdefault(user_id, None)
 
     def remove(self, user_id: UUID) -> None:
-        """Ends it; what has become due is still recorded."""
+        """Stops watching over a user; what has fallen due is still recorded."""
         del self._times[user_id]
 
     def plan(self, account: Account) -> None:
-        """Notes when something of an account is due next, if its user is watched over."""
+        """Notes when an account next falls due, if its user is watched over."""
         if account.user_id in self._times:
             self._plan(account.user_id, next_due(account, self._terms))
 
     def look(self, now: datetime) -> None:
-        """Takes up what is due by a time, which is now."""
+        """Takes up the users that are due by the present time."""
         self._now = now
         if self._soonest is None or now < self._soonest:
             return
@@ -85,13 +85,13 @@ class WatchedDue:
         self._soonest = min((time for time in self._times.values() if time), default=None)
 
     async def recorded(self, user_id: UUID) -> None:
-        """Waits until it was tried to record what is due of a user, for a second at most."""
+        """Waits until recording what is due of a user was tried, for a second at most."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 await asyncio.shield(self._ask(user_id))
 
     async def record(self) -> None:
-        """Records what has become due, round by round; runs until it is cancelled."""
+        """Records what has fallen due, round by round; runs until it is cancelled."""
         while True:
             await self._any.wait()
             users = list(islice(self._due, self._rounds.size))
@@ -101,13 +101,13 @@ class WatchedDue:
             try:
                 answers = await self._rounds.record(users, watched=True)
             except Exception as error:
-                # No failure may end this.
+                # This loop must outlive any failure.
                 _log.exception("recording what is due failed")
                 answers = dict.fromkeys(users, error)
             self._note(answers)
 
     def _note(self, answers: Mapping[UUID, Outcome | BaseException]) -> None:
-        """Plans anew what was tried, and lets go who waited for it."""
+        """Plans the users that were tried again, and ends the waits for them."""
         faults = []
         for user_id, answer in answers.items():
             if isinstance(answer, Outcome):

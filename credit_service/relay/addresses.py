@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# What a translator sends on to IPv4, to the last 32 bits (RFC 6052).
+# A translator sends these on to the IPv4 address in the last 32 bits (RFC 6052).
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _IPV4 = 0xFFFFFFFF
 
-# Ranges of special use that some releases of Python take for global ones. Teredo is among them.
+# Ranges of special use, such as Teredo, that some releases of Python take for global ones.
 _NOT_GLOBAL = tuple(
     ipaddress.ip_network(text)
     for text in (
@@ -42,7 +42,7 @@ _NOT_GLOBAL = tuple(
 _GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
 
 
-# How many look-ups of an endpoint run at a time; one that hangs cannot be ended.
+# The maximum number of look-ups of an endpoint at a time; one that hangs cannot be ended.
 _LOOKUPS_MAX = 4
 
 
@@ -55,7 +55,7 @@ class NameUnknownError(Exception):
 
 
 def reached(address: Address) -> list[Address]:
-    """Finds where a packet to an address may come: there, or at an IPv4 address that is in it."""
+    """Finds where a packet to an address may arrive: there, or at an IPv4 address inside it."""
     if isinstance(address, ipaddress.IPv4Address):
         return [address]
     if address.ipv4_mapped is not None:
@@ -78,10 +78,10 @@ def is_global(address: Address) -> bool:
 
 
 class Resolver:
-    """Resolves names in threads of its own, so that a silent name server holds up no one else."""
+    """Resolves names in threads of its own, so that a silent name server holds up nothing else."""
 
     def __init__(self) -> None:
-        """Begins no thread as yet."""
+        """Starts no thread yet."""
         self._free = asyncio.Semaphore(_LOOKUPS_MAX)
 
     async def resolve(
@@ -93,7 +93,7 @@ class Resolver:
             host: a name or an address.
             port: where it is to be reached.
             private: whether addresses that are not globally routable are allowed.
-            only_private: whether only those are.
+            only_private: whether only those are allowed.
 
         Returns:
             The addresses to which events may be sent, in the order of preference.

@@ -53,13 +53,13 @@ class ExpiringGrant(NamedTuple):
 
 
 async def load_states(connection: Connection, user_ids: Collection[UUID]) -> dict[UUID, Announced]:
-    """Loads what was last announced of those accounts of which something holds."""
+    """Loads the last announcement of each account that has one in force."""
     rows = await connection.fetch(SQL["load_alert_states"], list(user_ids))
     return dict(map(_announced, rows))
 
 
 class Horizon(NamedTuple):
-    """A moment, and the number of the feed below which everything from before the moment is."""
+    """A moment, and the feed number below which everything from before the moment lies."""
 
     moment: datetime
     tx: int
@@ -78,7 +78,7 @@ async def find_cooled(
 
     Args:
         connection: to the database.
-        moment: by when it has ended; None: by now.
+        moment: when it must have ended; None: now.
         limit: the maximum number of accounts.
     """
     rows = await connection.fetch(SQL["find_cooled_accounts"], moment, limit)
@@ -86,7 +86,7 @@ async def find_cooled(
 
 
 async def put_states(connection: Connection, states: Mapping[UUID, Announced]) -> None:
-    """Writes what was last announced of accounts; those that are fine are forgotten."""
+    """Writes the last announcements of accounts; those of accounts that are fine are deleted."""
     if fine := [user_id for user_id, last in states.items() if last.level == "fine"]:
         await connection.execute(SQL["delete_alert_states"], fine)
     rows = [
@@ -108,7 +108,7 @@ async def insert_alerts(connection: Connection, alerts: Sequence[NewAlert]) -> N
 async def load_policies_before(
     connection: Connection, asked: Mapping[UUID, int]
 ) -> dict[UUID, Policy]:
-    """Loads floors, thresholds and whether they were frozen, of accounts that had a policy.
+    """Loads floors, thresholds and the frozen state of accounts that had a policy.
 
     Args:
         connection: to the database.
@@ -154,7 +154,7 @@ async def find_expiring(
 
 
 async def put_expiring(connection: Connection, grants: Sequence[ExpiringGrant]) -> None:
-    """Remembers which expiry of grants was announced."""
+    """Records which expiry of grants was announced."""
     await connection.execute(
         SQL["upsert_expiring_alerts"], *_columns([grant[:3] for grant in grants])
     )

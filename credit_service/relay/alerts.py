@@ -1,12 +1,12 @@
-"""Makes the alerts: follows the feed and compares each account with what was last announced of it.
+"""Makes the alerts: follows the feed and compares each account with its last announcement.
 
 An account is compared after its last entry of each transaction and after each change of its policy,
-so a lapse and an allowance in one transaction make no alert. What was last announced is written in
+so a lapse and an allowance in one transaction make no alert. The last announcements are written in
 one transaction with the alerts and with the place of the reader, so that each change makes its
-alerts once, whatever is killed. Nothing is kept in memory from one page to the next.
+alerts once, even if a process is killed. Nothing is kept in memory from one page to the next.
 
-The first time, it begins at the end of the feed: what happened before is not announced, and an
-account that is low already is announced when it next changes.
+The first time, it begins at the end of the feed: earlier changes are not announced, and an account
+that is low already is announced when it next changes.
 """
 
 from __future__ import annotations
@@ -96,14 +96,14 @@ class Alerts:
         expiring_days: int,
         walk_rest_seconds: float = REST_SECONDS,
     ) -> None:
-        """Takes what it is made of.
+        """Takes its parts and settings.
 
         Args:
             pool: connections to the database.
             feed: what happened.
             terms: the configured floor and threshold.
             cool_down: how long after an alert about a balance a better level waits.
-            expiring_days: how soon credits expire that are announced.
+            expiring_days: how many days before their expiry credits are announced.
             walk_rest_seconds: how long to wait before looking again for credits that expire soon.
         """
         self._pool = pool
@@ -128,7 +128,7 @@ class Alerts:
                 more = await self._step(reader)
             except LeaseLostError:
                 raise
-            except Exception as error:  # Whatever it is, it must not end the alerts.
+            except Exception as error:  # The alerts must outlive any failure.
                 if isinstance(error, CreditError):
                     _log.warning("alerts not made, trying again", problem=error.reason)
                 else:
@@ -141,7 +141,7 @@ class Alerts:
                     await asyncio.sleep(pause)
 
     async def _step(self, reader: Reader) -> bool:
-        """Makes the alerts of the next page; at the end of the feed, those that time brings about.
+        """Makes the alerts of the next page; at the end of the feed, those that time causes.
 
         Returns:
             Whether there is more to do at once.
@@ -153,7 +153,7 @@ class Alerts:
                 await self._compare(connection, changes)
                 await reader.move(connection, place)
         if not page.caught_up:
-            # Without items the feed stands still, and it may do so for long.
+            # A page without items means that the feed stands still, perhaps for long.
             return bool(page.items)
         more = await self._end_cool_downs(reader, page.boundary)
         await self._walk.step(reader)
@@ -167,7 +167,7 @@ class Alerts:
         before it count.
 
         Args:
-            reader: which has read all that is below the boundary.
+            reader: one that has read everything below the boundary.
             boundary: the number below which everything is in the feed.
 
         Returns:
@@ -221,7 +221,7 @@ class Alerts:
     async def _accounts_before(
         self, connection: Connection, changes: Sequence[_Compared]
     ) -> dict[UUID, Account]:
-        """Loads of each account what the first of its changes does not say itself."""
+        """Loads the facts about each account that the first of its changes lacks."""
         first: dict[UUID, _Compared] = {}
         for change in changes:
             first.setdefault(change.user_id, change)

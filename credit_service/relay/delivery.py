@@ -1,7 +1,7 @@
 """Delivers the feed to one endpoint: several requests at a time, never two of the same user.
 
 An endpoint takes an event with an answer of 2xx. One that fails blocks its user. As soon as the
-endpoint takes an event of somebody else, blocked events are tried once more, and one that fails
+endpoint takes an event of another user, blocked events are tried once more, and one that fails
 although others were taken since its first try is put by, with all later events of its user. While
 the endpoint takes nothing, nothing is put by and its place in the feed does not move.
 """
@@ -44,14 +44,14 @@ IN_FLIGHT = 32
 _PAGE = 500
 WINDOW = 1_000
 
-# How far it reads on to find events of others while those of a few users fail.
+# How far it reads on for events of other users while those of a few users fail.
 WINDOW_MAX = 5_000
 
-# With so many users blocked it stops sending to others, and tries a few of all now and then.
+# With this many users blocked it stops sending for others, and now and then tries a few of all.
 _BLOCKED_MAX = 16
 _TRIED_AT_A_TIME = 4
 
-# Of how many events that are put by at the same time the log has a line each.
+# The maximum number of log lines for events that are put by at the same time.
 _LOGGED_MAX = 10
 
 
@@ -68,14 +68,14 @@ class Delivery:
         *,
         private: bool,
     ) -> None:
-        """Sends nothing as yet.
+        """Sends nothing yet.
 
         Args:
-            endpoint: where to.
+            endpoint: the endpoint.
             reader: its place in the feed, under this process's lease.
             pool: connections to the database.
             feed: what happened.
-            timing: how long to wait for what.
+            timing: all waiting times.
             private: whether addresses that are not globally routable are allowed.
 
         Raises:
@@ -112,7 +112,7 @@ class Delivery:
 
     @property
     def users_in_flight(self) -> set[UUID]:
-        """The users of whom an event is being sent."""
+        """The users who have an event in flight."""
         return self._window.in_flight
 
     async def run(self) -> None:
@@ -129,7 +129,7 @@ class Delivery:
                 except LeaseLostError:
                     raise
                 except Exception as fault:
-                    # Whatever it is, it must not end the deliveries.
+                    # The deliveries must outlive any failure.
                     self._complain(fault)
                     await asyncio.sleep(self._timing.pause_after(0))
                 if retrying.done():
@@ -143,7 +143,7 @@ class Delivery:
             metrics.forget(self._endpoint.name)
 
     def stop(self) -> None:
-        """Lets `run` end once what is in flight is answered and written down."""
+        """Lets `run` end once the requests in flight are answered and recorded."""
         self._stopping = True
         self._retries.stop()
         self._wake.set()
@@ -207,7 +207,7 @@ class Delivery:
                 parked = await parked_store.find_parked_users(
                     connection, self._endpoint.name, users
                 )
-        # After the look into the database, because an event in flight may have failed meanwhile.
+        # After the database was read, because an event in flight may have failed meanwhile.
         parked |= self._window.parking_users()
         for place, item, kind in found:
             self._window.add(Slot(place, item, kind), park=place.user_id in parked)
@@ -215,7 +215,7 @@ class Delivery:
         return not page.caught_up and not page.standing
 
     def _send(self) -> None:
-        """Begins to send what can be sent now."""
+        """Starts the requests that can be sent now."""
         window = self._window
         now = time.monotonic()
         if window.blocked and now >= self._try_blocked_at and not window.in_flight:
@@ -244,7 +244,7 @@ class Delivery:
             self._complain(fault)
 
     async def _send_from(self, slot: Slot | None) -> None:
-        """Sends an event, and then others for as long as there are any and they are taken."""
+        """Sends an event, and then others while there are any and the endpoint takes them."""
         while slot is not None and await self._try(slot):
             if len(self._window) <= _PAGE:
                 self._wake.set()
@@ -286,7 +286,7 @@ class Delivery:
         return moved and time.monotonic() - self._saved_at >= self._timing.save
 
     async def _save(self) -> None:
-        """Writes down what is put by and how far the endpoint has come, in one transaction."""
+        """Records the events to be put by and the endpoint's place, in one transaction."""
         window = self._window
         slots = list(window.parking.values())
         place = window.reached_without(slots)
@@ -322,7 +322,7 @@ class Delivery:
             )
 
     async def _end(self) -> None:
-        """Waits for what is in flight, for a while, and writes down how far it has come."""
+        """Waits a while for requests in flight, and records the endpoint's place."""
         if self._sending:
             await asyncio.wait(self._sending, timeout=self._timing.drain)
         try:

@@ -35,7 +35,7 @@ ENDPOINTS_MAX = 50
 SECRETS_MAX = 5
 URL_MAX = 2_048
 
-# What the specification asks of a secret, in bytes.
+# The size of a secret that the specification asks for, in bytes.
 SECRET_MIN, SECRET_MAX = 24, 64
 
 _NAME = re.compile("[a-z0-9][a-z0-9_-]{0,63}")
@@ -50,15 +50,15 @@ class EndpointsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where events are sent.
+    """An endpoint: where events are sent.
 
     Attributes:
-        name: what its place in the feed is kept under, so it stays when the URL changes.
-        url: where to.
+        name: the key of its place in the feed, so the place stays when the URL changes.
+        url: the URL.
         types: the types of events that it gets.
-        secrets: what each request is signed with; receivers accept any one of them, so that a new
+        secrets: each request is signed with all of them; receivers accept any one, so that a new
             secret can be added before the old one goes.
-        from_beginning: whether a new endpoint gets what is in the ledger already.
+        from_beginning: whether a new endpoint also gets what is already in the ledger.
         ca: further authorities that may sign its certificate; None: only those of the system.
     """
 
@@ -81,11 +81,11 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """What a file of endpoints says.
+    """The contents of a file of endpoints.
 
     Attributes:
         by_name: the endpoints.
-        files: the file and all that it refers to, each with what tells one version from another.
+        files: the file and all that it refers to, each with a mark that changes with its version.
         written: the secrets as written, which decide whether an endpoint has changed.
     """
 
@@ -114,7 +114,7 @@ class EndpointsFile:
 
     @property
     def endpoints(self) -> dict[str, Endpoint]:
-        """The endpoints by name, as the last file said that could be used."""
+        """The endpoints by name, of the last usable version of the file."""
         return self._read.by_name
 
     def reload(self) -> set[str]:
@@ -187,7 +187,7 @@ def _endpoint(
     entry: object, folder: Path, files: dict[Path, tuple[int, int] | None], *, private: bool
 ) -> tuple[Endpoint, list[str]]:
     if not isinstance(entry, dict):
-        raise EndpointsError("is no table; write [[endpoint]] above its lines")
+        raise EndpointsError("is not a table; write [[endpoint]] above its lines")
     unknown = entry.keys() - _KEYS
     if unknown:
         raise EndpointsError(f"has an unknown key {min(unknown)}")
@@ -204,7 +204,7 @@ def _endpoint(
     authority = None
     if ca is not None:
         if not isinstance(ca, str) or not (folder / ca).is_file():
-            raise EndpointsError("has a ca that is no file of authorities (PEM)")
+            raise EndpointsError("has a ca that is not a file of authorities (PEM)")
         authority = folder / ca
         files[authority] = _stamp(authority)
     try:

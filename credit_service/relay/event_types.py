@@ -32,7 +32,7 @@ class Event(NamedTuple):
     """An event as it is sent.
 
     Attributes:
-        id: the same in every attempt, so that a receiver knows what it has had.
+        id: the same in every attempt, so that a receiver can recognise repeats.
         type: such as `entry.purchase`.
         body: JSON.
     """
@@ -43,7 +43,7 @@ class Event(NamedTuple):
 
 
 class UnknownTypeError(Exception):
-    """No event has such a type; the message says which there are."""
+    """No event has such a type; the message lists the types."""
 
 
 def matching(patterns: Iterable[str]) -> frozenset[str]:
@@ -66,7 +66,7 @@ def matching(patterns: Iterable[str]) -> frozenset[str]:
             if name == pattern or (group is not None and name.startswith(group))
         }
         if not found:
-            raise UnknownTypeError(f"{pattern!r} is no type of event; {_advice(pattern)}")
+            raise UnknownTypeError(f"{pattern!r} is not a type of event; {_advice(pattern)}")
         chosen |= found
     return frozenset(chosen)
 

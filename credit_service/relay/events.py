@@ -1,7 +1,7 @@
 """Items of the feed as events: their types, ids, and bodies in the form of Standard Webhooks.
 
 A body is `{"type", "timestamp", "data"}`. The fields of data are those of the contract's messages,
-amounts are numbers, values of an enum are their names in lower case, and what is unset is left out.
+amounts are numbers, values of an enum are their names in lower case, and unset fields are left out.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def trial(name: str, now: datetime) -> Event:
 
     Args:
         name: of the endpoint.
-        now: the time, which makes its id one of its own.
+        now: the time, which makes its id unique.
     """
     stamp = now.strftime("%Y%m%dT%H%M%S%f")
     data: Json = {"endpoint": name, "message": "A test by an operator; nothing has happened."}

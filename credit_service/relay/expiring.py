@@ -1,9 +1,8 @@
 """The walk that announces which credits expire soon: `credits.expiring`, once for each expiry.
 
-It goes through the open grants in the order of their times, a page at a time, and from the
-beginning again some time after it has come to the end. So it holds one page in memory even if a
-million grants expire on one day, and a grant that is made late, or whose expiry has changed, is
-found by the next walk.
+It goes through the open grants in the order of their times, a page at a time, and starts again some
+time after it has reached the end. So it holds one page in memory even if a million grants expire on
+one day, and a grant that is made late, or whose expiry has changed, is found by the next walk.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class ExpiringWalk:
 
         Args:
             pool: connections to the database.
-            days: how soon a grant expires that is announced.
+            days: how many days before its expiry a grant is announced.
             rest_seconds: how long it rests at its end.
         """
         self._pool = pool
@@ -49,7 +48,7 @@ class ExpiringWalk:
         self._began_at = self._rests_until = 0.0
 
     async def step(self, reader: Reader) -> None:
-        """Announces what is new on the next page, unless the walk rests.
+        """Announces the new expiries of the next page, unless the walk rests.
 
         Raises:
             LeaseLostError: another process makes the alerts now.

@@ -1,8 +1,8 @@
-"""The lease: of all processes that could send, the one that does.
+"""The lease: it decides which process sends.
 
 It is a row of the database with a time at which it runs out, by the database's clock. A process
 that hangs or is cut off loses it. It may still believe for a moment that it has the lease, so
-everything that it writes names its fence, a number that counts up with every change of hands.
+everything that it writes names its fence, a number that rises whenever the lease changes hands.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _log = structlog.get_logger()
 
 LEASE_SECONDS = 10.0
 
-# How long before the lease runs out this process no longer counts on it.
+# How long before the end of the lease this process stops relying on it.
 _MARGIN = 0.2
 
 
@@ -44,7 +44,7 @@ class Lease:
     """
 
     def __init__(self, pool: ReadPool, fence: int, seconds: float, taken: float) -> None:
-        """Takes what `take` has found; `taken` is by the clock of `time.monotonic`."""
+        """Takes the findings of `take`; `taken` is by the clock of `time.monotonic`."""
         self.fence = fence
         self._pool = pool
         self._seconds = seconds
@@ -106,11 +106,11 @@ class Reader:
     """A reader of the feed whose place is kept in the database.
 
     Attributes:
-        place: what it has read up to, as it is written in the database.
+        place: how far it has read, as written in the database.
     """
 
     def __init__(self, pool: ReadPool, name: str, fence: int, place: Place) -> None:
-        """Takes what `claim` has found."""
+        """Takes the findings of `claim`."""
         self.place = place
         self._pool = pool
         self._name = name
@@ -123,7 +123,7 @@ class Reader:
         Args:
             pool: connections to the database.
             name: the reader's name.
-            fence: that of the lease.
+            fence: the fence of the lease.
             beginning: where it begins if it is new.
 
         Raises:

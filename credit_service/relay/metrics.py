@@ -15,7 +15,7 @@ ATTEMPT_SECONDS = Histogram(
 )
 LAG_SECONDS = Gauge(
     "credit_relay_lag_seconds",
-    "Age of the oldest event that was neither taken nor put by; 0 without one.",
+    "Age of the oldest event that was neither taken nor put by; 0 if there is none.",
     ("endpoint",),
 )
 PARKED = Gauge(

@@ -1,4 +1,4 @@
-"""What operators do with the relay: look at it, let dead events be sent again, try an endpoint."""
+"""The operators' commands for the relay: show it, send dead events again, try an endpoint."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test(endpoint: Endpoint, now: datetime, *, private: bool) -> Attempt:
     """Sends an event of type relay.test to an endpoint, once.
 
     Args:
-        endpoint: where to.
+        endpoint: the endpoint.
         now: the time.
         private: whether addresses that are not globally routable are allowed.
     """
@@ -65,12 +65,12 @@ async def test(endpoint: Endpoint, now: datetime, *, private: bool) -> Attempt:
 
 
 class Operator:
-    """Reads and changes what the relay keeps in the database, beside a relay that runs."""
+    """Reads and changes the relay's state in the database, beside a relay that runs."""
 
     def __init__(
         self, pool: ReadPool, endpoints: Mapping[str, Endpoint], say: Callable[[str], None]
     ) -> None:
-        """Takes connections, the endpoints by name, and what prints a line."""
+        """Takes connections, the endpoints by name, and the function that prints a line."""
         self._pool = pool
         self._endpoints = endpoints
         self._say = say
@@ -80,7 +80,7 @@ class Operator:
 
         Args:
             endpoint: its name; None: all.
-            events: whether to list what is dead and some of what is put by.
+            events: whether to list dead events and some of those that are put by.
 
         Raises:
             UnknownError: there is no such endpoint.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from credit_service.relay.store import Connection
 
-# How far events are counted.
+# The count at which counting stops.
 COUNT_MAX = 100_000
 
 
@@ -25,7 +25,7 @@ class Parking(NamedTuple):
     Attributes:
         type: of the event.
         tries: how often it was tried; 0 for one that only follows another.
-        wait_seconds: after how long it is tried again.
+        wait_seconds: how long until it is tried again.
         problem: why it was not taken.
     """
 
@@ -41,7 +41,7 @@ class Parked(NamedTuple):
 
     Attributes:
         tries: how often it was tried.
-        age_seconds: for how long it has been put by.
+        age_seconds: how long it has been put by.
     """
 
     place: Place
@@ -93,20 +93,20 @@ async def insert_parked(connection: Connection, endpoint: str, events: Sequence[
 
 
 async def promote_parked(connection: Connection, endpoint: str, user_ids: Collection[UUID]) -> None:
-    """Lets the first event of each user be tried, where none waits for its time."""
+    """Makes the first event of each user due, unless it already waits for its time."""
     await connection.execute(SQL["promote_parked"], endpoint, list(user_ids))
 
 
 async def find_due_users(
     connection: Connection, endpoint: str, busy: Collection[UUID], limit: int
 ) -> list[UUID]:
-    """Finds users of whom an event is due to be tried, those that wait for longest first.
+    """Finds users who have an event that is due to be tried, the longest waiting first.
 
     Args:
         connection: to the database.
         endpoint: its name.
         busy: users to leave out.
-        limit: how many rows are looked at.
+        limit: the maximum number of rows to look at.
     """
     rows = await connection.fetch(SQL["find_due_users"], endpoint, list(busy), limit)
     return list(dict.fromkeys(row[0] for row in rows))
@@ -119,7 +119,7 @@ async def first_parked(connection: Connection, endpoint: str, user_id: UUID) -> 
 
 
 async def delete_parked(connection: Connection, endpoint: str, place: Place) -> None:
-    """Forgets an event that the endpoint has, or that is gone from the ledger."""
+    """Deletes an event that the endpoint has, or that is gone from the ledger."""
     await connection.execute(SQL["delete_parked"], endpoint, *place)
 
 
@@ -137,7 +137,7 @@ async def fail_parked(
         endpoint: its name.
         place: the event.
         problem: why it was not taken.
-        wait_seconds: after how long it is tried again; None: it is dead.
+        wait_seconds: how long until it is tried again; None: it is dead.
     """
     wait_ms = int((wait_seconds or 0) * 1000)
     await connection.execute(
@@ -146,12 +146,12 @@ async def fail_parked(
 
 
 async def forget_dead(connection: Connection, endpoint: str, seconds: float) -> None:
-    """Forgets some events that have been dead for longer than this."""
+    """Deletes some events that have been dead for longer than this."""
     await connection.execute(SQL["forget_dead"], endpoint, int(seconds * 1000))
 
 
 async def count_parked(connection: Connection, endpoint: str) -> Counts:
-    """Counts what is put by, and what is dead."""
+    """Counts the events that are put by, and those that are dead."""
     rows = await connection.fetch(SQL["count_parked"], endpoint, COUNT_MAX)
     return Counts(*rows[0])
 
@@ -164,11 +164,11 @@ async def list_parked(
     Args:
         connection: to the database.
         endpoint: its name.
-        dead: whether those that are dead, else those that are put by.
+        dead: whether to list dead events; otherwise those that are put by.
         after: the last one of the page before.
         limit: how many.
     """
-    # There is an index of the dead, and one of the others.
+    # There is an index of the dead events, and one of the others.
     rows = await fetch_by_values(connection, SQL["list_parked"], endpoint, dead, *after, limit)
     return [Listed(Place(*row[:4]), *row[4:]) for row in rows]
 

@@ -42,12 +42,12 @@ def reader_name(endpoint: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertSettings:
-    """What alerts are made by.
+    """The settings of the alerts.
 
     Attributes:
         terms: the configured floor and threshold.
         cool_down: how long after an alert about a balance a better level waits.
-        expiring_days: how soon credits expire that are announced.
+        expiring_days: how many days before their expiry credits are announced.
     """
 
     terms: Terms
@@ -57,14 +57,14 @@ class AlertSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelaySettings:
-    """What a relay is made of.
+    """The parts and settings of a relay.
 
     Attributes:
         address: the database, as the service's role.
         endpoints: where events are sent.
         private: whether addresses that are not globally routable are allowed.
-        alerts: what alerts are made by; None: none are made.
-        timing: how long to wait for what.
+        alerts: the settings of the alerts; None: none are made.
+        timing: all waiting times.
     """
 
     address: Address
@@ -87,11 +87,11 @@ class Relay:
         self._alerts: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
-        """Lets `run` end once what is in flight is answered and written down."""
+        """Lets `run` end once the requests in flight are answered and recorded."""
         self._stop.set()
 
     async def run(self) -> None:
-        """Waits for the lease, sends while it has it, and waits again, until it is stopped."""
+        """Waits for the lease, sends while it holds it, and waits again, until it is stopped."""
         await self._pool.open()
         holder = f"{socket.gethostname()}:{os.getpid()}"[:100]
         away = False
@@ -123,7 +123,7 @@ class Relay:
         except LeaseLostError:
             _log.warning("relay lost its lease", fence=lease.fence)
         except Exception:
-            # Whatever it is, it must not end the webhooks for good.
+            # No failure may end the webhooks for good.
             _log.exception("relay failed, trying again")
         finally:
             metrics.ACTIVE.set(0)
@@ -136,7 +136,7 @@ class Relay:
             await lease.give_back()
 
     async def _deliver(self, lease: Lease, keeping: asyncio.Task[None]) -> None:
-        """Keeps a delivery running for each endpoint of the file, as it is at the time."""
+        """Keeps a delivery running for each endpoint of the file, and follows its changes."""
         file = self._settings.endpoints
         while not self._stop.is_set():
             for name in file.reload():

@@ -1,4 +1,4 @@
-"""Tries events again that an endpoint did not take, first those that have waited for longest.
+"""Tries events again that an endpoint did not take, the longest waiting first.
 
 The events of a user are tried in their order: while the first one fails, the others wait.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-# Of how many users events are tried again at a time, and how many of a user in a row.
+# The number of users whose events are tried again at a time, and of events in a row of a user.
 _USERS_AT_A_TIME = 4
 _IN_A_ROW = 100
 
@@ -39,7 +39,7 @@ _COUNT_SECONDS = 10.0
 
 
 class Sending(Protocol):
-    """What sends, beside this, to the same endpoint."""
+    """The delivery that sends to the same endpoint."""
 
     @property
     def takes_nothing(self) -> bool:
@@ -51,7 +51,7 @@ class Sending(Protocol):
 
     @property
     def users_in_flight(self) -> Collection[UUID]:
-        """Users of whom an event is being sent."""
+        """Users who have an event in flight."""
 
     async def attempt(self, place: Place, item: Value) -> Attempt:
         """Sends an event once."""
@@ -61,7 +61,7 @@ class Retries:
     """The events that are put by for one endpoint.
 
     Attributes:
-        users: of whom an event is being sent from here.
+        users: those with an event that is being sent from here.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Retries:
         *,
         sending: Sending,
     ) -> None:
-        """Tries nothing as yet."""
+        """Tries nothing yet."""
         self.users: set[UUID] = set()
         self._endpoint = endpoint
         self._reader = reader
@@ -90,7 +90,7 @@ class Retries:
         self._stopping = True
 
     async def run(self) -> None:
-        """Tries what is due, until it is cancelled.
+        """Tries the events that are due, until it is cancelled.
 
         Raises:
             LeaseLostError: another process has taken over.
@@ -112,7 +112,7 @@ class Retries:
                 except LedgerUnavailable:
                     pass  # the delivery says so
                 except Exception:
-                    # Whatever it is, it must not end the retries.
+                    # The retries must outlive any failure.
                     _log.exception("retries failed, trying again", endpoint=self._endpoint.name)
                     await asyncio.sleep(self._timing.pause_after(0))
                 if running:
@@ -143,7 +143,7 @@ class Retries:
         busy = {*self.users, *self._sending.users_in_flight}
         async with self._pool.lend() as connection:
             found = await parked_store.find_due_users(connection, self._endpoint.name, busy, limit)
-        # While the database was asked, the next event of a user may have been begun.
+        # Meanwhile the next event of a user may have been started.
         return [user_id for user_id in found if user_id not in self._sending.users_in_flight]
 
     async def _try_user(self, user_id: UUID) -> None:

@@ -1,4 +1,4 @@
-"""Sends one event to one endpoint, once: the request, its time limit, and what the answer says.
+"""Sends one event to one endpoint, once: the request, its time limit, and the answer.
 
 The name is resolved once and the request goes to the very address that was checked, so that a name
 server cannot lead it elsewhere in between. The certificate is still verified against the name.
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from credit_service.relay.endpoints import Endpoint
     from credit_service.relay.event_types import Event
 
-# How much of an answer is read; what it says decides nothing.
+# How much of an answer is read; its body decides nothing.
 ANSWER_BYTES_MAX = 64 * 1024
 
 ATTEMPT_SECONDS = 10.0
 
-# How long one of several addresses of a name may take to be connected to.
+# How long a connection to one of several addresses of a name may take.
 _CONNECT_SECONDS = 3.0
 
 # How long an idle connection is kept; shorter than most servers keep theirs.
@@ -78,12 +78,12 @@ class Sender:
         connections: int,
         attempt_seconds: float = ATTEMPT_SECONDS,
     ) -> None:
-        """Connects to nothing as yet.
+        """Connects to nothing yet.
 
         Args:
-            endpoint: where to.
+            endpoint: the endpoint.
             private: whether addresses that are not globally routable are allowed.
-            connections: how many connections are open at most.
+            connections: the maximum number of open connections.
             attempt_seconds: how long an attempt may take in all.
 
         Raises:
@@ -119,7 +119,7 @@ class Sender:
         """Sends an event once.
 
         Returns:
-            How it ended: taken is an answer of 2xx in time. Nothing is raised but cancellation.
+            How it ended: an answer of 2xx in time means taken. It raises only cancellation.
         """
         started = asyncio.get_running_loop().time()
         try:
@@ -184,7 +184,7 @@ class Sender:
 
 
 def _problem(error: Exception) -> str:
-    """What went wrong, without the URL, whose path and query may be a credential."""
+    """The fault, without the URL, whose path and query may be a credential."""
     if isinstance(error, aiohttp.ClientResponseError):
         return "the answer is not HTTP"
     return str(error) or f"the connection broke: {type(error).__name__}"

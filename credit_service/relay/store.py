@@ -23,7 +23,7 @@ SQL = {
 
 
 class Holder(NamedTuple):
-    """Who has the lease, and for how many seconds; below zero it has run out."""
+    """The holder of the lease, and for how many seconds; below zero it has run out."""
 
     name: str
     fence: int
@@ -55,7 +55,7 @@ async def end_lease(connection: Connection, fence: int) -> None:
 
 
 async def show_lease(connection: Connection) -> Holder | None:
-    """Reads who has, or last had, the lease; None: it was never taken."""
+    """Reads the present or last holder of the lease; None: it was never taken."""
     row = await connection.fetchrow(SQL["show_lease"])
     return None if row is None else Holder(*row)
 
@@ -68,11 +68,11 @@ async def claim_reader(
     Args:
         connection: to the database.
         reader: its name.
-        fence: that of this process's lease.
+        fence: the fence of this process's lease.
         beginning: where it begins if it is new.
 
     Returns:
-        Its place; None where it is that of a process with a later lease.
+        Its place; None where a process with a later lease has it.
     """
     row = await connection.fetchrow(SQL["claim_reader"], reader, fence, *beginning)
     return None if row is None else Place(*row)

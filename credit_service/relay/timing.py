@@ -1,4 +1,4 @@
-"""How long the relay waits for what, in seconds."""
+"""All waiting times of the relay, in seconds."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Timing:
         look: how long an endpoint that has everything waits before it looks again.
         save: how often the place of an endpoint is written.
         attempt: how long an attempt may take in all.
-        pause: the first pause after which an endpoint that takes nothing is tried again; each
-            further one is twice as long, up to `pause_max`.
-        retry: after how long an event that was put by is first tried again; each further time is
+        pause: the first pause before an endpoint that takes nothing is tried again; each further
+            one is twice as long, up to `pause_max`.
+        retry: the first wait before an event that was put by is tried again; each further wait is
             four times as long, up to `retry_max`.
-        dead: after how long an event that was put by is given up.
+        dead: how long until an event that was put by is given up.
         kept: how long an event that was given up is listed.
         drain: how long requests in flight may take to end when the relay stops.
     """
@@ -39,13 +39,13 @@ class Timing:
     drain: float = 5.0
 
     def pause_after(self, failures: int) -> float:
-        """How long to leave an endpoint alone after so many rounds in which it took nothing."""
+        """How long to leave an endpoint alone after this many rounds in which it took nothing."""
         return _jittered(min(self.pause * 2 ** min(failures, 20), self.pause_max))
 
     def retry_after(self, tries: int) -> float:
-        """After how long to try an event again that has failed so many times."""
+        """How long to wait before trying again an event that has failed this many times."""
         return _jittered(min(self.retry * 4 ** min(tries - 1, 20), self.retry_max))
 
 
 def _jittered(seconds: float) -> float:
-    return seconds * random.uniform(0.8, 1.2)  # noqa: S311  # so that not all come at once
+    return seconds * random.uniform(0.8, 1.2)  # noqa: S311  # so that retries spread out

@@ -1,6 +1,6 @@
-"""What an endpoint has been given to read and has not taken yet: in order, and one user at a time.
+"""The events that an endpoint has not taken yet: in order, one at a time for each user.
 
-The window knows nothing of requests or of the database. A user of it is free, in flight, or blocked
+The window knows nothing of requests or of the database. A user in it is free, in flight, or blocked
 because the first event of the user has failed; later events of the same user wait behind it.
 """
 
@@ -21,13 +21,13 @@ class Slot:
     """An event in the window.
 
     Attributes:
-        place: of the item in the feed.
+        place: the place of the item in the feed.
         item: what happened.
         type: the type of its event.
         first_try: when it was first tried, by the loop's clock; None before that.
         last_try: when it was last tried; 0 before that.
         problem: why it was not taken.
-        done: whether it need not be sent from here any more.
+        done: whether the window need not send it any more.
     """
 
     __slots__ = ("done", "first_try", "item", "last_try", "place", "problem", "type")
@@ -48,9 +48,9 @@ class Window:
 
     Attributes:
         read: how far the feed was read.
-        in_flight: users of whom an event is being sent.
+        in_flight: users who have an event in flight.
         blocked: users whose first event has failed, and that event.
-        parking: slots that are to be put by, because the endpoint takes others.
+        parking: slots to be put by, because the endpoint takes other events.
     """
 
     def __init__(self, place: Place) -> None:
@@ -70,7 +70,7 @@ class Window:
 
     @property
     def has_free(self) -> bool:
-        """Whether there is a user of whom an event could be sent now."""
+        """Whether an event of some user could be sent now."""
         return bool(self._free)
 
     @property
@@ -81,7 +81,7 @@ class Window:
 
     @property
     def reached(self) -> Place:
-        """The place up to which all is done."""
+        """The place up to which all events are done."""
         self._advance()
         return self._reached if self._order else self.read
 
@@ -103,17 +103,17 @@ class Window:
             self._free.append(user_id)
 
     def parking_users(self) -> set[UUID]:
-        """The users of whom events are to be put by and are not yet."""
+        """The users with events that are still to be put by."""
         return {place.user_id for place in self.parking}
 
     def take(self, busy: Container[UUID]) -> Slot | None:
         """Takes the next event to send.
 
         Args:
-            busy: users of whom an event is being sent elsewhere.
+            busy: users with an event that is being sent from elsewhere.
 
         Returns:
-            The first event of a free user; None without one.
+            The first event of a free user; None if there is none.
         """
         for _ in range(len(self._free)):
             user_id = self._free.popleft()
@@ -124,7 +124,7 @@ class Window:
         return None
 
     def take_least_tried(self, count: int, busy: Container[UUID]) -> list[Slot]:
-        """Takes first events of free and blocked users, those that were tried longest ago."""
+        """Takes the first events of free and blocked users, those that were tried longest ago."""
         users = [user_id for user_id in (*self._free, *self.blocked) if user_id not in busy]
         users.sort(key=lambda user_id: self._users[user_id][0].last_try)
         for user_id in users[:count]:
@@ -176,7 +176,7 @@ class Window:
         self.blocked.clear()
 
     def reached_without(self, slots: list[Slot]) -> Place:
-        """The place up to which all is done once these events have been put by."""
+        """The place up to which all events are done once these have been put by."""
         putting = {slot.place for slot in slots}
         reached = self.reached
         for slot in self._order:

@@ -1,13 +1,13 @@
-"""The rules of alerts: when an account is low on credits, and what is announced of it.
+"""The rules of alerts: when an account is low on credits, and what alerts announce.
 
-An account is at one of three levels, and an alert announces the level that it has come to. So of
-several alerts the last one holds. A worse level is announced at once. A better one is announced
-when the cool-down since the last alert has ended, because an account that crosses its threshold to
-and fro would otherwise make an alert each time. What is compared then is the newest state, so the
-last change is never lost, and a change that was taken back in between is no alert.
+An account is at one of three levels, and an alert announces its new level. So of several alerts the
+last one holds. A worse level is announced at once. A better one is announced when the cool-down
+since the last alert has ended, because an account that crosses its threshold back and forth would
+otherwise cause an alert each time. The newest state is compared then, so the last change is never
+lost, and a change that was undone in between causes no alert.
 
 All times are those of the changes themselves. So the alerts follow from the history of an account
-alone, and not from when somebody reads it.
+alone, and not from the time at which it is read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _RANKS = {level: rank for rank, level in enumerate(_TYPES)}
 
 
 class Change(NamedTuple):
-    """What changed an account: its entry, or a change of its policy.
+    """A change of an account: its entry, or a change of its policy.
 
     Attributes:
         tx: the number of the transaction in the feed.
@@ -48,9 +48,9 @@ class State(NamedTuple):
     """The figures of an account after a change, in credits.
 
     Attributes:
-        change: what brought the account into this state.
+        change: the change that led to this state.
         has_entries: whether the account ever had an entry.
-        floor: what a spend or hold must leave available.
+        floor: the credits that a spend or hold must leave available.
         alert_below: the threshold that holds, its own or the configured one; None: none.
     """
 
@@ -64,15 +64,16 @@ class State(NamedTuple):
 
     @property
     def available(self) -> int:
-        """What is set against the floor and the threshold."""
+        """The available credits, which are compared with the floor and the threshold."""
         return self.balance - self.held
 
 
 class Announced(NamedTuple):
-    """What was last announced of an account.
+    """The last announcement about an account.
 
     Attributes:
-        level: that level. A fine account needs no record, because only a worse level can follow.
+        level: the level announced. A fine account needs no record, because only a worse level can
+            follow.
         cools_until: when the cool-down since the last alert ends; None where there was none.
         waiting: the newest state, where it is better than the level; compared after the cool-down.
     """
@@ -89,8 +90,8 @@ class Alert(NamedTuple):
     """An alert about a balance.
 
     Attributes:
-        state: that of the account, and the change that brought it about.
-        time: that of the change, or the end of the cool-down.
+        state: the state of the account, and the change that caused it.
+        time: the time of the change, or the end of the cool-down.
     """
 
     type: AlertType
@@ -120,15 +121,15 @@ def _by_figures(state: State) -> Level:
 def compare(
     last: Announced, state: State, cool_down: timedelta
 ) -> tuple[Announced, tuple[Alert, ...]]:
-    """Compares a new state of an account with what was last announced.
+    """Compares a new state of an account with the last announcement.
 
     Args:
-        last: what was last announced of the account.
+        last: the last announcement about the account.
         state: after its next change.
         cool_down: how long after an alert a better level waits.
 
     Returns:
-        What was last announced since, and the alerts, in order: that of a cool-down that had ended
+        The last announcement now, and the alerts, in order: that of a cool-down that had ended
         before the change, and that of the change.
     """
     earlier: tuple[Alert, ...] = ()
@@ -149,7 +150,7 @@ def end_cool_down(last: Announced, cool_down: timedelta) -> tuple[Announced, tup
     """Compares the state that has waited for the end of the cool-down, if one has.
 
     Args:
-        last: what was last announced of an account whose cool-down has ended.
+        last: the last announcement about an account whose cool-down has ended.
         cool_down: how long the next one lasts.
     """
     if last.waiting is None or last.cools_until is None:

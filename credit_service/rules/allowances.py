@@ -1,8 +1,8 @@
 """The rules of allowances: free credits of each day, week or month of UTC, given when they are due.
 
-Nothing runs every month: an account gets the allowance of a period when a call first looks at it in
-that period. Periods in which no call came are not made up for. Until the end of the last period
-granted nothing is given again, whatever the policy, the configuration or the clock says.
+No job runs every month: an account gets the allowance of a period when a call first looks at it in
+that period. A period without a call is not made up for. Until the last granted period ends, no
+further allowance is given, even if the policy, the configuration or the clock changes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def after_periods(start: datetime, period: AllowancePeriod, count: int) -> datet
 
 
 def due(account: Account, terms: Terms, now: datetime) -> Allowance | None:
-    """The allowance that an account gets when a call looks at it at a time; None for none."""
+    """The allowance that an account gets when a call looks at it at a time; None: none."""
     until = account.allowance_until
     if until is not None and now < until:
         return None
@@ -63,7 +63,7 @@ def due(account: Account, terms: Terms, now: datetime) -> Allowance | None:
     allowance = terms.allowance if own is None else own
     if allowance is None or not allowance.amount:
         return None
-    # An account at the limit of a balance goes without, so that the call is decided at all.
+    # An account at the limit of a balance gets none, because otherwise the call would be refused.
     return allowance if account.balance + allowance.amount <= BALANCE_MAX else None
 
 

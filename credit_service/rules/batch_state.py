@@ -25,11 +25,11 @@ class BatchState:
         now: the time of the batch, by the database's clock.
         users: the part of every known user of the batch.
         number: the number of its transaction in the order of the feed; 0 where nothing is written.
-        purchases: what the batch's payments bought before, by payment.
+        purchases: the earlier purchases of the batch's payments, by payment.
         bought: payments that this batch credits.
         reversals: the recorded revisions that the batch names, by reference and revision.
         latest_reversals: the highest revision of each reversal that the batch names.
-        returned: what the reversals of the batch's payments return, by payment.
+        returned: the returns by reversals of the batch's payments, by payment.
         new_reversals: reversals that this batch records.
     """
 
@@ -45,7 +45,7 @@ class BatchState:
 
     @classmethod
     def of(cls, now: datetime, *accounts: Account, number: int = 0) -> BatchState:
-        """A state of these accounts, of which nothing else is loaded yet."""
+        """A state with these accounts and nothing else loaded yet."""
         state = cls(now, {}, number)
         for account in accounts:
             state.add(account)
@@ -89,7 +89,7 @@ class BatchState:
             self.latest_reversals[reversal.reversal_ref] = reversal
 
     def put_reversal(self, reversal: Reversal, returned: Returned) -> None:
-        """Records a new revision, and what its payment's reversals return with it."""
+        """Records a new revision, and the returns of its payment's reversals with it."""
         self.add_reversal(reversal)
         self.new_reversals.append(reversal)
         self.returned[reversal.payment_ref] = returned

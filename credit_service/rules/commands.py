@@ -1,4 +1,4 @@
-"""The writes that callers ask for, as values: already checked for their shape, not yet decided."""
+"""The writes that callers ask for, as values: checked for their shape, not yet decided."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Keyed(Command):
 
     @abstractmethod
     def request(self) -> RequestIdentity:
-        """What makes another call with this key the same request."""
+        """The values that make another call with this key the same request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +103,7 @@ class Purchase(Keyed):
     def request(self) -> RequestIdentity:
         """See `Keyed`."""
         if self.payment is not None:
-            # The payment decides, and its first life stands.
+            # The payment decides, and the life that its first call gave remains.
             return RequestIdentity(self.call, amount=self.amount, payment=self.payment.ref)
         return RequestIdentity(self.call, amount=self.amount)._replace(**self.life._asdict())
 
@@ -157,7 +157,7 @@ class Refund(Keyed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GiveCredits(Keyed):
-    """Gives `amount` credits without a payment; `paid`: they count as paid for all the same."""
+    """Gives `amount` credits without a payment; `paid`: they still count as paid credits."""
 
     call = "GrantCredits"
     amount: int
@@ -172,7 +172,7 @@ class GiveCredits(Keyed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevokeGrant(Keyed):
-    """Takes what is left of the grant at `grant_seq` and no hold has set aside, once."""
+    """Takes the rest of the grant at `grant_seq` that no hold has set aside, once."""
 
     call = "RevokeGrant"
     grant_seq: int
@@ -235,7 +235,7 @@ class Capture(Keyed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release(Keyed):
-    """Gives up a hold."""
+    """Releases a hold."""
 
     call = "ReleaseHold"
     hold_seq: int
@@ -256,9 +256,9 @@ class Extend(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetPolicy(Command):
-    """Changes what an account may do; None leaves a part as it is. Limits: 0 means none.
+    """Changes a policy; None leaves a part as it is. Limits: 0 means none.
 
-    `reset` names the parts of the policy that become as configured again.
+    `reset` names the parts of the policy that return to the configured values.
     """
 
     call = "SetAccountPolicy"
@@ -288,7 +288,7 @@ class FailTopUp(Command):
         try_number: counts the tries of the request from 1; not used where it is not needed.
         reason: for people.
         link: where the user can pay; empty: nowhere in particular.
-        failure: what it means for the request.
+        failure: its result for the request.
         payment_ref: the payment that was cancelled; empty: none.
     """
 
@@ -319,7 +319,7 @@ class Expire(Command):
     """Records the holds and grants of a user whose time has passed; the service's own command.
 
     Attributes:
-        watched: whether somebody watches the account, which gives it the allowance that is due.
+        watched: whether the account is watched, which gives it the allowance that is due.
     """
 
     call = "expiry"
@@ -328,7 +328,7 @@ class Expire(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lapse(Command):
-    """Takes credits whose time has passed or that do not roll over; the service's own command."""
+    """Lapses credits whose time has passed or that do not roll over; the service's own command."""
 
     call = "lapse"
 

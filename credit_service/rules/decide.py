@@ -15,7 +15,7 @@ debt. Every entry is two numbers, a change of balance and a change of held:
 
 A command is decided in this order, which is part of the contract: its idempotency key, the state of
 what it refers to, price and expected cost, limits, the balance. So the repeat of a paid spend
-succeeds on an empty account. A refusal is raised and changes nothing, except that one for want of
+succeeds on an empty account. A refusal is raised and changes nothing, except that one for lack of
 credits may ask for a top-up.
 """
 
@@ -78,7 +78,7 @@ if TYPE_CHECKING:
 
 REFUNDABLE_TYPES: tuple[EntryType, ...] = ("spend", "capture")
 
-# What asks for a top-up if it leaves few credits or is refused for want of them.
+# The commands that ask for a top-up if they leave few credits or are refused for lack of them.
 _ASKING = (Spend, MakeHold, Capture)
 
 
@@ -86,11 +86,11 @@ def decide(state: BatchState, command: Command, terms: Terms) -> Outcome:
     """Decides one command and, unless it only validates, posts its entry in the state of the batch.
 
     Returns:
-        The entry, the account after it, the hold it concerns, and whether it was a repeat.
+        The entry, the account after it, the hold it concerns, and whether it is a replay.
 
     Raises:
         Refusal: what the contract lists for the call; the state of the batch is unchanged, except
-            that a refusal for want of credits may ask for a top-up.
+            that a refusal for lack of credits may ask for a top-up.
     """
     if isinstance(command, Keyed):
         user = state.users.get(command.user_id)
@@ -133,7 +133,7 @@ def _require_same_request(user: UserState, command: Keyed, earlier: Entry) -> No
 def _with_life(
     recorded: RequestIdentity, made: Grant | None, asked: RequestIdentity
 ) -> RequestIdentity:
-    """Adds what an earlier request for credits said about their use, which their grant keeps."""
+    """Adds the terms of use of an earlier request for credits, which their grant keeps."""
     if made is None:
         # Whether credits of the pool are paid is not kept.
         return recorded._replace(category=asked.category)
@@ -322,7 +322,7 @@ def _refund(state: BatchState, command: Refund, terms: Terms) -> Outcome:
 def _set_policy(state: BatchState, command: SetPolicy, _terms: Terms) -> Outcome:
     user = state.user(command.user_id)
     policy = user.account.policy
-    # A policy of defaults is that of an account for which nothing was ever set.
+    # A policy of defaults is the same as none ever set.
     policy = policy._replace(**{part: getattr(Policy(), part) for part in command.reset})
     if command.frozen is not None:
         policy = policy._replace(frozen=command.frozen)
@@ -342,7 +342,7 @@ def _set_policy(state: BatchState, command: SetPolicy, _terms: Terms) -> Outcome
 
 
 def _posted(user: UserState, command: Keyed, entry: Entry, *, counted: int = 0) -> Outcome:
-    """Posts an entry of which the pool gets what comes, and grants give what goes before it."""
+    """Posts an entry; credits that come go into the pool, others are drawn in burn order."""
     if not command.validate_only:
         if entry.balance_change < 0 and user.account.in_grants:
             grants.draw(user, entry.seq, -entry.balance_change)

@@ -1,8 +1,8 @@
-"""What is due: ends of holds, lapses of grants and an allowance, in the order of their own times.
+"""Settles ends of holds, lapses of grants and an allowance, in the order of their due times.
 
-Whether somebody looked in time or an hour later, the result is the same. So a batch settles what is
-due before it decides anything about an account, a read does the same on what it loaded, and the
-sweeper only records it.
+The result is the same whether a call looks in time or an hour later. So a batch settles what is due
+before it decides anything about an account, a read does the same on what it loaded, and the sweeper
+only records it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def settle(
     more: bool = False,
     looked_at: bool = True,
 ) -> None:
-    """Settles what is due of an account, at one instant holds first, then lapses.
+    """Settles what is due of an account; at the same instant holds end first, then grants lapse.
 
     Args:
         user: whose account; what its due holds have set aside, and of which grants, is loaded.
@@ -43,7 +43,7 @@ def settle(
         next_lapse: at or before the expiry of every open grant that is left; None where none
             expires.
         more: whether more is due. Then these come before all that is left, next_end and next_lapse
-            say nothing, and no allowance is given yet.
+            are not used, and no allowance is given yet.
         looked_at: whether a call looks at the account, which gives it the allowance that is due.
     """
     last = None
@@ -66,7 +66,7 @@ def settle(
 
 
 def next_due(account: Account, terms: Terms) -> datetime | None:
-    """When, at the soonest, something of an account is due; None for never.
+    """The earliest time at which anything of an account is due; None: never.
 
     Args:
         account: as it is recorded.
@@ -77,7 +77,7 @@ def next_due(account: Account, terms: Terms) -> datetime | None:
 
 
 def _end_holds(user: UserState, waiting: list[Hold], until: datetime | None) -> datetime | None:
-    """Ends the holds due by an instant (None: all) and says when the last of them was due."""
+    """Ends the holds due by an instant (None: all); returns when the last of them was due."""
     last = None
     while waiting and (until is None or waiting[-1].expires_at <= until):
         last = waiting[-1].expires_at

@@ -1,4 +1,4 @@
-"""Places in the feed, the one order of everything that happened to all users, and its own items."""
+"""Places in the feed, the one order of all users' changes, and the items that only the feed has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-# What has a place in the feed, in the order in which those of one user and tx follow each other.
+# The kinds of items in the feed, in the order in which those of one user and tx follow each other.
 KIND_ENTRY, KIND_POLICY, KIND_TOP_UP, KIND_ALERT, KIND_ADVANCED = range(5)
 
 
@@ -21,7 +21,7 @@ class Place(NamedTuple):
     Attributes:
         tx: the number of the transaction that wrote the item.
         user_id: whose item it is.
-        kind: what the item is.
+        kind: the kind of the item.
         number: the seq of an entry, or the number of the change or alert of this user.
     """
 
@@ -41,7 +41,7 @@ class Alert(NamedTuple):
     Attributes:
         alert: counts the alerts of the user, from one.
         type: of the event, such as balance.low.
-        data: what receivers are shown.
+        data: the facts that receivers get.
     """
 
     user_id: UUID
@@ -52,7 +52,7 @@ class Alert(NamedTuple):
 
 
 class Advanced(NamedTuple):
-    """What the owner made known after a failover or restore: items read before may be gone."""
+    """The owner's notice after a failover or restore: items read before may be gone."""
 
     number: int
     advanced_at: datetime

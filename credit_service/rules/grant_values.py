@@ -23,7 +23,7 @@ class Allowance(NamedTuple):
     Attributes:
         amount: credits; 0: none.
         period: a day, a week that begins on Monday, or a calendar month.
-        carry_over: how many periods the credits outlive the one that they are of.
+        carry_over: how many periods the credits outlive their own.
     """
 
     amount: int
@@ -37,16 +37,16 @@ class Grant(NamedTuple):
     Attributes:
         seq: the seq of that entry.
         amount: the credits that came.
-        remaining: what is left of them.
+        remaining: the credits that are left.
         pinned: the part of `remaining` that holds have set aside.
         priority: 0, used first, to 100, used last.
-        expire_time: when what no hold has set aside lapses; None: never.
+        expire_time: when the credits that no hold has set aside lapse; None: never.
         asked_time: the expiry that the caller named; None where the caller named none.
         valid_for: the lifetime that the caller named; None where the caller named none.
         paid: whether they are paid credits, which are used after promotional ones.
         series: the series of a plan that credits roll over in.
         revoked: whether an operator revoked it.
-        open: whether spends and holds may draw on it. One that is used up or revoked, or whose
+        open: whether spends and holds may draw on it. A grant that is used up or revoked, or whose
             time was settled, is closed; it may still have credits that holds have set aside.
         lapsed: how many of its credits lapsed or were revoked.
         counted: how many of those the reversals of its purchase have counted.
@@ -73,7 +73,7 @@ class Grant(NamedTuple):
 
     @property
     def rest(self) -> int:
-        """What is left and no hold has set aside, in credits."""
+        """The credits that are left and that no hold has set aside."""
         return self.remaining - self.pinned
 
     def burn_key(self) -> BurnKey:
@@ -93,7 +93,7 @@ class Grant(NamedTuple):
 
 
 class GrantChange(NamedTuple):
-    """What an entry changed in a grant; a grant is the sum of its changes.
+    """The change of a grant by an entry; a grant is the sum of its changes.
 
     Attributes:
         seq: the seq of the entry.

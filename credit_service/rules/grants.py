@@ -1,12 +1,12 @@
 """The rules of grants: credits with an expiry or a priority of their own, and the pool of the rest.
 
 The burn order is the same everywhere: priority ascending, earliest expiry first (none last),
-promotional before paid, older before newer. The pool has priority 50 and no expiry. What holds have
-set aside of a grant is pinned: neither its expiry nor a spend touches it.
+promotional before paid, older before newer. The pool has priority 50 and no expiry. Credits of a
+grant that holds have set aside are pinned: neither its expiry nor a spend touches them.
 
-One law holds after every entry: debt, a pool below zero, stays only while no grant has a rest that
-no hold has set aside. Credits that come, or come back, pay it first. The pool's share of an entry
-is what its changes of grants leave of its amount; no row says it.
+One law holds after every entry: debt, a pool below zero, remains only while no grant has credits
+that no hold has set aside. Credits that come, or come back, pay it first. The pool's share of an
+entry is its amount less its changes of grants; no row stores it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from credit_service.rules.terms import Terms
     from credit_service.rules.user_state import UserState
 
-# The longest life that credits may be given: ten years, with as many leap days as those can have.
+# The longest life that credits may be given: ten years, with the maximum number of leap days.
 LIFE_MAX = timedelta(days=3653)
 
 # How many open grants GrantCredits may give an account. Purchases are never refused.
@@ -75,7 +75,7 @@ def has_own_life(life: Life) -> bool:
 
 
 def require_room(account: Account) -> None:
-    """Lets an account have another open grant.
+    """Checks that an account may have another open grant.
 
     Raises:
         TooManyGrants: it has as many as GrantCredits may give.
@@ -114,12 +114,13 @@ def make(
 
 
 def in_order(user: UserState, amount: int, free: int) -> list[Part]:
-    """What grants give of some credits, in burn order; the pool gives the remainder.
+    """The parts of some credits that grants give, in burn order; the pool gives the remainder.
 
     Args:
         user: whose.
         amount: credits.
-        free: what of the pool no hold has set aside; below that it gives only after every grant.
+        free: the credits of the pool that no hold has set aside; the pool gives more than that only
+            after every grant.
     """
     parts = []
     left = amount
@@ -136,7 +137,7 @@ def in_order(user: UserState, amount: int, free: int) -> list[Part]:
 
 
 def free_pool(account: Account) -> int:
-    """What of the pool no hold has set aside, in credits; 0 where the pool is below that."""
+    """The credits of the pool that no hold has set aside; never below 0."""
     pool, held = account.balance - account.in_grants, account.held - account.pinned
     return max(0, pool - held)
 
@@ -157,7 +158,7 @@ def unpin(user: UserState, entry_seq: int, hold_seq: int) -> list[int]:
     """Gives up what a hold has set aside.
 
     Returns:
-        The grants that it was of, for `settle`.
+        The grants that the credits belong to, for `settle`.
     """
     pins = dict(user.pins.get(hold_seq, {}))
     for seq, part in pins.items():
@@ -166,14 +167,14 @@ def unpin(user: UserState, entry_seq: int, hold_seq: int) -> list[int]:
 
 
 def capture(user: UserState, entry_seq: int, hold_seq: int, *, held: int, amount: int) -> list[int]:
-    """Takes credits of what a hold has set aside, in burn order, and gives up the rest.
+    """Takes credits that a hold has set aside, in burn order, and gives up the rest.
 
     Args:
         user: whose.
         entry_seq: the entry that is about to be posted.
         hold_seq: the hold.
-        held: what the hold is of, in credits.
-        amount: what is taken; what it is above `held` is drawn in burn order.
+        held: the credits of the hold.
+        amount: the credits taken; any above `held` are drawn in burn order.
 
     Returns:
         The grants that the hold had set credits of aside, for `settle`.
@@ -194,7 +195,7 @@ def capture(user: UserState, entry_seq: int, hold_seq: int, *, held: int, amount
 
 
 def settle(user: UserState, entry_seq: int, unpinned: Iterable[int], at: datetime) -> None:
-    """Pays debt after an entry that was posted, then takes what no longer may be drawn on.
+    """Pays debt after an entry that was posted, then takes credits that may no longer be drawn on.
 
     Args:
         user: whose.
@@ -243,7 +244,7 @@ def lapse(user: UserState, seqs: Iterable[int], at: datetime | None) -> None:
 
 
 def roll_over(user: UserState, made: int, rollover: Rollover) -> None:
-    """Lapses what the older open grants of a series have above its cap, earliest expiry first.
+    """Lapses the credits of a series' older open grants above its cap, earliest expiry first.
 
     Args:
         user: whose.

@@ -1,7 +1,7 @@
-"""The rules of holds: HELD -> CAPTURED, RELEASED or EXPIRED, once, and kept.
+"""The rules of holds: HELD -> CAPTURED, RELEASED or EXPIRED, once and for good.
 
 Expiry is a comparison, not an event: before a batch decides anything about an account, all its due
-holds are ended. A capture that comes later is a fresh spend.
+holds are ended. A later capture is a fresh spend.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def make(state: BatchState, command: MakeHold, terms: Terms) -> Outcome:
     )
     hold = Hold(
         user_id=command.user_id,
-        # A hold that is only validated gets no seq; the next entry takes that one.
+        # A hold that is only validated gets no seq; the next entry takes the number.
         seq=0 if command.validate_only else entry.seq,
         state="held",
         captured=0,
@@ -157,13 +157,13 @@ def capture(state: BatchState, command: Capture, terms: Terms) -> Outcome:
 
 
 def release(state: BatchState, command: Release, _terms: Terms) -> Outcome:
-    """Gives up a hold; one that has already ended without capture stays as it is."""
+    """Releases a hold; one that has already ended without capture stays as it is."""
     user = state.user(command.user_id)
     return _give_up(user, command, _hold(user, command.hold_seq))
 
 
 def extend(state: BatchState, command: Extend, _terms: Terms) -> Outcome:
-    """Lets a hold end later, within its longest life."""
+    """Extends a hold, within its longest life."""
     user = state.user(command.user_id)
     hold = _hold(user, command.hold_seq)
     if hold.state == "expired" and hold.captured_seq is None:
@@ -199,14 +199,14 @@ def _captured_amount(command: Capture, hold: Hold) -> tuple[int, int | None]:
 
 
 def _require_payable(account: Account, hold: Hold, amount: int, terms: Terms) -> None:
-    """Lets an account pay more than it has held for this.
+    """Checks that an account can pay more than it has held for this.
 
     Raises:
         HoldExpired: the hold has expired, and not even its own credits are available.
-        InsufficientCredits: they are, or are still held, but the overage is not available.
+        InsufficientCredits: its own credits are, or are still held, but the overage is not.
     """
     if hold.state == "held":
-        # What is held is the account's to pay with.
+        # The account may pay with the credits that it holds.
         account = account._replace(held=account.held - hold.amount)
     elif terms.shortfall(account, min(amount, hold.amount)):
         raise HoldExpired

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _MINUTE, _HOUR, _DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
 
-@lru_cache(maxsize=4)  # every command of a batch asks for those of the same time
+@lru_cache(maxsize=4)  # every command of a batch asks for the windows of the same time
 def windows(now: datetime) -> tuple[tuple[str, datetime, timedelta], ...]:
     """The windows of UTC that a time lies in: name, beginning and length."""
     minute = now.replace(second=0, microsecond=0)
@@ -48,8 +48,8 @@ def require_within_limits(account: Account, cost: int, now: datetime) -> None:
 
     Raises:
         AboveSpendLimit: that is more than one of them ever allows.
-        SpendLimitExceeded: that is more than is left in one of them. Of several it is the longest,
-            because no attempt succeeds before that one ends.
+        SpendLimitExceeded: that is more than is left in one of them. Of several it names the
+            longest, because no attempt succeeds before that one ends.
     """
     limits = account.policy.limits
     if limits == NO_LIMITS:
@@ -82,7 +82,7 @@ def above_limit(account: Account, cost: int) -> AboveSpendLimit | None:
 
 
 def _present(counters: SpendCounters, now: datetime) -> tuple[int, int, int]:
-    """What was spent in the present minute, hour and day of UTC, in credits."""
+    """The credits spent in the present minute, hour and day of UTC."""
     counted_at = counters.counted_at
     if counted_at is None:
         return 0, 0, 0

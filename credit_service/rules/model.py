@@ -1,7 +1,7 @@
 """The frozen values that travel between the servicer, the lanes, the rules and the store.
 
-Amounts are whole credits as int, times are aware datetimes of the database's clock. What a batch
-makes many of is a named tuple: a frozen dataclass takes eight times as long to make.
+Amounts are whole credits as int, times are aware datetimes of the database's clock. Values of which
+a batch makes many are named tuples: a frozen dataclass takes eight times as long.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ HoldState = Literal["held", "captured", "released", "expired"]
 PRIORITY_DEFAULT = 50
 
 
-# The user before all others, in their order.
+# The first possible user in the order of users.
 FIRST_USER = UUID(int=0)
 
 
 def user_after(user_id: UUID) -> UUID | None:
-    """Returns the next possible user in their order; None after the last one."""
+    """Returns the next possible user in the order of users; None after the last one."""
     return UUID(int=user_id.int + 1) if user_id.int < 2**128 - 1 else None
 
 
@@ -70,7 +70,7 @@ def parse_transaction_id(text: str) -> EntryId | None:
 
 
 class SpendLimits(NamedTuple):
-    """How many credits may be spent in each minute, hour and day of UTC; None: any number."""
+    """The credits that may be spent in each minute, hour and day of UTC; None: no limit."""
 
     minute: int | None = None
     hour: int | None = None
@@ -81,10 +81,10 @@ NO_LIMITS = SpendLimits()
 
 
 class TopUp(NamedTuple):
-    """An automatic purchase: below so many credits, buy the pack.
+    """An automatic purchase: below this many credits, buy the pack.
 
     Attributes:
-        below: credits available.
+        below: available credits.
         pack: the name of the pack in the bridge's catalogue.
         per_month: the maximum number of purchases in a calendar month of UTC.
     """
@@ -164,15 +164,15 @@ class Account(NamedTuple):
 
     @property
     def available(self) -> int:
-        """What can be set against the floor, in credits."""
+        """The available credits, which are compared with the floor."""
         return self.balance - self.held
 
     def moved_from(self, before: Account) -> bool:
-        """Whether it differs only in what entries and holds change: no policy, grant or top-up."""
+        """Whether it differs only as entries and holds change it: no policy, grant or top-up."""
         return self.policy is before.policy and self[9:-2] == before[9:-2]
 
     def after(self, entry: Entry, counters: SpendCounters, tx: int) -> Account:
-        """The account after its next entry, with what it has spent since, and its place."""
+        """The account after its next entry, with its spend counters and place in the feed."""
         return Account(
             self.user_id,
             entry.balance_after,
@@ -198,7 +198,7 @@ class Payment(NamedTuple):
 
 
 class RequestIdentity(NamedTuple):
-    """What makes two calls the same request, in the order in which a difference is named.
+    """The values that make two calls the same request, in the order in which a difference is named.
 
     Attributes:
         call: the RPC.
@@ -333,7 +333,7 @@ class Hold(NamedTuple):
 
 
 class PolicyChange(NamedTuple):
-    """A change of what an account may do: who made it, when, and the policy since."""
+    """A change of a policy: who made it, when, and the policy since."""
 
     user_id: UUID
     change: int
@@ -345,7 +345,7 @@ class PolicyChange(NamedTuple):
 class Usage(NamedTuple):
     """The sums of an operation on a day of UTC (YYYY-MM-DD), in credits and in entries.
 
-    What lapsed is of no operation.
+    Lapses belong to no operation.
     """
 
     day: str
@@ -367,7 +367,7 @@ class Spent(NamedTuple):
 
 
 class Purchased(NamedTuple):
-    """What a payment bought. `entry` is None when its user was deleted since."""
+    """The purchase of a payment. `entry` is None when its user was deleted since."""
 
     user_id: UUID
     seq: int
@@ -376,13 +376,13 @@ class Purchased(NamedTuple):
 
 
 class Returned(NamedTuple):
-    """What the refunds and disputes of a payment return, all of them together.
+    """The money and credits that all refunds and disputes of a payment return together.
 
     Money is in minor units of `currency`.
 
     Attributes:
         reversed_minor: the sum of their highest revisions; it may exceed what was paid.
-        paid_minor: what was paid.
+        paid_minor: the sum that was paid.
     """
 
     reversed_minor: int

@@ -1,4 +1,4 @@
-"""The price list: what an operation costs, and what a piece of work will."""
+"""The price list: the prices of operations, and the cost of a piece of work."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The rules of credits that go back: into the grants they came from, and out of them again.
 
-A refund walks back what its spend drew, and a reversal that is given back what it took. What goes
-back to a grant whose time has passed, or that was revoked, goes into that same grant, which opens
-again for a grace. Where the money of that grant went back meanwhile, it first restores what the
-reversals of its purchase took elsewhere, because they would have taken it from here.
+A refund retraces the draws of its spend, and a reversal that is given back retraces what it took.
+Credits of a grant whose time has passed, or that was revoked, go back into that same grant, which
+opens again for a grace period. Where the money of that grant went back meanwhile, it first restores
+what the reversals of its purchase took elsewhere, because they would have taken it from here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Moved(NamedTuple):
-    """What a revision of a reversal does, in credits; below zero it gives back.
+    """The effect of a revision of a reversal, in credits; below zero it gives back.
 
     Attributes:
         moved: credits that it takes.
@@ -46,8 +46,8 @@ def refund(
     Args:
         user: whose.
         entry_seq: the refund's entry, which was posted.
-        spent: the entry that drew them, and what of it was given back before.
-        amount: what is given back now, in credits.
+        spent: the entry that drew them, and how many of them were given back before.
+        amount: the credits that are given back now.
         grace: how long credits live that go back to a grant whose time has passed.
     """
     drawn = [
@@ -56,7 +56,7 @@ def refund(
         if change.remaining_change < 0
     ]
     if drawn:
-        # What came of the pool is one heap. It comes back before any grant.
+        # Credits from the pool are not told apart. They come back before any grant.
         pool = max(0, spent.entry.amount - sum(part for _, part in drawn))
         skipped = max(0, spent.refunded - pool)
         left = max(0, spent.refunded + amount - pool) - skipped
@@ -67,16 +67,16 @@ def refund(
 
 
 def moved(user: UserState, purchase_seq: int, before: int, after: int) -> Moved:
-    """What a revision moves and counts where the reversals of a purchase return `after` credits.
+    """The effect of a revision after which the reversals of a purchase return `after` credits.
 
-    Credits that lapsed or were revoked are counted once, before anything is moved, and what is
-    given back gives back first what was taken elsewhere, then those, then the grant's own.
+    Credits that lapsed or were revoked are counted once, before anything is moved. Giving back
+    starts with credits taken elsewhere, then the counted ones, then the grant's own.
 
     Args:
         user: the purchase's.
         purchase_seq: the purchase.
-        before: what its reversals returned before, in credits.
-        after: what they return now.
+        before: the credits that its reversals returned before.
+        after: the credits that they return now.
     """
     more, grant = after - before, user.grants.get(purchase_seq)
     if grant is None:
@@ -89,17 +89,17 @@ def moved(user: UserState, purchase_seq: int, before: int, after: int) -> Moved:
 
 
 def take(user: UserState, entry_seq: int, purchase_seq: int, amount: int, free: int) -> None:
-    """Takes the credits of a reversal: of the purchase's own, then in burn order, then as debt.
+    """Takes the credits of a reversal: from the purchase's own, then in burn order, then as debt.
 
-    What holds have set aside of the purchase's grant is exchanged: their pins move to other credits
-    in burn order, and then to the pool.
+    Credits of the purchase's grant that holds have set aside are exchanged: the pins move to other
+    credits in burn order, and then to the pool.
 
     Args:
         user: the purchase's.
         entry_seq: the reversal's entry, which was posted.
         purchase_seq: the purchase.
         amount: credits.
-        free: what of the pool no hold had set aside before that entry.
+        free: the credits of the pool that no hold had set aside before that entry.
     """
     left, grant = amount, user.grants.get(purchase_seq)
     if grant is None:
@@ -133,7 +133,7 @@ def give(
         entry_seq: the reversal's entry, which was posted.
         purchase_seq: the purchase.
         amount: credits.
-        before: what the reversals had moved until then, in credits.
+        before: the credits that the reversals had moved until then.
         grace: how long credits live that go back to a grant whose time has passed.
     """
     grant = user.grants.get(purchase_seq)
@@ -146,7 +146,7 @@ def give(
 
 
 def _exchange(user: UserState, entry_seq: int, seq: int, amount: int, free: int) -> int:
-    """Moves pins of a grant to other credits and takes the credits; what is free of the pool."""
+    """Moves pins of a grant to other credits and takes them; returns the pool's free part."""
     for hold_seq in sorted(user.pins):
         pins = user.pins[hold_seq]
         part = min(amount, pins.get(seq, 0))
@@ -171,12 +171,12 @@ def _put_back(
     reversed_seq: int | None,
     grace: timedelta,
 ) -> None:
-    """Puts credits back into grants, and on to where the reversals of those took them instead."""
+    """Puts credits back into grants, and on to where the grants' reversals took them instead."""
     came: list[Part] = []
     for seq, part in parts:
         user.change_grant(entry_seq, seq, remaining=part, reversed_seq=reversed_seq)
         came.append((seq, part))
-    for seq, part in came:  # grows while credits go on
+    for seq, part in came:  # grows while credits move on
         grant = user.grants[seq]
         elsewhere = _elsewhere(user, grant)
         onward = min(part, elsewhere)
@@ -193,7 +193,7 @@ def _put_back(
 
 
 def _reopen(user: UserState, entry_seq: int, grant: Grant, grace: timedelta) -> None:
-    """Opens a grant that credits came back to; one that was over lives for the grace at least."""
+    """Opens a grant that credits came back to; one that had ended lives at least for the grace."""
     until = grant.expire_time
     if grant.revoked or (until is not None and until <= user.time):
         until = max(until or user.time, user.time + grace)
@@ -203,26 +203,26 @@ def _reopen(user: UserState, entry_seq: int, grant: Grant, grace: timedelta) -> 
 
 
 def _elsewhere(user: UserState, grant: Grant) -> int:
-    """What the reversals of a grant's purchase took elsewhere and did not give back, in credits."""
+    """The credits that the reversals of a grant's purchase took elsewhere and did not give back."""
     moved_credits = grant.reversed - grant.counted
     return max(0, moved_credits - _own(user, grant.seq)) if moved_credits else 0
 
 
 def _own(user: UserState, seq: int) -> int:
-    """What the reversals of a purchase took of its own grant, in credits."""
+    """The credits that the reversals of a purchase took from its own grant."""
     return -sum(c.remaining_change for c in _reversals(user, seq) if c.grant_seq == seq)
 
 
 def _taken_elsewhere(user: UserState, seq: int, amount: int, elsewhere: int) -> list[Part]:
-    """Of which grants to restore what the reversals of a purchase took elsewhere, last taken first.
+    """Where to restore the credits that a purchase's reversals took elsewhere, last taken first.
 
-    What they took of the pool is one heap, which comes back before any grant.
+    Credits taken from the pool are not told apart, and come back before any grant.
 
     Args:
         user: whose.
         seq: the purchase.
-        amount: what to restore, in credits.
-        elsewhere: what they took elsewhere in all.
+        amount: the credits to restore.
+        elsewhere: the credits that they took elsewhere in all.
     """
     net: dict[int, int] = {}
     for change in reversed(_reversals(user, seq)):

@@ -87,13 +87,13 @@ def _move(
     returned: tuple[int, int],
     terms: Terms,
 ) -> None:
-    """Posts what a revision moves, of grants and of the pool.
+    """Posts the credits that a revision moves, from grants and from the pool.
 
     Args:
         user: the purchase's.
-        purchase: what the payment bought.
+        purchase: the purchase of the payment.
         new: the revision.
-        returned: what the purchase's reversals return without it and with it, in credits.
+        returned: the credits that the purchase's reversals return without the revision and with it.
         terms: with the grace of credits that come back.
     """
     before, after = returned
@@ -119,16 +119,16 @@ def _move(
 
 
 def _taken(granted: int, returned: Returned) -> int:
-    """How many of the `granted` credits of a purchase its reversals take, all of them together."""
+    """How many of the `granted` credits of a purchase its reversals take together."""
     return granted * min(returned.paid_minor, returned.reversed_minor) // returned.paid_minor
 
 
 def _change(command: Reverse, latest: Reversal | None) -> int:
-    """By how much a new revision changes what is returned, in minor units; only the highest counts.
+    """The change of the returned sum by a new revision, in minor units; only the highest counts.
 
     Args:
         command: the new revision.
-        latest: the highest revision recorded before; None without any.
+        latest: the highest revision recorded before; None if there is none.
     """
     if latest is None:
         return command.reversed_minor

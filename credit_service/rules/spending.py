@@ -1,4 +1,4 @@
-"""What spends and holds have in common: their cost, and whether the account may pay it."""
+"""The common rules of spends and holds: their cost, and whether the account may pay it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Priced(TypedDict):
-    """The part of an entry or hold that says how its amount came about."""
+    """The part of an entry or hold that explains its amount."""
 
     amount: int
     operation: str | None
@@ -50,7 +50,7 @@ def price(charge: Charge, terms: Terms) -> Priced:
 
 
 def require_not_frozen(account: Account) -> None:
-    """Lets an account spend unless it is frozen.
+    """Checks that an account is not frozen.
 
     Raises:
         AccountFrozen: it is.
@@ -60,7 +60,7 @@ def require_not_frozen(account: Account) -> None:
 
 
 def require_affordable(account: Account, cost: int, terms: Terms) -> None:
-    """Lets an account pay `cost` credits if that keeps its floor.
+    """Checks that an account can pay `cost` credits and keep its floor.
 
     Raises:
         InsufficientCredits: it does not.

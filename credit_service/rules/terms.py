@@ -1,4 +1,4 @@
-"""What the configuration decides about accounts."""
+"""The terms: the part of the configuration that the rules use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the configuration decides.
+    """The configuration that the rules use.
 
     Attributes:
         prices: the price list.
@@ -34,15 +34,15 @@ class Terms:
     alert_below: int | None = None
 
     def floor(self, account: Account) -> int:
-        """What a spend or hold must leave available, in credits."""
+        """The credits that a spend or hold must leave available."""
         own = account.policy.min_balance
         return self.min_balance if own is None else own
 
     def threshold(self, account: Account) -> int | None:
-        """Below how many available credits an account is low; None: it never is."""
+        """The available credits below which an account is low; None: it never is."""
         own = account.policy.alert_below
         return self.alert_below if own is None else own
 
     def shortfall(self, account: Account, cost: int) -> int:
-        """How many credits the account lacks to pay `cost` and keep the floor; 0 if none."""
+        """The credits that the account lacks to pay `cost` and keep the floor; 0 if none."""
         return max(0, cost + self.floor(account) - account.available)

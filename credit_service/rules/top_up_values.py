@@ -17,7 +17,7 @@ TopUpOff = Literal["failures", "reversal"]
 TopUpChangeKind = Literal[
     "requested", "noted", "failed", "succeeded", "not_needed", "turned_off", "turned_on"
 ]
-# What a failed try means: the request stays open, was given up, or is not needed any more.
+# The result of a failed try: the request stays open, was given up, or is no longer needed.
 TopUpFailure = Literal["try_again", "given_up", "not_needed"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -25,7 +25,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 class TopUpId(NamedTuple):
-    """What names a request for a top-up.
+    """The identity of a request for a top-up.
 
     Attributes:
         number: counts the requests of the user from 1.
@@ -43,7 +43,7 @@ class TopUpId(NamedTuple):
 
 
 def parse_top_up_id(text: str) -> TopUpId | None:
-    """Turns a public id of a request for a top-up back into what it names; None for all else."""
+    """Turns a public id of a request for a top-up back into its identity; None for all else."""
     head, _, created = text.rpartition("-")
     user, _, number = head.rpartition("-t")
     user_id = uuid_or_none(user)
@@ -66,10 +66,10 @@ class TopUpRequest(NamedTuple):
 
     Attributes:
         number: counts the requests of the user from 1.
-        pack: what to buy, a name in the bridge's catalog.
+        pack: what to buy, a name in the bridge's catalogue.
         payment_ref: the payment; None before it is noted.
         tries: how many failed tries were recorded.
-        reason: why the last of them failed, or why it is not needed; empty before that.
+        reason: why the last try failed, or why the request is not needed; empty before that.
         link: where the user can pay, as given with the reason; may be empty.
         seq: the seq of its purchase; None unless it has succeeded.
     """
@@ -88,12 +88,12 @@ class TopUpRequest(NamedTuple):
 
     @property
     def id(self) -> TopUpId:
-        """What names it."""
+        """The identity of the request."""
         return TopUpId(self.user_id, self.number, self.created_at)
 
 
 class TopUpCounts(NamedTuple):
-    """What decides whether an account may ask for a top-up, beside its balance and policy.
+    """The counts that decide whether an account may ask for a top-up, beside balance and policy.
 
     Attributes:
         requests: how many requests it ever made.
@@ -114,7 +114,7 @@ class TopUpCounts(NamedTuple):
         return self.charges if self.month == month_of(time) else 0
 
     def charged_at(self, time: datetime) -> TopUpCounts:
-        """Counts a top-up that was purchased at a time; of months before the counted one none."""
+        """Counts a top-up purchased at a time, unless in a month before the counted one."""
         month = month_of(time)
         if self.month is not None and month < self.month:
             return self
@@ -122,7 +122,7 @@ class TopUpCounts(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """What a command decided about a request for a top-up.
+    """A command's decision about a request for a top-up.
 
     Attributes:
         request: as the command left it.
@@ -140,7 +140,7 @@ class TopUpChange(NamedTuple):
 
     Attributes:
         change: counts the changes of the user from 1.
-        caller: who brought it about.
+        caller: who caused it.
         off: why top-up is off after it; None: it is on.
         request: the request as the change left it; None for `turned_on`.
     """
@@ -155,13 +155,13 @@ class TopUpChange(NamedTuple):
 
 
 class TopUps(NamedTuple):
-    """What a batch knows of the top-ups of an account. A change makes a new one.
+    """The top-ups of an account as a batch knows them. A change makes a new value.
 
     Attributes:
         counts: as they are now.
         requests: by number, the open request and those that commands refer to.
-        taken: of the payments that commands name, those of other users' requests.
-        changes: what the batch changes, in order.
+        taken: the payments named by commands that belong to other users' requests.
+        changes: the changes of the batch, in order.
     """
 
     counts: TopUpCounts = TopUpCounts()
@@ -171,11 +171,11 @@ class TopUps(NamedTuple):
 
     @property
     def open(self) -> TopUpRequest | None:
-        """The open request; None without one."""
+        """The open request; None if there is none."""
         return next((each for each in self.requests.values() if each.state == "open"), None)
 
     def of_payment(self, payment_ref: str) -> TopUpRequest | None:
-        """The request for which a payment was noted; None without one."""
+        """The request for which a payment was noted; None if there is none."""
         found = (each for each in self.requests.values() if each.payment_ref == payment_ref)
         return next(found, None)
 

@@ -1,10 +1,10 @@
-"""The rules of automatic top-ups: when an account asks for one, and what becomes of it.
+"""The rules of automatic top-ups: when an account asks for one, and how the request ends.
 
 The service only asks and keeps count. The bridge charges: it notes the payment of a request first,
 confirms that very payment, and purchases the credits, which closes the request. A spend, hold or
 capture asks if it leaves fewer credits available than the policy says, or is refused while there
-are fewer. Without the second, an account that is below already would never ask again once its jobs
-cost more than it has.
+are fewer. Without the second case, an account that is already below would never ask again once its
+jobs cost more than it has.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from credit_service.rules.top_up_values import TopUpChangeKind, TopUpCounts, TopUpId
     from credit_service.rules.user_state import UserState
 
-# So many failures in a row switch top-up off.
+# This many failures in a row switch top-up off.
 FAILURES_MAX = 3
 
 
@@ -44,7 +44,7 @@ class TopUpStatus(NamedTuple):
         policy: the account's; None if it was reset.
         counts: failures, and why it is off.
         charges: how many top-ups were purchased in the present month of UTC.
-        open: the open request; None without one.
+        open: the open request; None if there is none.
     """
 
     policy: TopUp | None
@@ -79,7 +79,7 @@ def ask(user: UserState, caller: str) -> None:
 def follow_purchase(user: UserState, entry: Entry) -> None:
     """Closes the request whose payment a new purchase entry credits.
 
-    A purchase that is no top-up is the customer's own: failures no longer count. An open request
+    A purchase that is not a top-up is the customer's own: failures no longer count. An open request
     is left to the bridge, which asks whether it is still needed before it charges.
     """
     payment = entry.payment
@@ -91,7 +91,7 @@ def follow_purchase(user: UserState, entry: Entry) -> None:
 
 
 def follow_reversal(user: UserState, payment_ref: str, caller: str) -> None:
-    """Switches top-up off if money of one of its payments went back."""
+    """Switches top-up off if money of a top-up's payment went back."""
     request, counts = user.top_ups.of_payment(payment_ref), user.top_ups.counts
     if request is not None and request.seq is not None and counts.off != "reversal":
         request = _changed(user, request)
@@ -99,7 +99,7 @@ def follow_reversal(user: UserState, payment_ref: str, caller: str) -> None:
 
 
 def turn_on(user: UserState, caller: str) -> None:
-    """Lets failures count from zero, and switches top-up on if it was off."""
+    """Resets the count of failures to zero, and switches top-up on if it was off."""
     counts = user.top_ups.counts
     if counts.off is not None or counts.failures:
         _record(user, "turned_on", caller, counts._replace(off=None, failures=0))
@@ -168,7 +168,7 @@ def status(
 
 
 def _wants(user: UserState) -> bool:
-    """Whether the account may be charged for a top-up now and has few credits enough for it."""
+    """Whether the account may be charged for a top-up now and its credits are low enough."""
     account, counts = user.account, user.top_ups.counts
     wanted = account.policy.top_up
     return (
@@ -192,7 +192,7 @@ def _is_recorded(request: TopUpRequest, command: FailTopUp) -> bool:
     if command.failure == "not_needed":
         return request.state == "not_needed"
     if command.failure == "given_up" and request.state == "open":
-        # The call that recorded the try did not give up.
+        # The call that recorded the try did not give up the request.
         return False
     return command.try_number <= request.tries
 

@@ -39,8 +39,9 @@ _NO_METADATA: Mapping[str, str] = MappingProxyType({})
 class UserState:
     """The part of the ledger about one user.
 
-    Everything that commands refer to is loaded before the first is decided. What they post is
-    added, so that later commands of the batch find it as if it had been loaded.
+    Everything that commands refer to is loaded before the first is decided. The entries and changes
+    that they post are added, so that later commands of the batch find them as if they had been
+    loaded.
 
     Attributes:
         now: the time of the batch, by the database's clock.
@@ -56,19 +57,20 @@ class UserState:
         refunded: the seqs of spends whose refunded sum changed.
         kept_keys: the new keys of calls that were answered with the entry of another call.
         changed_holds: the seqs of holds that were made or changed.
-        policy_changes: changes of what the account may do.
+        policy_changes: changes of the policy.
         grants: by seq, the grants that commands, holds and entries refer to, those that are due,
             and the others that have a rest, in burn order as far as the batch may draw on them.
-        pins: by the seq of an open hold, what it has set aside of which grant.
+        pins: by the seq of an open hold, how much of which grant it has set aside.
         drawn: by the seq of an entry, its changes of grants: of entries that are refunded.
         reversed: by the seq of a purchase, the changes that its reversals made, in order: of every
             loaded grant of which reversals return more than they have counted.
         grant_changes: the new changes of grants, in order.
         grants_before: for each of the new changes, and for each other change of a grant, the seq
             and the grant as it was.
-        top_ups: its top-ups, as far as commands concern them.
-        more_due: whether more is due than the batch takes. Then nothing is decided about the
-            account: it is as it was at the instant of the last that the batch took.
+        top_ups: its top-ups, as far as commands need them.
+        more_due: whether more is due than the batch settles. Then nothing is decided about the
+            account: it is as it was at the instant of the last due hold or grant that the batch
+            settled.
     """
 
     now: datetime
@@ -107,7 +109,7 @@ class UserState:
 
     @property
     def tx(self) -> int:
-        """The place in the feed of what the batch writes about the user: it never falls with seq.
+        """The place in the feed of the batch's changes of the user; it never falls as seq rises.
 
         The batch may have its number from before it waited for this user's row.
         """
@@ -146,7 +148,7 @@ class UserState:
     ) -> Entry:
         """Makes the user's next entry; `post` adds it to the ledger.
 
-        A keyed command brings key, metadata, description and reference along.
+        A keyed command adds its key, metadata, description and reference.
 
         Raises:
             BalanceLimitExceeded: the balance would leave the range that the ledger allows.
@@ -161,7 +163,7 @@ class UserState:
         if abs(balance_after) > BALANCE_MAX:
             raise BalanceLimitExceeded(account.balance, BALANCE_MAX)
         seq = account.seq + 1
-        # In the order of its fields, because names take twice as long.
+        # By position, because naming the fields takes twice as long.
         return Entry(
             account.user_id,
             seq,
@@ -206,7 +208,7 @@ class UserState:
             self.by_key[entry.idempotency_key] = entry
 
     def keep_key(self, command: Keyed, entry: Entry) -> None:
-        """Remembers the key of a command that is answered with the entry of another call."""
+        """Records the key of a command that is answered with the entry of another call."""
         if command.validate_only:
             return
         key, call = command.idempotency_key, command.call
@@ -245,7 +247,7 @@ class UserState:
     def burn_order(self) -> list[BurnKey]:
         """The keys of all loaded grants that have a rest, in burn order; the last part is the seq.
 
-        It is kept sorted, so that what a batch draws costs what it touches.
+        It is kept sorted, so that a draw costs time only for the grants that it touches.
         """
         if self._order is None:
             self._order = sorted(grant.burn_key() for grant in self.grants.values() if grant.rest)
@@ -332,7 +334,7 @@ class UserState:
             self._put_pin(hold_seq, seq, pinned)
 
     def undo(self, mark: Mark) -> None:
-        """Removes what spends did since: they post entries, draw on grants and ask for top-ups."""
+        """Removes the effects of spends since the mark: entries, draws and top-up requests."""
         for entry in self.posted[mark.posted :]:
             del self.spends[entry.seq]
             self.drawn.pop(entry.seq, None)
@@ -379,7 +381,7 @@ class UserState:
 
 
 class Mark(NamedTuple):
-    """A state of a user: the account, and how much was posted and changed before."""
+    """A saved state of a user: the account, and how much had been posted and changed."""
 
     account: Account
     posted: int

@@ -1,7 +1,7 @@
 """Settings from the environment: read, checked, and shown again, for the service and the bridge.
 
 Each program has one class of settings; its fields are its variables, behind a prefix of its own. A
-variable with that prefix that is no setting stops the start, because it is a misspelt setting.
+variable that has the prefix and is not a setting stops the start, because it is a misspelt setting.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class EnvironmentSettings(BaseSettings):
 
     Attributes:
         program: its name on the command line.
-        reserved: prefixes that begin as its own does and belong to other programs.
+        reserved: prefixes of other programs that begin with this program's own prefix.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid")

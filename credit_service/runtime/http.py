@@ -53,7 +53,7 @@ def bound(listen: str, *, setting: str) -> Iterator[socket.socket]:
 
 @contextlib.asynccontextmanager
 async def serving(app: Any, listener: socket.socket, *, drain_seconds: int) -> AsyncIterator[None]:
-    """Answers requests with an ASGI app for the length of the block, then those still open.
+    """Serves an ASGI app for the length of the block, then answers the requests still open.
 
     Args:
         app: the ASGI app; its lifespan is not run.
@@ -67,7 +67,7 @@ async def serving(app: Any, listener: socket.socket, *, drain_seconds: int) -> A
             ws="none",
             lifespan="off",
             log_config=None,
-            # The routes log what goes wrong with a request, without what was in it.
+            # The routes log the faults of a request, without its contents.
             log_level="critical",
             access_log=False,
             proxy_headers=False,
@@ -115,7 +115,7 @@ class _Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        # To close it would wait until the client has read the rest.
+        # Closing would wait until the client has read the rest.
         self._writing = self.loop.call_later(_WRITE_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:

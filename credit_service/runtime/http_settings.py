@@ -47,7 +47,7 @@ def check_address(text: str, pattern: re.Pattern[str], problem: str) -> str:
     Args:
         text: the address.
         pattern: what it must match; group 1 is the scheme, group 2 the host.
-        problem: what is said about another one.
+        problem: the error text for an address that does not match.
 
     Raises:
         ValueError: with `problem`.
@@ -127,7 +127,7 @@ class HttpProgramSettings(EnvironmentSettings):
         return None if self.log_format == "auto" else self.log_format == "json"
 
     def credit_bearer_token(self) -> str | None:
-        """Gives the token for the credit service; None: the program has none."""
+        """Returns the token for the credit service; None: the program has none."""
         return None if self.credit_token is None else self.credit_token.get_secret_value()
 
     def credit_credentials(self) -> grpc.ChannelCredentials | None:

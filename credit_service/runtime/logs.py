@@ -55,7 +55,7 @@ def configure(
         _stamp if as_json else structlog.processors.TimeStamper(fmt="iso", utc=True),
         *cleaning,
     ]
-    # Local variables would put tokens and metadata into a traceback.
+    # Local variables would put tokens and metadata into tracebacks.
     no_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     _straight.file = None
     rendering: list[structlog.typing.Processor]
@@ -109,7 +109,7 @@ def print_at_once() -> None:
 def info(event: str, facts: dict[str, object]) -> None:
     """Logs an event at level info, as structlog would.
 
-    It is for the line that every call writes: JSON takes a fifth of the time that structlog needs.
+    It is for the line that every call writes, because it takes a fifth of structlog's time.
 
     Args:
         event: what happened.
@@ -140,9 +140,9 @@ def _json(event: EventDict, **options: Any) -> bytes:
 class _Gathered:
     """A file to which the lines of a few milliseconds are written together.
 
-    Measured, each write costs several times as much as a line, probably because gRPC's threads take
-    the interpreter's lock meanwhile. A warning or worse does not wait, nor do the lines before it,
-    and nothing waits outside of an event loop. A process that is killed loses the lines that wait.
+    By measurement each write costs several times as much as a line, probably because gRPC's threads
+    take the interpreter's lock meanwhile. A warning or worse does not wait, nor do the lines before
+    it, and no line waits outside an event loop. A process that is killed loses the lines that wait.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -191,7 +191,7 @@ class _Gathered:
 
 
 def _pieces(lines: list[bytes]) -> Iterator[bytes]:
-    """Joins lines up to the size that a pipe takes whole, because processes may share a pipe."""
+    """Joins lines up to the size that a pipe writes atomically, because processes may share it."""
     piece: list[bytes] = []
     size = 0
     for line in lines:

@@ -17,7 +17,7 @@ def serve_metrics(host: str, port: int | None, *, setting: str) -> None:
 
     Args:
         host: the address to listen on.
-        port: where Prometheus reads; None: nowhere.
+        port: the port that Prometheus reads; None: no metrics.
         setting: the name of the port's setting, which the refusal names.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What keeps a program from starting."""
+"""Errors that keep a program from starting."""
 
 from __future__ import annotations
 

@@ -344,7 +344,7 @@ async def test_a_user_without_an_account_is_not_taken_for_one_that_adds_up(datab
     for user_id in (known, uuid4()):
         code, lines, complaints = await run(database.service_url, user_id)
         assert (code, lines) == (2, [])
-        assert complaints == [f"credit-service: there is no account of {user_id}; check the id"]
+        assert complaints == [f"credit-service: there is no account for {user_id}; check the id"]
 
 
 async def test_a_database_that_is_away_ends_with_two_and_one_line(database, tmp_path):

@@ -68,7 +68,7 @@ def test_a_star_chooses_every_type(file):
         ("billing.example.com/", "billing.example.com:99999/", "needs a url such as"),
         ("billing.example.com/", ":443/", "needs a url such as"),
         ("entry.purchase", "entry.purchas", "did you mean entry.purchase?"),
-        ("balance.*", "balanc.*", "is no type of event"),
+        ("balance.*", "balanc.*", "is not a type of event"),
         ("balance.*", "bal*", "use *, balance.*, credits.*, entry.*"),
         ('["entry.purchase", "balance.*"]', "[]", "needs types: a list of texts"),
         (f'["{SECRET}"]', "[]", "needs secrets: a list of 1 to 5"),

@@ -1,5 +1,5 @@
 -- Reads those of the accounts that differ from what was seen of them, and how much is held by holds
--- that are due. The time is that of the transaction's begin, as in get_account. The time of the
+-- that are due. The time is that of the transaction's start, as in get_account. The time of the
 -- last change is compared too, because the entries of a user who was deleted and created again
 -- count from one.
 SELECT

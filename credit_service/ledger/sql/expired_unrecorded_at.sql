@@ -1,5 +1,5 @@
 -- Sums what was still recorded as held at a seq and a time, though its own time had passed. Such a
--- hold is open still, or was ended right after that seq: the next batch first ends what is due, so
+-- hold is still open, or was ended right after that seq: the next batch first ends what is due, so
 -- no entry of another type comes between.
 SELECT coalesce(sum(unrecorded.amount), 0)::bigint AS amount
 FROM (

@@ -3,7 +3,7 @@
 -- on amounts unseen, because only the rules know what is left of them. It looks at a bounded number
 -- of accounts: `last_seen` is the last of them if that bound cut the search short. The columns of
 -- the account are null in the one row of a page without accounts. The time is that of the
--- transaction's begin, as in get_account.
+-- transaction's start, as in get_account.
 WITH found AS (
     SELECT looked.*
     FROM (

@@ -1,4 +1,4 @@
--- Names everything about these accounts that does not add up: an account and a sentence per fault.
+-- Names every fault of these accounts: an account and a sentence per fault.
 -- On a distributed book the accounts are of one shard, and what is recorded of their payments, which
 -- is on other shards, comes with them.
 -- distributed: WITH credit_purchases AS (

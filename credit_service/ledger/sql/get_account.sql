@@ -1,5 +1,5 @@
 -- Reads the time, an account, and how much is held by holds that are due; the account's columns are
--- null if there is none. The time is that of the transaction's begin, which is never later than the
+-- null if there is none. The time is that of the transaction's start, which is never later than the
 -- rows that are read: a hold that is due by a later time may have been captured since.
 SELECT
     clock.now,

@@ -1,4 +1,4 @@
--- Records changes of what accounts may do.
+-- Records changes of policies.
 INSERT INTO credit_policy_changes (
     user_id, change, changed_at, caller, frozen, min_balance, limit_per_minute, limit_per_hour,
     limit_per_day, allowance_amount, allowance_period, allowance_carry_over, alert_below,

@@ -1,6 +1,6 @@
 -- Lists holds of a user up to a seq, newest first, in one state or any. A hold whose time has
 -- passed counts as expired, whether that was recorded yet or not. The time is that of the
--- transaction's begin, as in get_account.
+-- transaction's start, as in get_account.
 SELECT
     clock.now,
     hold.user_id,

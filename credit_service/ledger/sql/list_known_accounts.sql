@@ -1,6 +1,6 @@
 -- Reads the accounts of those users who exist, and how much is held by holds that are due; the
 -- columns of an account that was never opened are null. The time is that of the transaction's
--- begin, as in get_account.
+-- start, as in get_account.
 SELECT
     known.id AS user_id,
     account.balance,

@@ -2,7 +2,7 @@
 -- under a batch's keys: those that a call with the key made, and those with which a call with the
 -- key was answered. A statement of its own, after the lock: one that waited for a lock sees other
 -- rows as of before the wait. The time is read here for the same reason, and the number because an
--- earlier transaction of this connection may have been on another server. It is 0 for a mere read,
+-- earlier transaction of this connection may have been on another server. It is 0 for a pure read,
 -- which needs no transaction id. At least one row comes back, with time and number alone if no key
 -- is known.
 WITH known AS (

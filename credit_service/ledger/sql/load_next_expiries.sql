@@ -1,4 +1,4 @@
--- Loads when the next open hold of each of these users ends whose time has not passed yet.
+-- Loads when the next open hold that is not yet due ends, for each of these users.
 SELECT
     asked.user_id,
     later.expires_at

@@ -1,4 +1,4 @@
--- Loads when the next open grant of each of these users lapses whose time has not passed yet.
+-- Loads when the next open grant that is not yet due lapses, for each of these users.
 SELECT
     asked.user_id,
     later.expire_time

@@ -1,4 +1,4 @@
--- Loads what these payments bought, over all users.
+-- Loads the purchases of these payments, over all users.
 SELECT
     payment_ref,
     user_id,

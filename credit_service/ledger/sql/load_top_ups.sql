@@ -1,5 +1,5 @@
 -- Loads what a batch needs about top-ups: the counts of accounts, each with its open request, then
--- the requests that commands name, then those whose payments commands name, whoever they are of.
+-- the requests that commands name, then those of any user whose payments commands name.
 SELECT
     counts.user_id,
     counts.requests,

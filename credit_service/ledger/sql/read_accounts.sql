@@ -1,4 +1,4 @@
--- Reads accounts as they are recorded, and the time, which is that of the transaction's begin, as
+-- Reads accounts as they are recorded, and the time, which is that of the transaction's start, as
 -- in get_account.
 SELECT
     user_id,

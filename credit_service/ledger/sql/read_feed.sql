@@ -1,9 +1,9 @@
--- Reads a page of the feed: what lies after a place, in the order of the feed. A transaction that
+-- Reads a page of the feed: the items after a place, in the order of the feed. A transaction that
 -- is still running may write what comes before numbers that are visible already. So only numbers
 -- below the boundary are read: those of transactions that had all ended when this statement began.
 -- Nothing is read while the owner has not said what a failover or restore means for the numbers.
 --
--- What is no entry comes as JSON, because there is little of it. At least one row comes back, with
+-- Items other than entries come as JSON, because there are few. At least one row comes back, with
 -- the first three columns alone if there is no item.
 WITH numbers AS MATERIALIZED (
     SELECT

@@ -1,4 +1,4 @@
--- Adds up what a batch would change in accounts by settling what is due by a time, ends of holds
+-- Adds up the changes that a batch would make by settling what is due by a time, ends of holds
 -- and lapses of grants, and when credits lapse next. A user without open holds and grants has no
 -- row.
 --

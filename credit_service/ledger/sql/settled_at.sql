@@ -34,7 +34,7 @@ WHERE
                 change.user_id = $1::uuid
                 AND change.seq = entry.seq
         ),
-        -- What was taken of a revoked grant went when the hold before it ended.
+        -- Credits of a revoked grant were taken when the hold before it ended.
         (
             SELECT ended.expires_at
             FROM credit_transactions AS earlier

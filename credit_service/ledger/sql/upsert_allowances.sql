@@ -1,4 +1,4 @@
--- Records until when users have had an allowance; what is recorded never moves back.
+-- Records until when users have had an allowance; a recorded time never moves back.
 INSERT INTO credit_allowances AS allowance (user_id, until)
 SELECT
     given.user_id,

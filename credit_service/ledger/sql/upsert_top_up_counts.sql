@@ -1,4 +1,4 @@
--- Writes what decides whether accounts may ask for a top-up.
+-- Writes the counts that decide whether accounts may ask for a top-up.
 INSERT INTO credit_top_up_counts (user_id, requests, failures, off, month, charges)
 SELECT
     changed.user_id, -- distributed: account.user_id,

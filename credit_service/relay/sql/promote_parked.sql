@@ -1,4 +1,4 @@
--- Lets the first event of each of the users that is not dead be tried.
+-- Makes the first event that is not dead due, for each of these users.
 WITH
 earliest AS (
     SELECT
