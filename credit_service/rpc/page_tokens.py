@@ -83,7 +83,7 @@ def _digest(request: Listing, place: bytes) -> bytes:
 
 
 def _bound(request: Listing) -> tuple[str, ...]:
-    """What a token is bound to: the user and the filters, however they are written."""
+    """The user and the filters that a token is bound to, however they are written."""
     if isinstance(request, pb.ListHoldsRequest):
         return request.user_id.lower(), "holds", str(request.state)
     if isinstance(request, pb.ListGrantsRequest):
@@ -107,6 +107,6 @@ def _bound(request: Listing) -> tuple[str, ...]:
         f"{end.seconds}.{end.nanos}" if request.HasField("end_time") else "",
         request.reference,
         request.related_transaction_id,
-        # Absent without a grant, so that tokens of the previous release stay good.
+        # Absent without a grant, so that tokens of the previous release stay valid.
         *((request.grant_id,) if request.grant_id else ()),
     )

@@ -84,7 +84,7 @@ class ServerCertificate:
         )
 
     def _require_usable(self) -> None:
-        """Refuses what gRPC would take without a word and then fail with at every handshake."""
+        """Refuses files that gRPC would accept silently and then fail with at every handshake."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             # With no passphrase OpenSSL would ask for one at the terminal.
