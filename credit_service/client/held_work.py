@@ -42,7 +42,7 @@ _EXTENSIONS_PER_TTL = 3
 
 
 class HeldWorkCalls(HoldCalls, AccountCalls):
-    """What puts a hold around a piece of work."""
+    """Puts a hold around a piece of work."""
 
     def hold(
         self,
@@ -126,18 +126,19 @@ class HeldWork:
         self._expected_cost = expected_cost
         self._job = job
         self._first_attempt = self.attempt = attempt
-        # One key for all attempts that follow by themselves: a delivery that was cut off while its
-        # hold expired, and the one that came after it, must not both pay.
+        # One key for all attempts that follow automatically: a delivery that was cut off while its
+        # hold expired, and the delivery after it, must not both pay.
         self._capture_key = _capture_key(job, attempt)
         self.captured: pb.CaptureHoldResponse | None = None
         self._heartbeat: asyncio.Task[None] | None = None
-        # Whether the body, or what runs it, will still end the hold. Nothing keeps it otherwise.
+        # Whether the body, or its caller, will still end the hold. If not, the hold is not
+        # extended.
         self.is_owned: Callable[[], object] = _always
 
     async def __aenter__(self) -> Self:
         while True:
             # The key of the capture is longer than that of the hold; a job must not turn out to be
-            # too long for it when the work is done.
+            # too long only when the work is done.
             longest = len(self._key("release"))
             if longest > KEY_LENGTH_MAX:
                 raise InvalidRequest(
@@ -173,7 +174,8 @@ class HeldWork:
         trace: TracebackType | None,
     ) -> None:
         if kind is not None:
-            # Before anything that waits: a body that is closed as a generator is runs no further.
+            # This comes before anything that waits, because a body that is closed like a generator
+            # runs no further.
             self._stop_heartbeat()
         try:
             if isinstance(error, OutcomeUnknown) and error.key == self._capture_key:
@@ -201,8 +203,8 @@ class HeldWork:
     async def _paid_by_an_earlier_run(self) -> bool:
         """Whether the hold was captured with the key of a lower `attempt` than was asked for.
 
-        A run whose first tries were released takes the numbers after its own, and those are where
-        the next run begins to look.
+        A run whose first tries were released takes the attempt numbers after its own, and the next
+        run begins to look at those numbers.
         """
         for attempt in range(self._first_attempt - 1, 0, -1):
             try:
@@ -317,7 +319,7 @@ class HeldWork:
             try:
                 await self._client.extend_hold(self._user_id, self.hold.id, ttl=self._ttl)
             except Refusal:
-                # The capture will show it: it is late if the credits are still available.
+                # The capture will show why: it is late if the credits are still available.
                 return
             except CreditError:
                 continue
