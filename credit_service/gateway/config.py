@@ -107,7 +107,7 @@ class Settings(HttpProgramSettings):
     )
     success_url: _Address | None = Field(
         None,
-        description="Where Stripe sends a buyer after a payment; {CHECKOUT_SESSION_ID} in it becomes"
+        description="Where Stripe sends a buyer after payment; {CHECKOUT_SESSION_ID} in it becomes"
         " the checkout's id.",
     )
     cancel_url: _Address | None = Field(
