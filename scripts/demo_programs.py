@@ -49,7 +49,7 @@ class _Program:
         raise StoryFailed(f"{self.name} did not start. It said:\n   {said}")
 
     async def drain(self) -> None:
-        """Keeps reading, because a full pipe stops the program; shows what is not hidden."""
+        """Reads on, because a full pipe stops the program; shows the lines that are not hidden."""
         async for line in self._lines():
             if not re.match(self.hidden, line):
                 print(f"{self.name}: {line}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The fake's own routes under `/_fake/`: what customers and banks do, and what goes wrong.
+"""The fake's own routes under `/_fake/`: the actions of customers and banks, and the faults.
 
 Each action takes a JSON object and answers with one; `batch` takes many actions at once.
 """

@@ -174,7 +174,7 @@ class Stripe:
         self.mail.set()
 
     def body_for(self, event: Event, endpoint: Endpoint) -> bytes:
-        """The exact bytes an endpoint gets."""
+        """Returns the exact bytes that an endpoint gets."""
         if endpoint.thin or event.type.startswith("v2."):
             return orjson.dumps(self.thin(event))
         # An endpoint made after the event gets it in the account's version.
