@@ -107,7 +107,7 @@ async def running(
 
 def fake_stripe() -> contextlib.AbstractAsyncContextManager[str]:
     """Runs the fake Stripe; yields its address."""
-    # It is a tool of the demo and of the tests, so it is not part of what is installed.
+    # It is a tool of the demo and of the tests, so it is not installed with the package.
     path = os.pathsep.join(filter(None, [str(_ROOT / "scripts"), os.environ.get("PYTHONPATH")]))
     return running("fake_stripe", ready=r"fake stripe on (\S+)", PYTHONPATH=path)
 

@@ -8,7 +8,7 @@ index, certificates, proxy and folders of wheels that pip is set to use. If uv c
 or fails, pip installs from the same lock.
 
 Neither resolves the dependencies of a package, and neither builds a package from source. So a
-package published later cannot change or break what is installed, whatever the version of pip.
+package published later cannot change or break the installation, regardless of the version of pip.
 
 Only the standard library is imported, because this runs before anything is installed.
 """

@@ -29,7 +29,7 @@ _WAIT_MS = 60_000
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """Where the demo's page is, and a client of its service."""
+    """The URL of the demo's page, and a client of its service."""
 
     url: str
     client: CreditClient

@@ -111,7 +111,7 @@ class Poller:
         if not left:
             self._since = max(self._since, newest - self._overlap_seconds)
             metrics.POLLED_UNTIL.set(now - self._grace_seconds)
-        # An event that can never be settled would otherwise let this grow for ever.
+        # Otherwise an event that can never be settled would let this set grow for ever.
         self._since = max(self._since, now - self._listed_seconds)
         self._settled = {
             event_id: created

@@ -1,7 +1,7 @@
 """Settles every object that Stripe created since a time, so that a lost event loses no payment.
 
 Stripe can fail to make an event at all ("Handle irrecoverable events"), so objects are listed and
-not events. A second run at the same time does no harm, and neither do webhooks meanwhile.
+not events. A second run at the same time does no harm, and neither do webhooks during a run.
 """
 
 from __future__ import annotations

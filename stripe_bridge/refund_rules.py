@@ -44,7 +44,7 @@ def basis_of_invoice(
     """Says how much was paid for an invoice: all that it billed.
 
     Its payments, those outside Stripe included, and the customer's balance paid it together. Credit
-    lines of a change of plan are no part of this: a refund of all the money takes all the credits.
+    lines of a change of plan are not part of this: a refund of all the money takes all the credits.
 
     Args:
         invoice: as API versions since 2025-03-31 show it.
@@ -107,7 +107,7 @@ def of_refund(refund: Object, *, basis: Basis, failed: bool = False) -> Reversal
     Args:
         refund: in any API version.
         basis: the money paid for the purchase, in all and by the refunded charge.
-        failed: the event was `refund.failed`, whatever the status says.
+        failed: the event was `refund.failed`, which overrides the status.
 
     Returns:
         The reversal: revision 1 with the refund's amount, or revision 2 with 0 once it failed or

@@ -46,7 +46,7 @@ class Reversals:
         self._policy = policy
 
     async def refund(self, obj: Object, *, failed: bool = False) -> Settled:
-        """Reverses the share of a refund; `failed`: it failed, whatever its status says."""
+        """Reverses the share of a refund; `failed`: it failed, despite its status."""
         charge = await self._payments.charge_of(obj)
         if charge is None:
             return Settled("nothing", "not_ours")

@@ -43,7 +43,7 @@ _DRAIN_SECONDS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreditService:
-    """Where the credit service is, and the bridge's credentials there.
+    """The address of the credit service, and the bridge's credentials there.
 
     Attributes:
         target: host:port.

@@ -65,7 +65,7 @@ class BlockingCreditClient(
             operation: an operation of the price list.
             job: the job, from which the keys are made; a job that is delivered twice pays once.
             quantity: units of the operation.
-            amount: credits, where no operation is named.
+            amount: credits, if no operation is named.
             ttl: how long the credits stay held after this process dies.
             expected_cost: refuse any other cost than this.
             attempt: 1; to run and pay for the job again after a refund: 2, then 3.

@@ -37,7 +37,7 @@ class BlockingHoldCalls(BlockingConnection):
             user_id: who will pay.
             operation: an operation of the price list; the service prices it.
             quantity: units of the operation.
-            amount: credits to hold, where no operation is named.
+            amount: credits to hold, if no operation is named.
             ttl: how long, 1 second to 24 hours; None: 15 minutes.
             expected_cost: refuse any other cost than this.
             idempotency_key: the caller's key; None: one is made for this call.

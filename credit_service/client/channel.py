@@ -19,8 +19,8 @@ _SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
 # A connection that has gone silent is given up after 15 seconds: 11 until the ping, 4 for its
 # answer. The service takes a ping every 10 seconds. Without the third option the transport waits a
-# minute for the answer, whatever the second says; without the last two gRPC sends no ping while no
-# call runs, and no more than two while a call only waits.
+# minute for the answer, despite the second; without the last two gRPC sends no ping while no call
+# runs, and at most two while a call only waits.
 _OPTIONS = (
     ("grpc.service_config", _SERVICE_CONFIG),
     ("grpc.initial_reconnect_backoff_ms", 200),

@@ -66,7 +66,7 @@ class Connection:
             token: the caller's bearer token, if it has one.
             credentials: TLS, from `grpc.ssl_channel_credentials`; None: plaintext.
             deadline_seconds: how long a call may take, its repeats included.
-            server_name: the name in the service's certificate, where it is not the target's host.
+            server_name: the name in the service's certificate, if it is not the target's host.
             coalesce: send spends, holds and captures that are in flight together as one request;
                 each has the answer, the deadline and the repeats that it would have by itself.
                 False: each is a request of its own.
@@ -151,7 +151,7 @@ class Connection:
         """Makes a call that changes something, with an idempotency key or without one.
 
         Raises:
-            OutcomeUnknown: no final answer came; `key` is empty where the request has none.
+            OutcomeUnknown: no final answer came; `key` is empty if the request has none.
         """
         try:
             return await self._call(method, request, self._deadline_seconds)

@@ -163,7 +163,7 @@ class CreditCalls(Connection):
             user_id: who pays.
             operation: an operation of the price list; the service prices it.
             quantity: units of the operation.
-            amount: credits to take, where no operation is named.
+            amount: credits to take, if no operation is named.
             expected_cost: refuse any other cost than this.
             idempotency_key: the caller's key, best `spend:<job>:<attempt>`, so that a job which is
                 delivered twice pays once; None: one is made for this call.

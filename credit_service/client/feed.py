@@ -25,7 +25,7 @@ _SILENT_SECONDS = 30.0
 
 
 class FeedCalls(Connection):
-    """What happens to all accounts, as a stream."""
+    """The events of all accounts, as a stream."""
 
     async def stream_transactions(
         self,

@@ -66,7 +66,7 @@ class HeldWorkCalls(HoldCalls, AccountCalls):
             operation: an operation of the price list.
             job: the job, from which the keys are made; a job that is delivered twice pays once.
             quantity: units of the operation.
-            amount: credits, where no operation is named.
+            amount: credits, if no operation is named.
             ttl: how long the credits stay held after this process dies.
             expected_cost: refuse any other cost than this.
             attempt: 1; to run and pay for the job again after a refund: 2, then 3.
@@ -87,13 +87,12 @@ class HeldWorkCalls(HoldCalls, AccountCalls):
 class HeldWork:
     """A hold around a piece of work, as `CreditClient.hold` makes it.
 
-    Entering raises what `hold_credits` raises, before any work is done, and `AlreadyPaid` where an
+    Entering raises what `hold_credits` raises, before any work is done, and `AlreadyPaid` if an
     earlier delivery of the job has paid. Leaving captures the whole hold, unless the body called
-    `capture`; it raises `HoldExpired` where the hold expired and the credits are gone,
-    `AlreadyPaid` where it expired and another delivery has paid, `HoldNotActive` where another
-    caller released it, and `OutcomeUnknown` where the service gave no final answer. A body that
-    fails or is cancelled releases the hold. If the release fails too, or if entering is cancelled,
-    the hold expires.
+    `capture`; it raises `HoldExpired` if the hold expired and the credits are gone, `AlreadyPaid`
+    if it expired and another delivery has paid, `HoldNotActive` if another caller released it, and
+    `OutcomeUnknown` if the service gave no final answer. A body that fails or is cancelled releases
+    the hold. If the release fails too, or if entering is cancelled, the hold expires.
 
     Attributes:
         hold: the hold, once entered.
@@ -193,7 +192,7 @@ class HeldWork:
             self._heartbeat.cancel()
 
     async def _still_held(self) -> bool:
-        """Extends a hold that an earlier delivery made; False: it has ended meanwhile."""
+        """Extends a hold that an earlier delivery made; False: it has ended since."""
         try:
             self.hold = await self._client.extend_hold(self._user_id, self.hold.id, ttl=self._ttl)
         except (HoldExpired, HoldNotActive):

@@ -36,7 +36,7 @@ class LoopThread:
         Raises:
             RuntimeError: the loop is closed, or this process was forked from the one that has it,
                 or this is its own thread.
-            CancelledError: the loop was closed meanwhile.
+            CancelledError: the loop was closed during the call.
         """
         call = _Call(coroutine)
         try:

@@ -193,7 +193,7 @@ class Problem(Exception):
 
     Attributes:
         row: the answer.
-        figures: what is sent with it.
+        figures: those that are sent with it.
         headers: further headers of the answer.
     """
 
@@ -207,7 +207,7 @@ class Problem(Exception):
         headers: Mapping[str, str] | None = None,
         **figures: object,
     ) -> None:
-        """Names the row of `reason`; `detail` is used where the row has no sentence of its own."""
+        """Names the row of `reason`; `detail` is used if the row has no sentence of its own."""
         super().__init__(detail or reason)
         self.row = ROWS[source, reason]
         self.detail = detail if self.row.detail is None else self.row.detail

@@ -162,7 +162,7 @@ def amount(fields: dict[str, Any], name: str, where: str, default: int) -> int:
 
 
 def flag(fields: dict[str, Any], name: str) -> bool:
-    """Reads true or false; what is missing is false."""
+    """Reads true or false; a missing field is false."""
     value = fields.get(name, False)
     if type(value) is not bool:
         raise invalid(name, "must be true or false.")

@@ -38,7 +38,7 @@ def user_token(request: OfAll, user_id: UUID) -> str:
 
 
 def seq_of(request: OfUser) -> int | None:
-    """Reads the request's token; None where it has none.
+    """Reads the request's token; None if it has none.
 
     Raises:
         InvalidRequest: the token was not made for this user and these filters.
@@ -48,7 +48,7 @@ def seq_of(request: OfUser) -> int | None:
 
 
 def user_of(request: OfAll) -> UUID | None:
-    """Reads the request's token; None where it has none.
+    """Reads the request's token; None if it has none.
 
     Raises:
         InvalidRequest: the token was not made for these filters.

@@ -59,7 +59,8 @@ PERIODS = {name: value for value, name in validation.PERIODS.items()}
 HOLD_STATE_NAMES = {value: name for name, value in HOLD_STATES.items()}
 TYPE_NAMES = {value: name for name, value in TYPES.items()}
 
-# Where the text of an adopted entry is cut, in characters. Those of calls are bounded by `fields`.
+# The maximum length of the texts of an adopted entry, in characters. `fields` limits those of
+# calls.
 _ADOPTED_TEXT_MAX = 10_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -21,12 +21,12 @@ class CertificateError(Exception):
 
 @dataclass(slots=True)
 class ServerCertificate:
-    """Where the certificate is.
+    """The files of the certificate.
 
     Attributes:
         chain: the certificate, with its intermediates, in PEM.
         key: its private key in PEM.
-        client_ca: who signs the certificates of callers; None: callers need none.
+        client_ca: the authority that signs the certificates of callers; None: callers need none.
     """
 
     chain: Path

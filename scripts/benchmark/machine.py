@@ -28,7 +28,7 @@ def cpu_seconds(root: int) -> float:
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # the process has ended
         pid = int(stat.parent.name)
         parents[pid] = int(fields[1])
         times[pid] = sum(map(int, fields[11:15]))  # its own and of children it waited for

@@ -36,7 +36,7 @@ class Report:
         lines: of the table.
         verified: the output of `credit-service verify` for each database.
         book_adds_up: whether it found nothing.
-        others: the part of all processors that other programs used meanwhile, 0 to 1.
+        others: the part of all processors that other programs used during the run, 0 to 1.
         seconds: how long the run took.
     """
 

@@ -39,7 +39,7 @@ class Shares:
     delay_seconds: float = 1.0
 
 
-# What `--faults` sets: every fault that Stripe's retries make up for.
+# The faults of `--faults`: all those that Stripe's retries make up for.
 USUAL = {
     "duplicate": 0.1,
     "twin": 0.05,
@@ -61,7 +61,7 @@ class ApiFault:
             `lost_answer` (does what was asked, then answers with the status), or
             `late_answer` (does what was asked, then waits `seconds` before it answers).
         status: of the answer.
-        code: of the error in the answer, where Stripe has one for the status.
+        code: of the error in the answer, if Stripe has one for the status.
         path: the beginning of the paths of such requests, below `/v1/`.
         method: GET or POST; empty for both.
         skip: how many such requests pass before the first fault.

@@ -84,7 +84,7 @@ class State:
         return self._objects[kind].get(id_)
 
     def find(self, id_: str) -> Object | None:
-        """The object of this id, whatever its kind."""
+        """The object of this id, of any kind."""
         for objects in self._objects.values():
             if found := objects.get(id_):
                 return found

@@ -1031,7 +1031,7 @@ class CreditsElement extends Base {
   }
 }
 
-/** The headline: what can be spent now, with what is held, owed, expiring or old beneath it. */
+/** The headline: the spendable credits; beneath them what is held, owed, expiring or old. */
 export class CreditsBalance extends CreditsElement {
   static css = `
     .headline { font-size: var(--credits-headline, 2.25rem); font-weight: 700; line-height: 1.1; margin: 0.1em 0; }
