@@ -1,4 +1,4 @@
-"""Writes the calls of BlockingCreditClient from those of CreditClient: same names, types, words.
+"""Writes BlockingCreditClient's calls from CreditClient's: the same names, types and words.
 
 scripts/blocking_calls.py            writes what has changed
 scripts/blocking_calls.py --check    changes nothing; ends with 1 if a file is not up to date

@@ -1,8 +1,8 @@
 """Measures how long the bridge takes from a webhook's delivery to the commit of its credits.
 
 It starts a database, the service and the bridge, and needs no Stripe, because a paid session of our
-own checkout is settled without a read. Events arrive at a fixed rate, however long the answers
-take. An answer comes after the commit, so the commit takes no longer than the answer.
+own checkout is settled without a read. Events arrive at a fixed rate, no matter how long the
+answers take. An answer comes after the commit, so the commit takes no longer than the answer.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from uuid import uuid4
 import httpx
 from stripe import WebhookSignature
 
-_SECRET = "whsec_of_the_bench"  # noqa: S105  # it opens nothing but the bridge started here
+_SECRET = "whsec_of_the_bench"  # noqa: S105  # it is of use only for the bridge started here
 _USERS = [str(uuid4()) for _ in range(200)]
 _WARM_SECONDS = 3
 
@@ -71,7 +71,8 @@ async def _measure(url: str, rate: float, seconds: float) -> list[float]:
         began = loop.time()
 
         async def deliver(number: int) -> None:
-            # From the time it was due, so that a late sender does not make the bridge look faster.
+            # Counted from the time it was due, so that a late sender does not make the bridge look
+            # faster.
             due = began + number / rate
             await asyncio.sleep(due - loop.time())
             body = _event(number)

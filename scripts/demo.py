@@ -32,7 +32,7 @@ async def story(client: CreditClient, user_id: uuid.UUID) -> None:
     prices = await client.list_prices()
     cost = {price.operation: price.unit_cost for price in prices.prices}
 
-    # Enough for the separation, and for three renders and no fourth.
+    # Enough for the separation and three renders, but not for a fourth.
     amount = cost["stem_separation"] + 3 * cost["render"]
     print(f"The user {user_id} buys {amount} credits.")
     payment = pb.Payment(ref=f"pi_{uuid.uuid4().hex}", amount_minor=499, currency="eur")

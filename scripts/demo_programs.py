@@ -49,7 +49,7 @@ class _Program:
         raise StoryFailed(f"{self.name} did not start. It said:\n   {said}")
 
     async def drain(self) -> None:
-        """Keeps reading, because a full pipe stops the program; shows what is not hidden."""
+        """Reads on, because a full pipe stops the program; shows the lines that are not hidden."""
         async for line in self._lines():
             if not re.match(self.hidden, line):
                 print(f"{self.name}: {line}", file=sys.stderr, flush=True)
@@ -107,7 +107,7 @@ async def running(
 
 def fake_stripe() -> contextlib.AbstractAsyncContextManager[str]:
     """Runs the fake Stripe; yields its address."""
-    # It is a tool of the demo and of the tests, so it is not part of what is installed.
+    # It is a tool of the demo and of the tests, so it is not installed with the package.
     path = os.pathsep.join(filter(None, [str(_ROOT / "scripts"), os.environ.get("PYTHONPATH")]))
     return running("fake_stripe", ready=r"fake stripe on (\S+)", PYTHONPATH=path)
 

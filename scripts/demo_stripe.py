@@ -83,7 +83,7 @@ async def story(client: CreditClient, user_id: uuid.UUID, service: Service) -> N
         StoryFailed: a program does not start, or does not do what the story needs.
         CreditError: the credit service refuses.
     """
-    # So that a missing service is reported at once, and not by the bridge.
+    # Called here so that a missing service is reported at once, and not by the bridge.
     await client.list_prices()
     secret, token = f"whsec_{secrets.token_hex(16)}", secrets.token_urlsafe(24)
     async with contextlib.AsyncExitStack() as stack:

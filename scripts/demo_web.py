@@ -150,7 +150,7 @@ def _directory() -> Iterator[Path]:
     """Makes a folder for the length of the block, with a song in it."""
     with tempfile.TemporaryDirectory(prefix="credit-demo-") as name:
         directory = Path(name)
-        # Where root runs the demo, PostgreSQL runs as `nobody` and must be let through.
+        # If root runs the demo, PostgreSQL runs as `nobody` and must have access.
         directory.chmod(0o711)
         _write_song(directory / "song.wav")
         yield directory

@@ -1,8 +1,8 @@
-"""Measures the web gateway: balances read, how live a thousand pages are, how soon one is usable.
+"""Measures the web gateway: balances read, the delay of a thousand pages, and the load of one.
 
 It starts a database, the service, the gateway, an issuer of tokens in this process, and for
 comparison a Starlette app that makes the same call and answers a constant.
-They take turns, so that other work on the machine slows both alike.
+The two take turns, so that other work on the machine slows both alike.
 """
 
 import argparse
@@ -241,7 +241,7 @@ async def _usable(address: str, token: str, times: int) -> list[float]:
                 executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
             )
             page = await browser.new_page()
-            # The gateway has no pages of its own; all else comes from it over the network.
+            # The gateway has no pages of its own; everything else comes from it over the network.
             await page.route(f"http://{address}/", page_of_the_app)
             await page.goto(f"http://{address}/")
             await page.wait_for_function("globalThis.usableAt")

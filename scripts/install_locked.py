@@ -1,4 +1,4 @@
-"""Installs what a lock file names, and nothing else, into a virtual environment.
+"""Installs the packages of a lock file, and nothing else, into a virtual environment.
 
     PYTHON scripts/install_locked.py LOCK [--python OTHER] [--project PATH [--editable]]
 
@@ -7,8 +7,8 @@ OTHER. If LOCK names uv, pip brings uv first, pinned by hash, and uv installs th
 index, certificates, proxy and folders of wheels that pip is set to use. If uv cannot be installed,
 or fails, pip installs from the same lock.
 
-Neither looks at what a package depends on, and neither builds a package from source. So a package
-published later cannot change or break what is installed, whatever the version of pip.
+Neither resolves the dependencies of a package, and neither builds a package from source. So a
+package published later cannot change or break the installation, regardless of the version of pip.
 
 Only the standard library is imported, because this runs before anything is installed.
 """
@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# Variables that would change versions or places, which only the lock file decides.
+# Variables that would change versions or places; only the lock file may decide these.
 _UV_IGNORES = (
     "UV_BUILD_CONSTRAINT",
     "UV_CONSTRAINT",
@@ -45,7 +45,7 @@ _NOISE = re.compile(
 
 
 class InstallError(Exception):
-    """Nothing could be installed; the message says why and what to do."""
+    """The installation failed; the message says why and what to do."""
 
 
 def pip_settings() -> dict[str, str]:
@@ -80,7 +80,7 @@ def uv_environment(settings: Mapping[str, str], environment: Mapping[str, str]) 
     wanted = {
         "UV_DEFAULT_INDEX": settings.get("index-url"),
         "UV_INDEX": " ".join(settings.get("extra-index-url", "").split()),
-        # As pip does, look for a version in all indexes. The hash says which file is right.
+        # Looks for a version in all indexes, as pip does. The hash says which file is right.
         "UV_INDEX_STRATEGY": "unsafe-best-match",
         "UV_FIND_LINKS": ",".join(filter(_exists, settings.get("find-links", "").split())),
         "UV_INSECURE_HOST": " ".join(settings.get("trusted-host", "").split()),
@@ -101,7 +101,7 @@ def uv_environment(settings: Mapping[str, str], environment: Mapping[str, str]) 
 
 
 def _exists(place: str) -> bool:
-    """Returns whether pip would look there: it ignores a missing folder."""
+    """Returns whether pip would look there; pip ignores a missing folder."""
     return "://" in place or Path(place).expanduser().exists()
 
 
@@ -175,10 +175,10 @@ class Installer:
             self._pip.append("--no-cache-dir")
 
     def install(self, lock: Path) -> None:
-        """Installs what `lock` names.
+        """Installs the packages of `lock`.
 
         Raises:
-            InstallError: neither uv nor pip could.
+            InstallError: neither uv nor pip could install them.
         """
         text = lock.read_text()
         uv, rest = split_lock(text)
@@ -205,7 +205,7 @@ class Installer:
         scripts = Path(sys.executable).parent  # protoc finds its plug-ins on PATH
         path_first = {"PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
         if self._uv.exists():
-            # Without the cache, which does not notice a changed .proto.
+            # The cache is not used, because it does not notice a changed .proto.
             command: list[str | Path]
             command = [self._uv, "pip", "install", "--offline", "--no-cache", "--quiet"]
             command += ["--python", self._target, *what]
@@ -273,7 +273,7 @@ def _help(lock: Path) -> str:
 
 
 def main() -> int:
-    """Installs what the command line says and returns the exit code."""
+    """Runs the command line and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("lock", type=Path, metavar="LOCK")
     parser.add_argument("--python", type=Path, metavar="OTHER", default=Path(sys.executable))

@@ -24,7 +24,7 @@ SERVICE_ROLE = "credit_service"
 
 _WIDTH = 100
 
-# Where a long definition may be broken, and where every one is.
+# The places where a long definition may be broken, and the words before which every one is.
 _PARTS = re.compile(r" (?=(?:AND|OR|IN|CHECK|REFERENCES|WHERE|BEFORE|FOR EACH)\b)")
 _ALWAYS_APART = ("BEFORE", "FOR EACH")
 
@@ -36,8 +36,8 @@ _HEAD = f"""\
 -- service's role are in docs/deploy.md.
 """
 
-# A released migration is never edited, so what its comments say is said better here. Without a line
-# here, the comment in the migration counts.
+# A released migration is never edited, so these comments replace the ones in the migrations. An
+# object without one here keeps its comment in the migration.
 _COMMENTS = {
     "auth.users": """\
 Who is a user. The first migration makes this table unless there is one, as on Supabase.""",
@@ -229,7 +229,7 @@ def _column(row: asyncpg.Record) -> str:
 
 
 def _plain(definition: str) -> str:
-    """Takes out what PostgreSQL adds and a reader can do without: casts, schemas, parentheses."""
+    """Removes what PostgreSQL adds and a reader does not need: casts, schemas, parentheses."""
     for pattern, shorter in (
         (r"('(?:[^']|'')*')::text\b", r"\1"),
         (r"'(-?\d+)'::bigint\b", r"\1"),

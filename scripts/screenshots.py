@@ -1,4 +1,4 @@
-"""Takes pictures of the demo's page in the states that users meet it in, to be looked at.
+"""Takes pictures of the demo's page in the states that users see, for people to look at.
 
 It starts what `scripts/demo --web` starts, and Debian's Chromium.
 """
@@ -29,7 +29,7 @@ _WAIT_MS = 60_000
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """Where the demo's page is, and a client of its service."""
+    """The URL of the demo's page, and a client of its service."""
 
     url: str
     client: CreditClient
@@ -109,7 +109,7 @@ async def _debt(page: Page, demo: Demo) -> None:
 
 async def _loading(page: Page, demo: Demo) -> None:
     async def silent(_: Route) -> None:
-        """Answers nothing, as a very slow network does."""
+        """Never answers, like a very slow network."""
 
     await page.route(re.compile("/credits/(account|transactions|usage|packs|quotes)"), silent)
     await _sign_in(page, demo, await _user(demo))
@@ -168,7 +168,7 @@ async def _page(
     context = await browser.new_context(
         color_scheme=scheme,
         viewport={"width": width, "height": 800},
-        # What is animated would be caught half way.
+        # An animation would be caught half way.
         reduced_motion="reduce",
     )
     yield await context.new_page()
@@ -177,7 +177,7 @@ async def _page(
 
 async def _main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/screenshots", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the pictures go; made where it is missing")
+    parser.add_argument("folder", type=Path, help="where the pictures go; made if it is missing")
     parser.add_argument("--only", choices=_STATES, action="append", help="this state (all)")
     parser.add_argument("--port", type=int, default=8000, help="of the demo's app (%(default)s)")
     arguments = parser.parse_args()

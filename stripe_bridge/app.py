@@ -66,19 +66,19 @@ class Webhooks:
         self._settling: set[asyncio.Task[Answer]] = set()
 
     async def post(self, request: Request) -> Response:
-        """Answers one request: 2xx only if credits are committed or there is nothing to do."""
+        """Answers one request: 2xx only if the credits are committed or there is nothing to do."""
         started = time.monotonic()
         admitted = await self._admitted(request)
         if isinstance(admitted, Answer):
             return _response(_logged(admitted, None, started))
-        # Counted only now, so that slow requests of strangers do not crowd out Stripe.
+        # Counted only from here on, so that slow requests of strangers do not crowd out Stripe.
         if self._in_flight >= self._limits.requests_in_flight:
             full = Answer(503, "unavailable", "too_many_requests")
             return _response(_logged(full, admitted, started))
         self._in_flight += 1
         metrics.IN_FLIGHT.inc()
         try:
-            # A task of its own, because what has begun is finished even if the sender goes away.
+            # A task of its own, so that it finishes even if the sender goes away.
             settling = asyncio.create_task(self._settled(admitted, started))
             self._settling.add(settling)
             settling.add_done_callback(self._settling.discard)
@@ -255,7 +255,7 @@ def make_app(
     async def credit_packs(_: Request) -> Response:
         headers = {
             "Cache-Control": f"public, max-age={_PACKS_KEPT_SECONDS}",
-            # Any page may show the packs.
+            # Pages of any origin may show the packs.
             "Access-Control-Allow-Origin": "*",
         }
         return JSONResponse({"packs": packs}, headers=headers)

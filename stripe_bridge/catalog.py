@@ -48,17 +48,17 @@ if TYPE_CHECKING:
 
 CREDITS_MAX = 10**12
 
-# The credit service takes no longer lives.
+# The maximum that the credit service accepts.
 VALID_FOR_MAX = timedelta(days=3653)
 CARRY_OVER_MAX = 120  # periods: the months of ten years
 
 
 class Validity(NamedTuple):
-    """How long the credits of a price live; as it is here: for ever.
+    """How long the credits of a price live; the default: for ever.
 
     Attributes:
         valid_for: how long after their purchase they lapse.
-        by_period: they lapse at the end of the period of the plan.
+        by_period: whether they lapse at the end of the period of the plan.
         carry_over: by how many periods later than that.
         cap: how many credits of earlier periods, per unit, stay when a period begins; None: all.
     """
@@ -70,7 +70,7 @@ class Validity(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """What one unit of a listed price gives, and how long that lives."""
+    """The credits that one unit of a listed price gives, and how long they live."""
 
     credits: int
     validity: Validity = Validity()
@@ -83,10 +83,10 @@ class Pack:
     Attributes:
         id: names it in our own calls.
         name: for people.
-        credits: what one of it gives.
+        credits: how many one of it gives.
         price: the id of its Stripe price; None when `lookup_key` names it.
         lookup_key: of its Stripe price; None when `price` names it.
-        amount_minor: the price to display, in minor units; never what credits are made from.
+        amount_minor: the price to display, in minor units; credits never depend on it.
         currency: of that, in lower case.
         valid_for: how long its credits live after the purchase; None: for ever.
     """
@@ -103,7 +103,7 @@ class Pack:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """The packs, and what one unit of each listed Stripe price gives (a pack's price too).
+    """The packs, and the credits of one unit of each listed Stripe price (also of a pack's price).
 
     Attributes:
         packs: in the order of the file.
@@ -157,11 +157,11 @@ class Catalog:
         )
 
     def pack(self, id: str) -> Pack | None:  # noqa: A002  # the file's own word
-        """Finds a pack; None when there is none of that id."""
+        """Finds a pack; None if none has that id."""
         return next((pack for pack in self.packs if pack.id == id), None)
 
     def find(self, price: object) -> Listed | None:
-        """Finds what one unit of a Stripe price gives; None: the price is not listed.
+        """Finds the credits of one unit of a Stripe price; None: the price is not listed.
 
         Args:
             price: its id, or the price (or, before 2020, plan) object. The id decides before the
@@ -176,18 +176,19 @@ class Catalog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Which payments give credits, as far as Stripe's objects do not say it.
+    """Decides which payments give credits, as far as Stripe's objects do not.
 
     Attributes:
         catalog: the credits of prices.
-        allow_client_reference_id: a session without our metadata names its user in that field. On
-            a payment link the buyer chooses its value, and so can pay for someone else.
-        allow_free_orders: orders and invoices that cost nothing give credits too, because of a
-            promotion code or a trial.
+        allow_client_reference_id: whether that field names the user of a session without our
+            metadata. On a payment link the buyer chooses its value, and so can pay for someone
+            else.
+        allow_free_orders: whether orders and invoices that cost nothing, because of a promotion
+            code or a trial, give credits too.
         max_credits_per_purchase: a larger purchase waits for a person.
         allowed_currencies: a purchase in another one waits for a person; empty allows all.
-        invoice_billing_reasons: only these invoices give credits. `manual` must stay out: a
-            checkout payment with an invoice sends one too, and would be granted twice.
+        invoice_billing_reasons: only these invoices give credits. `manual` must not be among them,
+            because a checkout payment with an invoice sends one too, and would be credited twice.
     """
 
     catalog: Catalog

@@ -39,7 +39,7 @@ _FIELDS = {
     "save_card",
 }
 
-# Only what every program reads alike: no user name before the host, no backslash.
+# Only URLs that every program reads alike: no user name before the host, no backslash.
 _URL = re.compile(
     r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?P<port>:[0-9]{1,5})?"
     "([/?#][!-~]*)?"
@@ -66,17 +66,17 @@ class CheckoutRefused(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What a user is about to buy.
+    """The order of a user.
 
     Attributes:
         user_id: who gets the credits.
         pack: what is bought.
         quantity: how many of it.
-        success_url: where Stripe leads after the payment.
-        cancel_url: where Stripe leads a buyer who turns back.
+        success_url: where Stripe sends the buyer after the payment.
+        cancel_url: where Stripe sends a buyer who turns back.
         key: the caller's idempotency key; None: every call makes a session of its own.
-        save_card: the card is saved with the user's customer, to be charged for top-ups.
-        top_up: the id of the failed top-up that this pays instead; None: it is an ordinary order.
+        save_card: whether the card is saved with the user's customer, to be charged for top-ups.
+        top_up: the id of the failed top-up that this order pays; None: it is an ordinary order.
     """
 
     user_id: UUID
@@ -120,7 +120,7 @@ def read_order(
     Args:
         fields: the JSON of the request.
         catalog: what is sold.
-        return_origins: the only origins to lead back to; empty: any with https.
+        return_origins: the only origins to return to; empty: any with https.
         credits_max: the maximum number of credits of one purchase.
 
     Raises:
@@ -205,7 +205,7 @@ async def open_session(client: stripe.StripeClient, order: Order) -> Opened:
 
 
 async def find_price(client: stripe.StripeClient, pack: Pack) -> Object | None:
-    """Reads the Stripe price of a pack, by its id or by its lookup key; None: no active one has it.
+    """Reads the Stripe price of a pack, by its id or lookup key; None: no active price has it.
 
     Raises:
         StripeAway: no usable answer came.
@@ -228,12 +228,12 @@ async def _price_id(client: stripe.StripeClient, pack: Pack) -> str:
 
 
 def return_url(fields: dict[str, Any], name: str, origins: Collection[str]) -> str:
-    """Reads an address to which Stripe may lead a buyer back.
+    """Reads an address to which Stripe may send a buyer back.
 
     Args:
         fields: the JSON of the request.
         name: of the field.
-        origins: the only origins to lead back to; empty: any with https.
+        origins: the only origins to return to; empty: any with https.
 
     Raises:
         CheckoutRefused: 400 invalid_request.
@@ -247,7 +247,7 @@ def return_url(fields: dict[str, Any], name: str, origins: Collection[str]) -> s
         raise _invalid(f"{name} must be https")
     port = "" if port == _DEFAULT_PORTS[scheme] else port
     if origins and f"{scheme}://{host}{port}" not in origins:
-        raise _invalid(f"{name} leads to an origin that is not allowed")
+        raise _invalid(f"{name} has an origin that is not allowed")
     return url
 
 

@@ -1,7 +1,7 @@
-"""The status of a checkout, for the page to which Stripe leads the buyer back.
+"""The status of a checkout, for the page to which Stripe sends the buyer back.
 
 The webhook may be late or lost, so the page does not wait for it: a refresh settles the session
-with the same settler, which may be repeated. A GET writes nothing.
+with the same settler, and may be repeated. A GET writes nothing.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class CheckoutStatus:
             raise unknown()
         state = await _state_of(session, settler)
         facts["state"] = state
-        # Of a session whose metadata names only the user, the catalogue decides.
+        # For a session whose metadata names only the user, the catalogue decides the credits.
         credits_ = frozen_credits(metadata, session_id) if state == "credited" else None
         return {"id": session_id, "state": state, "credits": credits_}
 

@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
 app = App(
     name="stripe-bridge",
-    help="A bridge from Stripe to the credit service: what is paid there is credited here, what is"
-    " refunded or disputed is reversed, and nothing is lost or doubled.",
+    help="A bridge from Stripe to the credit service: payments add credits, refunds and"
+    " disputes reverse them, and nothing is lost or doubled.",
     version=lambda: f"stripe-bridge {VERSION}",
     version_flags=["--version"],
 )
@@ -118,7 +118,7 @@ def endpoint(*, url: str, again: Annotated[bool, Parameter(negative="")] = False
     except EndpointExists as exists:
         raise _Refused(
             f"{exists} has this URL already; its secret is in Stripe's Dashboard, and --again makes"
-            " another one, so that each event comes twice"
+            " another one; each event is then delivered twice"
         ) from None
     print(f"{config.variable('webhook_secrets')}={'live' if live else 'test'}:{secret}")
     print(
@@ -138,12 +138,12 @@ def reconcile(
     """Settle every object that Stripe created since a time, so that a lost event loses no payment.
 
     Safe at any time, also while the bridge runs, and may be repeated. Ends with exit code 1 if
-    anything stays unresolved or in conflict. `repaired` counts what no event had reported.
+    anything stays unresolved or in conflict. `repaired` counts objects that no event had reported.
 
     Args:
         since: The maximum age of sessions, invoices, payments and refunds, such as 35d or 12h.
         disputes_since: The maximum age of disputes, which take longer to end.
-        dry_run: Do everything except writing.
+        dry_run: Do everything but write.
     """
     periods = _period("--since", since), _period("--disputes-since", disputes_since)
     settings = config.read()
@@ -236,7 +236,7 @@ def _server_settings(settings: Settings) -> server.Settings:
     secrets = settings.secrets()
     if not secrets:
         raise _Refused(
-            f"set {config.variable('webhook_secrets')}: without a secret it cannot recognise forged"
+            f"set {config.variable('webhook_secrets')}: without a secret it cannot detect forged"
             " events; `stripe-bridge endpoint` makes an endpoint and its secret"
         )
     return server.Settings(
@@ -291,7 +291,7 @@ def _credit_service(settings: Settings) -> CreditService:
 async def _check(settings: Settings) -> list[str]:
     found = []
     if not settings.webhook_secrets:
-        found.append(f"{config.variable('webhook_secrets')} is not set, so no event is taken")
+        found.append(f"{config.variable('webhook_secrets')} is not set, so no event is accepted")
     async with (
         stripe_client(_stripe_key(settings), address=settings.stripe_address) as client,
         _credit_service(settings).client() as credit_service,
@@ -351,13 +351,13 @@ async def _reconcile(
 
 async def _replay(settings: Settings, id: str) -> Settled:  # noqa: A002  # Stripe's own word
     if kind_of(id) is None:
-        raise _Refused(f"{id!a} is no id of an event, session, payment, refund or dispute")
+        raise _Refused(f"{id!a} is not the id of an event, session, payment, refund or dispute")
     async with _settler(settings) as (_, settler):
         return await settler.replay(id)
 
 
 async def _top_ups(settings: Settings, *, charge: bool) -> int:
-    """Prints the open requests, or works them off and prints that; returns the exit code."""
+    """Prints the open requests, or works on them and prints the outcomes; returns the exit code."""
     if not charge:
         async with _credit_service(settings).client() as credit_service:
             async for top_up in credit_service.list_top_ups():

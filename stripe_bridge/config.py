@@ -167,7 +167,7 @@ class Settings(HttpProgramSettings):
     )
     top_up_return_url: Annotated[str, AfterValidator(_return_url)] | None = Field(
         None,
-        description="Page of the app to which the link to pay for a failed top-up leads back;"
+        description="Page of the app to which the link to pay for a failed top-up returns;"
         " required with STRIPE_BRIDGE_TOP_UP_SECONDS.",
     )
     body_bytes: int = Field(
@@ -194,7 +194,7 @@ class Settings(HttpProgramSettings):
         if self.top_up_seconds and self.top_up_return_url is None:
             raise ValueError(
                 f"{PREFIX}TOP_UP_SECONDS needs {PREFIX}TOP_UP_RETURN_URL, the page to which the"
-                " link to pay for a failed top-up leads back"
+                " link to pay for a failed top-up returns"
             )
         key = self.stripe_key.get_secret_value() if self.stripe_key else ""
         if any(f"k_{_mode(live=not live)}_" in key for live in modes):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stripe_bridge.catalog import Catalog, Pack, Policy, Validity
     from stripe_bridge.fields import Object
 
-# Signatures are valid for 300 s, and a clock that is wrong drifts further.
+# Signatures are valid for 300 s, and the error of a wrong clock grows.
 _CLOCK_SECONDS_MAX = 30
 
 _MONTH_DAYS = 30.4375
@@ -163,7 +163,7 @@ async def _of_other_prices(client: stripe.StripeClient, catalog: Catalog) -> Asy
 
 
 def _life_problem(price: Object, validity: Validity) -> str | None:
-    """Says why credits cannot live for a period of a price; None: they can, or need not."""
+    """Says why credits cannot live for a period of a price; None: they can, or do not have to."""
     if not validity.by_period:
         return None
     interval = interval_of(price)

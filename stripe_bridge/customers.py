@@ -1,7 +1,8 @@
 """Stripe's customer of a user, and the card that is saved with it.
 
 A customer belongs to the user that its metadata names. A search shows a new customer only after a
-while, and an idempotency key is kept for at least a day, so that one of the two always finds it.
+while, and Stripe keeps an idempotency key for at least a day, so one of the two always finds the
+customer.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ async def decide(
         obj: as the event or list showed it.
 
     Raises:
-        Unresolved: the rule raises it; or object_incomplete: Stripe's answer lacks what the rule
-            needs.
+        Unresolved: the rule raises it; or object_incomplete: Stripe's answer lacks a part that the
+            rule needs.
         StripeAway, StripeRefuses: something could not be read.
     """
     lines: list[Object] | None = None

@@ -34,12 +34,12 @@ def of_dispute(dispute: Object, *, basis: Basis) -> Reversal | Nothing:
     The balance transactions show when money was withdrawn and returned: the disputed share is
     reversed from the withdrawal on, and given back once the money has returned. They do not show
     how much, because they are in the account's currency at the rates of their days, and a fee may
-    be among them. Only where a substantial part of the money returned does the share follow them,
-    and then a person should look. A won dispute reverses nothing, even if only a part returned.
+    be among them. The share follows them only if a substantial part of the money returned, and then
+    a person should look. A won dispute reverses nothing, even if only a part returned.
 
     Args:
         dispute: in any API version.
-        basis: what was paid for the purchase, in all and by the disputed charge.
+        basis: the money paid for the purchase, in all and by the disputed charge.
 
     Returns:
         The reversal. Its revision is the number of balance transactions, plus one if the dispute

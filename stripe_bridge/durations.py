@@ -16,7 +16,7 @@ def duration_or_none(text: object) -> timedelta | None:
 
 
 def written(duration: timedelta) -> str:
-    """Writes a length of time that `duration_or_none` has read; it reads the same again."""
+    """Writes a length of time so that `duration_or_none` reads the same one."""
     minutes = duration // timedelta(minutes=1)
     for unit, length in (("d", 24 * 60), ("h", 60)):
         if minutes % length == 0:

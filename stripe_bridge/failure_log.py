@@ -12,7 +12,7 @@ _log = structlog.get_logger()
 def log_failure(event: str, error: Exception, **facts: object) -> None:
     """Logs the kind of an error and where it came from.
 
-    Its text and the values at those places are left out, because they may hold something personal.
+    Its text and the values at those places are left out, because they may hold personal data.
 
     Args:
         event: of the log line.

@@ -93,7 +93,7 @@ def minor(obj: Object, field: str) -> int:
     value = obj.get(field)
     if type(value) is not int or not 0 <= value <= MINOR_MAX:
         raise Unresolved(
-            "amount_malformed", f"{field} of {id_of(obj)} is no amount of minor units."
+            "amount_malformed", f"{field} of {id_of(obj)} is not an amount of minor units."
         )
     return value
 
@@ -110,6 +110,6 @@ def currency(obj: Object) -> str:
     value = obj.get("currency")
     if not isinstance(value, str) or not _CURRENCY.fullmatch(value):
         raise Unresolved(
-            "currency_malformed", f"The currency of {id_of(obj)} is no three-letter code."
+            "currency_malformed", f"The currency of {id_of(obj)} is not a three-letter code."
         )
     return value.lower()

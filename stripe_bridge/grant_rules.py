@@ -1,7 +1,7 @@
-"""What the grants of sessions, payment intents and invoices share: priced lines, user, limits.
+"""The rules that all grants share, of sessions, payment intents and invoices: lines, user, limits.
 
-Credits come from metadata that a checkout fixed or from the catalogue, never from an amount of
-money.
+The number of credits comes from metadata that a checkout fixed or from the catalogue, never from an
+amount of money.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def make_grant(
         source: the object that decides; the grant has its currency.
         paid_by: the id of the payment, as in `Grant`.
         user_id: who gets the credits.
-        sold: what they get.
-        amount: what was paid, in minor units.
+        sold: the credits.
+        amount: the money paid, in minor units.
         policy: which payments give credits.
 
     Raises:
@@ -87,7 +87,7 @@ def listed_credits(
         series: names the purchases of the plan; None: the object is not of a plan.
 
     Returns:
-        The credits, which live as long as those of the line that live longest; or Nothing:
+        The credits, which live as long as those of the line whose credits live longest; or Nothing:
         `not_ours`, `free_order`, `no_credits`.
 
     Raises:
@@ -115,7 +115,7 @@ def listed_credits(
 
 
 def credits_of(line: Line, source_id: str, policy: Policy) -> int | Nothing | None:
-    """Says which credits a line gives.
+    """Says how many credits a line gives.
 
     Returns:
         Credits, rounded down; Nothing: it cost nothing; None: its price is not listed.
@@ -130,20 +130,20 @@ def credits_of(line: Line, source_id: str, policy: Policy) -> int | Nothing | No
         return FREE
     if type(quantity) is not int or not 0 <= quantity <= CREDITS_MAX:
         raise Unresolved(
-            "quantity_malformed", f"A line of {source_id} has no whole quantity, 0 to 10^12."
+            "quantity_malformed", f"A line of {source_id} has no whole quantity from 0 to 10^12."
         )
     return int(listed.credits * quantity * line.share)
 
 
 def unlisted(source_id: str, *, marked: bool) -> Nothing:
-    """Decides about an object without a listed price.
+    """Says that an object without a listed price gives nothing.
 
     Raises:
         Unresolved: price_unknown, if it names a user of ours.
     """
     if marked:
         raise Unresolved(
-            "price_unknown", f"{source_id} names a user of ours and no price of the catalogue."
+            "price_unknown", f"{source_id} names a user of ours, but no price of the catalogue."
         )
     return Nothing("not_ours")
 
@@ -160,5 +160,5 @@ def customers_user(source: Object, source_id: str) -> UUID:
         raise Needs(Needed.CUSTOMER, optional_id(customer) or "")
     user_id = user_of(child(source, "customer", "metadata"), source_id)
     if user_id is None:
-        raise Unresolved("user_missing", f"{source_id} is ours and names no user.")
+        raise Unresolved("user_missing", f"{source_id} is ours, but names no user.")
     return user_id

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class CreditedItems(NamedTuple):
-    """What a credit line gives back: some lines of an invoice, by their ids."""
+    """The lines of an invoice that a credit line gives back, by their ids."""
 
     invoice_id: str
     line_ids: frozenset[str]
@@ -44,7 +44,7 @@ def is_proration(line: Object) -> bool:
 
 
 def is_credit(line: Object) -> bool:
-    """Returns whether a line gives back what was billed for the rest of a period."""
+    """Returns whether a line gives back the price that was billed for the rest of a period."""
     paid = cost(line)
     return is_proration(line) and paid is not None and paid < 0
 
@@ -52,7 +52,7 @@ def is_credit(line: Object) -> bool:
 def may_give(line: Object, catalog: Catalog) -> bool:
     """Returns whether a line may give credits.
 
-    These are a subscription's regular lines, the prorations that bill for a listed price, and
+    Such lines are a subscription's regular lines, the prorations that bill for a listed price, and
     one-time lines whose price is listed.
     """
     if is_credit(line):
@@ -68,7 +68,7 @@ def may_give(line: Object, catalog: Catalog) -> bool:
 
 
 def cost(line: Object) -> int | None:
-    """Reads what a line costs after its discounts and without exclusive taxes; None: unknown."""
+    """Reads the cost of a line after its discounts and without exclusive taxes; None: unknown."""
     amount = line.get("amount")
     if type(amount) is not int:
         return None
@@ -76,15 +76,15 @@ def cost(line: Object) -> int | None:
 
 
 def cost_with_tax(line: Object) -> int:
-    """Reads what a line adds to the total of its invoice, as versions since 2025-03-31 show it."""
+    """Reads a line's part of the total of its invoice, as versions since 2025-03-31 show it."""
     taxes = [tax for tax in objects(line.get("taxes")) if tax.get("tax_behavior") == "exclusive"]
     return (cost(line) or 0) + _sum(taxes)
 
 
 def billed(invoice: Object, lines: list[Object]) -> int:
-    """Reads what an invoice asked for, in minor units: its total without its credit lines.
+    """Reads the amount that an invoice billed, in minor units: its total without its credit lines.
 
-    The customer's balance and the credit lines pay it as well as money does. A credit note that was
+    The customer's balance and the credit lines pay it just as money does. A credit note that was
     issued before the payment lowers it.
 
     Args:
@@ -110,7 +110,7 @@ def needs_interval(line: Object, catalog: Catalog) -> bool:
 
 
 def as_sold(line: Object, source_id: str) -> Line:
-    """Reads what a line sold.
+    """Reads the price, quantity and period of a line.
 
     Args:
         line: one that may give credits, with its whole price if `needs_interval`.
@@ -131,7 +131,7 @@ def as_sold(line: Object, source_id: str) -> Line:
 
 
 def credited_items(line: Object) -> CreditedItems | None:
-    """Reads what a credit line gives back; None: it does not say."""
+    """Reads which lines a credit line gives back; None: it does not say."""
     shown = child(_details(line), "proration_details", "credited_items")
     invoice_id = optional_id(shown.get("invoice"))
     listed = shown.get("invoice_line_items")

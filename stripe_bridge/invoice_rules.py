@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def of_invoice(invoice: Object, *, lines: list[Object] | None, policy: Policy) -> Grant | Nothing:
-    """Says which credits an invoice gives, and to whom (Stripe: "The Invoice object").
+    """Says how many credits an invoice gives, and to whom (Stripe: "The Invoice object").
 
     Args:
         invoice: in any API version; its customer may be expanded.
@@ -35,9 +35,9 @@ def of_invoice(invoice: Object, *, lines: list[Object] | None, policy: Policy) -
 
     Returns:
         The grant: the credits of its listed prices, recurring and one-time ones; a proration gives
-        the share of the time that it bills. They live as long as the catalogue says. Or Nothing:
-        `unpaid`, `billing_reason`, `out_of_band`, `free_order`, `no_subscription_lines`, `not_ours`
-        or `no_credits`. Nothing alerts where a listed price was paid.
+        the share of the time that it bills. The credits live as long as the catalogue says. Or
+        Nothing: `unpaid`, `billing_reason`, `out_of_band`, `free_order`, `no_subscription_lines`,
+        `not_ours` or `no_credits`. Nothing alerts where a listed price was paid.
 
     Raises:
         Needs: invoice_lines; customer.
@@ -55,7 +55,8 @@ def of_invoice(invoice: Object, *, lines: list[Object] | None, policy: Policy) -
     if withheld:
         paid = [line for line in counted if is_listed(line, policy.catalog) and not is_free(line)]
         return Nothing(withheld.reason, alerts=bool(paid))
-    # Whatever the customer's balance pays, because it is money of an earlier payment.
+    # The part that the customer's balance pays counts too, because it is money of an earlier
+    # payment.
     if not billed(invoice, listed) and not policy.allow_free_orders:
         return FREE
     marks = [
@@ -80,7 +81,7 @@ def of_invoice(invoice: Object, *, lines: list[Object] | None, policy: Policy) -
 
 
 def _withheld(invoice: Object, policy: Policy) -> Nothing | None:
-    """Says why a paid invoice gives nothing, whatever its lines are; None: it may give credits."""
+    """Says why a paid invoice gives nothing, regardless of its lines; None: it may give credits."""
     reason = invoice.get("billing_reason")
     if not isinstance(reason, str) or reason not in policy.invoice_billing_reasons:
         return Nothing("billing_reason")
@@ -113,7 +114,7 @@ def _series(invoice: Object) -> str | None:
     """Names the purchases of a subscription, in versions since and before 2025-03-31."""
     since_basil = child(invoice, "parent", "subscription_details").get("subscription")
     subscription = optional_id(since_basil or invoice.get("subscription"))
-    # No id of Stripe's is as long as the maximum of a series, 64.
+    # No id of Stripe's is longer than the maximum of a series, 64.
     return None if subscription is None else ref(subscription)[:64]
 
 
@@ -125,7 +126,7 @@ def _lines_user(marks: list[Object], source_id: str) -> UUID | None:
 
 
 def shows_off_stripe(invoice: Object) -> bool:
-    """Returns whether an invoice shows what was paid outside Stripe.
+    """Returns whether an invoice shows the amount paid outside Stripe.
 
     Since version 2025-03-31 events do not show it, and a read shows it only on request.
     """

@@ -1,6 +1,7 @@
-"""Our metadata on Stripe's objects: whose credits they are, and how many.
+"""Our metadata on Stripe's objects: the user, and the number of credits.
 
-The bridge's checkout writes it on a session and its payment intent; other programs may do so too.
+The bridge's checkout writes it on a session and its payment intent; other programs may write it
+too.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _CREDITS = re.compile("[1-9][0-9]{0,12}")
 def frozen_metadata(
     user_id: UUID, amount: int, valid_for: timedelta | None = None
 ) -> dict[str, str]:
-    """Makes the metadata of a session and its payment intent, which fixes what is sold.
+    """Makes the metadata of a session and its payment intent, which fixes the user and the credits.
 
     Args:
         user_id: who gets the credits.
@@ -47,7 +48,7 @@ def frozen_metadata(
 def frozen_credits(metadata: Object, source_id: str) -> int | None:
     """Reads the credits that a checkout fixed.
 
-    `credits` alone may belong to another program; with our user or version it is ours.
+    A field `credits` alone may belong to another program; with our user or version it is ours.
 
     Args:
         metadata: of an object.

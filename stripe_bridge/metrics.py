@@ -1,4 +1,4 @@
-"""What the bridge measures about itself, in Prometheus' form. Times are in seconds."""
+"""The bridge's metrics for Prometheus. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EVENT_SECONDS = Histogram(
 )
 ALERTS = Counter(
     "stripe_bridge_alerts",
-    "What a person must look at because no retry resolves it, by reason; should stay at 0.",
+    "Problems for a person, because no retry resolves them, by reason; should stay at 0.",
     ("reason",),
 )
 PARKED = Counter(
@@ -55,10 +55,10 @@ POLLED_UNTIL = Gauge(
 )
 TOP_UPS = Counter(
     "stripe_bridge_top_ups",
-    "What was done about requests for top-ups, by outcome and reason.",
+    "Results of the work on requests for top-ups, by outcome and reason.",
     ("outcome", "reason"),
 )
 OPEN_TOP_UPS = Gauge("stripe_bridge_open_top_ups", "Open requests for top-ups in the last round.")
 TOP_UP_ROUNDS_FAILED = Counter(
-    "stripe_bridge_failed_top_up_rounds", "How often the requests for top-ups were not worked off."
+    "stripe_bridge_failed_top_up_rounds", "How often a round of requests for top-ups failed."
 )

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 # committed: written now; replayed: written before; nothing: there is nothing to write; conflict:
-# the credit service has other figures under that name, which stay.
+# the credit service has recorded other figures under that name, which stay.
 Outcome = Literal["conflict", "committed", "replayed", "nothing"]
 _GRAVEST_FIRST = get_args(Outcome)
 
 
 class Needed(StrEnum):
-    """What a rule may need from Stripe before it can decide."""
+    """The objects that a rule may need from Stripe before it can decide."""
 
     SESSION = "session"
     LINE_ITEMS = "line_items"
@@ -32,7 +32,7 @@ class Needed(StrEnum):
 
 
 class Notice(StrEnum):
-    """Why a person should look at a reversal although it is written."""
+    """Reasons for a person to look at a reversal although it is written."""
 
     OTHER_CURRENCY = "reversal_in_other_currency"
     PARTLY_RETURNED = "dispute_partly_returned"
@@ -64,7 +64,7 @@ class Life:
     Attributes:
         expire_time: when they lapse, aware; None: see `valid_for`.
         valid_for: how long after their purchase they lapse; None: see `expire_time`.
-        rollover: what lapses when they come; None: nothing.
+        rollover: which earlier credits lapse when they come; None: none.
     """
 
     expire_time: datetime | None = None
@@ -84,7 +84,7 @@ class Grant:
             Checkout Session.
         user_id: who gets them.
         credits: the number of them, 1 to 10^12.
-        amount_minor: what was paid, in minor units of the currency.
+        amount_minor: the money paid, in minor units of the currency.
         currency: a three-letter code in lower case.
         source: the id of the object that decided.
         life: how long they live.
@@ -106,11 +106,11 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What was paid for a purchase, and what one charge contributed. Money is in minor units.
+    """The money paid for a purchase, and the part that one charge paid. Money is in minor units.
 
     Attributes:
         paid_by: the id of the purchase's payment, as in `Grant`.
-        paid_minor: what was paid in all.
+        paid_minor: all that was paid.
         currency: of `paid_minor`, in lower case.
         contributed_minor: the part of `paid_minor` that the charge paid.
         charge_minor: the amount of the charge, which is the maximum of its refunds together.
@@ -137,8 +137,8 @@ class Reversal:
         paid_by: the id of the purchase's payment, as in `Grant`.
         caused_by: the id of the refund or dispute.
         revision: of the reversal; the highest one counts.
-        reversed_minor: what was refunded or disputed, in minor units of the currency.
-        paid_minor: what was paid, of which `reversed_minor` is a share.
+        reversed_minor: the amount refunded or disputed, in minor units of the currency.
+        paid_minor: the amount paid, of which `reversed_minor` is a share.
         currency: of both, in lower case.
         reason: a few words for people.
         notice: why a person should look at it; None: there is no need.
@@ -170,7 +170,7 @@ class Nothing:
 
     Attributes:
         reason: a snake_case word that is counted and logged.
-        alerts: a listed price was paid and gives no credits, so that a person should look.
+        alerts: a listed price was paid and gives no credits, so a person should look.
     """
 
     reason: str
@@ -203,11 +203,11 @@ class Settled:
 
 
 class Unresolved(Exception):
-    """A payment for credits, which a person must look at before it can be credited or reversed.
+    """A payment for credits that a person must look at before it can be credited or reversed.
 
     Attributes:
         reason: a snake_case word that is counted and logged.
-        detail: a sentence for the operator, without anything personal.
+        detail: a sentence for the operator, without personal data.
     """
 
     def __init__(self, reason: str, detail: str) -> None:

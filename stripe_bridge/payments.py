@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PaidInvoice(NamedTuple):
-    """An invoice, and what a payment contributed to it, in minor units; None: not shown."""
+    """An invoice, and the part of it that a payment paid, in minor units; None: not shown."""
 
     invoice: Object
     contributed_minor: int | None
@@ -87,7 +87,8 @@ class Payments:
     async def all_refunded(self, *, intent_id: str | None, invoice_id: str | None) -> bool:
         """Returns whether all the money of an intent or of an invoice's payments was refunded.
 
-        What Stripe cannot show now counts as not refunded, so that a person looks at it.
+        Money of which Stripe cannot show a refund now counts as not refunded, so that a person
+        looks at it.
         """
         try:
             if invoice_id is None:

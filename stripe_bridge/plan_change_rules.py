@@ -1,8 +1,8 @@
-"""What the credit lines of a change of plan reverse. Pure: lines in, reversals out.
+"""The reversals of the credit lines of a change of plan. Pure: lines in, reversals out.
 
-When a plan changes within its period, Stripe credits the rest of what was billed for it, by a
-negative line that names the lines it gives back ("Prorations", "credited_items"). Their credits are
-reversed in the same share, as a part of the purchase of their own invoice.
+When a plan changes within its period, Stripe credits the rest of the billed price with a negative
+line that names the lines it gives back ("Prorations", "credited_items"). Their credits are reversed
+in the same share, as a part of the purchase of their own invoice.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def credited_by(line: Object, lines: list[Object]) -> CreditedItems:
             change is billed and given back on the same invoice.
 
     Raises:
-        Unresolved: credit_unattributed: neither it nor its invoice says so.
+        Unresolved: credit_unattributed: neither the line nor its invoice says so.
     """
     named = credited_items(line)
     if named is not None:
@@ -74,13 +74,13 @@ def of_credit_line(
 ) -> Reversal | Nothing:
     """Says what a credit line reverses.
 
-    It is stated as a share of the total of the credited invoice, and is the share of that invoice's
-    credits which the credited lines gave, as far as they are given back. So what else is on the
-    invoice does not change it.
+    The reversal is stated as a share of the total of the credited invoice. It is the share of that
+    invoice's credits that the credited lines gave, as far as they are given back. So other lines of
+    the invoice do not change it.
 
     Args:
         line: the credit line.
-        items: what it gives back.
+        items: the lines that it gives back.
         credited: their invoice.
         lines: all lines of `credited`, with their whole prices.
         policy: which payments give credits.
@@ -109,7 +109,7 @@ def of_credit_line(
         invoice_id,
         line_id,
         1,
-        # Rounded up, because a plan that goes up and down must not win credits.
+        # Rounded up, because changing a plan up and down must not gain credits.
         ceil(total * given_back * gave / in_all),
         total,
         currency(credited),

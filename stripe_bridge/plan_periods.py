@@ -40,10 +40,10 @@ class Interval(NamedTuple):
 
 
 def interval_of(price: object) -> Interval | None:
-    """Reads how often a price renews; None: it is no object, or is sold once."""
+    """Reads how often a price renews; None: it is not an object, or is sold once."""
     if not isinstance(price, dict):
         return None
-    # A plan, which was there before prices, has the fields itself.
+    # A plan, the predecessor of a price, has the fields itself.
     recurring = child(price, "recurring") or price
     unit, count = recurring.get("interval"), recurring.get("interval_count", 1)
     if not isinstance(unit, str) or type(count) is not int or not 1 <= count <= _COUNT_MAX:
@@ -54,7 +54,7 @@ def interval_of(price: object) -> Interval | None:
 
 
 def period_of(line: Object) -> Period | None:
-    """Reads what span of time a line of an invoice is for; None: it shows none."""
+    """Reads the span of time that a line of an invoice is for; None: it shows none."""
     shown = child(line, "period")
     start, end = shown.get("start"), shown.get("end")
     if type(start) is not int or type(end) is not int or not 0 <= start < end <= _SECONDS_MAX:
@@ -63,12 +63,12 @@ def period_of(line: Object) -> Period | None:
 
 
 def share_of(rest: Period, interval: Interval, billed: Fraction | None) -> Fraction:
-    """Says which share of a whole period its rest is.
+    """Computes the share of a whole period that its rest is.
 
     Args:
         rest: from the change of the plan to the end of the period.
         interval: how long the whole period is.
-        billed: the share of the price that was billed; None: unknown. It decides only where the
+        billed: the share of the price that was billed; None: unknown. It decides only if the
             calendar leaves several days for the start, because a period that ends on 30 April may
             have begun on 30 or 31 March.
 
@@ -96,7 +96,7 @@ def later(period: Period, interval: Interval, count: int) -> int:
         count: how many periods later, 0 or more.
     """
     start, end = _at(period.start), _at(period.end)
-    # In a short month the plan's day shows only in the start.
+    # In a short month, only the start shows the plan's day.
     day = max(start.day, end.day) if _ends_a_month(end) else end.day
     return _moved(end, interval, count, day)
 

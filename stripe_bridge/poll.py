@@ -1,7 +1,7 @@
 """Polls Stripe's newest events, and settles those that were not delivered.
 
-Without it a lost delivery would wait for Stripe's repetition, which may take hours. Several bridges
-may poll at once.
+Without polls, a lost delivery would wait until Stripe repeats it, which may take hours. Several
+bridges may poll at once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LISTED_SECONDS = 30 * 24 * 60 * 60
 class Poller:
     """Settles the events that Stripe lists.
 
-    It remembers the events that it has settled until Stripe lists them no more, or no later poll
+    It remembers the events that it has settled until Stripe no longer lists them, or no later poll
     asks for them.
     """
 
@@ -57,7 +57,7 @@ class Poller:
             settler: settles them.
             look_back_seconds: the age of the events to begin with.
             overlap_seconds: how much later than a newer event an event may be listed.
-            grace_seconds: how long an event is left to its delivery before it is settled here.
+            grace_seconds: how long the poller leaves an event to its delivery before it settles it.
             listed_seconds: the age up to which Stripe lists events.
         """
         self._stripe = stripe
@@ -69,7 +69,7 @@ class Poller:
         self._settled: dict[str, int] = {}
 
     async def run(self, poll_seconds: float) -> None:
-        """Polls until it is cancelled, whatever fails, with this pause after each poll."""
+        """Polls until it is cancelled, even after failures, with this pause after each poll."""
         while True:
             try:
                 await self.poll()
@@ -111,7 +111,7 @@ class Poller:
         if not left:
             self._since = max(self._since, newest - self._overlap_seconds)
             metrics.POLLED_UNTIL.set(now - self._grace_seconds)
-        # An event that can never be settled would otherwise let this grow for ever.
+        # Otherwise an event that can never be settled would let this set grow for ever.
         self._since = max(self._since, now - self._listed_seconds)
         self._settled = {
             event_id: created

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Purchases:
-    """Decides which credits an object paid for, and credits them.
+    """Decides how many credits an object paid for, and credits them.
 
     Every method raises as `Settler` does.
     """
@@ -26,14 +26,14 @@ class Purchases:
     def __init__(
         self, stripe: StripeReads, payments: Payments, writes: CreditWrites, policy: Policy
     ) -> None:
-        """Credits what `policy` allows, through `writes`."""
+        """Credits the purchases that `policy` allows, through `writes`."""
         self._stripe = stripe
         self._payments = payments
         self._writes = writes
         self._policy = policy
 
     async def session(self, obj: Object) -> Settled:
-        """Credits what a Checkout Session paid for."""
+        """Credits the purchase of a Checkout Session."""
         try:
             return await self.credit(await self._of_session(obj))
         except Unresolved as problem:
@@ -41,12 +41,12 @@ class Purchases:
             return await self.refunded_or(problem, intent_id=intent_id)
 
     async def session_paid_later(self, obj: Object) -> Settled:
-        """Credits what a Checkout Session paid for after its delayed payment succeeded."""
+        """Credits the purchase of a Checkout Session after its delayed payment succeeded."""
         unpaid = obj.get("payment_status") == "unpaid"
         return await self.session(await self._stripe.read(id_of(obj)) if unpaid else obj)
 
     async def payment_intent(self, obj: Object) -> Settled:
-        """Credits what a payment intent paid for, which its session may have to say.
+        """Credits the purchase of a payment intent, which its session may describe.
 
         A payment intent that is captured by hand succeeds without another event of its session.
         """
@@ -59,7 +59,7 @@ class Purchases:
         return await self.payment(obj)
 
     async def payment(self, obj: Object) -> Settled:
-        """Credits what a payment intent paid for, which its session or invoice may have to say."""
+        """Credits the purchase of a payment intent, which its session or invoice may describe."""
         intent_id = id_of(obj)
         paid = await self._payments.invoice_of_intent(intent_id)
         try:
@@ -69,7 +69,7 @@ class Purchases:
             return await self.refunded_or(problem, intent_id=intent_id, invoice_id=invoice_id)
 
     async def invoice(self, obj: Object) -> Settled:
-        """Credits what an invoice paid for."""
+        """Credits the purchase of an invoice."""
         try:
             found = await self._of_invoice(obj)
             if isinstance(found, Nothing) and found.alerts and await self._is_of_checkout(obj):
@@ -81,7 +81,7 @@ class Purchases:
     async def refunded_or(
         self, problem: Unresolved, *, intent_id: str | None, invoice_id: str | None = None
     ) -> Settled:
-        """Settles a payment that could not be credited but was wholly refunded.
+        """Settles a payment that could not be credited, if it was wholly refunded.
 
         Raises:
             Unresolved: `problem`, because it was not wholly refunded.
@@ -149,6 +149,6 @@ class Purchases:
 
         found = await decide(self._stripe, rule, invoice)
         if isinstance(found, Grant) and not invoice_rules.shows_off_stripe(invoice):
-            # Only now, because most invoices of other products need no read.
+            # Read only now, because most invoices of other products need no read.
             found = await decide(self._stripe, rule, await self._stripe.read(found.paid_by))
         return found

@@ -1,7 +1,7 @@
 """Settles every object that Stripe created since a time, so that a lost event loses no payment.
 
 Stripe can fail to make an event at all ("Handle irrecoverable events"), so objects are listed and
-not events. A second run at the same time does no harm, and neither do webhooks meanwhile.
+not events. A second run at the same time does no harm, and neither do webhooks during a run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RETRY_SECONDS = (0.5, 2.0, 5.0, 10.0)
 
 @dataclass(slots=True)
 class Summary:
-    """What a reconcile found.
+    """The findings of a reconcile.
 
     Attributes:
         seen: objects settled or tried.
@@ -41,7 +41,7 @@ class Summary:
             event that was lost or is still on its way.
         nothing: objects without an effect: unpaid, or not ours.
         noticed: settled objects that a person should look at.
-        conflicts: objects that the credit service has other figures of; a person must look.
+        conflicts: objects of which the credit service has other figures; a person must look.
         unresolved: objects that could not be settled.
     """
 
@@ -88,7 +88,8 @@ async def reconcile(
 ) -> Summary:
     """Settles completed sessions, paid invoices, payment intents, refunds and disputes.
 
-    A failure of one object or one list does not stop it; the summary has what was not settled.
+    A failure of one object or one list does not stop it; the summary lists the objects that were
+    not settled.
 
     Args:
         stripe: lists the objects.
@@ -133,7 +134,7 @@ async def reconcile(
         lambda after: stripe.invoices(created={"gte": created}, status="paid", **after),
         settler.invoice,
     )
-    # An intent may carry our metadata and have no session.
+    # An intent may carry our metadata without having a session.
     await settle_all(
         "payment intents",
         lambda after: stripe.payment_intents(created={"gte": created}, **after),
@@ -175,6 +176,6 @@ async def _whole(
 
 async def _unless(listed: AsyncIterator[Object], settled: set[object]) -> AsyncIterator[Object]:
     async for obj in listed:
-        # Its session may have settled more than was received.
+        # Its session may have credited more than was received.
         if obj["id"] not in settled or of_capture(obj) is not None:
             yield obj

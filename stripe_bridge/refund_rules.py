@@ -22,10 +22,10 @@ class CurrencyMismatch(Unresolved):
 
 
 def basis_of_intent(intent_id: str, charge: Object) -> Basis:
-    """Says what was paid for a purchase that one payment intent paid for.
+    """Says how much was paid for a purchase with one payment intent.
 
-    It is the amount of the charge, not the captured amount, because with several captures that
-    would change over time, and the first reversal of a payment fixes what was paid.
+    It is the amount of the charge, not the captured amount, because the captured amount changes
+    over time with several captures, and the first reversal of a payment fixes what was paid.
 
     Args:
         intent_id: the intent's.
@@ -41,10 +41,10 @@ def basis_of_intent(intent_id: str, charge: Object) -> Basis:
 def basis_of_invoice(
     invoice: Object, lines: list[Object], contributed_minor: int | None, charge: Object
 ) -> Basis:
-    """Says what was paid for an invoice: all that it billed.
+    """Says how much was paid for an invoice: all that it billed.
 
     Its payments, those outside Stripe included, and the customer's balance paid it together. Credit
-    lines of a change of plan are no part of this: a refund of all the money takes all the credits.
+    lines of a change of plan are not part of this: a refund of all the money takes all the credits.
 
     Args:
         invoice: as API versions since 2025-03-31 show it.
@@ -73,7 +73,7 @@ def basis_of_invoice(
 
 
 def of_capture(intent: Object) -> Reversal | None:
-    """Says what a partial capture reverses: what was authorized and never received.
+    """Says what a partial capture reverses: the amount that was authorized and never received.
 
     Args:
         intent: a payment intent in any API version.
@@ -106,8 +106,8 @@ def of_refund(refund: Object, *, basis: Basis, failed: bool = False) -> Reversal
 
     Args:
         refund: in any API version.
-        basis: what was paid for the purchase, in all and by the refunded charge.
-        failed: the event was `refund.failed`, whatever the status says.
+        basis: the money paid for the purchase, in all and by the refunded charge.
+        failed: the event was `refund.failed`, which overrides the status.
 
     Returns:
         The reversal: revision 1 with the refund's amount, or revision 2 with 0 once it failed or

@@ -1,4 +1,4 @@
-"""Reads the bodies of requests within limits, and what these limits are."""
+"""Reads the bodies of requests within limits, and defines these limits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TooLarge(Exception):
 
 
 class TooMuch(Exception):
-    """The bodies that are being read are larger together than their maximum."""
+    """The bodies that are being read exceed their maximum together."""
 
 
 class Bodies:

@@ -1,4 +1,4 @@
-"""Reverses the credits of refunded and disputed payments, and of plans that were given back."""
+"""Reverses the credits of refunded and disputed payments, and of plans that were changed."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Reversals:
         self._policy = policy
 
     async def refund(self, obj: Object, *, failed: bool = False) -> Settled:
-        """Reverses the share of a refund; `failed`: it failed, whatever its status says."""
+        """Reverses the share of a refund; `failed`: it failed, despite its status."""
         charge = await self._payments.charge_of(obj)
         if charge is None:
             return Settled("nothing", "not_ours")
         return await self._refunded(obj, charge, failed=failed)
 
     async def uncaptured(self, intent: Object) -> Settled | None:
-        """Reverses what a payment intent asked for and never received; None: it received all."""
+        """Reverses the part that a payment intent never received; None: it received all."""
         reversal = refund_rules.of_capture(intent)
         if reversal is None:
             return None
@@ -121,7 +121,7 @@ class Reversals:
         return settled
 
     async def credit_lines(self, obj: Object) -> list[Settled]:
-        """Reverses what the credit lines of an invoice give back of earlier ones, if it is paid.
+        """Reverses the credits that a paid invoice's credit lines give back of earlier invoices.
 
         A line that cannot be settled does not stop the others.
         """
@@ -140,7 +140,7 @@ class Reversals:
         return settled
 
     async def _credited(self, line: Object, lines: list[Object]) -> Settled:
-        """Reverses what one credit line gives back; credits its purchase first if it is missing."""
+        """Reverses the credits of one credit line; credits its purchase first if it is missing."""
         items = plan_change_rules.credited_by(line, lines)
         credited = await self._stripe.read(items.invoice_id)
         reversal = plan_change_rules.of_credit_line(
@@ -183,7 +183,7 @@ class Reversals:
             basis = bases[intent_id] = refund_rules.basis_of_intent(intent_id, charge)
             if settled := await self._reverse(obj, rule, basis):
                 return settled
-        # Only now, because most purchases are known by their payment intent.
+        # Read only now, because most purchases are known by their payment intent.
         paid = await self._payments.invoice_of_charge(charge)
         if paid is not None:
             lines = await self._payments.lines_of(paid.invoice)
@@ -207,7 +207,7 @@ class Reversals:
         return await self._reverse(obj, rule, bases[grant.paid_by]) or bought
 
     async def _reverse(self, obj: Object, rule: _Rule, basis: Basis) -> Settled | None:
-        """Reverses the share of an object; None: no purchase was made with that money."""
+        """Reverses the share of an object; None: no purchase was made with its money."""
 
         def decided(obj: Object, _: list[Object] | None) -> Reversal | Nothing:
             return rule(obj, basis=basis)

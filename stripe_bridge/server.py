@@ -43,7 +43,7 @@ _DRAIN_SECONDS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreditService:
-    """Where the credit service is, and the bridge's credentials there.
+    """The address of the credit service, and the bridge's credentials there.
 
     Attributes:
         target: host:port.
@@ -67,7 +67,7 @@ class TopUpSettings:
     Attributes:
         pause_seconds: between two rounds.
         retry_after: the pause between a failed try and the next one.
-        return_url: where Stripe leads a customer who has paid by a link.
+        return_url: where Stripe sends a customer who has paid by a link.
     """
 
     pause_seconds: float
@@ -77,7 +77,7 @@ class TopUpSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the bridge needs to run.
+    """The settings that the bridge needs to run.
 
     Attributes:
         listen: host:port; port 0 takes any free one.
@@ -87,7 +87,7 @@ class Settings:
         secrets: the signing secrets of events.
         policy: which payments give credits, and the packs on sale.
         checkout_token_sha256: of the token that callers need to sell packs; None: nothing is sold.
-        return_origins: the origins that a checkout may lead back to; empty: any with https.
+        return_origins: the origins that a checkout may return to; empty: any with https.
         limits: of requests.
         poll_seconds: the pause between two polls of Stripe's newest events; 0: no polls.
         top_ups: how top-ups are charged; None: they are not.
@@ -173,7 +173,7 @@ def top_ups(
     credit_service: CreditClient,
     policy: Policy,
 ) -> TopUps:
-    """Puts together what charges top-ups."""
+    """Puts together the parts that charge top-ups."""
     return TopUps(
         Charging(
             credit_service=credit_service,

@@ -23,7 +23,7 @@ SESSION_DECIDES = Nothing("session_decides")
 def of_session(
     session: Object, *, line_items: list[Object] | None, policy: Policy
 ) -> Grant | Nothing:
-    """Says which credits a Checkout Session gives, and to whom (Stripe: "Fulfill orders").
+    """Says how many credits a Checkout Session gives, and to whom (Stripe: "Fulfill orders").
 
     Args:
         session: in any API version; its customer may be expanded.
@@ -49,7 +49,7 @@ def of_session(
         return sold
     amount = minor(session, "amount_total")
     if payment is None and amount:
-        raise Unresolved("payment_missing", f"{session_id} is paid and names no payment.")
+        raise Unresolved("payment_missing", f"{session_id} is paid, but names no payment.")
     user_id = user_of(child(session, "metadata"), session_id)
     if user_id is None and policy.allow_client_reference_id:
         user_id = read_user(session.get("client_reference_id"), session_id)
@@ -64,7 +64,7 @@ def of_session(
 
 
 def of_payment_intent(intent: Object, *, policy: Policy) -> Grant | Nothing:
-    """Says which credits a payment intent gives, if it carries the credits that a checkout fixed.
+    """Says how many credits a payment intent gives, if a checkout fixed them in its metadata.
 
     Args:
         intent: in any API version; its customer may be expanded.
@@ -105,7 +105,7 @@ def of_payment_intent(intent: Object, *, policy: Policy) -> Grant | Nothing:
 
 
 def _unpaid(session: Object, payment: str | None, policy: Policy) -> Nothing | None:
-    """Says why a session gives nothing, whatever it sold; None: it may give credits."""
+    """Says why a session gives nothing, regardless of its lines; None: it may give credits."""
     mode, status = session.get("mode"), session.get("payment_status")
     if mode in ("setup", "subscription"):
         return Nothing(str(mode))

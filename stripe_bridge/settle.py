@@ -51,7 +51,7 @@ class Settler:
         self.reversals = Reversals(stripe, payments, writes, self.purchases, policy)
 
     async def payment_intent(self, obj: Object) -> Settled:
-        """Settles what a payment intent received, which may be less than it asked for."""
+        """Settles the amount a payment intent received, which may be less than it asked for."""
         uncaptured = await self.reversals.uncaptured(obj)
         return uncaptured or await self.purchases.payment_intent(obj)
 
@@ -65,7 +65,7 @@ class Settler:
         return await self.reversals.uncaptured(intent) or settled
 
     async def invoice(self, obj: Object) -> Settled:
-        """Settles what an invoice sold, and what its credit lines give back of earlier invoices.
+        """Settles the purchase of an invoice, and the parts of earlier invoices that it gives back.
 
         A part payment may have been refunded or disputed while the invoice was still open.
         """
@@ -192,7 +192,7 @@ _BY_EVENT_TYPE: dict[str, _Settling] = {
     "charge.dispute.closed": _dispute,
 }
 
-# What the webhook endpoint subscribes to and the poller lists; the maximum of a list is 20.
+# The events of the webhook endpoint and the poller; the maximum of a list is 20.
 EVENT_TYPES = tuple(_BY_EVENT_TYPE)
 
 _BY_KIND: dict[Kind, _Settling] = {

@@ -52,7 +52,7 @@ async def settle_many(
         listed: the objects.
         settle: settles one of them.
         retry_seconds: the pause before each further try after a failure that may pass. After a
-            group of which nothing was settled there are no further tries, until something is
+            group of which nothing was settled, there are no further tries until something is
             settled again.
 
     Raises:

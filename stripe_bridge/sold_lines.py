@@ -1,4 +1,4 @@
-"""What a line of a session or an invoice sold, and how long its credits live. Pure."""
+"""The lines that a session or an invoice sold, and how long their credits live. Pure."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Line(NamedTuple):
 
 
 def life_of(paid: list[tuple[Line, Validity]], source: Object, series: str | None) -> Life:
-    """Says how long the credits of lines live, which are purchased together.
+    """Says how long the credits of lines that are purchased together live.
 
     Args:
         paid: the lines, whose quantities are known, with how long their credits live; at least one.
-            The one that lives longest decides.
+            The one whose credits live longest decides.
         source: their object.
         series: names the purchases of the plan; None: there is no plan.
 
@@ -73,9 +73,9 @@ def _end(line: Line, validity: Validity, source: Object) -> datetime:
 
 
 def _rollover(paid: list[tuple[Line, Validity]], series: str | None) -> Rollover | None:
-    """Says what lapses of earlier periods: what is above the cap of the periods that begin.
+    """Says which credits of earlier periods lapse: those above the cap of the periods that begin.
 
-    The rest of a period belongs to the series too, but lapses nothing.
+    The rest of a period belongs to the series too, but makes no credits lapse.
     """
     capped = [(line, each.cap) for line, each in paid if each.carry_over]
     if series is None or not capped or any(cap is None for _, cap in capped):

@@ -60,7 +60,7 @@ _KEY = re.compile(r"\b[rs]k_\S+")
 
 
 def kind_of(id: str) -> Kind | None:  # noqa: A002  # Stripe's own word
-    """Finds the kind of an object by the prefix of its id; None: no kind that is read here."""
+    """Finds the kind of an object by the prefix of its id; None: a kind that is not read here."""
     return _BY_PREFIX.get(id.partition("_")[0])
 
 
@@ -84,7 +84,7 @@ class StripeMissing(Unresolved):
 
 @contextmanager
 def stripe_errors(name: str) -> Iterator[None]:
-    """Turns the errors of Stripe's SDK into those of this module; `name` names what was requested.
+    """Turns the errors of Stripe's SDK into those of this module; `name` names the request.
 
     The SDK's errors are not chained, because they can hold the whole answer, and would be logged.
 
@@ -181,7 +181,7 @@ class StripeReads:
             return (await self._v2.core.events.retrieve_async(id)).to_dict()
 
     async def line_items(self, session_id: str) -> list[Object]:
-        """Reads what a Checkout Session sold, all of it."""
+        """Reads all line items of a Checkout Session."""
         listed = self._v1.checkout.sessions.line_items.list_async
         items = self._list(f"line items of {session_id}", listed, session_id)
         return [item async for item in items]
@@ -194,7 +194,7 @@ class StripeReads:
         return [line async for line in lines]
 
     async def _invoice(self, invoice_id: str) -> stripe.StripeObject:
-        # Stripe shows payments from outside only on request, and in no event.
+        # Stripe shows outside payments only on request, and never in an event.
         return await self._v1.invoices.retrieve_async(invoice_id, {"expand": [_OFF_STRIPE]})
 
     async def releases_capture(self, refund_id: str) -> bool:

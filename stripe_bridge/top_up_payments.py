@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _LINK_KEY = "credit_top_up_link_"
 
-# Stripe keeps an idempotency key for at least a day. A search shows an intent within minutes, so an
-# intent that it does not show is younger than its key.
+# Stripe keeps an idempotency key for at least a day. A search shows an intent within minutes, so if
+# it does not show an intent, the intent is younger than its key.
 _SEARCHED_FROM = timedelta(hours=12)
 
 _UNEXPECTED_STATE = "payment_intent_unexpected_state"
@@ -47,7 +47,7 @@ class Declined(Exception):
 
 
 class StateChanged(Exception):
-    """The intent is in another state than it was read in, so it must be read again."""
+    """The intent has changed its state since it was read, so it must be read again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +73,20 @@ class TopUpPayments:
     """
 
     def __init__(self, client: stripe.StripeClient, *, return_url: str) -> None:
-        """Works through `client`; customers who paid by a link are led to `return_url`."""
+        """Works through `client`; customers who paid by a link are sent to `return_url`."""
         self._client = client
         self._intents = client.v1.payment_intents
         self._sessions = client.v1.checkout.sessions
         self._return_url = return_url
 
     async def find_or_make(self, wanted: Wanted, pack: Pack) -> str:
-        """Finds the intent that was made for a request, or makes it; it is not confirmed.
+        """Finds the intent of a request, or makes an unconfirmed one.
 
         Returns:
             Its id. Amount, currency and credits are those of the pack when it was made.
 
         Raises:
-            Declined: Stripe takes no such payment, for instance because it is too small.
+            Declined: Stripe does not accept such a payment, for instance because it is too small.
         """
         if datetime.now(UTC) - wanted.created > _SEARCHED_FROM and (
             found := await self._search(wanted.id)
@@ -110,7 +110,8 @@ class TopUpPayments:
                     {"idempotency_key": f"topup:{wanted.id}"},
                 )
             except stripe.IdempotencyError as error:
-                # It was made while the pack had another price, or the user another customer.
+                # The intent was made while the pack had another price, or the user another
+                # customer.
                 if error.http_status != _KEY_IN_USE and (found := await self._search(wanted.id)):
                     return found
                 raise
@@ -185,7 +186,7 @@ class TopUpPayments:
     async def open_link(self, wanted: Wanted, pack: Pack, intent: Object) -> str:
         """Opens a Checkout Session that sells the pack and saves the card.
 
-        It is recorded at the intent before anyone can pay by it.
+        The session is recorded at the intent before anyone can pay by it.
 
         Returns:
             Its URL.
@@ -196,7 +197,8 @@ class TopUpPayments:
             quantity=1,
             success_url=self._return_url,
             cancel_url=self._return_url,
-            # A session that a killed bridge has made is never shown, so a repeat needs no key.
+            # A session that a killed bridge made is never shown to anyone, so a repeat needs no
+            # key.
             key=None,
             save_card=True,
             top_up=wanted.id,

@@ -1,9 +1,9 @@
-"""What to do next about a request for a top-up. Pure: what is known in, the next step out.
+"""The next step for a request for a top-up. Pure: a situation in, the next step out.
 
-A request has one payment intent for its whole life, which Stripe lets be paid only once. A failed
+A request has one payment intent for its whole life, which can be paid only once at Stripe. A failed
 request also has a link to pay by, a Checkout Session of its own. The intent is confirmed only while
 no such session can be paid, and a request is closed as failed only once its intent is cancelled. So
-no order of steps, and no kill between two of them, charges twice for one request.
+no order of steps, and no kill between two of them, can charge twice for one request.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Step(Enum):
     WAIT = "nothing until the next round"
     CREDIT = "credit the purchase"
     CONFIRM = "confirm the payment intent off session"
-    CLOSE_LINK = "let every open link expire"
+    CLOSE_LINK = "expire every open link"
     CANCEL = "cancel the payment intent"
     NOT_NEEDED = "close the request as not needed"
     PAID_BY_LINK = "close the request as not needed, because the customer has paid by the link"
@@ -66,7 +66,7 @@ class Step(Enum):
 
 
 class Situation(NamedTuple):
-    """All that decides about the next step.
+    """All facts that decide the next step.
 
     Attributes:
         is_open: the request is open.
@@ -88,8 +88,7 @@ class Situation(NamedTuple):
 def next_step(now: Situation) -> Step:
     """Says what to do next about a request that has a payment intent.
 
-    After every step but the closing ones and `WAIT`, everything is read again and this decides
-    again.
+    After every step except `WAIT` and the closing ones, everything is read and decided again.
     """
     match now.payment:
         case Payment.PAID:
@@ -107,7 +106,7 @@ def _after_cancel(now: Situation) -> Step:
         return Step.WAIT
     if now.link is Link.PAID:
         return Step.PAID_BY_LINK
-    # Without a decline nothing has failed: the cancel came first, or a person cancelled it.
+    # Without a decline nothing has failed: the bridge or a person cancelled the intent before.
     return Step.GIVE_UP if now.was_declined and now.is_needed else Step.NOT_NEEDED
 
 
@@ -147,7 +146,7 @@ def link_of(session: Object) -> Link:
         return Link.CLOSED
     if session.get("payment_status") in ("paid", "no_payment_required"):
         return Link.PAID
-    # A delayed payment has failed for good in these states.
+    # In these states a delayed payment has failed for good.
     failed = child(session, "payment_intent").get("status") in (
         "requires_payment_method",
         "canceled",
@@ -156,7 +155,7 @@ def link_of(session: Object) -> Link:
 
 
 def gravest(links: list[Link]) -> Link:
-    """Makes one state of those of several links."""
+    """Combines the states of several links into one."""
     for state in (Link.PAID, Link.PROCESSING, Link.OPEN):
         if state in links:
             return state
@@ -164,7 +163,7 @@ def gravest(links: list[Link]) -> Link:
 
 
 def is_last(tries: int) -> bool:
-    """Returns whether the next failure ends a request with so many failed tries."""
+    """Returns whether the next failure of a request with this many failed tries ends it."""
     return tries + 1 >= TRIES_MAX
 
 

@@ -1,6 +1,6 @@
 """The work on one request for a top-up in one round, step by step.
 
-Before each step everything that decides is read from Stripe and from the credit service.
+Before each step, all facts that decide it are read from Stripe and from the credit service.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-# Every step leads on, so more means that others keep changing the request.
+# Every step makes progress, so more steps mean that others keep changing the request.
 _STEPS_MAX = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Worked:
-    """What a round did about one request.
+    """The result of a round for one request.
 
     Attributes:
         top_up: the request as the round has read it.
         outcome: waiting, credited, try_again, given_up, not_needed, closed, unresolved or away.
-        reason: a snake_case word; empty if the outcome says it all.
+        reason: a snake_case word; empty if the outcome needs none.
         detail: a sentence for the operator; may be empty.
         payment: the id of the payment intent; empty: there is none.
     """
@@ -58,7 +58,7 @@ class Worked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Charging:
-    """What charges top-ups.
+    """The parts that charge top-ups.
 
     Attributes:
         credit_service: keeps the requests.
@@ -98,13 +98,13 @@ class TopUpWork:
             StripeAway, StripeRefuses, Unresolved, CreditError: the next round tries again.
         """
         if self._payment and kind_of(self._payment) is not Kind.PAYMENT_INTENT:
-            # An operator has noted it, and sees to it.
+            # An operator has noted this payment, and takes care of it.
             return self._worked("waiting", "other_payment")
         self._was_due = self._is_due()
         if not self._was_due:
             if not self._payment:
                 return self._worked("waiting", "retry_later")
-            # Without a look at Stripe, because many requests may wait.
+            # Stripe is not read here, because many requests may wait.
             is_open, is_needed = await self._noted()
             if is_open and is_needed:
                 return self._worked("waiting", "retry_later")
@@ -133,7 +133,7 @@ class TopUpWork:
         state, link = top_up_rules.payment_of(intent), await self._payments.links(intent)
         unpaid = state is Payment.UNPAID
         card = await self._payments.card_of(intent) if unpaid else None
-        # Last of all, because the balance decides right before the charge.
+        # This comes last, because the balance must decide right before the charge.
         is_open, is_needed = await self._noted()
         if self._payment != payment:
             await self._cancel(payment)
@@ -141,7 +141,7 @@ class TopUpWork:
         now = Situation(
             is_open=is_open,
             is_needed=is_needed,
-            # Not by the time of the last change, because a note is a change too.
+            # The time of the last change does not decide this, because a note is a change too.
             is_due=self._was_due and self._top_up.tries == self._tries,
             payment=state,
             was_declined=bool(intent.get("last_payment_error")),
@@ -202,11 +202,11 @@ class TopUpWork:
         settled = await self._settler.payment_intent(intent)
         if settled.outcome in ("committed", "replayed"):
             return self._worked("credited", settled.reason)
-        # It was paid and not credited: the user was deleted, or the ledger has other figures.
+        # It was paid but not credited: the user was deleted, or the ledger has other figures.
         return self._worked("unresolved", settled.reason, f"{self._payment} is not credited.")
 
     async def _fail(self, reason: str, intent: Object) -> Worked | None:
-        """Records a failed try with a link to pay; None: the payment has changed meanwhile."""
+        """Records a failed try with a link to pay; None: the payment has changed since."""
         url = await self._link(intent)
         if top_up_rules.is_last(self._top_up.tries):
             try:
@@ -252,7 +252,7 @@ class TopUpWork:
         return self._worked(_OUTCOMES[failure], reason)
 
     async def _cancel(self, payment: str) -> None:
-        """Cancels an intent, unless it was paid or cancelled meanwhile; the next step sees it."""
+        """Cancels an intent, unless it was paid or cancelled before; the next step sees that."""
         with suppress(StateChanged):
             await self._payments.cancel(payment)
 

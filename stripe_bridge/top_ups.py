@@ -1,7 +1,7 @@
 """Charges saved cards for requested top-ups.
 
-The credit service keeps the requests, Stripe keeps the payments, and this keeps nothing. So it may
-be killed at any moment, and several bridges may work at once.
+The credit service keeps the requests, Stripe keeps the payments, and the bridge keeps nothing. So
+it may be killed at any moment, and several bridges may work at once.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _AT_ONCE = 8
 
 
 class TopUps:
-    """Works off the open requests, round by round."""
+    """Works on the open requests, round by round."""
 
     def __init__(self, charging: Charging) -> None:
         """Starts with the first round that is asked for."""
         self._charging = charging
 
     async def run(self, pause_seconds: float) -> None:
-        """Works round by round until it is cancelled, whatever fails."""
+        """Works round by round until it is cancelled, even after failures."""
         while True:
             try:
                 open_ = 0
@@ -100,7 +100,7 @@ class TopUps:
 
 
 def _tell(worked: Worked) -> None:
-    """Logs and counts what was done about a request; waiting is neither."""
+    """Logs and counts the work on a request; waiting is not logged or counted."""
     if worked.outcome in ("waiting", "closed"):
         return
     metrics.TOP_UPS.labels(worked.outcome, worked.reason).inc()

@@ -1,9 +1,9 @@
 """Turns a request to the webhook into Stripe's event, or into a refusal.
 
 The order of the checks and the tolerance are those of Stripe's pages "Receive Stripe events in your
-webhook endpoint" and "Verify webhook signatures". Stripe's SDK verifies the signature; everything
-that it leaves open is decided here: times in the future, the mode of a secret, and the account that
-an event is about.
+webhook endpoint" and "Verify webhook signatures". Stripe's SDK verifies the signature; this module
+checks what the SDK does not: times in the future, the mode of a secret, and the account that an
+event is about.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Event:
         created: when it happened, in seconds since 1970; None: unknown.
         object_id: of the object it is about; empty: it names none.
         obj: that object as it was then; None: a thin event, so the object must be read.
-        nothing: set if the event is not for us, whatever its object holds.
+        nothing: set if the event is not for us, regardless of its object.
     """
 
     id: str
@@ -97,7 +97,7 @@ def admit(
     secret = _signed_by(body, signatures[0], secrets)
     if secret is None:
         return Refusal(400, "signature")
-    # Only now, so that only Stripe can raise the alert about the clock.
+    # Checked only now, so that only Stripe can raise the alert about the clock.
     timestamp = _timestamp(signatures[0])
     if timestamp is None:
         return Refusal(400, "signature")

@@ -1,4 +1,4 @@
-"""What the webhook answers Stripe: one table of all results of an event.
+"""The webhook's answers to Stripe: one table of all results of an event.
 
 Stripe repeats an event for up to three days until the answer is 2xx, so 2xx means: committed, or
 nothing to do ("Receive Stripe events in your webhook endpoint"). Stripe treats all other statuses
@@ -40,7 +40,8 @@ class Answer:
         status: of HTTP.
         outcome: committed, replayed, nothing and conflict as in `Settled`; parked: unresolved,
             and too old for Stripe to repeat it; refused: not an event from Stripe; unresolved: a
-            person must act first; unavailable: a later try may succeed; failed: it will not.
+            person must act first; unavailable: a later try may succeed; failed: a later try will
+            fail too.
         reason: a snake_case word that is counted and logged.
         problem: a sentence for the log.
         alerts: a person must look.
@@ -56,10 +57,10 @@ class Answer:
 
     @property
     def body(self) -> dict[str, object]:
-        """What Stripe shows in its list of deliveries; a refusal reveals nothing to strangers."""
+        """The text in Stripe's list of deliveries; a refusal reveals nothing to strangers."""
         match self.outcome:
             case "refused":
-                return error_body("refused", "This is no event that Stripe signed for us.")
+                return error_body("refused", "This is not an event that Stripe signed for us.")
             case "unresolved":
                 return error_body(self.reason, "A person must act; the bridge's log says how.")
             case "unavailable":
@@ -80,7 +81,7 @@ def of_refusal(refusal: Refusal) -> Answer:
 
 
 def of_settled(settled: Settled) -> Answer:
-    """Answers an event that was settled, or is in conflict, which no repetition would end."""
+    """Answers an event that was settled, or is in conflict, which no repeat would resolve."""
     return Answer(200, settled.outcome, settled.reason, alerts=settled.alerts)
 
 
@@ -116,6 +117,6 @@ def of_error(error: Exception, *, age_seconds: float, park_after_seconds: float)
             # The settler turns every other refusal of the credit service into a result.
             answer = Answer(500, "failed", error.reason.lower(), str(error), alerts=True)
         case _:
-            # Its text may hold something personal, so only its kind is shown.
+            # Its text may hold personal data, so only its kind is shown.
             answer = Answer(500, "failed", "bug", type(error).__name__, alerts=True)
     return answer

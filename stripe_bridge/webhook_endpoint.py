@@ -1,4 +1,4 @@
-"""Makes the webhook endpoint in Stripe that the bridge listens behind."""
+"""Makes the webhook endpoint in Stripe that delivers to the bridge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What workers, gateways and the bridge install: the clients, and holds around work."""
+"""The package for workers, gateways and the bridge: the clients, and holds around work."""
 
 from credit_service.client.blocking import BlockingCreditClient
 from credit_service.client.credit_client import CreditClient

@@ -180,7 +180,7 @@ class AccountCalls(Connection):
             allowance: the free credits of every period; 0 credits: none.
             alert_below: its own threshold for alerts, in credits; at or below the floor: it is
                 never low, only depleted.
-            reset: the fields that become as configured again; they cannot be set as well.
+            reset: the fields that return to the configured values; they cannot be set too.
             top_up: when and what the account buys by itself; switches top-up on if it was off.
 
         Raises:

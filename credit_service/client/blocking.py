@@ -1,8 +1,8 @@
 """CreditClient for blocking workers: threads, process pools, Celery and the like.
 
 One event loop in a thread of its own runs the asynchronous client, so there is one implementation
-of the rules. Make the first one after a fork, not before it: gRPC does not survive one. It does not
-run beside gevent or eventlet either.
+of the rules. Make the first client after a fork, not before it, because gRPC does not survive a
+fork. It does not run beside gevent or eventlet either.
 
     with BlockingCreditClient("localhost:50051", token=token) as client:
         with client.hold(user_id, "stem_separation", job=job) as held:
@@ -40,7 +40,7 @@ class BlockingCreditClient(
 ):
     """Has every method of `CreditClient`, blocking; may be shared by threads.
 
-    What is an asynchronous generator there is an ordinary one here.
+    Asynchronous generators there are ordinary generators here.
     """
 
     def hold(
@@ -65,7 +65,7 @@ class BlockingCreditClient(
             operation: an operation of the price list.
             job: the job, from which the keys are made; a job that is delivered twice pays once.
             quantity: units of the operation.
-            amount: credits, where no operation is named.
+            amount: credits, if no operation is named.
             ttl: how long the credits stay held after this process dies.
             expected_cost: refuse any other cost than this.
             attempt: 1; to run and pay for the job again after a refund: 2, then 3.
@@ -119,9 +119,9 @@ class BlockingHeldWork:
     """Puts a hold around the body of a `with` statement, as `HeldWork` does.
 
     The exception of a time limit, or of Ctrl-C, can strike between any two steps of the thread. So
-    the hold is not kept by a task that something must remember to end: it is extended as long as
-    this object exists, which only the `with` statement refers to, and nothing has left or failed
-    to enter. After that it is released or expires.
+    the hold does not depend on a task that must be ended. It is extended as long as this object
+    exists, to which only the `with` statement refers, and until the statement is left or fails to
+    enter. After that the hold is released or expires.
     """
 
     def __init__(self, client: BlockingCreditClient, work: HeldWork) -> None:
@@ -134,7 +134,7 @@ class BlockingHeldWork:
             self._client.run(self._work.__aenter__())
             return BlockingHold(self._client, self._work)
         except BaseException:
-            # First of all, and not a call: nothing can strike before it.
+            # This comes first and is not a call, so nothing can strike before it.
             self._work.is_owned = _never
             raise
 

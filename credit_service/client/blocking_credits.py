@@ -56,7 +56,7 @@ class BlockingCreditCalls(BlockingConnection):
         Args:
             user_id: who gets them.
             amount: credits, 1 to 10^12.
-            payment: the payment, which is credited once over all users and keys; only an operator
+            payment: the payment, which is credited once across all users and keys; only an operator
                 may leave it out.
             expire_time: when what is left of the credits lapses (aware); None: see `valid_for`.
             valid_for: how long after the purchase it lapses, at most 3,653 days; None, and no
@@ -109,16 +109,16 @@ class BlockingCreditCalls(BlockingConnection):
 
         Args:
             user_id: whose balance.
-            amount: credits, -10^12 to 10^12 and not 0; below zero takes them.
+            amount: credits, -10^12 to 10^12 and not 0; below zero takes credits.
             reason: for people.
-            allow_debt: let it pass the floor, also below zero.
+            allow_debt: let the balance pass the floor, also below zero.
             idempotency_key: the caller's key; None: one is made for this call.
             reference: the caller's own reference.
             metadata: the caller's own facts.
             validate_only: check everything, write nothing.
 
         Raises:
-            InsufficientCredits: it would pass the floor, and `allow_debt` is not set.
+            InsufficientCredits: the balance would pass the floor, and `allow_debt` is not set.
             UserNotFound: the user is not known.
             OutcomeUnknown: no final answer came.
         """
@@ -155,7 +155,7 @@ class BlockingCreditCalls(BlockingConnection):
             user_id: who pays.
             operation: an operation of the price list; the service prices it.
             quantity: units of the operation.
-            amount: credits to take, where no operation is named.
+            amount: credits to take, if no operation is named.
             expected_cost: refuse any other cost than this.
             idempotency_key: the caller's key, best `spend:<job>:<attempt>`, so that a job which is
                 delivered twice pays once; None: one is made for this call.

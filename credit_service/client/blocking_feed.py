@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class BlockingFeedCalls(BlockingConnection):
-    """What happens to all accounts, as a stream."""
+    """The events of all accounts, as a stream."""
 
     def stream_transactions(
         self,

@@ -79,7 +79,7 @@ class BlockingGrantCalls(BlockingConnection):
         metadata: Mapping[str, str] | None = None,
         validate_only: bool = False,
     ) -> pb.RevokeGrantResponse:
-        """Revokes a grant: takes what is left of it and is not held, for good.
+        """Revokes a grant: takes, for good, what is left of it and is not held.
 
         Args:
             user_id: whose grant.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class BlockingTopUpCalls(BlockingConnection):
-    """Requests for top-ups: which there are, their payments, and their failures."""
+    """Requests for top-ups, their payments and their failures."""
 
     def list_top_ups(
         self, user_id: UUID | str | None = None, *, open_only: bool = True, page_size: int = 0
@@ -23,7 +23,7 @@ class BlockingTopUpCalls(BlockingConnection):
 
         Args:
             user_id: only those of this user, newest first; None: those of all users, in the order
-                of the users, which must be open ones.
+                of the users, for which `open_only` must be set.
             open_only: only open requests.
             page_size: the maximum number of requests in a page; 0: 50.
 
@@ -81,7 +81,7 @@ class BlockingTopUpCalls(BlockingConnection):
 
         Raises:
             TopUpHasPayment: the call closes the request and does not name its payment.
-            TopUpNotOpen: the request has ended otherwise.
+            TopUpNotOpen: the request has ended in another way.
             InvalidRequest: the try is not the next one.
             TopUpNotFound: the user has no such request.
             UserNotFound: the user is not known.

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import asyncio
 
-# What the service takes in one request.
+# The maximum number of items that the service takes in one request.
 ITEMS_MAX = 500
 BYTES_MAX = 512 * 1024
 
-# What an item has beside the request of its call: the tags, the lengths, the index and the time.
+# The bytes of an item beside the request of its call: tags, lengths, index and time.
 _ITEM_BYTES = 24
 
 
@@ -22,7 +22,7 @@ class Item:
     """A call that waits to be sent, or for its answer.
 
     Attributes:
-        kind: what the call is in CallMany: spend, hold or capture.
+        kind: the name of the call in CallMany: spend, hold or capture.
         request: that of the single call.
         user: whose call it is.
         deadline: by the clock of the event loop.
@@ -78,9 +78,10 @@ class _Turn:
 class CallQueue:
     """Keeps the calls of each user in the order in which they were made.
 
-    Within a request the service keeps it, but two requests may overtake each other: the smaller one
-    arrives first, or each goes to another replica. So the calls of a user wait while another group
-    has an unanswered call of that user. Of two calls with one key, the second waits as well.
+    The service keeps this order within a request, but two requests may overtake each other: the
+    smaller one arrives first, or each goes to another replica. So the calls of a user wait while
+    another group has an unanswered call of that user. Of two calls with one key, the second waits
+    as well.
     """
 
     def __init__(self) -> None:
@@ -94,7 +95,7 @@ class CallQueue:
 
     @property
     def ready(self) -> int:
-        """How many calls may go now, about."""
+        """About how many calls may go now."""
         return len(self._ready)
 
     def add(self, item: Item) -> None:
@@ -118,9 +119,9 @@ class CallQueue:
         return items
 
     def take(self) -> Group:
-        """Takes what may go now, as far as a request has room for it; the group may be empty.
+        """Takes the calls that may go now and fit into a request; the group may be empty.
 
-        A call that is too large for any request of many is a group of its own.
+        A call that is too large for any CallMany is a group of its own.
         """
         group = Group()
         size = 0

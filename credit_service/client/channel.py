@@ -13,14 +13,14 @@ import grpc
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Calls are spread over every address that the target has, and repeated by `Connection`, which
-# knows what the service asks for. gRPC itself still repeats what no server has seen.
+# Calls are spread over all addresses of the target. `Connection` repeats them, because it knows
+# what the service asks for; gRPC itself still repeats a call that no server has seen.
 _SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 
 # A connection that has gone silent is given up after 15 seconds: 11 until the ping, 4 for its
 # answer. The service takes a ping every 10 seconds. Without the third option the transport waits a
-# minute for the answer, whatever the second says; without the last two gRPC sends no ping while no
-# call runs, and no more than two while a call only waits.
+# minute for the answer, despite the second; without the last two gRPC sends no ping while no call
+# runs, and at most two while a call only waits.
 _OPTIONS = (
     ("grpc.service_config", _SERVICE_CONFIG),
     ("grpc.initial_reconnect_backoff_ms", 200),
@@ -65,13 +65,13 @@ def _ip_version(address: str) -> int:
         return ipaddress.ip_address(host).version
     except ValueError:
         raise ValueError(
-            f"{address!r} is not a numeric address with a port, which it must be beside others;"
+            f"{address!r} is not a numeric address with a port, as all of several must be;"
             " for replicas with a name use one name that resolves to all of them"
         ) from None
 
 
 class _Process:
-    """Which process uses gRPC. It does not survive a fork."""
+    """The process that uses gRPC, which does not survive a fork."""
 
     first_user: int | None = None
 
@@ -99,7 +99,7 @@ def require_usable_process() -> None:
 
 
 def _green_threads() -> str | None:
-    """Names the library that replaced what gRPC or an event loop in a thread waits with."""
+    """Names the library that replaced the waiting functions of gRPC or of a thread's event loop."""
     gevent = sys.modules.get("gevent.monkey")
     if gevent is not None and any(map(gevent.is_module_patched, ("threading", "select"))):
         return "gevent"

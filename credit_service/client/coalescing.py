@@ -29,17 +29,18 @@ if TYPE_CHECKING:
 
 _Response = TypeVar("_Response")
 
-# So many requests may be without any answer. Until there are so many, calls that wait are sent as
-# soon as they are a quarter of those: a straggler waits for others instead of going by itself.
+# The maximum number of requests without any answer. Below it, the waiting calls are sent once they
+# are a quarter of the calls in flight: a straggler waits for others instead of going by itself.
 REQUESTS_MAX = 4
 
-# A request that has had no answer for so long, as when all its accounts are locked, is not counted.
+# A request without an answer for this long, as when all its accounts are locked, is not counted.
 _SLOW_SECONDS = 0.1
 
-# What an item can say; it is longer than a month.
+# The longest time that an item can state, which is more than a month.
 _MILLISECONDS_MAX = 2**32 - 1
 
-# After the service has refused CallMany, as one without it does, calls are made singly for so long.
+# After the service has refused CallMany, as one without it does, calls are made singly for this
+# long.
 _SINGLY_SECONDS = 300.0
 
 _KINDS: dict[type[Message], str] = {
@@ -50,9 +51,9 @@ _KINDS: dict[type[Message], str] = {
 
 
 class Coalescing:
-    """Makes the calls of a connection, each with the answer or failure that it has by itself.
+    """Makes the calls of a connection, each with the answer or failure it would have by itself.
 
-    All that waits here belongs to a caller who waits for it, and is forgotten when the caller goes.
+    Each call that waits here has a caller who waits for it, and is forgotten when the caller goes.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Coalescing:
             deadline: by the clock of the event loop.
 
         Raises:
-            AioRpcError: what the single call would have failed with.
+            AioRpcError: the error that the single call would have raised.
         """
         kind = _KINDS.get(type(request))
         if kind is None or request.validate_only or self._loop.time() < self._singly_until:
@@ -138,10 +139,10 @@ class Coalescing:
             raise
 
     def _give_up(self, item: Item) -> None:
-        """Withdraws a call that is not sent; one that is sent is left, because others are with it.
+        """Withdraws a call that is not sent; a sent one stays, because others share its request.
 
-        When no caller is left the whole request is cancelled, and what the service has not begun of
-        it is not done.
+        When no caller is left, the whole request is cancelled, and the service drops the calls that
+        it has not begun.
         """
         group = item.group
         if group is None:
@@ -154,7 +155,7 @@ class Coalescing:
                 group.task.cancel()
 
     def _flush_soon(self) -> None:
-        """Sends what waits as soon as all that can run now has run: it may make more calls."""
+        """Sends the waiting calls once all tasks that can run now have run: they may add some."""
         if not self._flush_is_due and self._may_flush():
             self._flush_is_due = True
             self._loop.call_soon(self._flush)
@@ -196,7 +197,7 @@ class Coalescing:
         """Sends a group, and answers its calls as their results come.
 
         Returns:
-            What the calls without a result failed with; None: the service refused the request as a
+            The error of the calls without a result; None: the service refused the request as a
             whole, and the calls are to be made singly.
         """
         now = self._loop.time()

@@ -66,9 +66,9 @@ class Connection:
             token: the caller's bearer token, if it has one.
             credentials: TLS, from `grpc.ssl_channel_credentials`; None: plaintext.
             deadline_seconds: how long a call may take, its repeats included.
-            server_name: the name in the service's certificate, where it is not the target's host.
+            server_name: the name in the service's certificate, if it is not the target's host.
             coalesce: send spends, holds and captures that are in flight together as one request;
-                each has the answer, the deadline and the repeats that it has by itself.
+                each has the answer, the deadline and the repeats that it would have by itself.
                 False: each is a request of its own.
 
         Raises:
@@ -124,7 +124,7 @@ class Connection:
     def _open(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._closed:
             raise RuntimeError("this client is closed; make another one")
-        # A loop that is closed, as by the end of `asyncio.run`, leaves the client to the next.
+        # When a loop is closed, as by the end of `asyncio.run`, the next one may use the client.
         if self._loop is not None and not self._loop.is_closed():
             raise RuntimeError(
                 "this client is in use by another event loop; make one for each loop,"
@@ -151,7 +151,7 @@ class Connection:
         """Makes a call that changes something, with an idempotency key or without one.
 
         Raises:
-            OutcomeUnknown: no final answer came; `key` is empty where the request has none.
+            OutcomeUnknown: no final answer came; `key` is empty if the request has none.
         """
         try:
             return await self._call(method, request, self._deadline_seconds)
@@ -225,7 +225,7 @@ def ask(
     quantity: int,
     amount: int | None,
 ) -> None:
-    """Puts what a spend or hold asks for into its request."""
+    """Puts the charge or the amount of a spend or hold into its request."""
     if (operation is None) == (amount is None):
         raise TypeError("name an operation or an amount, and not both")
     if operation is not None:
@@ -240,7 +240,7 @@ def expire(
     expire_time: datetime | None,
     valid_for: timedelta | None,
 ) -> None:
-    """Puts when credits expire into the request that adds them."""
+    """Puts the expiry of credits into the request that adds them."""
     if expire_time is not None and valid_for is not None:
         raise TypeError("name an expire_time or a valid_for, and not both")
     if expire_time is not None:

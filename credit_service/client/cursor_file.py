@@ -9,8 +9,8 @@ from pathlib import Path
 class CursorFile:
     """Keeps a cursor in a file: after a crash it has the old cursor or the new one, whole.
 
-    For readers that keep what they make of the feed elsewhere. A reader with a database of its own
-    stores the cursor there, in the transaction that stores the rest.
+    For readers without a database of their own. A reader with a database stores the cursor there,
+    in the transaction that stores its results.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -18,7 +18,7 @@ class CursorFile:
         self._path = Path(path)
 
     def load(self) -> str:
-        """Reads the cursor; empty where none was saved yet.
+        """Reads the cursor; empty if none was saved yet.
 
         Raises:
             OSError: the file cannot be read.

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 _PAUSE_SECONDS = 0.5
 _PAUSE_SECONDS_MAX = 5.0
 
-# The service sends a response at least every 10 seconds. A stream that is silent for longer is cut
-# somewhere on the way.
+# The service sends a response at least every 10 seconds. A stream that is silent for longer is
+# broken somewhere on the way.
 _SILENT_SECONDS = 30.0
 
 
 class FeedCalls(Connection):
-    """What happens to all accounts, as a stream."""
+    """The events of all accounts, as a stream."""
 
     async def stream_transactions(
         self,
@@ -64,7 +64,7 @@ class FeedCalls(Connection):
                 while batch := await _next(stream):
                     pauses = Pauses(_PAUSE_SECONDS, _PAUSE_SECONDS_MAX)
                     yield batch
-                    # Asked for the next one, the caller has done what it wanted with this one.
+                    # A caller that asks for the next batch has finished with this one.
                     request.cursor = batch.cursor
             except TimeoutError:
                 pass

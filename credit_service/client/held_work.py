@@ -42,7 +42,7 @@ _EXTENSIONS_PER_TTL = 3
 
 
 class HeldWorkCalls(HoldCalls, AccountCalls):
-    """What puts a hold around a piece of work."""
+    """Puts a hold around a piece of work."""
 
     def hold(
         self,
@@ -66,7 +66,7 @@ class HeldWorkCalls(HoldCalls, AccountCalls):
             operation: an operation of the price list.
             job: the job, from which the keys are made; a job that is delivered twice pays once.
             quantity: units of the operation.
-            amount: credits, where no operation is named.
+            amount: credits, if no operation is named.
             ttl: how long the credits stay held after this process dies.
             expected_cost: refuse any other cost than this.
             attempt: 1; to run and pay for the job again after a refund: 2, then 3.
@@ -87,13 +87,12 @@ class HeldWorkCalls(HoldCalls, AccountCalls):
 class HeldWork:
     """A hold around a piece of work, as `CreditClient.hold` makes it.
 
-    Entering raises what `hold_credits` raises, before any work is done, and `AlreadyPaid` where an
+    Entering raises what `hold_credits` raises, before any work is done, and `AlreadyPaid` if an
     earlier delivery of the job has paid. Leaving captures the whole hold, unless the body called
-    `capture`; it raises `HoldExpired` where the hold expired and the credits are gone,
-    `AlreadyPaid` where it expired and another delivery has paid, `HoldNotActive` where another
-    caller released it, and `OutcomeUnknown` where the service gave no final answer. A body that
-    fails or is cancelled releases the hold. If the release fails too, or if entering is cancelled,
-    the hold expires.
+    `capture`; it raises `HoldExpired` if the hold expired and the credits are gone, `AlreadyPaid`
+    if it expired and another delivery has paid, `HoldNotActive` if another caller released it, and
+    `OutcomeUnknown` if the service gave no final answer. A body that fails or is cancelled releases
+    the hold. If the release fails too, or if entering is cancelled, the hold expires.
 
     Attributes:
         hold: the hold, once entered.
@@ -126,18 +125,19 @@ class HeldWork:
         self._expected_cost = expected_cost
         self._job = job
         self._first_attempt = self.attempt = attempt
-        # One key for all attempts that follow by themselves: a delivery that was cut off while its
-        # hold expired, and the one that came after it, must not both pay.
+        # One key for all attempts that follow automatically: a delivery that was cut off while its
+        # hold expired, and the delivery after it, must not both pay.
         self._capture_key = _capture_key(job, attempt)
         self.captured: pb.CaptureHoldResponse | None = None
         self._heartbeat: asyncio.Task[None] | None = None
-        # Whether the body, or what runs it, will still end the hold. Nothing keeps it otherwise.
+        # Whether the body, or its caller, will still end the hold. If not, the hold is not
+        # extended.
         self.is_owned: Callable[[], object] = _always
 
     async def __aenter__(self) -> Self:
         while True:
             # The key of the capture is longer than that of the hold; a job must not turn out to be
-            # too long for it when the work is done.
+            # too long only when the work is done.
             longest = len(self._key("release"))
             if longest > KEY_LENGTH_MAX:
                 raise InvalidRequest(
@@ -173,7 +173,8 @@ class HeldWork:
         trace: TracebackType | None,
     ) -> None:
         if kind is not None:
-            # Before anything that waits: a body that is closed as a generator is runs no further.
+            # This comes before anything that waits, because a body that is closed like a generator
+            # runs no further.
             self._stop_heartbeat()
         try:
             if isinstance(error, OutcomeUnknown) and error.key == self._capture_key:
@@ -191,7 +192,7 @@ class HeldWork:
             self._heartbeat.cancel()
 
     async def _still_held(self) -> bool:
-        """Extends a hold that an earlier delivery made; False: it has ended meanwhile."""
+        """Extends a hold that an earlier delivery made; False: it has ended since."""
         try:
             self.hold = await self._client.extend_hold(self._user_id, self.hold.id, ttl=self._ttl)
         except (HoldExpired, HoldNotActive):
@@ -201,8 +202,8 @@ class HeldWork:
     async def _paid_by_an_earlier_run(self) -> bool:
         """Whether the hold was captured with the key of a lower `attempt` than was asked for.
 
-        A run whose first tries were released takes the numbers after its own, and those are where
-        the next run begins to look.
+        A run whose first tries were released takes the attempt numbers after its own, and the next
+        run begins to look at those numbers.
         """
         for attempt in range(self._first_attempt - 1, 0, -1):
             try:
@@ -317,7 +318,7 @@ class HeldWork:
             try:
                 await self._client.extend_hold(self._user_id, self.hold.id, ttl=self._ttl)
             except Refusal:
-                # The capture will show it: it is late if the credits are still available.
+                # The capture will show why: it is late if the credits are still available.
                 return
             except CreditError:
                 continue

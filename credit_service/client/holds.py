@@ -37,7 +37,7 @@ class HoldCalls(Connection):
             user_id: who will pay.
             operation: an operation of the price list; the service prices it.
             quantity: units of the operation.
-            amount: credits to hold, where no operation is named.
+            amount: credits to hold, if no operation is named.
             ttl: how long, 1 second to 24 hours; None: 15 minutes.
             expected_cost: refuse any other cost than this.
             idempotency_key: the caller's key; None: one is made for this call.
@@ -47,7 +47,7 @@ class HoldCalls(Connection):
             validate_only: check everything, write nothing.
 
         Raises:
-            InsufficientCredits: the credits are not there; `shortfall` tells how many.
+            InsufficientCredits: too few are available; `shortfall` says how many are missing.
             AccountFrozen: the account may not spend.
             AboveSpendLimit: it is more than the account may ever spend in a window.
             LimitReached: a spend limit, or too many open holds.
@@ -136,7 +136,7 @@ class HoldCalls(Connection):
         Raises:
             HoldNotActive: it was captured.
             HoldNotFound: the user has no such hold.
-            OutcomeUnknown: no final answer came; the hold ends by itself at the latest.
+            OutcomeUnknown: no final answer came; the hold expires by itself at the latest.
         """
         request = pb.ReleaseHoldRequest(
             user_id=str(user_id),

@@ -36,7 +36,7 @@ class LoopThread:
         Raises:
             RuntimeError: the loop is closed, or this process was forked from the one that has it,
                 or this is its own thread.
-            CancelledError: the loop was closed meanwhile.
+            CancelledError: the loop was closed during the call.
         """
         call = _Call(coroutine)
         try:
@@ -72,7 +72,7 @@ class LoopThread:
                     raise CancelledError("the client was closed during the call") from None
 
     def post(self, callback: Callable[[], object]) -> bool:
-        """Has the loop call something soon, without waiting; False where it never will."""
+        """Has the loop call something soon, without waiting; False if it never will."""
         if self._process != os.getpid():
             return False
         try:
@@ -105,7 +105,7 @@ class _Call(Generic[_Result]):
         self._coroutine = coroutine
         self._task: asyncio.Task[_Result] | None = None
         # It is written in C, unlike the locks of `concurrent.futures`: a thread that is interrupted
-        # inside those would keep one, and the loop would wait for it without end.
+        # inside those would keep one, and the loop would wait for it for ever.
         self.ended: queue.SimpleQueue[asyncio.Task[_Result]] = queue.SimpleQueue()
 
     def start(self) -> None:
@@ -123,7 +123,7 @@ class _Call(Generic[_Result]):
 
 
 def _forget(task: asyncio.Task[Any]) -> None:
-    """Takes the error of a task, so that asyncio does not log it as missed."""
+    """Retrieves the error of a task, so that asyncio does not log that nothing retrieved it."""
     if not task.cancelled():
         task.exception()
 

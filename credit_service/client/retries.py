@@ -47,9 +47,9 @@ class RetryBudget:
     As in gRPC's retry throttling (gRFC A6): a failure costs a token, a success earns a tenth, and
     while no more than half of the tokens are left nothing is repeated. A token a second is earned
     as well, because a worker that makes a call a minute would need an hour to earn them back.
-    Where more than 200 calls are in flight each of them counts for less, a success as well: a
-    connection or a request that many of them share can end all of them at once, and each may be
-    repeated then.
+    With more than 200 calls in flight, each failure and each success counts for less, because a
+    connection or a request that many calls share can end all of them at once, and each may then be
+    repeated.
     """
 
     def __init__(self) -> None:

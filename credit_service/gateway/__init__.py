@@ -1,4 +1,4 @@
-"""The web gateway: what end users see of the credit service, to mount or to run by itself."""
+"""The web gateway, which shows end users their credits; to mount or to run by itself."""
 
 from credit_service.gateway.app import Gateway
 from credit_service.gateway.bridge import Bridge

@@ -32,7 +32,7 @@ _USAGE_SECONDS = 10.0
 
 _PERSONAL = {"Cache-Control": "no-store, no-transform", "Vary": "Authorization, Cookie, Origin"}
 
-# The names of fields in the service, and here.
+# The names of fields in the service, and their names in the gateway.
 _FIELD_NAMES = {"page_token": "cursor", "page_size": "limit", "types": "type"}
 
 
@@ -133,7 +133,7 @@ class AccountRoutes:
         )
 
     async def _credit(self, user: User) -> pb.UserCredit:
-        """Reads the account; that of a user unknown to the service is empty."""
+        """Reads the account; the account of a user unknown to the service is empty."""
         try:
             return await self._client.get_user_credit(user.id)
         except UserNotFound:
@@ -141,5 +141,5 @@ class AccountRoutes:
 
 
 def _translated(refusal: InvalidRequest) -> InvalidRequest:
-    """Names the field as it is called here."""
+    """Gives the field the name that it has in the gateway."""
     return InvalidRequest(_FIELD_NAMES.get(refusal.field, refusal.field), refusal.problem)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class Gateway:
-    """What users see of the credit service, over HTTP.
+    """Shows users their own credits, over HTTP.
 
         gateway = Gateway(client, users=SupabaseUsers("https://project.supabase.co"))
         app.mount("/credits", gateway.app)
@@ -65,10 +65,11 @@ class Gateway:
 
         Args:
             client: of the credit service, with the role `web`. The gateway does not close it.
-            users: finds the user of a request; there is no default, because only this keeps users
-                apart.
+            users: finds the user of a request; there is no default, because only the resolver keeps
+                users apart.
             bridge: sells packs; None: nothing is sold. The gateway closes it.
-            origins: of pages on other hosts that may ask, such as https://app.example.com.
+            origins: of pages on other hosts that may send requests, such as
+                https://app.example.com.
             grant_descriptions: show users the description of a grant or correction.
             limits: of streams and of requests; None: the defaults.
             logs: write a line of log for each request.
@@ -117,7 +118,7 @@ class Gateway:
             middleware=[Middleware(_Wrapping, self._browsers)],
             exception_handlers={HTTPException: _no_such_route},
         )
-        # A redirect would name a host, which behind a proxy is the wrong one.
+        # A redirect would name a host, and behind a proxy the wrong one.
         app.router.redirect_slashes = False
         self.app = app
 

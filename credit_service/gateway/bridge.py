@@ -1,4 +1,4 @@
-"""What the gateway asks of the Stripe bridge, over HTTP."""
+"""Calls the Stripe bridge over HTTP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _Read = TypeVar("_Read")
 
-# A little more than the bridge takes for itself.
+# A little more than the bridge allows itself.
 _SECONDS = 9.0
 _BYTES_MAX = 256 * 1024
 _PACKS_KEPT_SECONDS = 60.0
@@ -50,7 +50,7 @@ class Pack:
 
 @dataclass(frozen=True, slots=True)
 class Checkout:
-    """A checkout that can be paid: which, where, and until when (seconds since 1970)."""
+    """A checkout that can be paid: its id, its URL, and its expiry (seconds since 1970)."""
 
     id: str
     url: str
@@ -59,7 +59,7 @@ class Checkout:
 
 @dataclass(frozen=True, slots=True)
 class CheckoutState:
-    """What became of a checkout: open, processing, credited or expired."""
+    """The state of a checkout: open, processing, credited or expired."""
 
     id: str
     state: str
@@ -69,7 +69,7 @@ class CheckoutState:
 class Bridge:
     """A client of the Stripe bridge.
 
-    The addresses that buyers return to are fixed here and never come from a request.
+    The addresses to which buyers return are fixed here and never come from a request.
     """
 
     def __init__(
@@ -88,10 +88,11 @@ class Bridge:
         Args:
             address: of the bridge, such as http://127.0.0.1:8081.
             token: the one whose hash is STRIPE_BRIDGE_CHECKOUT_TOKEN_SHA256 of the bridge.
-            success_url: where Stripe leads after the payment; `{CHECKOUT_SESSION_ID}` in it becomes
-                the checkout's id.
-            cancel_url: where Stripe leads a buyer who gives up.
-            portal_return_url: where the billing portal leads back; None: there is no portal.
+            success_url: where Stripe sends the buyer after the payment; `{CHECKOUT_SESSION_ID}` in
+                it becomes the checkout's id.
+            cancel_url: where Stripe sends a buyer who gives up.
+            portal_return_url: where the billing portal sends the user back; None: there is no
+                portal.
             checkout_hosts: host, or host:port, of the pages where buyers pay; http only on this
                 machine.
             portal_hosts: the same for the billing portal.
@@ -121,7 +122,7 @@ class Bridge:
         """Lists what is on sale; the list is kept for a minute.
 
         Raises:
-            Problem: what the bridge refuses, or 503; so do all methods here.
+            Problem: the bridge's refusal, or 503; all methods here raise it.
         """
         now = time.monotonic()
         if self._packs is None or now - self._packs[0] >= _PACKS_KEPT_SECONDS:
@@ -145,7 +146,7 @@ class Bridge:
                     _whole(pack["credits"]),
                     _whole(pack["amount_minor"]),
                     _text(pack["currency"]),
-                    # A bridge of an earlier release does not say it.
+                    # A bridge of an earlier release does not send it.
                     _whole_or_none(pack.get("valid_for_seconds")),
                 )
                 for pack in answer["packs"]
@@ -185,12 +186,12 @@ class Bridge:
         return await self._ask("POST", "/checkout-sessions", read, body=order)
 
     async def checkout(self, user_id: UUID, checkout_id: str) -> CheckoutState:
-        """Reads what became of a checkout of the user's."""
+        """Reads the state of a checkout of the user."""
         path = f"/checkout-sessions/{checkout_id}"
         return await self._ask("GET", path, _state, parameters={"user_id": str(user_id)})
 
     async def refresh_checkout(self, user_id: UUID, checkout_id: str) -> CheckoutState:
-        """Settles a checkout of the user's and reads what became of it."""
+        """Settles a checkout of the user and reads its state."""
         path = f"/checkout-sessions/{checkout_id}/refresh"
         return await self._ask("POST", path, _state, body={"user_id": str(user_id)})
 
@@ -231,7 +232,7 @@ class Bridge:
                 async for chunk in response.aiter_bytes():
                     content += chunk
                     if len(content) > _BYTES_MAX:
-                        raise Problem("MISCONFIGURED", "the bridge answers too much")
+                        raise Problem("MISCONFIGURED", "the bridge's answer is too long")
         except (httpx.HTTPError, TimeoutError) as error:
             raise Problem("BRIDGE_UNAVAILABLE", type(error).__name__) from None
         try:
@@ -241,7 +242,8 @@ class Bridge:
             refused = answer["error"]
             reason, message = _text(refused["reason"]), _text(refused["message"])
         except (ValueError, KeyError, TypeError):
-            # Not the bridge's answer: perhaps a proxy in front of a bridge that is away.
+            # Not the bridge's answer, but perhaps that of a proxy in front of a bridge that is
+            # away.
             away = response.status_code >= 500  # noqa: PLR2004  # the class of HTTP's server errors
             raise Problem("BRIDGE_UNAVAILABLE" if away else "MISCONFIGURED") from None
         if ("bridge", reason) not in ROWS:
@@ -255,14 +257,14 @@ def _state(answer: dict[str, Any]) -> CheckoutState:
 
 
 def _leading_to(url: object, hosts: Collection[str]) -> str:
-    """Reads an address that a buyer will be led to; its host must be one of `hosts`."""
+    """Reads an address to which a buyer will be sent; its host must be one of `hosts`."""
     text = _text(url)
     parts = urlsplit(text)
     safe = parts.scheme == "https" or (
         parts.scheme == "http" and parts.hostname in {"127.0.0.1", "localhost", "::1"}
     )
     if not _ADDRESS.match(text) or not safe or parts.netloc.lower() not in hosts:
-        raise Problem("MISCONFIGURED", "the bridge leads to a host that is not configured")
+        raise Problem("MISCONFIGURED", "the bridge names a host that is not configured")
     return text
 
 

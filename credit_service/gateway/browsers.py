@@ -1,4 +1,4 @@
-"""The headers that browsers need on every answer, and which pages may ask: CORS, Fetch metadata.
+"""The headers that browsers need, and the pages that may send requests: CORS, Fetch metadata.
 
 A request with a bearer token needs no more proof, because no page of another site can make a
 browser send one unless the preflight allowed it. Any other request may carry what a browser adds by
@@ -35,13 +35,13 @@ _ALWAYS = (
 
 
 class Browsers:
-    """Which pages may ask; `origins` are exact, such as https://app.example.com."""
+    """The pages that may send requests; `origins` are exact, such as https://app.example.com."""
 
     def __init__(self, origins: Collection[str]) -> None:
         self._origins = frozenset(origins)
 
     def check(self, request: Request) -> None:
-        """Checks that the page behind a request may ask for its user.
+        """Checks that the page behind a request may act for its user.
 
         Raises:
             Problem: 403 CROSS_ORIGIN; 401 if there is neither a browser nor a credential.

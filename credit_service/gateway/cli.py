@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 app = App(
     name="credit-gateway",
-    help="What end users see of the credit service: live balances, prices and purchases over HTTP.",
+    help="Shows end users their credits over HTTP: live balances, prices and purchases.",
     version=lambda: f"credit-gateway {VERSION}",
     version_flags=["--version"],
 )
@@ -141,7 +141,7 @@ def _users(settings: Settings) -> Users:
 
 def _resolver(settings: Settings) -> Users:
     if settings.development:
-        _log.warning("development users: the gateway believes every program on this machine")
+        _log.warning("development users: the gateway trusts every program on this machine")
         return DevelopmentUsers(settings.development_user)
     if settings.supabase_url is not None:
         key = settings.supabase_api_key
@@ -162,7 +162,7 @@ def _resolver(settings: Settings) -> Users:
             user_id=uuid_claim(claim) if namespace is None else hashed_claim(namespace, claim),
         )
     raise _Refused(
-        f"no user could be recognised: set {config.variable('supabase_url')} or"
+        f"no user could be identified: set {config.variable('supabase_url')} or"
         f" {config.variable('jwt_issuer')}, or, to try it out on this machine,"
         f" {config.variable('development')}=true"
     )

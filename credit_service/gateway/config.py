@@ -54,7 +54,7 @@ class Settings(HttpProgramSettings):
     )
     development: bool = Field(
         default=False,
-        description="Believe every program on this machine, to try things out; only on loopback."
+        description="Trust every program on this machine, to try things out; only on loopback."
         " The bearer token is the user's id.",
     )
     development_user: UUID | None = Field(
@@ -107,15 +107,15 @@ class Settings(HttpProgramSettings):
     )
     success_url: _Address | None = Field(
         None,
-        description="Where Stripe leads after a payment; {CHECKOUT_SESSION_ID} in it becomes the"
-        " checkout's id.",
+        description="Where Stripe sends a buyer after payment; {CHECKOUT_SESSION_ID} in it becomes"
+        " the checkout's id.",
     )
     cancel_url: _Address | None = Field(
-        None, description="Where Stripe leads a buyer who gives up."
+        None, description="Where Stripe sends a buyer who gives up."
     )
     portal_return_url: _Address | None = Field(
         None,
-        description="Where Stripe's billing portal leads back. Unset: the portal is not offered.",
+        description="Where Stripe's billing portal returns. Unset: the portal is not offered.",
     )
     checkout_hosts: Listed[_Host] = Field(
         ("checkout.stripe.com",),
@@ -127,8 +127,8 @@ class Settings(HttpProgramSettings):
     )
     origins: Listed[Origin] = Field(
         (),
-        description="Origins of pages on other hosts that may ask, separated by commas. Unset:"
-        " only pages of the same origin.",
+        description="Origins of pages on other hosts that may send requests, separated by commas."
+        " Unset: only pages of the same origin.",
     )
     grant_descriptions: bool = Field(
         default=False,

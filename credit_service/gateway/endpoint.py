@@ -1,4 +1,4 @@
-"""What surrounds every route: who asks, how often, what went wrong, and one line of log."""
+"""Wraps every route: the user, the rate limits, the errors, and one line of log."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Door:
         self._browsers = browsers
 
     async def user(self, request: Request) -> User:
-        """Finds out who asks.
+        """Finds the user of a request.
 
         Raises:
-            Problem: 401 no user; 403 the page of another site; 503 it cannot be found out.
+            Problem: 401 no user; 403 the page of another site; 503 the user cannot be verified now.
         """
         self._browsers.check(request)
         user = await self._users(request)
@@ -54,7 +54,7 @@ class Door:
 
 
 class Endpoint(ABC):
-    """A route: answers a request, whatever happens, and records it in log and metrics."""
+    """A route: always answers a request, and records it in log and metrics."""
 
     def __init__(self, path: str, *, logs: bool) -> None:
         """`path` names the route in log and metrics; `logs`: a line for each request."""
@@ -100,7 +100,7 @@ class Endpoint(ABC):
 
     @abstractmethod
     async def _answer(self, request: Request, facts: dict[str, object], /) -> ASGIApp:
-        """Makes the answer; adds to `facts` what the log shall have of the request."""
+        """Makes the answer; adds facts about the request for the log to `facts`."""
 
     def _alert(self, row: Row, facts: dict[str, object], problem: str) -> None:
         if row.alerts:

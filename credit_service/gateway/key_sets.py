@@ -144,7 +144,7 @@ def _usable(document: Any) -> dict[str | None, jwt.PyJWK]:
     """
     listed = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(listed, list) or len(listed) > _KEYS_MAX:
-        raise ValueError("no key set")
+        raise ValueError("not a key set")
     objects = [each for each in listed if isinstance(each, dict)]
     ids = [each.get("kid") for each in objects]
     usable: dict[str | None, jwt.PyJWK] = {}
@@ -168,7 +168,7 @@ def _verifying(published: dict[str, Any]) -> jwt.PyJWK | None:
     try:
         key = jwt.PyJWK(published)
     except (jwt.PyJWTError, NotImplementedError):
-        # Not a kind of key that signs tokens. PyJWT raises the second for the algorithm `none`.
+        # This kind of key does not sign tokens. PyJWT raises the second for the algorithm `none`.
         return None
     if isinstance(key.key, RSAPublicKey) and key.key.key_size < RSA_BITS_MIN:
         return None

@@ -1,4 +1,4 @@
-"""What may go wrong at the gateway and how a browser sees it: one table, in the form of RFC 9457.
+"""The errors of the gateway as a browser sees them: one table, in the form of RFC 9457.
 
 Every error of `credit_service.errors`, every reason of the bridge and every refusal by the gateway
 itself has one row. A row lists the figures that a user may see; nothing else is sent.
@@ -57,7 +57,7 @@ ROWS: Mapping[tuple[Source, str], Row] = {
         402, "INSUFFICIENT_CREDITS", figures=("required", "available", "held", "shortfall")
     ),
     ("service", "ACCOUNT_FROZEN"): Row(
-        403, "ACCOUNT_FROZEN", "This account is frozen; ask support to release it."
+        403, "ACCOUNT_FROZEN", "This account is frozen; ask support to unfreeze it."
     ),
     ("service", "USER_NOT_FOUND"): Row(404, "USER_NOT_FOUND", "There is no such user."),
     ("service", "USER_DELETED"): Row(404, "USER_DELETED", "The user was deleted."),
@@ -86,16 +86,16 @@ ROWS: Mapping[tuple[Source, str], Row] = {
         409, "IDEMPOTENCY_KEY_REUSED", "This key belongs to another request; take a new one."
     ),
     ("service", "PAYMENT_REUSED"): Row(
-        409, "PAYMENT_REUSED", "This payment was credited otherwise; ask support."
+        409, "PAYMENT_REUSED", "This payment was credited differently; ask support."
     ),
     ("service", "TOP_UP_HAS_PAYMENT"): Row(
         409, "TOP_UP_HAS_PAYMENT", "This top-up has another payment; ask support."
     ),
     ("service", "REVERSAL_REUSED"): Row(
-        409, "REVERSAL_REUSED", "This reversal was recorded otherwise; ask support."
+        409, "REVERSAL_REUSED", "This reversal was recorded differently; ask support."
     ),
     ("service", "PAYMENT_MISMATCH"): Row(
-        409, "PAYMENT_MISMATCH", "This payment was recorded otherwise; ask support."
+        409, "PAYMENT_MISMATCH", "This payment was recorded differently; ask support."
     ),
     ("service", "BATCH_ABORTED"): Row(409, "BATCH_ABORTED"),
     ("service", "FEED_NOT_OFFERED"): Row(501, "FEED_NOT_OFFERED"),
@@ -121,7 +121,7 @@ ROWS: Mapping[tuple[Source, str], Row] = {
     ("bridge", "invalid_request"): Row(400, "INVALID_REQUEST", figures=("field",)),
     ("bridge", "unknown_pack"): Row(404, "UNKNOWN_PACK", "There is no such pack."),
     ("bridge", "too_many_credits"): Row(
-        400, "TOO_MANY_CREDITS", "One purchase does not give so many credits; take a smaller one."
+        400, "TOO_MANY_CREDITS", "One purchase cannot give so many credits; choose a smaller one."
     ),
     ("bridge", "idempotency_key_reused"): Row(
         409, "IDEMPOTENCY_KEY_REUSED", "This key belongs to another purchase; take a new one."
@@ -193,7 +193,7 @@ class Problem(Exception):
 
     Attributes:
         row: the answer.
-        figures: what is sent with it.
+        figures: those that are sent with it.
         headers: further headers of the answer.
     """
 
@@ -207,7 +207,7 @@ class Problem(Exception):
         headers: Mapping[str, str] | None = None,
         **figures: object,
     ) -> None:
-        """Names the row of `reason`; `detail` is used where the row has no sentence of its own."""
+        """Names the row of `reason`; `detail` is used if the row has no sentence of its own."""
         super().__init__(detail or reason)
         self.row = ROWS[source, reason]
         self.detail = detail if self.row.detail is None else self.row.detail
@@ -234,7 +234,7 @@ def problem_response(error: CreditError | Problem) -> Response:
 
     Returns:
         The response: status, reason, a sentence, and the figures as numbers. 402 means that credits
-        are missing, 409 that something changed, 503 with Retry-After that time helps.
+        are missing, 409 that something changed, 503 with Retry-After that a later try may succeed.
     """
     if isinstance(error, Problem):
         return _rendered(error.row, error.detail, error.figures, error.retry_after, error.headers)

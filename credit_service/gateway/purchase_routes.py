@@ -25,7 +25,7 @@ _PACK_LENGTH_MAX = 64
 
 
 class PurchaseRoutes:
-    """Answers what a user may buy, through the bridge; without a bridge nothing is sold."""
+    """Sells packs to users, through the bridge; without a bridge nothing is sold."""
 
     def __init__(self, bridge: Bridge | None, streams: Streams) -> None:
         self._configured = bridge

@@ -78,7 +78,7 @@ class Bucket:
             self._prune(now)
 
     def _prune(self, now: float) -> None:
-        # A full bucket is the same as none. The next limit follows from what is left, so that the
-        # work stays in proportion to the requests.
+        # A full bucket is the same as none. The number of buckets that are left decides when to
+        # prune next, so that the work stays in proportion to the requests.
         self._full_at = {user: full for user, full in self._full_at.items() if full > now}
         self._prune_at = max(_USERS_MAX, 2 * len(self._full_at))

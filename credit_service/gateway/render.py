@@ -45,12 +45,12 @@ def _stamp(stamp: Timestamp) -> str:
 
 
 def spendable(credit: pb.UserCredit) -> int:
-    """Computes what a spend may take now, in credits; 0 if the account is frozen."""
+    """Computes how many credits a spend may take now; 0 if the account is frozen."""
     return 0 if credit.frozen else max(0, credit.available - credit.min_balance)
 
 
 def low(credit: pb.UserCredit) -> bool:
-    """Whether credits are low; not of a frozen account, because credits would not help it."""
+    """Whether credits are low; false for a frozen account, because credits would not help it."""
     threshold = credit.HasField("alert_below") and not credit.frozen
     return threshold and credit.available < credit.alert_below
 
@@ -76,7 +76,7 @@ def account(credit: pb.UserCredit) -> Json:
 
 
 def transaction(entry: pb.CreditTransaction, *, grant_descriptions: bool) -> Json:
-    """Renders an entry; where the staff gives a reason, the description may be a note by them."""
+    """Renders an entry; if the staff made it, the description may be a note of theirs."""
     shown = grant_descriptions or entry.type not in _BY_STAFF
     priced = entry.quantity > 0
     return {

@@ -38,7 +38,7 @@ class Query:
         self._values: dict[str, list[str]] = {}
         for name, value in request.query_params.multi_items():
             if name not in known:
-                raise invalid(name[:64], "is no parameter of this address.")
+                raise invalid(name[:64], "is not a parameter of this address.")
             self._values.setdefault(name, []).append(value)
 
     def one(self, name: str) -> str | None:
@@ -65,7 +65,7 @@ class Query:
         """Reads the cursor of a page; empty: the first page."""
         text = self.one("cursor") or ""
         if len(text) > _CURSOR_LENGTH_MAX:
-            raise invalid("cursor", "is none that this address gave.")
+            raise invalid("cursor", "was not given by this address.")
         return text
 
     def days(self) -> tuple[date, date]:
@@ -110,12 +110,12 @@ async def json_object(request: Request, *known: str) -> dict[str, Any]:
     try:
         fields = orjson.loads(await _body(request))
     except orjson.JSONDecodeError:
-        raise invalid("body", "is no JSON.") from None
+        raise invalid("body", "is not JSON.") from None
     if not isinstance(fields, dict):
         raise invalid("body", "must be a JSON object.")
     for name in fields:
         if name not in known:
-            raise invalid(name[:64], "is no field of this request.")
+            raise invalid(name[:64], "is not a field of this request.")
     return fields
 
 
@@ -162,7 +162,7 @@ def amount(fields: dict[str, Any], name: str, where: str, default: int) -> int:
 
 
 def flag(fields: dict[str, Any], name: str) -> bool:
-    """Reads true or false; what is missing is false."""
+    """Reads true or false; a missing field is false."""
     value = fields.get(name, False)
     if type(value) is not bool:
         raise invalid(name, "must be true or false.")

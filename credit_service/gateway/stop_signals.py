@@ -46,7 +46,7 @@ class StopSignals:
     def release(self) -> None:
         """Restores the program's handlers, unless it has set others in the meantime.
 
-        Such another one may still call ours, which goes on to call the one before it.
+        Such a later handler may still call ours, which then calls the one before it.
         """
         for number, (handler, before) in self._chained.items():
             if signal.getsignal(number) is handler:

@@ -1,7 +1,7 @@
 """Users of a Supabase project, by its access tokens.
 
-Projects with signing keys publish them. For the few with a shared secret the auth server is asked,
-because Supabase advises against local verification with that secret.
+A project with signing keys publishes them. The tokens of the few projects with a shared secret are
+verified by the auth server, because Supabase advises against local verification with that secret.
 """
 
 from __future__ import annotations

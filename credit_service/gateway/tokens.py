@@ -1,7 +1,8 @@
 """Users by their token (RFC 7519), as an issuer such as Supabase signs it.
 
-Only asymmetric algorithms are accepted, and each key only with its own. What a header says about
-the place of keys (`jku`, `x5u`, `jwk`) is ignored; one that demands extensions (`crit`) is refused.
+Only asymmetric algorithms are accepted, and each key only with its own. The fields of a header that
+say where keys are (`jku`, `x5u`, `jwk`) are ignored; a header that demands extensions (`crit`) is
+refused.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def checked_claims(
     """Verifies a token and its claims; without a key only the claims, for others to verify.
 
     Returns:
-        The claims, with the given issuer and audience, with `exp`, `sub`, `iss` and `aud`, and with
+        The claims, which have `exp`, `sub`, `iss` and `aud`, the given issuer and audience, and
         times that hold within 10 s; None: something is wrong.
     """
     try:
@@ -183,7 +184,7 @@ def _require_tls(url: str) -> None:
     parts = urlsplit(url)
     here = parts.hostname in {"127.0.0.1", "localhost", "::1"}
     if parts.scheme != "https" and not (parts.scheme == "http" and here):
-        raise ValueError(f"{url} must be https, because changed keys let anybody in")
+        raise ValueError(f"{url} must be https, because forged keys would let anybody in")
 
 
 class JwtUsers:

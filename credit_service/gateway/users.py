@@ -1,4 +1,4 @@
-"""Who is asking: what a resolver of users is, and the one for development.
+"""Identifies users: the type of a resolver, and the resolver for development.
 
 The gateway may read every account, so only the resolver keeps users apart. There is no default.
 """
@@ -28,19 +28,19 @@ DEVELOPMENT_VARIABLE = "CREDIT_GATEWAY_DEVELOPMENT"
 
 
 class User(NamedTuple):
-    """A user who has proved to be one.
+    """An authenticated user.
 
     Attributes:
         id: the user at the credit service.
-        expires_at: when that proof ends, in seconds since 1970; None: never.
+        expires_at: when the proof of identity ends, in seconds since 1970; None: never.
     """
 
     id: UUID
     expires_at: float | None = None
 
 
-# Returns the user of a request, or None if it carries no valid credentials. Raises `Problem` if
-# that cannot be found out.
+# Returns the user of a request, or None if it carries no valid credentials. Raises `Problem` if the
+# credentials cannot be verified now.
 Users = Callable[[Request], Awaitable[User | None]]
 
 
@@ -59,7 +59,7 @@ class DevelopmentError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DevelopmentUsers:
-    """Believes every program on this machine, to try things out.
+    """Trusts every program on this machine, to try things out.
 
     The bearer token is the user's id. Answers 403 unless the connection comes from loopback without
     a proxy and is for a loopback host; a page that asks must come from that host too.

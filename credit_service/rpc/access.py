@@ -1,7 +1,7 @@
-"""Who is calling, and what they may call. Deny by default.
+"""Identifies callers and decides which calls each may make. Denies by default.
 
 A caller is known by the one URI or DNS name in the certificate of its TLS connection, or by a
-bearer token, of which only the SHA-256 is kept. Where a call carries a token, the token decides.
+bearer token, of which only the SHA-256 is kept. If a call carries a token, the token decides.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _PAYMENTS = frozenset({Role.BRIDGE, Role.OPERATOR})
 _REPORTS = frozenset({Role.OPERATOR, Role.AUDITOR})
 _OPERATORS = frozenset({Role.OPERATOR})
 
-# Who may make each call, by the call's name. A call that is missing stops the start.
+# The roles that may make each call, by its name. If a call is missing, the service does not start.
 CALLS: Mapping[str, frozenset[Role]] = {
     "GetUserCredit": _EVERYBODY,
     "ListPrices": _EVERYBODY,
@@ -89,7 +89,7 @@ CALLS: Mapping[str, frozenset[Role]] = {
     "NoteTopUp": _PAYMENTS,
     "FailTopUp": _PAYMENTS,
     "SetAccountPolicy": _OPERATORS,
-    # Reflection, with which grpcurl finds the calls.
+    # Reflection, which grpcurl uses to find the calls.
     "ServerReflectionInfo": _OPERATORS,
 }
 
@@ -101,7 +101,7 @@ RIGHTS: Mapping[Right, frozenset[Role]] = {
     Right.REVOKE_ANY_GRANT: _OPERATORS,
 }
 
-# Probes come without credentials, and learn only whether the service serves.
+# Probes carry no credentials, and learn only whether the service is serving.
 PUBLIC_SERVICE = "grpc.health.v1.Health"
 
 
@@ -113,13 +113,13 @@ class Caller:
     role: Role
 
     def require_call(self, call: str) -> None:
-        """Lets the caller make a call if its role may.
+        """Checks that the caller's role may make a call.
 
         Args:
             call: the call's name, such as SpendCredits.
 
         Raises:
-            PermissionDenied: it may not, or there is no such call.
+            PermissionDenied: the role may not, or there is no such call.
         """
         if self.role not in CALLS.get(call, ()):
             raise PermissionDenied(self.role.value, f"call {call}")
@@ -129,10 +129,10 @@ class Caller:
         return self.role in RIGHTS[right]
 
     def require(self, right: Right) -> None:
-        """Lets the caller continue if its role has the right.
+        """Checks that the caller's role has the right.
 
         Raises:
-            PermissionDenied: it does not.
+            PermissionDenied: the role lacks it.
         """
         if not self.may(right):
             raise PermissionDenied(self.role.value, right.value)
@@ -160,7 +160,7 @@ class Identities:
         """Reads TOML: `[[identity]]` tables with name, role, and token_sha256 or certificate.
 
         Raises:
-            IdentitiesError: not TOML, an unknown key or role, or the same thing twice.
+            IdentitiesError: not TOML, an unknown key or role, or a value that must be unique twice.
         """
         try:
             listed = tomllib.loads(text)
@@ -168,7 +168,7 @@ class Identities:
             raise IdentitiesError(f"is not TOML: {error}") from error
         entries = listed.pop("identity", [])
         if listed or not isinstance(entries, list) or not entries:
-            raise IdentitiesError("must hold [[identity]] tables, one or more, and nothing else")
+            raise IdentitiesError("must contain one or more [[identity]] tables and nothing else")
         by_token: dict[str, Caller] = {}
         by_certificate: dict[str, Caller] = {}
         names: set[str] = set()
@@ -190,12 +190,12 @@ class Identities:
 def _caller(place: int, entry: object) -> Caller:
     where = f"identity {place}"
     if not isinstance(entry, dict):
-        raise IdentitiesError(f"{where} is no table; write [[identity]] above its lines")
+        raise IdentitiesError(f"{where} is not a table; write [[identity]] above its lines")
     unknown = entry.keys() - {"name", "role", "token_sha256", "certificate"}
     if unknown:
         raise IdentitiesError(f"{where} has an unknown key {min(unknown)}")
     if not all(isinstance(value, str) and value for value in entry.values()):
-        raise IdentitiesError(f"{where} has a value that is not a text")
+        raise IdentitiesError(f"{where} has a value that is not a string")
     name, role = str(entry.get("name", "")), str(entry.get("role", ""))
     if not NAME.fullmatch(name):
         raise IdentitiesError(f"{where} needs a name of 1 to 64 printable ASCII characters")
@@ -256,15 +256,15 @@ class Authenticator:
         metadata: Callable[[], Iterable[tuple[str, str | bytes]] | None],
         auth_context: Callable[[], Mapping[str, Iterable[bytes]]],
     ) -> Caller:
-        """Finds out who makes a call.
+        """Identifies the caller of a call.
 
         Args:
             metadata: returns the call's metadata, in which `authorization` may hold a bearer token
-                (RFC 6750); it is not asked without identities, because it costs to make.
-            auth_context: returns what TLS knows of the peer.
+                (RFC 6750); not called without identities, because the metadata takes time to make.
+            auth_context: returns the TLS properties of the peer.
 
         Raises:
-            Unauthenticated: no credentials, or none that are known.
+            Unauthenticated: no credentials, or unknown ones.
         """
         if self._identities is None:
             return LOCAL_OPERATOR
@@ -291,7 +291,7 @@ class Authenticator:
         scheme, _, token = text.strip().partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Unauthenticated("The authorization must be `Bearer <token>`.")
-        assert self._identities is not None  # noqa: S101  # identify asked
+        assert self._identities is not None  # noqa: S101  # identify checked
         caller = self._identities.by_token.get(hashlib.sha256(token.lstrip().encode()).hexdigest())
         if caller is None:
             raise Unauthenticated("This token is not known here.")

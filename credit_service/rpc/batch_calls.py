@@ -78,7 +78,7 @@ class BatchCalls(pb_grpc.CreditServiceServicer):
     ) -> Sequence[Outcome | CreditError]:
         whole = [spend for spend in spends if isinstance(spend, Spend)]
         if len({spend.user_id for spend in whole}) > 1:
-            raise InvalidRequest("items", "are of several users; an atomic batch is of one.")
+            raise InvalidRequest("items", "belong to several users; an atomic batch has one.")
         if not whole:
             return spends  # type: ignore[return-value]  # all of them are refusals
         refused = len(whole) < len(spends)
@@ -98,7 +98,7 @@ def _require_different_keys(items: Sequence[pb.BatchSpendItem]) -> None:
     seen = set()
     for place, item in enumerate(items):
         pair = item.user_id.lower(), item.idempotency_key
-        # A key that is missing is a fault of its item alone.
+        # A missing key fails only its own item.
         if item.idempotency_key and pair in seen:
             raise InvalidRequest(
                 f"items[{place}].idempotency_key", "is in this batch twice for the same user."

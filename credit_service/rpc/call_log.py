@@ -30,7 +30,7 @@ _FIELD_LENGTH_MAX = 128
 
 @dataclass(slots=True)
 class Call:
-    """What is logged and counted about a call when it ends."""
+    """The facts about a call that are logged and counted when it ends."""
 
     method: str
     caller: str = ""
@@ -82,13 +82,13 @@ CALL: ContextVar[Call] = ContextVar("call")
 
 
 def _plain(text: str) -> str:
-    """Cuts what a caller wrote, and escapes what could draw on a terminal or forge a line."""
+    """Cuts a caller's text, and escapes what could control a terminal or forge a line."""
     cut = text[:_FIELD_LENGTH_MAX]
     return cut if cut.isprintable() else cut.encode("unicode_escape").decode()
 
 
 def without_values(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """Cuts errors of the database where they begin to quote a row or a value."""
+    """Cuts off the part of a database error that quotes a row or a value."""
     info = event.get("exc_info")
     error = sys.exc_info()[1] if info is True else info[1] if isinstance(info, tuple) else info
     while error is not None:

@@ -39,7 +39,7 @@ class Calls(Collector):
         Args:
             method: its name.
             code: the name of its gRPC status.
-            reason: why it was refused; empty: it was not.
+            reason: of the refusal; empty: it was not refused.
             seconds: how long it took; None for a stream, because its length means nothing.
         """
         self._answered[method, code, reason] += 1
@@ -51,7 +51,7 @@ class Calls(Collector):
             self._seconds[method] += seconds
 
     def describe(self) -> Iterator[Metric]:
-        """Yields what a scrape would; the registry takes the names from it."""
+        """Yields the metrics of a scrape; the registry reads their names."""
         return self.collect()
 
     def collect(self) -> Iterator[Metric]:

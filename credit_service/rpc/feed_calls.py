@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from credit_service.rpc.requests import Context
     from credit_service.rules.model import EntryType
 
-# Each reader that is up to date looks for news ten times a second.
+# A reader that is up to date looks for new items ten times a second.
 READERS_MAX = 64
 _LOOK_AGAIN_SECONDS = 0.1
 
-# A reader hears something this often, although nothing happens.
+# The longest time without a response to a reader, even if nothing happens.
 _SILENT_SECONDS_MAX = 10.0
 
 _PAGE_SIZE = 500
@@ -51,7 +51,7 @@ class FeedCalls(pb_grpc.CreditServiceServicer):
     async def StreamTransactions(
         self, request: pb.StreamTransactionsRequest, context: Context
     ) -> AsyncIterator[pb.StreamTransactionsResponse]:
-        """Sends what happened after the cursor, and then what happens."""
+        """Sends the items after the cursor, and then new items as they come."""
         size = fields.page_size(request.page_size, "page_size") or _PAGE_SIZE
         types = _types(request)
         cursor = Cursor.parse(request.cursor) if request.cursor else None
@@ -82,7 +82,7 @@ class FeedCalls(pb_grpc.CreditServiceServicer):
         """Counts a reader for the length of the block.
 
         Raises:
-            Overloaded: this process has too many.
+            Overloaded: this process has too many readers.
         """
         if self._feed_readers >= READERS_MAX:
             raise Overloaded
@@ -96,19 +96,19 @@ class FeedCalls(pb_grpc.CreditServiceServicer):
 def _types(request: pb.StreamTransactionsRequest) -> list[EntryType] | None:
     for value in request.types:
         if value not in responses.TYPE_NAMES:
-            raise InvalidRequest("types", f"holds {value}, which is no type of transaction.")
+            raise InvalidRequest("types", f"holds {value}, which is not a type of transaction.")
     return [responses.TYPE_NAMES[value] for value in request.types] or None
 
 
 def _require_place_in(page: Page, cursor: Cursor) -> None:
     if cursor.feed_id != page.feed_id:
-        raise InvalidRequest("cursor", "is of another database; begin without a cursor.")
+        raise InvalidRequest("cursor", "is from another database; begin without a cursor.")
     if cursor.place.tx >= page.boundary:
         raise InvalidRequest("cursor", "is ahead of the feed; begin without a cursor.")
 
 
 def _responses(page: Page) -> Iterator[pb.StreamTransactionsResponse]:
-    """Renders a page as one response, or as several where the items are large."""
+    """Renders a page as one response, or as several if the items are large."""
     response = pb.StreamTransactionsResponse()
     size, last = 0, None
     for place, value in page.items:

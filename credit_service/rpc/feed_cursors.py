@@ -1,7 +1,7 @@
 """Cursors of the feed: a place in it, bound to the database.
 
-A cursor is not secret and grants nothing. The digest detects one that was forged or cut, and the
-id of the feed one that another database made.
+A cursor is not secret and grants nothing. The digest detects a forged or truncated cursor, and the
+id of the feed detects a cursor of another database.
 """
 
 from __future__ import annotations

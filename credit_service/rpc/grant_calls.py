@@ -53,7 +53,7 @@ class GrantCalls(pb_grpc.CreditServiceServicer):
     async def RevokeGrant(
         self, request: pb.RevokeGrantRequest, context: Context
     ) -> pb.RevokeGrantResponse:
-        """Takes what is left of a grant."""
+        """Revokes what is left of a grant."""
         reasoned = requests.reasoned(request)
         seq = requests.grant_place(request.grant_id, reasoned["user_id"])
         if not access.CALLER.get().may(access.Right.REVOKE_ANY_GRANT):
@@ -67,7 +67,7 @@ class GrantCalls(pb_grpc.CreditServiceServicer):
         )
 
     async def _require_own_purchase(self, user_id: UUID, seq: int) -> None:
-        """Refuses a grant that the caller did not purchase; an entry never changes its caller."""
+        """Refuses a grant that the caller did not purchase; an entry's caller never changes."""
         caller = access.CALLER.get()
         entry = await self._ledger.reads.entry_at(user_id, seq)
         if entry is None or entry.type != "purchase" or entry.caller != caller.name:
@@ -81,7 +81,7 @@ class GrantCalls(pb_grpc.CreditServiceServicer):
         size = fields.page_size(request.page_size, "page_size")
         page = await self._grants(request, user_id, size or validation.PAGE_SIZE_DEFAULT)
         if page.due:
-            # What is due is recorded first, so that the grants are as they are now.
+            # Due expiries are recorded first, so that the grants are shown as they are now.
             expire = Expire(user_id=user_id, caller=SERVICE)
             await requests.submit(self._ledger, expire, context)
             page = await self._grants(request, user_id, size or validation.PAGE_SIZE_DEFAULT)
@@ -103,7 +103,7 @@ class GrantCalls(pb_grpc.CreditServiceServicer):
     async def GetLiabilityReport(
         self, request: pb.GetLiabilityReportRequest, context: Context
     ) -> pb.GetLiabilityReportResponse:
-        """Adds up what all accounts have."""
+        """Adds up the credits of all accounts."""
         as_of = None
         if request.HasField("as_of"):
             as_of = validation.time(request.as_of, "as_of", round_up=False)

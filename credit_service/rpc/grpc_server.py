@@ -32,17 +32,17 @@ _log = structlog.get_logger()
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["CreditService"].full_name
 
-# How long an answer may take from gRPC's hands into those of the network.
+# How long the last answers may take from gRPC to the network.
 _LAST_REPLIES_SECONDS = 0.05
 _STOP_SECONDS = 0.5
 
-# Calls of all methods together that may wait until Python looks at them. Beyond this number gRPC
-# itself answers CANCELLED without a reason, which is only there to bound the memory: 10 KB a call.
+# How many calls, over all methods, may wait until Python accepts them. gRPC itself answers further
+# calls CANCELLED without a reason. The limit only bounds the memory: 10 KB a call.
 _UNACCEPTED_CALLS_MAX = 10_000
 
 _SILENCE_POLL_SECONDS = 1.0
 
-# How often a server that waits for its last calls closes the connections that have none.
+# How often a server that waits for its last calls closes the connections without calls.
 _HANG_UP_SECONDS = 1.0
 
 
@@ -65,11 +65,11 @@ def server_options(
         ("grpc.max_send_message_length", ANSWER_BYTES_MAX),
         ("grpc.server.max_pending_requests", _UNACCEPTED_CALLS_MAX),
         ("grpc.server.max_pending_requests_hard_limit", _UNACCEPTED_CALLS_MAX),
-        # What a connection can have open at most, so that more would only be refused.
+        # The maximum that a connection can have open; the service would refuse more.
         ("grpc.max_concurrent_streams", calls_max + CONNECTION_STREAMS_MAX),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
-        # A ping of keepalive waits for this one too, which is a minute by default.
+        # A keepalive ping is subject to this timeout too, which is a minute by default.
         ("grpc.http2.ping_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -104,10 +104,10 @@ def make_server(
 
 
 class _Services:
-    """What generated code adds a service to: finds its methods by name and registers none.
+    """The server as generated code sees it: it finds methods by name and registers none.
 
-    gRPC waits for the next call of every registered method by a task of its own, and looks at all
-    of these tasks at every call, which costs 0.5 us for each method that the server has.
+    gRPC runs a task for every registered method, which waits for the method's next call, and checks
+    all of these tasks at every call. That costs 0.5 us per method of the server.
     """
 
     def __init__(self, server: grpc.aio.Server) -> None:
@@ -198,7 +198,7 @@ async def drain(server: grpc.aio.Server, open_calls: OpenCalls, port: int, secon
     sockets.stop_listening(port)
     end = asyncio.get_running_loop().time() + seconds
     while not await open_calls.wait_idle(min(_HANG_UP_SECONDS, seconds)):
-        # Callers that wait for no answer here can find another server.
+        # Callers without a call in flight can find another server.
         await asyncio.to_thread(sockets.hang_up, port, open_calls.peers())
         if asyncio.get_running_loop().time() >= end:
             open_calls.give_up()

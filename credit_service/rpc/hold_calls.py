@@ -33,7 +33,7 @@ class HoldCalls(pb_grpc.CreditServiceServicer):
     async def HoldCredits(
         self, request: pb.HoldCreditsRequest, context: Context
     ) -> pb.HoldCreditsResponse:
-        """Reserves credits for work."""
+        """Holds credits for work."""
         command = single_calls.hold_command(request)
         outcome = await requests.submit(self._ledger, command, context)
         response = pb.HoldCreditsResponse()
@@ -42,7 +42,7 @@ class HoldCalls(pb_grpc.CreditServiceServicer):
     async def CaptureHold(
         self, request: pb.CaptureHoldRequest, context: Context
     ) -> pb.CaptureHoldResponse:
-        """Takes the credits of a hold."""
+        """Captures a hold."""
         command = single_calls.capture_command(request)
         outcome = await requests.submit(self._ledger, command, context)
         response = pb.CaptureHoldResponse()
@@ -51,7 +51,7 @@ class HoldCalls(pb_grpc.CreditServiceServicer):
     async def ReleaseHold(
         self, request: pb.ReleaseHoldRequest, context: Context
     ) -> pb.ReleaseHoldResponse:
-        """Gives up a hold."""
+        """Releases a hold."""
         common = requests.common(request)
         command = Release(
             **common, hold_seq=requests.hold_place(request.hold_id, common["user_id"])
@@ -67,7 +67,7 @@ class HoldCalls(pb_grpc.CreditServiceServicer):
     async def ExtendHold(
         self, request: pb.ExtendHoldRequest, context: Context
     ) -> pb.ExtendHoldResponse:
-        """Keeps a hold alive."""
+        """Extends a hold."""
         user_id = fields.user_id(request.user_id)
         command = Extend(
             user_id=user_id,
@@ -94,7 +94,7 @@ class HoldCalls(pb_grpc.CreditServiceServicer):
         if request.state != pb.HOLD_STATE_UNSPECIFIED:
             state = responses.HOLD_STATE_NAMES.get(request.state)
             if state is None:
-                raise InvalidRequest("state", f"is {request.state}, which is no state of a hold.")
+                raise InvalidRequest("state", f"is {request.state}, which is not a hold state.")
         holds, onward = await self._ledger.reads.holds(
             user_id,
             state=state,

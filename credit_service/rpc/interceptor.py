@@ -1,4 +1,4 @@
-"""What every call passes: identity, right, bounds; and on its way back status, log, metrics."""
+"""Every call passes through this: identity, rights, limits; then status, log, metrics."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ _Answer = TypeVar("_Answer")
 
 _log = structlog.get_logger()
 
-# gRPC itself refuses a message above the first; we refuse one above the second, with a sentence.
+# gRPC itself refuses a message above the first limit; the service refuses one above the second,
+# with an explanation.
 MESSAGE_BYTES_MAX = 1024 * 1024
 CALL_BYTES_MAX = 64 * 1024
 
@@ -53,7 +54,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
     """The interceptor that every call goes through."""
 
     def __init__(self, authenticator: Authenticator, open_calls: OpenCalls) -> None:
-        """Takes what it asks: who calls, and whether there is room for one more call."""
+        """Takes what identifies callers, and what counts the open calls."""
         self._authenticator = authenticator
         self._open_calls = open_calls
         self._handlers: dict[str, Handler] = {}
@@ -63,7 +64,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
-        """Hands out the guarded handler of a method, which is made once."""
+        """Returns the guarded handler of a method; it is made once."""
         method: str = handler_call_details.method
         handler = self._handlers.get(method)
         if handler is None:
@@ -75,8 +76,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
             handler = self._handlers[method] = guarded(name, inner)
         return handler
 
-    # A handler of a stream of requests is called before a request has been read, so that a call
-    # can be refused without that. On the wire a call of one request looks the same.
+    # A handler of a stream of requests is called before a request has been read, so a call can be
+    # refused without reading it. On the wire, a call with one request looks the same.
 
     def _guarded(self, name: str, inner: Handler) -> Handler:
         behaviour: Any = inner.unary_unary
@@ -111,7 +112,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
                     try:
                         await context.write(response)
                     except grpc.aio.InternalError as gone:
-                        # The connection is closed. That is no fault of the service.
+                        # The connection is closed, which is not a fault of the service.
                         raise asyncio.CancelledError from gone
                     opened.heard()
 
@@ -132,7 +133,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         respond: Callable[[Any, Context, OpenCall], Awaitable[_Answer]],
         requests: Any = None,
     ) -> _Answer:
-        """Answers a call by `respond`, or with the status of what went wrong.
+        """Answers a call with `respond`, or with the status of the error.
 
         Args:
             call: is logged and counted.
@@ -156,7 +157,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
             if opened is None or not opened.given_up:
                 call.abandoned()
                 raise
-            # The service stops. Cancelled by gRPC the call would have no reason and no details.
+            # The service is stopping. If gRPC cancelled the call, it would have no reason and no
+            # details.
             await _fail(call, LedgerUnavailable(), context)
         except Exception as fault:
             await _fail(call, fault, context)
@@ -164,7 +166,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         return answer
 
     def _identify(self, call: Call, context: Context) -> None:
-        """Finds out who calls, and whether they may."""
+        """Identifies the caller, and checks that it may make the call."""
         CALL.set(call)
         caller = self._authenticator.identify(context.invocation_metadata, context.auth_context)
         call.caller = caller.name
@@ -173,10 +175,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
 
 async def _read(context: Context) -> Any:
-    """Reads the request, or what is wrong with it.
+    """Reads the request; returns an error if the request cannot be used.
 
     Raises:
-        Overloaded: the deadline passed meanwhile, so that no caller waits any more.
+        Overloaded: the deadline passed in the meantime, so the caller no longer waits.
     """
     request: Any = await context.read()
     if context.time_remaining() == 0:
@@ -188,7 +190,7 @@ async def _read(context: Context) -> Any:
 
 
 async def _fail(call: Call, fault: Exception, context: Context) -> NoReturn:
-    """Ends a call with the status of its fault; what is no error of ours stays in the log."""
+    """Ends a call with the status of its fault; an unexpected error stays in the log."""
     if isinstance(fault, CreditError):
         error = fault
     else:
@@ -205,7 +207,7 @@ async def _fail(call: Call, fault: Exception, context: Context) -> NoReturn:
 
 
 def _tolerant(deserialize: Any, name: str) -> Callable[[bytes], Any]:
-    """Makes a deserialiser that hands over what is wrong with the bytes instead of raising it.
+    """Makes a deserialiser that returns the error in the bytes instead of raising it.
 
     gRPC would answer an exception here with a code of its own and no details.
     """

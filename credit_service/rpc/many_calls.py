@@ -31,10 +31,10 @@ _log = structlog.get_logger()
 ITEMS_MAX = 500
 ITEM_BYTES_MAX = 64 * 1024
 
-# A quarter of what a message may have: a response ends with the result that exceeds this.
+# A quarter of the maximum of a message: a response ends with the result that exceeds this.
 RESPONSE_BYTES_MAX = 1024 * 1024
 
-# The items that are begun before the event loop may do something else.
+# How many items are begun before the event loop may do something else.
 _BEGUN_AT_ONCE = 100
 
 
@@ -49,8 +49,8 @@ class ManyCalls(pb_grpc.CreditServiceServicer):
     ) -> AsyncIterator[bytes]:
         """Makes each call, and sends its result when it is known.
 
-        It yields serialised responses, because each result is serialised when it is known: a
-        message that is the concatenation of several has the results of all.
+        Each result is serialised when it is known. Several serialised responses, put together, are
+        one message with the results of all.
         """
         if not 1 <= len(request.items) <= ITEMS_MAX:
             raise InvalidRequest("items", f"must be 1 to {ITEMS_MAX}, not {len(request.items)}.")
@@ -79,11 +79,11 @@ class _Item:
     Attributes:
         index: by which the result names it.
         field: of the item and of its result.
-        single: the call that it is; None: the item has no call, or one that is unknown here.
+        single: the kind of its call; None: the item has no call, or an unknown one.
         request: of that call.
         call: is logged and counted.
         admitted: whether it counts as an open call.
-        outcome: what the ledger is to answer; None: it is not asked, or not yet.
+        outcome: the answer of the ledger; None: the ledger is not asked, or not yet.
     """
 
     index: int
@@ -120,7 +120,7 @@ class _Items:
         self._closed = False
 
     async def begin(self, request: pb.CallManyRequest) -> None:
-        """Gives each item to the ledger, in their order, or refuses it."""
+        """Submits each item to the ledger, in order, or refuses it."""
         large = request.ByteSize() > ITEM_BYTES_MAX
         for place, message in enumerate(request.items):
             if place and place % _BEGUN_AT_ONCE == 0:
@@ -188,7 +188,7 @@ class _Items:
         item.outcome.add_done_callback(partial(self._answered, item))
 
     def _succeed(self, item: _Item, outcome: Outcome) -> None:
-        """Makes an outcome a result."""
+        """Turns an outcome into a result."""
         item.call.replayed = outcome.replayed
         response = pb.CallManyResponse()
         result = response.results.add(index=item.index)
@@ -204,7 +204,7 @@ class _Items:
         self._keep(item, data)
 
     def _fail(self, item: _Item, fault: BaseException) -> None:
-        """Makes an error a result; what is no error of ours stays in the log."""
+        """Turns an error into a result; an unexpected error stays in the log."""
         if isinstance(fault, CreditError):
             error = fault
         else:
@@ -246,7 +246,7 @@ class _Items:
         self._open.sent(admitted, sum(len(result.response) for result in results))
 
     def close(self) -> None:
-        """Withdraws what has not begun; nobody waits for the results any more."""
+        """Withdraws the items that have not begun; the caller no longer waits for results."""
         self._closed = True
         for item in self._unanswered:
             if item.outcome is not None:
@@ -260,5 +260,5 @@ def _require_different_indexes(request: pb.CallManyRequest) -> None:
     seen: set[int] = set()
     for place, item in enumerate(request.items):
         if item.index in seen:
-            raise InvalidRequest(f"items[{place}].index", f"is {item.index}, as that of another.")
+            raise InvalidRequest(f"items[{place}].index", f"is {item.index}, as in another item.")
         seen.add(item.index)

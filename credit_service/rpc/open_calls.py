@@ -1,4 +1,4 @@
-"""The calls that are being answered: how many there are, and how much of their answers is unsent.
+"""The calls that are being answered: their number, and the size of their unsent answers.
 
 A call is open until its answer has been sent, so a caller that does not read its answers uses up
 its own share and not the memory of the process.
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
-# Answers that may wait to be sent, in bytes; a longer one only where nothing else waits.
+# The maximum of answers that wait to be sent, in bytes; a longer one may wait alone.
 CONNECTION_UNSENT_BYTES_MAX = 4 * 1024 * 1024
 PROCESS_UNSENT_BYTES_MAX = 256 * 1024 * 1024
 
 # A call is admitted only while its connection has room for an answer of this length, so that few
-# answers are made in vain.
+# answers must be dropped.
 _ANSWER_ROOM_BYTES = 1024 * 1024
 
 # A connection is closed if a request or the reading of an answer takes longer than this.
@@ -44,12 +44,12 @@ class OpenCall:
     Attributes:
         peer: the connection it came by.
         task: answers it.
-        streams: whether it has any number of answers, which end only with the stream.
-        waits: how many answers it is to have and has not yet; those of streams are not counted.
-        items: how many calls it makes that are open; 0: it is one call.
+        streams: whether it is a stream, which has any number of answers.
+        waits: the number of answers still to come; those of streams are not counted.
+        items: the number of its items that are open; 0: it is a single call.
         unsent: bytes of its answers that wait to be sent.
-        awaited_since: since when the caller is awaited, to send its request or to read an answer.
-        given_up: whether it is ended because the service stops.
+        awaited_since: since when it waits for its caller to send the request or read an answer.
+        given_up: whether it was ended because the service stops.
     """
 
     peer: str
@@ -62,11 +62,11 @@ class OpenCall:
     given_up: bool = False
 
     def await_caller(self) -> None:
-        """Notes that the caller is to send its request, or to read an answer."""
+        """Notes that the call waits for its caller to send the request or read an answer."""
         self.awaited_since = time.monotonic()
 
     def heard(self) -> None:
-        """Notes that the caller has done so."""
+        """Notes that the caller has sent or read it."""
         self.awaited_since = None
 
 
@@ -92,15 +92,15 @@ class OpenCalls:
         call_metrics.UNSENT_BYTES.set_function(lambda: self._unsent)
 
     def admit(self, context: Context, *, streams: bool) -> OpenCall:
-        """Lets a call in and counts it until its answer has been sent.
+        """Admits a call and counts it until its answer has been sent.
 
         Args:
             context: of the call, which the running task answers.
-            streams: whether it has any number of answers.
+            streams: whether it is a stream.
 
         Raises:
             Overloaded: the call would wait longer than its caller can, or the process or the
-                connection has too many calls, or answers that wait to be sent.
+                connection has too many calls or unsent answers.
             LedgerUnavailable: the service is stopping.
         """
         if self._closing:
@@ -127,7 +127,7 @@ class OpenCalls:
         self._waiting_time.require(self._waiting, seconds_left)
 
     def admit_item(self, call: OpenCall, seconds_left: float) -> None:
-        """Lets in one of the calls that a CallMany makes, and counts it as `admit` does.
+        """Admits one of the calls of a CallMany, and counts it as `admit` does.
 
         The first takes the place of the CallMany itself.
 
@@ -156,7 +156,7 @@ class OpenCalls:
         self.count_unsent(call, size, admitted=True)
 
     def count_unsent(self, call: OpenCall, size: int, *, admitted: bool) -> None:
-        """Counts the error of an item, which is so short that it is sent in any case.
+        """Counts the error of an item, which is short enough to be sent in any case.
 
         Args:
             call: the CallMany.
@@ -190,7 +190,7 @@ class OpenCalls:
             _subtract(self._unsent_of, call.peer, size)
 
     def silent_peers(self) -> set[str]:
-        """The connections on which a caller is awaited for longer than `SILENCE_SECONDS_MAX`."""
+        """The connections that have waited for a caller longer than `SILENCE_SECONDS_MAX`."""
         limit = time.monotonic() - SILENCE_SECONDS_MAX
         return {
             call.peer
@@ -218,7 +218,7 @@ class OpenCalls:
         else:
             self._calls.discard(call)
             self._open -= max(1, call.items)
-        # Without a status it had no answer: its caller has gone.
+        # A call without a status had no answer: its caller has gone.
         self._stop_waiting(call, call.waits, answered=context.done())
         self._count_sent(call, call.unsent)
         if not self._calls and not self._streams:
@@ -263,7 +263,7 @@ class OpenItems:
     call: OpenCall
 
     def admit(self, seconds_left: float) -> None:
-        """Lets an item in."""
+        """Admits an item."""
         self.calls.admit_item(self.call, seconds_left)
 
     def keep_unsent(self, size: int) -> None:

@@ -38,7 +38,7 @@ def user_token(request: OfAll, user_id: UUID) -> str:
 
 
 def seq_of(request: OfUser) -> int | None:
-    """Reads the request's token; None where it has none.
+    """Reads the request's token; None if it has none.
 
     Raises:
         InvalidRequest: the token was not made for this user and these filters.
@@ -48,7 +48,7 @@ def seq_of(request: OfUser) -> int | None:
 
 
 def user_of(request: OfAll) -> UUID | None:
-    """Reads the request's token; None where it has none.
+    """Reads the request's token; None if it has none.
 
     Raises:
         InvalidRequest: the token was not made for these filters.
@@ -83,7 +83,7 @@ def _digest(request: Listing, place: bytes) -> bytes:
 
 
 def _bound(request: Listing) -> tuple[str, ...]:
-    """What a token is bound to: the user and the filters, however they are written."""
+    """The user and the filters that a token is bound to, however they are written."""
     if isinstance(request, pb.ListHoldsRequest):
         return request.user_id.lower(), "holds", str(request.state)
     if isinstance(request, pb.ListGrantsRequest):
@@ -107,6 +107,6 @@ def _bound(request: Listing) -> tuple[str, ...]:
         f"{end.seconds}.{end.nanos}" if request.HasField("end_time") else "",
         request.reference,
         request.related_transaction_id,
-        # Absent without a grant, so that tokens of the previous release stay good.
+        # Absent without a grant, so that tokens of the previous release stay valid.
         *((request.grant_id,) if request.grant_id else ()),
     )

@@ -1,4 +1,4 @@
-"""What the requests of several calls have in common, and its part of their responses."""
+"""The fields that the requests of several calls share, and their part of the responses."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _WAIT_SECONDS_MAX = 10.0
 
 
 class Common(TypedDict):
-    """What every keyed write takes."""
+    """The fields of every keyed write."""
 
     user_id: UUID
     idempotency_key: str
@@ -59,14 +59,14 @@ class Common(TypedDict):
 def user_id(text: str) -> UUID:
     """Reads the id of a user.
 
-    It is the driver's own kind of UUID. That is compared, hashed and sent without a line of Python,
-    and a call does each of these several times.
+    Returns the driver's own kind of UUID, which is compared, hashed and sent without running Python
+    code. A call does each of these several times.
     """
     return fields.user_id(text, pgproto.UUID)
 
 
 def common(request: KeyedRequest) -> Common:
-    """Reads what every keyed write takes."""
+    """Reads the fields of every keyed write."""
     return {
         "user_id": user_id(request.user_id),
         "idempotency_key": fields.idempotency_key(request.idempotency_key),
@@ -79,7 +79,7 @@ def common(request: KeyedRequest) -> Common:
 
 
 def reasoned(request: ReasonedRequest) -> Common:
-    """Reads what a keyed write takes whose description is its reason."""
+    """Reads the fields of a keyed write whose description is its reason."""
     return {
         "user_id": user_id(request.user_id),
         "idempotency_key": fields.idempotency_key(request.idempotency_key),
@@ -92,7 +92,7 @@ def reasoned(request: ReasonedRequest) -> Common:
 
 
 def charge(request: pb.SpendCreditsRequest | pb.HoldCreditsRequest | pb.BatchSpendItem) -> Charge:
-    """Reads what a spend or hold costs."""
+    """Reads the cost of a spend or hold."""
     amount = operation = quantity = expected_cost = None
     match request.WhichOneof("price"):
         case "charge":
@@ -141,7 +141,7 @@ def transaction(
 ) -> pb.CreditTransaction:
     """Renders the entry for an answer, as `responses.transaction` does.
 
-    One that was only validated has no id.
+    An entry that was only validated has no id.
     """
     assert outcome.entry is not None  # noqa: S101  # a keyed command makes or finds one
     written = outcome.replayed or not request.validate_only
@@ -155,7 +155,7 @@ def seconds_left(context: Context) -> float:
 
 
 async def submit(ledger: Ledger, command: Command, context: Context) -> Outcome:
-    """Submits a command for as long as its caller waits."""
+    """Submits a command, and waits for no longer than its caller does."""
     outcome = await ledger.enqueue(command, seconds_left(context))
     if outcome.replayed:
         call_log.CALL.get().replayed = True
@@ -165,12 +165,12 @@ async def submit(ledger: Ledger, command: Command, context: Context) -> Outcome:
 
 
 def lacks_grant_changes(outcome: Outcome) -> bool:
-    """Says whether a batch found the entry by its key, without what it had changed in grants."""
+    """Says whether a batch found the entry by its key, without the entry's changes to grants."""
     return outcome.replayed and outcome.entry is not None and outcome.account.grants_made > 0
 
 
 async def with_grant_changes(ledger: Ledger, outcome: Outcome) -> Outcome:
-    """Reads what the entry of a repeated call had changed in grants."""
+    """Reads the entry of a repeated call again, with its changes to grants."""
     assert outcome.entry is not None  # noqa: S101  # lacks_grant_changes was asked
     entry = await ledger.reads.entry_at(outcome.account.user_id, outcome.entry.seq)
     return outcome._replace(entry=entry)

@@ -59,7 +59,8 @@ PERIODS = {name: value for value, name in validation.PERIODS.items()}
 HOLD_STATE_NAMES = {value: name for name, value in HOLD_STATES.items()}
 TYPE_NAMES = {value: name for name, value in TYPES.items()}
 
-# Where the text of an adopted entry is cut, in characters. Those of calls are bounded by `fields`.
+# The maximum length of the texts of an adopted entry, in characters. `fields` limits those of
+# calls.
 _ADOPTED_TEXT_MAX = 10_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -74,7 +75,7 @@ def timestamp(time: datetime) -> Timestamp:
 
 
 def _set_time(message: Timestamp, time: datetime) -> None:
-    # At a quarter of what Timestamp.FromDatetime costs, which is written in Python.
+    # Takes a quarter of the time of Timestamp.FromDatetime, which is written in Python.
     since = time - _EPOCH
     message.seconds = since.days * _DAY_SECONDS + since.seconds
     message.nanos = since.microseconds * 1000
@@ -121,8 +122,8 @@ def transaction(
         written: False: it was only validated, so it has no id and no place in the book.
         into: an empty part of a response, which is filled and returned; None: a new message.
     """
-    # A page has many of these. Setting fields one by one takes half as long as naming them to the
-    # constructor, and even to set nothing costs.
+    # A page has many of these. Setting fields one by one takes half as long as passing them to the
+    # constructor, and even setting an empty value takes time.
     message = pb.CreditTransaction() if into is None else into
     user_id = str(entry.user_id)
     if written:
@@ -257,7 +258,7 @@ def usage(line: Usage) -> pb.UsageLine:
 
 
 def policy(own: Policy) -> pb.AccountPolicy:
-    """Renders what an account may do."""
+    """Renders the policy of an account."""
     return pb.AccountPolicy(
         frozen=own.frozen,
         min_balance=own.min_balance,
@@ -273,7 +274,7 @@ def policy(own: Policy) -> pb.AccountPolicy:
 
 
 def top_up_policy(value: TopUp) -> pb.TopUp:
-    """Renders when and what an account buys by itself."""
+    """Renders the top-up policy of an account."""
     return pb.TopUp(below=value.below, pack=value.pack, charges_per_month=value.per_month)
 
 
@@ -302,4 +303,4 @@ def feed_item(value: Value) -> pb.FeedItem:
             at = timestamp(value.advanced_at)
             return pb.FeedItem(advanced=pb.FeedAdvanced(timestamp=at, reason=value.reason))
         case _:
-            raise TypeError(f"{type(value).__name__} is no item of the stream")
+            raise TypeError(f"{type(value).__name__} is not an item of the feed")

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 # Leaves room in a message for the fields beside the entries.
 PAGE_BYTES_MAX = 1024 * 1024 - 4096
 
-# The maximum that a message takes as a field of another, besides its own bytes.
+# The maximum overhead of a message that is a field of another, in bytes.
 _FIELD_BYTES = 8
 
 REPORT_PERIOD_MAX = timedelta(days=31)
@@ -139,7 +139,7 @@ class CreditServicer(
     async def SpendCredits(
         self, request: pb.SpendCreditsRequest, context: Context
     ) -> pb.SpendCreditsResponse:
-        """Takes credits for work."""
+        """Spends credits for work."""
         command = single_calls.spend_command(request)
         outcome = await requests.submit(self._ledger, command, context)
         response = pb.SpendCreditsResponse()
@@ -148,7 +148,7 @@ class CreditServicer(
     async def RefundCredits(
         self, request: pb.RefundCreditsRequest, context: Context
     ) -> pb.RefundCreditsResponse:
-        """Gives back a spend."""
+        """Refunds a spend."""
         common = requests.common(request)
         amount = fields.amount(request.amount) if request.HasField("amount") else None
         seq = None
@@ -169,7 +169,7 @@ class CreditServicer(
     async def ReversePurchase(
         self, request: pb.ReversePurchaseRequest, context: Context
     ) -> pb.ReversePurchaseResponse:
-        """Takes back credits whose money went back."""
+        """Reverses credits whose money went back."""
         payment_ref = fields.provider_ref(request.payment_ref, "payment_ref")
         reversal_ref = fields.provider_ref(request.reversal_ref, "reversal_ref")
         revision = fields.amount(request.revision, "revision")
@@ -251,7 +251,7 @@ class CreditServicer(
         related = request.related_transaction_id
         for value in request.types:
             if value not in responses.TYPE_NAMES:
-                raise InvalidRequest("types", f"holds {value}, which is no type of transaction.")
+                raise InvalidRequest("types", f"holds {value}, which is not a type of transaction.")
         query = HistoryQuery(
             user_id=user_id,
             page_size=size or validation.PAGE_SIZE_DEFAULT,
@@ -349,7 +349,8 @@ class CreditServicer(
         with self._watchers.watch(user_id) as watcher:
             last = await self._watched(account)
             seen = request.HasField("after_seq") and request.after_seq == last.seq
-            # A change of policy has no seq, so it is unknown whether the caller has seen the last.
+            # A change of policy has no seq, so it is unknown whether the caller has seen the last
+            # one.
             if not seen or account.policy_changes:
                 yield pb.WatchUserCreditResponse(credit=last)
             while True:
@@ -359,13 +360,13 @@ class CreditServicer(
                     yield pb.WatchUserCreditResponse(credit=credit)
 
     async def _watched(self, account: Account) -> pb.UserCredit:
-        """Renders a state of an account; one with grants is read again, with what lapses next."""
+        """Renders a state of an account; with grants it is read again, for its next lapses."""
         if account.open_grants == 0 and account.expiring is None:
             return responses.user_credit(account, self._terms)
         reads = self._ledger.reads
         account, _, expiring, _ = await reads.account_with_entries(account.user_id, 0)
         if account.expiring is not None:
-            # What is due is recorded first, so that the state has a seq of its own.
+            # Due expiries are recorded first, so that the state has a seq of its own.
             await self._watchers.recorded(account.user_id)
             account, _, expiring, _ = await reads.account_with_entries(account.user_id, 0)
         return responses.user_credit(account, self._terms, expiring)
@@ -373,7 +374,7 @@ class CreditServicer(
     async def GetUsageReport(
         self, request: pb.GetUsageReportRequest, context: Context
     ) -> pb.GetUsageReportResponse:
-        """Adds up what was spent, given back and held."""
+        """Adds up the credits that were spent, refunded and held."""
         if not request.user_id:
             access.CALLER.get().require(access.Right.REPORT_ON_ALL_USERS)
         start, end = validation.period(
@@ -389,7 +390,7 @@ class CreditServicer(
 def _add_fitting(
     transactions: RepeatedCompositeFieldContainer[pb.CreditTransaction], entries: Iterable[Entry]
 ) -> int:
-    """Adds as many entries as fit into an answer; long metadata can make that few.
+    """Adds as many entries as fit into an answer; with long metadata these are few.
 
     Returns:
         How many.
@@ -406,11 +407,11 @@ def _add_fitting(
 
 
 def _reset(request: pb.SetAccountPolicyRequest) -> tuple[PolicyPart, ...]:
-    """Reads which parts of a policy become as configured again; none of them may be set as well."""
+    """Reads which parts of a policy return to the configured values; none may be set too."""
     parts: list[PolicyPart] = []
     for value in request.reset:
         if value not in _POLICY_FIELDS:
-            raise InvalidRequest("reset", f"holds {value}, which is no field of a policy.")
+            raise InvalidRequest("reset", f"holds {value}, which is not a field of a policy.")
         field, part = _POLICY_FIELDS[value]
         if request.HasField(field):
             raise InvalidRequest("reset", f"holds {field}, which is also set; do one of the two.")

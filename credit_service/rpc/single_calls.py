@@ -1,6 +1,6 @@
 """SpendCredits, HoldCredits and CaptureHold, as calls of their own and as items of CallMany.
 
-Each is a function that makes a request a command, and one that fills a response.
+Each has a function that turns a request into a command, and one that fills a response.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class SingleCall:
 
     Attributes:
         method: its name.
-        command: makes its request a command.
+        command: turns its request into a command.
         answer: fills an empty response, from its request, the outcome and the terms.
     """
 
@@ -122,7 +122,7 @@ class SingleCall:
 
 
 def _answer(response: Any, request: Any, outcome: Outcome, terms: Terms) -> None:
-    """Fills what all of these responses have."""
+    """Fills the fields that all of these responses share."""
     requests.transaction(request, outcome, response.transaction)
     responses.user_credit(outcome.account, terms, into=response.credit)
     response.replayed = outcome.replayed

@@ -21,12 +21,12 @@ class CertificateError(Exception):
 
 @dataclass(slots=True)
 class ServerCertificate:
-    """Where the certificate is.
+    """The files of the certificate.
 
     Attributes:
         chain: the certificate, with its intermediates, in PEM.
         key: its private key in PEM.
-        client_ca: who signs the certificates of callers; None: callers need none.
+        client_ca: the authority that signs the certificates of callers; None: callers need none.
     """
 
     chain: Path
@@ -84,7 +84,7 @@ class ServerCertificate:
         )
 
     def _require_usable(self) -> None:
-        """Refuses what gRPC would take without a word and then fail with at every handshake."""
+        """Refuses files that gRPC would accept silently and then fail with at every handshake."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             # With no passphrase OpenSSL would ask for one at the terminal.

@@ -1,4 +1,4 @@
-"""The servicer's calls for top-ups: what the bridge has to charge, and how that went."""
+"""The servicer's calls for top-ups: the requests for the bridge to charge, and the results."""
 
 from __future__ import annotations
 

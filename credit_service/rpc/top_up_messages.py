@@ -49,7 +49,7 @@ _OFF: dict[TopUpOff | None, pb.TopUpOff.ValueType] = {
 
 
 def policy(message: pb.TopUp) -> TopUp:
-    """Checks when and what an account buys by itself; the service does not know the packs."""
+    """Checks the top-up policy of an account; the service does not know the packs."""
     if not 1 <= message.charges_per_month <= fields.CHARGES_PER_MONTH_MAX:
         raise InvalidRequest(
             "top_up.charges_per_month",

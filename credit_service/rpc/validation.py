@@ -48,7 +48,7 @@ def ttl(message: Duration | None) -> timedelta:
 
 
 def life(request: pb.PurchaseCreditsRequest | pb.GrantCreditsRequest) -> Life:
-    """Checks when credits are used and expire; whether that lies ahead is decided by the rules."""
+    """Checks when credits are used and expire; the rules decide whether the expiry lies ahead."""
     expire_time = valid_for = None
     match request.WhichOneof("life"):
         case "expire_time":
@@ -82,7 +82,7 @@ def rollover(request: pb.PurchaseCreditsRequest) -> Rollover | None:
 def paid(category: pb.GrantCategory.ValueType) -> bool:
     """Checks a category: whether credits count as paid for; unset means that they do not."""
     if category not in pb.GrantCategory.values():
-        raise InvalidRequest("category", f"is {category}, which is no category of a grant.")
+        raise InvalidRequest("category", f"is {category}, which is not a category of a grant.")
     return category == pb.GRANT_CATEGORY_PAID
 
 
@@ -122,7 +122,7 @@ def time(stamp: Timestamp, field: str, *, round_up: bool) -> datetime:
 
 
 def allowance(message: pb.Allowance) -> Allowance:
-    """Checks free credits of every period; 0 credits are none, of whatever period."""
+    """Checks an allowance; with 0 credits there is none, and the period does not matter."""
     amount = fields.amount_or_none(message.amount, "allowance.amount")
     period = PERIODS.get(message.period)
     if period is None:

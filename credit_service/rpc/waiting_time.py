@@ -1,4 +1,4 @@
-"""How long a call waits at present, so that one which cannot wait as long is refused at once."""
+"""Estimates the wait of a call, so that a call which cannot wait as long is refused at once."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from credit_service.errors import Overloaded
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Fewer calls are no queue: how fast they are answered says how much is asked and not how much can
-# be answered, and all of them may wait for one locked account. As many answers make a measurement.
+# Fewer calls are not a queue: their rate shows the demand and not the capacity, and all of them may
+# wait for one locked account. A measurement needs this many answers too.
 FEW_CALLS = 50
 
-# A call is let in if the wait takes no more than this part of the time that its caller has: the
-# wait is an estimate, and a caller that is refused needs time to ask again.
+# A call is admitted if the wait takes no more than this part of its caller's time, because the wait
+# is an estimate, and a caller that is refused needs time to try again.
 WAIT_PART_MAX = 0.5
 
 # The time of a caller that set no deadline.
@@ -25,7 +25,7 @@ _NO_DEADLINE_SECONDS = 10.0
 _HALVED_AFTER_SECONDS = 1.0
 _HALVED_AFTER_ANSWERS = 4 * FEW_CALLS
 
-# A refused caller is asked to come back when those before it are answered, within these bounds.
+# A refused caller is asked to come back when the calls before it are answered, within these bounds.
 _RETRY_MS_MIN, _RETRY_MS_MAX = 200, 2_000
 
 
@@ -33,7 +33,7 @@ class WaitingTime:
     """Estimates a wait: the calls that wait already, divided by the answers a second."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Knows nothing yet, so the first queue is bounded only by how long nothing moves.
+        """Starts without measurements, so only a pause in the answers bounds the first queue.
 
         Args:
             clock: gives seconds.
@@ -56,7 +56,7 @@ class WaitingTime:
         now = self._count(waiting)
         if waiting < FEW_CALLS:
             self._moved_at = now
-        # While nothing moves, how long that has lasted is all that is known.
+        # While no call is answered, only the length of this pause is known.
         wait = now - self._moved_at
         if self._answers >= FEW_CALLS:
             wait += waiting * self._seconds / self._answers
@@ -75,7 +75,7 @@ class WaitingTime:
             self._answers += 1
 
     def _count(self, waiting: int) -> float:
-        """Counts the time since the last call or answer, if calls waited; returns the present."""
+        """Counts the time since the last call or answer, if calls waited; returns the time now."""
         now = self._clock()
         if waiting >= FEW_CALLS:
             self._seconds += now - self._seen_at

@@ -1,1 +1,1 @@
-"""Measures the service beside a rival that does one transaction per call, and beside itself."""
+"""Measures the service against a rival that does one transaction per call, and against itself."""

@@ -1,4 +1,4 @@
-"""Calls the command line."""
+"""Runs the command line."""
 
 from benchmark.cli import main
 

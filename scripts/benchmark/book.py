@@ -163,7 +163,7 @@ async def migrate(owner_url: str) -> None:
 
 
 async def settings(owner_url: str) -> dict[str, str]:
-    """Reads the server's version and what decides whether a commit is durable."""
+    """Reads the server's version and the settings that decide whether a commit is durable."""
     connection = await asyncpg.connect(owner_url)
     try:
         return {
@@ -175,7 +175,7 @@ async def settings(owner_url: str) -> dict[str, str]:
 
 
 async def fill(owner_url: str, first_user: int, users: int, entries: int = 1) -> None:
-    """Writes users of so many entries each."""
+    """Writes users with this number of entries each."""
     connection = await asyncpg.connect(owner_url)
     try:
         async with connection.transaction():
@@ -189,7 +189,7 @@ async def fill(owner_url: str, first_user: int, users: int, entries: int = 1) ->
 
 
 async def settle(owner_url: str) -> None:
-    """Does at once what the server would otherwise do during the measurements that follow."""
+    """Does the server's pending work now, so that it does not disturb the measurements."""
     connection = await asyncpg.connect(owner_url)
     try:
         await connection.execute("VACUUM ANALYZE")
@@ -199,7 +199,7 @@ async def settle(owner_url: str) -> None:
 
 
 async def transactions(owner_url: str) -> int:
-    """Counts the transactions that have written something since the server was made."""
+    """Counts the transactions that have written something since the server was created."""
     connection = await asyncpg.connect(owner_url)
     try:
         count: str = await connection.fetchval(
@@ -211,7 +211,7 @@ async def transactions(owner_url: str) -> int:
 
 
 async def forget_readers(owner_url: str) -> None:
-    """Lets the relay begin at the beginning again."""
+    """Makes the relay start from the beginning again."""
     connection = await asyncpg.connect(owner_url)
     try:
         await connection.execute("TRUNCATE credit_relay_readers, credit_parked_events")
@@ -220,7 +220,7 @@ async def forget_readers(owner_url: str) -> None:
 
 
 async def expire_holds(owner_url: str, first_user: int, users: int, each: int = 1) -> None:
-    """Gives each of these users, of one entry each, so many holds whose time has passed."""
+    """Gives each of these users, of one entry each, this number of holds whose time has passed."""
     connection = await asyncpg.connect(owner_url)
     try:
         async with connection.transaction():
@@ -235,7 +235,7 @@ async def expire_holds(owner_url: str, first_user: int, users: int, each: int = 
 async def give_grants(
     owner_url: str, first_user: int, users: int, each: int, expire_time: datetime
 ) -> None:
-    """Gives each of these users, of one entry each, so many grants that expire at the same time."""
+    """Gives each of these users, of one entry each, this number of grants with the same expiry."""
     connection = await asyncpg.connect(owner_url)
     try:
         async with connection.transaction():

@@ -123,7 +123,8 @@ def _history(channel: grpc.aio.Channel, users: Users) -> Call:
     return read
 
 
-# What a plan may call, by name: given a connection and the users, it makes one call at a time.
+# The calls that a plan may name: each takes a connection and the users, and returns a function that
+# makes one call at a time.
 CALLS: Mapping[str, Callable[[grpc.aio.Channel, Users], Call]] = {
     "spend": _spend(SERVICE + "SpendCredits"),
     "batch": _batch,

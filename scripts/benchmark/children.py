@@ -41,7 +41,7 @@ class Child:
         """Starts it.
 
         Args:
-            name: what to call it in a message.
+            name: its name in messages.
             command: the program and its arguments.
             log: takes its output.
             variables: of its environment, besides the inherited ones.

@@ -38,8 +38,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def main() -> NoReturn:
     """Runs the benchmark and ends the process.
 
-    The exit code is 0 if every figure can be trusted, whatever it is; 1 if the book does not add up
-    or calls failed; 2 if the benchmark could not run; and 128 plus the signal if it was stopped.
+    The exit code is 0 if every figure can be trusted, even if it misses its target; 1 if the book
+    does not add up or calls failed; 2 if the benchmark could not run; and 128 plus the signal if it
+    was stopped.
     """
     arguments = _parser().parse_args()
     if sys.platform != "linux":
@@ -47,7 +48,7 @@ def main() -> NoReturn:
     stopped: list[int] = []
 
     def stop(number: int, _frame: object) -> None:
-        # Only once, because the started programs must be ended.
+        # Handled only once, because the started programs must be ended.
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         stopped.append(number)

@@ -51,7 +51,7 @@ class Clients:
         self._made: dict[tuple[str, bool], CreditClient] = {}
 
     def call(self, target: str, name: str, users: Users) -> Call:
-        """Makes what makes a call.
+        """Returns a function that makes one call at a time.
 
         Args:
             target: host:port of the server.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _STOP_SECONDS = 10.0
 
-# Enough for a client to read its plan; the first one of a kind warms up and may begin late.
+# Enough for a client to read its plan. The first plan of a kind warms up and may begin late.
 _LEAD_SECONDS = 0.1
 
 

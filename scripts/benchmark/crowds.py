@@ -1,4 +1,4 @@
-"""The row of overload: how many spends are answered however many are asked for."""
+"""The row of overload: how many spends are answered when too many are asked for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _CROWDS = (100, 1_000, 3_500, 10_000)
 _CONNECTIONS = 4
 
-# A crowd shows what it does to the service only when deadlines begin to pass.
+# The effect of a crowd shows only once deadlines begin to pass.
 _SECONDS_MIN = DEADLINE_SECONDS
 
 _RECOVERY_SECONDS = 5.0

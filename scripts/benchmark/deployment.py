@@ -1,4 +1,4 @@
-"""Rows of how it is run: memory of a process, two processes on a port, behind PgBouncer."""
+"""Rows of deployments: memory of a process, two processes on a port, behind PgBouncer."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from benchmark.testbed import Testbed
 
 _PROCESSES = 2
-# The kernel deals connections out, so there must be several to deal.
+# The kernel distributes connections over the processes, so there must be several.
 _CONNECTIONS = 8
 
 _MEMORY_MB = 150
 _MEMORY_SECONDS = 5.0
 _MEMORY_MINUTES_FULL = 10
-# What caches and the allocator may still take after the first minute.
+# The growth that caches and the allocator may cause after the first minute.
 _GROWTH = 1.1
 
 _BOUNCER = """\
@@ -121,7 +121,7 @@ def processes(testbed: Testbed) -> list[Line]:
 def pooler(testbed: Testbed) -> list[Line]:
     """Measures a service that reaches its database through PgBouncer against one that does not."""
     name, other = "through PgBouncer in transaction mode", "straight to PostgreSQL"
-    # Debian keeps it where an ordinary user's PATH does not look.
+    # Debian keeps pgbouncer outside an ordinary user's PATH.
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     program = shutil.which("pgbouncer", path=path)
     if program is None:

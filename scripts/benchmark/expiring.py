@@ -1,4 +1,4 @@
-"""Rows of the sweeper: what it records a second, and how others fare meanwhile."""
+"""Rows of the sweeper: how many expiries it records a second, and its effect on other calls."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _HOLDS_FULL = 20_000
 _SECONDS_MAX = 120.0
 _POLL_SECONDS = 0.1
 
-# Users with as many holds each as an account may have open, all due at the same instant: what a
-# crash of the whole fleet of workers leaves behind.
+# Users with as many holds each as an account may have open, all due at the same instant, as after a
+# crash of the whole fleet of workers.
 _TOGETHER = 500
 _TOGETHER_FULL = 10_000
 _EACH = 100
@@ -120,7 +120,7 @@ def lapses(testbed: Testbed) -> list[Line]:
 def _loaded(
     testbed: Testbed, load: Callable[[float], Sample], total: int, read: Callable[[], Any]
 ) -> tuple[dict[datetime, int], list[Sample]]:
-    """Puts the load on until all is recorded, and returns when that was, and the load's samples."""
+    """Runs the load until all is recorded; returns the counts by time, and the load's samples."""
     deadline = time.monotonic() + _TOGETHER_SECONDS_MAX
     samples = []
     while True:
@@ -153,6 +153,6 @@ def _require_time(deadline: float, recorded: int, holds: int) -> None:
 
 
 def _rate(times: dict[datetime, int]) -> float:
-    """Expiries a second; the first batch starts the clock."""
+    """Returns expiries a second; the first batch starts the clock."""
     first, last = min(times), max(times)
     return (sum(times.values()) - times[first]) / (last - first).total_seconds()

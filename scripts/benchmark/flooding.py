@@ -1,8 +1,8 @@
-"""The load of a flood: spends sent at their own times over HTTP/2 by hand.
+"""The load of a flood: spends sent at a given rate, over a minimal client of HTTP/2.
 
 A client of gRPC needs about as much processor time per call as the service does, so a flood from
-such clients would take the processors from the service that it is to overload. Here a call costs a
-tenth of that, as if the callers had machines of their own.
+such clients would take the processors from the very service that it must overload. Here a call
+costs a tenth of that, as if the callers had machines of their own.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _ACK = _END_STREAM = 1
 _END_HEADERS = 4
 _HEADER_TABLE_SIZE, _MAX_CONCURRENT_STREAMS, _INITIAL_WINDOW_SIZE = 1, 3, 4
 _WINDOW, _WINDOW_MAX = 65_535, 2**31 - 1
-# gRPC's own: binary metadata may come as it is and not as base64.
+# gRPC's own setting: binary metadata may be sent as it is instead of as base64.
 _TRUE_BINARY_METADATA = 0xFE03
 _HEAD_BYTES = 9
 _LENGTH_PREFIX_MAX = 127
 
-# What is given back of the window at a time.
+# How much of the window is given back at a time.
 _READ_BYTES = 1024 * 1024
 
 _STATUS = b"\x0bgrpc-status"
@@ -48,14 +48,15 @@ _DETAILS = b"\x17grpc-status-details-bin"
 # How long after its deadline a call may be ended.
 _LAST_ANSWERS_SECONDS = 10.0
 
-# Calls that are due within it are sent together, because a timer for each would cost more than it.
+# Calls that are due within this time are sent together, because a timer for each would cost more
+# than the call.
 _PAUSE_SECONDS_MIN = 0.002
 
 _CODES = {str(code.value[0]): code.name for code in grpc.StatusCode}
 
 
 async def flood(plan: Plan, users: Users, outcome: Outcome) -> None:
-    """Spends at the plan's rate, whatever becomes of the calls, and waits until each has ended."""
+    """Spends at the plan's rate, regardless of earlier calls, and waits until each has ended."""
     assert plan.rate is not None  # noqa: S101  # a flood comes at a rate
     host, _, port = plan.target.rpartition(":")
     loop = asyncio.get_running_loop()
@@ -222,7 +223,7 @@ def _reason(trailers: bytes) -> str:
 
 @cache
 def _refusal(details: bytes) -> str:
-    # A byte of 0 says that the value is binary and not base64.
+    # A leading byte of 0 says that the value is binary and not base64.
     sent = status_pb2.Status.FromString(details.removeprefix(b"\0"))
     error = status.from_status(sent)
     name = "" if error is None else error.reason

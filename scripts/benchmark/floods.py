@@ -1,7 +1,7 @@
-"""The lines of a flood: four times as many spends as the service can answer, come what may.
+"""The lines of a flood: spends at four times the rate that the service can answer.
 
-The callers of a crowd wait for their answers, and so come no faster than they are answered. Those
-of a flood do not.
+The callers of a crowd wait for their answers, so they call no faster than they are answered. Those
+of a flood do not wait.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ TIMES = 4
 _BUSY = 8
 _CONNECTIONS = 4
 
-# What callers are prepared for; anything else voids the figures. gRPC itself says CANCELLED to a
-# call that it has no room for, before the service sees it. A lane says LEDGER_UNAVAILABLE to a call
-# whose deadline has passed when its turn comes.
+# The errors that callers are prepared for; any other voids the figures. gRPC itself answers
+# CANCELLED to a call that it has no room for, before the service sees it. A lane answers
+# LEDGER_UNAVAILABLE to a call whose deadline has passed when its turn comes.
 _EXPECTED = {
     "UNAVAILABLE OVERLOADED": "OVERLOADED",
     "CANCELLED": "CANCELLED by gRPC unseen",
@@ -44,7 +44,7 @@ _EXPECTED = {
 
 
 def load(testbed: Testbed, rate: float) -> Run:
-    """Makes a flood of so many spends a second, over all client processes."""
+    """Makes a flood of `rate` spends a second, over all client processes."""
     return testbed.load(testbed.service, "flood", 0, rate=rate, connections=_CONNECTIONS)
 
 
@@ -81,7 +81,7 @@ def beside_others(testbed: Testbed, usual: Run, rate: float, seconds: float) -> 
 
 
 def goodput(samples: Mapping[str, list[Sample]], name: str, best: str) -> Line:
-    """Makes the line of a crowd; its refusals and missed deadlines are figures and no faults."""
+    """Makes the line of a crowd; its refusals and missed deadlines are figures, not faults."""
     line = compared(ROW, samples, name, best, target=at_least(GOODPUT))
     failed = measuring.failures({name: samples[name]})
     counts = {said: failed.pop(f"{name}: {kind}", 0) for kind, said in _EXPECTED.items()}

@@ -60,7 +60,7 @@ def feed(testbed: Testbed) -> list[Line]:
 
 
 async def _catch_up(target: str) -> tuple[int, float, str]:
-    """Reads all there is; returns how many items that were, the seconds, and the cursor."""
+    """Reads all items; returns their number, the seconds, and the cursor."""
     items, started = 0, time.perf_counter()
     async for response in _responses(target, ""):
         items += len(response.items)
@@ -70,7 +70,7 @@ async def _catch_up(target: str) -> tuple[int, float, str]:
 
 
 async def _follow(target: str, cursor: str, done: Callable[[], bool]) -> list[int]:
-    """Reads until the load is done; returns after how many microseconds each entry came."""
+    """Reads until the load is done; returns the delay of each entry in microseconds."""
     waited = []
     async for response in _responses(target, cursor):
         now = time.time()

@@ -1,4 +1,4 @@
-"""Rows of accounts with grants: what a spend costs when there are credits that expire."""
+"""Rows of accounts with grants: the cost of a spend when there are credits that expire."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def long_books(testbed: Testbed) -> list[Line]:
             url = book.database_url(testbed.cluster.service_url, database)
             service = testbed.another_service(database, database_url=url)
             servers[size] = services.enter_context(service)
-        # What is compared follows one another.
+        # Loads that are compared run one after the other.
         for what, call in _CALLS.items():
             for whose, users in _BOOKS.items():
                 for size, server in servers.items():

@@ -18,7 +18,7 @@ _QUANTILES = (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999))
 
 
 def half_load(testbed: Testbed) -> list[Line]:
-    """Measures spends that come at their own times, half as many as the service can answer."""
+    """Measures spends that come at a fixed rate, half of what the service can answer."""
     most = testbed.in_turns({"maximum load": testbed.load(testbed.service, "spend", 100)})
     rate = measuring.middle_rate(most["maximum load"]) / 2
     name = "SpendCredits, open loop"

@@ -1,4 +1,4 @@
-"""The lines of the table: what was measured, against what, and whether it reaches its target."""
+"""The lines of the table: a value, its comparison, and whether it reaches its target."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HOLDS: Mapping[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a value is to reach.
+    """The target of a value.
 
     Attributes:
         relation: one of >=, <= and <.
@@ -85,7 +85,7 @@ def at_most(bound: float) -> Target:
 
 
 def below(bound: float) -> Target:
-    """Makes the target of a value that should be small, and not the bound itself."""
+    """Makes the target of a value that should be smaller than the bound."""
     return Target("<", bound)
 
 
@@ -126,7 +126,7 @@ def compared(
 
 
 def busy(*sides: list[Sample]) -> str:
-    """Renders how busy each part was, and where the load generator was the bottleneck."""
+    """Renders how busy each part was, and whether the load generator was the bottleneck."""
 
     def share(part: Callable[[Sample], float]) -> str:
         medians = (statistics.median(map(part, samples)) for samples in sides)

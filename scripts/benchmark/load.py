@@ -1,6 +1,6 @@
-"""The load generator, in a process of its own: a plan on each line of its input, then what it saw.
+"""The load generator, in a process of its own: reads plans, writes outcomes.
 
-It ends with its input.
+Each plan and each outcome is a line. The process ends with its input.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _MESSAGE_BYTES_MAX = 2 * 1024 * 1024
 
-# gRPC refuses calls of a crowd without a reason, and without saying when to come back.
+# gRPC refuses calls of a crowd without a reason or a time to come back.
 _CANCELLED_SECONDS = 0.2
 
 

@@ -1,4 +1,4 @@
-"""Facts about this machine, and what its processes use, from /proc (Linux, proc(5))."""
+"""Facts about this machine, and its use of processors and memory, from /proc (Linux, proc(5))."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _IN_MEMORY = ("tmpfs", "ramfs")
 
 
 def cpu_seconds(root: int) -> float:
-    """Adds up the processor time of a process and of all below it, those that have ended included.
+    """Adds up the processor time of a process and of all its descendants, ended ones included.
 
     Args:
         root: process id.
@@ -28,7 +28,7 @@ def cpu_seconds(root: int) -> float:
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # the process has ended
         pid = int(stat.parent.name)
         parents[pid] = int(fields[1])
         times[pid] = sum(map(int, fields[11:15]))  # its own and of children it waited for
@@ -42,7 +42,7 @@ def cpu_seconds(root: int) -> float:
 
 
 class Others:
-    """Watches what other programs on this machine use, which should be little."""
+    """Watches how much other programs on this machine use, which should be little."""
 
     def __init__(self) -> None:
         """Starts to watch."""
@@ -57,7 +57,7 @@ class Others:
 
 
 def _all_seconds() -> float:
-    """Returns what all processors spent on anything, the time taken by a hypervisor included."""
+    """Returns the busy time of all processors, the time taken by a hypervisor included."""
     user, nice, system, _idle, _wait, irq, soft_irq, steal, *_ = map(
         int, (_PROC / "stat").read_text().split("\n", 1)[0].split()[1:]
     )
@@ -72,7 +72,7 @@ def resident_mb(pid: int) -> float:
 
 
 def facts(data: Path) -> dict[str, str]:
-    """Returns what the figures of this run depend on.
+    """Returns the facts that the figures of this run depend on.
 
     Args:
         data: where the database keeps its files.

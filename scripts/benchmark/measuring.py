@@ -1,4 +1,4 @@
-"""Measures several loads side by side: they take turns, and each turn is compared with its like."""
+"""Measures several loads side by side: they take turns, and like turns are compared."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from benchmark.children import Server
     from benchmark.clients import Clients
 
-# From here on a client process counts as fully used.
+# The share from which on a client process counts as fully used.
 GENERATOR_FULL = 0.9
 
 
@@ -78,7 +78,7 @@ class Load:
     processes: int | None = None
 
     def run(self, clients: Clients, database_pid: int, seconds: float) -> Sample:
-        """Puts the load on the server for this number of seconds."""
+        """Runs the load on the server for this number of seconds."""
         plan = Plan(
             target=self.server.target,
             call=self.call,
@@ -159,7 +159,7 @@ class Ratio:
 
 
 def ratio(above: list[Sample], below: list[Sample]) -> Ratio:
-    """Divides the rates turn by turn, so that what slows a whole turn down has no effect."""
+    """Divides the rates turn by turn, so that a slow turn of both has no effect."""
     each = [one.rate / (other.rate or 1) for one, other in zip(above, below, strict=True)]
     return Ratio(statistics.median(each), min(each), max(each))
 

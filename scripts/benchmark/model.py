@@ -1,9 +1,9 @@
-"""Rows of the model of growth in docs/performance.md: what it predicts against what is measured.
+"""Rows of the model of growth in docs/performance.md: measured rates against predicted ones.
 
 The model: every spend costs processor time, and every transaction costs some more, which the spends
 of its batch share. So a spend costs `each + transaction / batch`, over clients, service and
-database, and a machine does as many as its processors have time for. A batch is what gathers while
-the one before it is written: so many of the calls in flight as its lane has of all lanes.
+database, and a machine does as many as its processors have time for. A batch gathers while the
+batch before it is written: its share of the calls in flight is that of its lane among all lanes.
 
 The two costs are found from one lane and from eight; four lanes and two processes are predicted.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _ROW = "model"
 _IN_FLIGHT = 100
-# The kernel deals connections out, so there must be several to deal.
+# The kernel distributes connections over the processes, so there must be several.
 _CONNECTIONS = 8
 _BASE, _WIDEST = "one process, one lane", "one process, eight lanes"
 
@@ -56,10 +56,10 @@ _DEPLOYMENTS = {
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What the model needs to know, in microseconds of processor time and in processors.
+    """The parameters of the model, in microseconds of processor time and in processors.
 
     Attributes:
-        each: of a spend, whatever batch it is in.
+        each: of a spend, independent of its batch.
         transaction: of a transaction.
         batch: spends in a transaction where there is one lane.
         processors: that were used.
@@ -113,7 +113,7 @@ def growth(testbed: Testbed) -> list[Line]:
             loads[name] = _counting(load, testbed.cluster.owner_url, transactions[name])
         samples = testbed.in_turns(loads)
     found = {
-        # The first count is of the warming up.
+        # The first count is that of the warm-up.
         name: _measured(samples[name], transactions[name][1:], testbed.extent.seconds)
         for name in _DEPLOYMENTS
     }

@@ -8,7 +8,7 @@ from uuid import UUID
 # The same in SQL; {} is the number.
 USER_ID_SQL = "md5(({})::text)::uuid"
 
-# Blocks of numbers, so that no row of the table meets the users of another.
+# Blocks of numbers, so that no two rows of the table share users.
 SPREAD = 0
 READERS = 10_000_000
 LONG = 20_000_000

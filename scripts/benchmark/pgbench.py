@@ -1,7 +1,7 @@
 """The rival's transaction straight on the database, by pgbench out of PostgreSQL's own wheel.
 
-It is written in C and spares gRPC and Python altogether: the most that one transaction per spend
-can reach here.
+pgbench is written in C and needs neither gRPC nor Python, so this is the maximum that one
+transaction per spend can reach here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _PATIENCE = "-c lock_timeout=0 -c statement_timeout=0"
 
 
 def load(testbed: Testbed, users: int) -> Callable[[float], Sample]:
-    """Makes what runs pgbench for so many seconds, at least one, over the first so many users."""
+    """Returns a function that runs pgbench for at least a second, over the first `users` users."""
     program, script = testbed.programs / "pgbench", testbed.directory / "pgbench.sql"
     script.write_text(_SCRIPT)
     role = urlsplit(testbed.cluster.service_url).username or ""

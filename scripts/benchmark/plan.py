@@ -1,4 +1,4 @@
-"""What a client process has to do, and what it reports afterwards; each is a line of JSON."""
+"""The plan of a client process, and its report afterwards; each is a line of JSON."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Plan:
         in_flight: calls that wait for their answers at the same time; unused with a rate.
         seconds: how long calls are begun.
         start_at: when to begin, by the clock of `time.monotonic`, which all processes share.
-        rate: calls a second that are begun whatever becomes of the earlier ones; None: each of
-            those in flight is followed by the next one.
+        rate: calls a second that are begun regardless of the earlier ones; None: a call begins when
+            one of those in flight ends.
         connections: to the server.
     """
 
@@ -44,7 +44,7 @@ class Outcome:
         waited_us: microseconds of every answered call; with a rate from when the call was due,
             not from when it was sent, so that a stall counts for all calls it held up.
         cpu_seconds: processor time that the client process used.
-        seconds: how long the client process was at it.
+        seconds: how long the client process took.
     """
 
     begun: int = 0

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from benchmark.testbed import Extent
 
 _HEAD = ("measured", "against", "value", "to reach", "verdict", "figures")
-# A machine on which others use no more than this.
+# The share of the processors that others may use on a quiet machine.
 _QUIET = 0.1
 
 _LEGEND = (
@@ -27,16 +27,16 @@ _NUMBER_COLUMNS = (2, 3)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a run found.
+    """The findings of a run.
 
     Attributes:
         extent: how much was measured.
         machine: facts about the machine and the commit.
         database: settings of the database.
         lines: of the table.
-        verified: what `credit-service verify` said of each database.
+        verified: the output of `credit-service verify` for each database.
         book_adds_up: whether it found nothing.
-        others: the part of all processors that other programs used meanwhile, 0 to 1.
+        others: the part of all processors that other programs used during the run, 0 to 1.
         seconds: how long the run took.
     """
 

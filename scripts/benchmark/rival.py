@@ -1,4 +1,4 @@
-"""What the service is measured against, in a process of its own: the same kind of server, bare.
+"""The rival of the service, in a process of its own: the same kind of server, bare.
 
 `Empty` answers at once. `Spend` is the obvious way to write such a service: a transaction per call
 that locks the account, updates it and inserts the entry. It has no access control, log, metrics or

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from benchmark.lines import Line
     from benchmark.testbed import Testbed
 
-# Measured one after the other, when those of `throughput` are done.
+# Measured one after the other, after the rows of `throughput`.
 _APART: Mapping[str, Callable[[Testbed], list[Line]]] = {
     "coalesced": together.client,
     "latency": latency.half_load,

@@ -82,7 +82,7 @@ class Testbed:
         connections: int = 1,
         processes: int | None = None,
     ) -> Callable[[float], Sample]:
-        """Makes what puts a load on a server for so many seconds.
+        """Makes a function that runs a load on a server for a number of seconds.
 
         Args:
             server: what is called.
@@ -116,7 +116,7 @@ class Testbed:
         return measuring.in_turns(loads, self.extent.turns, seconds, self.say)
 
     def fill(self, first_user: int, users: int, entries: int = 1, database: str = DATABASE) -> None:
-        """Writes users of so many entries each into a database."""
+        """Writes users with this number of entries each into a database."""
         self.say(f"writing {users:,} users of {entries:,} entries into {database}")
         url = book.database_url(self.cluster.owner_url, database)
         asyncio.run(book.fill(url, first_user, users, entries))

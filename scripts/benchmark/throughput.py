@@ -40,11 +40,11 @@ _HOLD = "HoldCredits and CaptureHold, spread"
 
 
 def _loads(testbed: Testbed) -> dict[str, Callable[[], Callable[[float], Sample]]]:
-    """What makes each load, by its name; a load is made only if a row needs it."""
+    """Makes each load, by its name; a load is made only if a row needs it."""
     service, rival, load = testbed.service, testbed.rival, testbed.load
 
     def history() -> Callable[[float], Sample]:
-        # A page more than is read, so that every page is full and has one after it.
+        # One entry more than a page, so that every page is full and has a page after it.
         testbed.fill(READERS, _READERS, PAGE_ENTRIES + 1)
         return load(service, "history", 100, users=(READERS, _READERS))
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _ROW = "coalesced"
 _SPEND, _HOLD = "client spend", "client hold and capture"
 
-# How many are in flight, over all client processes, and how many times as many are to be answered.
+# How many are in flight, over all client processes, and the target of the ratio of their rates.
 _SPENDS: Mapping[int, Target | None] = {
     1: at_least(0.97),
     100: at_least(4.0),
@@ -28,7 +28,7 @@ _SPENDS: Mapping[int, Target | None] = {
 }
 _HOLDS_IN_FLIGHT = 100
 
-# Where the median wait may not grow.
+# The number in flight at which the median wait may not grow.
 _USUAL = 100
 
 
@@ -61,7 +61,7 @@ def client(testbed: Testbed) -> list[Line]:
 def _median_wait(
     samples: Mapping[str, list[Sample]], name: str, other: str, *, to_reach: bool
 ) -> Line:
-    """Compares how long a call waits in the middle, turn by turn."""
+    """Compares the median wait of a call, turn by turn."""
     one, two = (
         [measuring.quantile_ms(sample.waited_us, 0.5) for sample in samples[each]]
         for each in (name, other)

@@ -1,4 +1,4 @@
-"""The load of watchers: many listen, each to a user of its own, and changes are timed to them."""
+"""The load of watchers: many listen, each to a user of its own; the delay of changes is timed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The row of webhooks: how fast one relay sends a ledger to a receiver, beside one that hangs."""
+"""The row of webhooks: how fast one relay sends a ledger, beside an endpoint that hangs."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class _Receiver:
             writer.transport.abort()
 
     def rate(self, events: int) -> float:
-        """Waits until so many events have come; returns how many a second."""
+        """Waits until this number of events has come; returns the events a second."""
         deadline = time.monotonic() + _END_SECONDS
         while self._count < events:
             if time.monotonic() > deadline:

@@ -77,13 +77,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fake_stripe", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 takes any free one (%(default)s)")
     parser.add_argument("--deliver-to", metavar="URL", help="where events are posted to")
-    parser.add_argument("--secret", default="whsec_fake", help="they are signed with it")
+    parser.add_argument("--secret", default="whsec_fake", help="of the signatures (%(default)s)")
     parser.add_argument(
-        "--keep", type=Path, metavar="FILE", help="survive a kill; slow with many objects"
+        "--keep", type=Path, metavar="FILE", help="keep the state in FILE; slow with many objects"
     )
     parser.add_argument("--live", action="store_true", help="live mode instead of test mode")
-    parser.add_argument("--api-version", default=NEWEST, help="of events (%(default)s)")
-    parser.add_argument("--faults", type=int, metavar="SEED", help="the usual faults, so drawn")
+    parser.add_argument("--api-version", default=NEWEST, help="version of the events (%(default)s)")
+    parser.add_argument("--faults", type=int, metavar="SEED", help="draw the usual faults from it")
     with contextlib.suppress(KeyboardInterrupt):
         uvloop.run(_serve(parser.parse_args()))
 

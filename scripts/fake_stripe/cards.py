@@ -1,6 +1,6 @@
 """Saved cards, and payment intents that are made, confirmed and cancelled through the API.
 
-Which card does what is as in https://docs.stripe.com/testing; how an intent changes is as in
+The cards behave as in https://docs.stripe.com/testing, and intents change as in
 https://docs.stripe.com/payments/paymentintents/lifecycle.
 """
 
@@ -8,7 +8,7 @@ from .payments import Refused, charge_of, found, make_intent, succeed
 from .state import Object
 from .stripe import Stripe
 
-# What the bank says to a charge: nothing, it is paid; or the error code and the decline code.
+# The bank's answer to a charge: None, it is paid; or the error code and the decline code.
 _PAID = None
 _CARDS: dict[str, tuple[str, tuple[str, str] | None]] = {
     "pm_card_visa": ("4242", _PAID),
@@ -21,7 +21,7 @@ _CARDS: dict[str, tuple[str, tuple[str, str] | None]] = {
         "3178",
         ("card_declined", "insufficient_funds"),
     ),
-    # None of Stripe's: its bank asks for the customer although nobody is there.
+    # Not one of Stripe's cards: its bank asks for the customer of an off-session charge.
     "pm_fake_asksOffSession": ("0000", ("asks_off_session", "")),
 }
 _CANCELLABLE = {
@@ -53,14 +53,14 @@ def save_card(stripe: Stripe, customer: str, test_card: str = "pm_card_visa") ->
 
 
 def detach_card(stripe: Stripe, card: Object) -> Object:
-    """Takes a card from its customer; it can be charged no more."""
+    """Takes a card from its customer; it can no longer be charged."""
     card["customer"] = None
     stripe.state.save(card)
     return card
 
 
 def change_card(stripe: Stripe, card: Object, *, like: str) -> Object:
-    """Lets the bank answer as it does for one of Stripe's test cards."""
+    """Makes the bank answer as it does for one of Stripe's test cards."""
     card["_says"] = _CARDS[like][1]
     return card
 

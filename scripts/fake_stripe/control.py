@@ -1,4 +1,4 @@
-"""The fake's own routes under `/_fake/`: what customers and banks do, and what goes wrong.
+"""The fake's own routes under `/_fake/`: the actions of customers and banks, and the faults.
 
 Each action takes a JSON object and answers with one; `batch` takes many actions at once.
 """
@@ -209,7 +209,7 @@ class Control:
         return {"session": session["id"], "payment_intent": session["payment_intent"]}
 
     def _edit(self, body: Object) -> Object:
-        """Changes fields of an object by hand, where no action does it; makes no event."""
+        """Changes fields of an object directly, if no action does it; makes no event."""
         object_ = self._any(body["id"])
         object_ |= body["fields"]
         self._stripe.state.save(object_)

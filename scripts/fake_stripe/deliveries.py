@@ -23,7 +23,7 @@ _ANSWER_KEPT = 200  # bytes; a run has many answers
 
 @dataclass(slots=True)
 class Pace:
-    """How deliveries go.
+    """The pace of deliveries.
 
     Attributes:
         mode: `on`; `hold` keeps events back; `lose` forgets them for good.
@@ -104,7 +104,7 @@ class Couriers:
         return len(self._stripe.outbox) + self._entered
 
     async def until_idle(self, most: int = 0) -> None:
-        """Waits until no more than this number of deliveries are running."""
+        """Waits until at most this number of deliveries are running."""
         while self.on_the_way > most:
             self._done.clear()
             await self._done.wait()
@@ -136,7 +136,7 @@ class Couriers:
                 await poster.close()
 
     def release(self) -> int:
-        """Sends what was held back; returns how many."""
+        """Sends the events that were held back; returns how many."""
         released, self.held = self.held, []
         for delivery in released:
             self._enter(delivery, 0.0)
@@ -145,7 +145,7 @@ class Couriers:
         return len(released)
 
     def hurry(self) -> int:
-        """Makes everything that waits for its next try due now; returns how many."""
+        """Makes every delivery that waits for its next try due now; returns how many."""
         now = time.monotonic()
         self._due = [(min(due, now), number, each) for due, number, each in self._due]
         heapq.heapify(self._due)
@@ -221,7 +221,7 @@ class Couriers:
             else:
                 self.tally.given_up += 1
                 self._forget(delivery)
-        # Only now, so that the fake never looks idle between two tries.
+        # Changed only now, so that the fake never looks idle between two tries.
         self._entered -= 1
 
     def _forget(self, delivery: Delivery) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong on purpose, drawn from a seed, and how often it did."""
+"""The faults that are made on purpose, drawn from a seed, and how often each struck."""
 
 import random
 from collections import Counter
@@ -39,7 +39,7 @@ class Shares:
     delay_seconds: float = 1.0
 
 
-# What `--faults` sets: every fault that Stripe's retries make up for.
+# The faults of `--faults`: all those that Stripe's retries make up for.
 USUAL = {
     "duplicate": 0.1,
     "twin": 0.05,
@@ -61,10 +61,10 @@ class ApiFault:
             `lost_answer` (does what was asked, then answers with the status), or
             `late_answer` (does what was asked, then waits `seconds` before it answers).
         status: of the answer.
-        code: of the error in the answer, where Stripe has one for the status.
-        path: requests whose path begins so, below `/v1/`.
+        code: of the error in the answer, if Stripe has one for the status.
+        path: the beginning of the paths of such requests, below `/v1/`.
         method: GET or POST; empty for both.
-        skip: how many such requests pass before.
+        skip: how many such requests pass before the first fault.
         share: how often, 0 to 1.
         count: how many more times; None: without end.
         seconds: how long it hangs.
@@ -113,13 +113,13 @@ class Faults:
         return True
 
     def shuffled(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Returns the items, in another order when that fault strikes."""
+        """Returns the items, in another order if that fault strikes."""
         if len(items) < 2 or not self.strikes("reorder"):
             return items
         return self.random.sample(items, len(items))
 
     def of_request(self, method: str, path: str) -> ApiFault | None:
-        """Draws the fault that meets a request, and uses one up where they are counted."""
+        """Draws the fault of a request, and uses one up if its number is limited."""
         for fault in self.api:
             fits = path.removeprefix("/v1/").startswith(fault.path)
             if not fits or fault.method not in {"", method} or fault.count == 0:
@@ -135,5 +135,5 @@ class Faults:
         return None
 
     def shown(self) -> dict[str, Any]:
-        """What is set and what struck, for the control routes."""
+        """Shows the faults that are set and those that struck, for the control routes."""
         return {"shares": asdict(self.shares), "struck": dict(self.struck)}

@@ -8,7 +8,7 @@ _DISPUTE_FEE = 1500
 
 
 def charge_of(stripe: Stripe, payment: str) -> Object:
-    """The charge behind the id of a charge, payment intent, session or invoice."""
+    """Finds the charge behind the id of a charge, payment intent, session or invoice."""
     object_ = stripe.state.find(payment)
     if object_ is None:
         raise Refused(f"No such payment: '{payment}'", status=404, code="resource_missing")
@@ -91,7 +91,7 @@ def dispute(
 
     Args:
         stripe: the fake.
-        charge: what is disputed.
+        charge: the disputed charge.
         amount: how much of it; None: all.
         reason: the one that the bank gives.
         withdraw: the money is taken at once.

@@ -54,7 +54,8 @@ def make_session(stripe: Stripe, given: Object) -> Object:
     """Makes an open session from the API's parameters (decoded) and returns it.
 
     Besides the API's parameters it takes `livemode`, `amount_discount`, `amount_tax`,
-    `presentment`, `payment_link` and `id`, which a customer or the account would decide.
+    `presentment`, `payment_link` and `id`, which are otherwise decided by a customer or the
+    account.
     """
     state, mode = stripe.state, given["mode"]
     lines = [_line(stripe, each) for each in given.get("line_items") or []]

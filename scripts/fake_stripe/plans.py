@@ -1,7 +1,7 @@
 """Subscriptions: their months, and changes of the plan within a month, with prorations.
 
 Stripe credits the rest of what was billed for the old plan, and bills the rest of the month for the
-new one, at once or with the next month ("Prorations").
+new plan, at once or with the next month ("Prorations").
 """
 
 from datetime import UTC, datetime
@@ -40,7 +40,7 @@ def subscribe(stripe: Stripe, given: Object) -> Object:
 
 
 def renew(stripe: Stripe, given: Object) -> Object:
-    """Bills the next month, with what earlier changes left to it; returns the invoice."""
+    """Bills the next month, with the lines that earlier changes left to it; returns the invoice."""
     made = found(stripe, "subscription", given["subscription"])
     return _month(stripe, made, "subscription_cycle", [])
 
@@ -91,7 +91,7 @@ def _month(stripe: Stripe, made: Object, reason: str, more: list[Object]) -> Obj
 
 
 def _bill(stripe: Stripe, made: Object, reason: str, lines: list[Object], status: str) -> Object:
-    """Bills the lines, after what earlier changes left to be billed."""
+    """Bills the lines, after those that earlier changes left to be billed."""
     lines, made["_pending"] = [*made["_pending"], *lines], []
     customer = found(stripe, "customer", made["customer"])
     id_ = stripe.state.new_id("invoice")
@@ -110,7 +110,7 @@ def _bill(stripe: Stripe, made: Object, reason: str, lines: list[Object], status
 
 
 def _credit(made: Object, rest: Object, *, attributed: bool) -> Object:
-    """Makes the line that gives back the rest of what was billed last for the plan."""
+    """Makes the line that gives back the rest of the last bill for the plan."""
     billed = made["_billed"]
     whole = billed["period"]["end"] - billed["period"]["start"]
     amount = round(billed["amount"] * (rest["end"] - rest["start"]) / whole)

@@ -1,6 +1,6 @@
 """An HTTP client for one address that keeps its connections, and can break them on request.
 
-Ready-made clients hide the connection, which a fault must break.
+Ordinary clients hide the connection, which a fault must break.
 """
 
 import asyncio
@@ -117,7 +117,7 @@ class Poster:
         return _Connection(reader, writer, h11.Connection(our_role=h11.CLIENT))
 
     async def close(self) -> None:
-        """Closes what is idle."""
+        """Closes the idle connections."""
         for connection in self._idle:
             connection.writer.close()
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What the API shows: one object, a page of a list, what is expanded."""
+"""The answers of the API: one object, a page of a list, expanded fields."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -66,7 +66,7 @@ class Call:
         return object_
 
     def show(self, object_: Object) -> Object:
-        """An object in this call's version, with what it asked to be expanded."""
+        """An object in this call's version, with the fields expanded that the call names."""
         view = shown(self.stripe.state, object_, self.version)
         for path in self.params.get("expand") or []:
             self._expand(view, path.split("."))

@@ -1,4 +1,4 @@
-"""What the fake Stripe knows: its objects, their order, and the clock they are dated by.
+"""The state of the fake Stripe: its objects, their order, and the clock that dates them.
 
 Objects are plain dicts in the newest layout. Keys that begin with an underscore are links that only
 some versions show, or none; `versions` leaves them out.
@@ -73,7 +73,7 @@ class State:
         return made
 
     def save(self, changed: Object) -> None:
-        """Lets the filters of lists see what an object now refers to."""
+        """Updates the references of an object in the indexes that lists filter by."""
         kind = changed["object"]
         for field in _INDEXED:
             if referred := changed.get(field):
@@ -84,7 +84,7 @@ class State:
         return self._objects[kind].get(id_)
 
     def find(self, id_: str) -> Object | None:
-        """The object of this id, whatever its kind."""
+        """The object of this id, of any kind."""
         for objects in self._objects.values():
             if found := objects.get(id_):
                 return found

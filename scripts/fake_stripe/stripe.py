@@ -46,7 +46,7 @@ class Event:
 
 @dataclass(slots=True, eq=False)
 class Endpoint:
-    """Where events go: a webhook endpoint, or a thin destination.
+    """A destination of events: a webhook endpoint, or a thin destination.
 
     Attributes:
         secrets: several while one is being rolled; each signs.
@@ -174,7 +174,7 @@ class Stripe:
         self.mail.set()
 
     def body_for(self, event: Event, endpoint: Endpoint) -> bytes:
-        """The exact bytes an endpoint gets."""
+        """Returns the exact bytes that an endpoint gets."""
         if endpoint.thin or event.type.startswith("v2."):
             return orjson.dumps(self.thin(event))
         # An endpoint made after the event gets it in the account's version.
@@ -219,5 +219,5 @@ class Stripe:
         }
         if event.account:
             body["account"] = event.account
-        # A copy: what orjson returns keeps the far larger buffer that it wrote into.
+        # A copy, because the bytes from orjson keep the far larger buffer that it wrote into.
         return bytes(bytearray(orjson.dumps({**body, **fields})))

@@ -217,7 +217,7 @@ async def test_what_gives_no_answer_is_reported():
 async def test_a_bridge_without_a_secret_is_reported(fake, service):
     access = {"stripe_key": KEY, "stripe_address": fake.url, "credit_target": service.target}
     done = await ran("check-config", **access)
-    line = "STRIPE_BRIDGE_WEBHOOK_SECRETS is not set, so no event is taken\n"
+    line = "STRIPE_BRIDGE_WEBHOOK_SECRETS is not set, so no event is accepted\n"
     assert (done.returncode, done.stdout) == (1, line)
 
 

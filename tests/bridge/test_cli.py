@@ -96,7 +96,7 @@ def test_a_wrong_command_line_ends_with_exit_code_2(said, arguments, problem):
                       "catalog": "/nowhere/packs.toml"}, "/nowhere/packs.toml: No such file"),
         (("serve",), {"stripe_key": "rk_live_a", "webhook_secrets": "live:whsec_a",
                       "credit_tls_ca": "/nowhere/ca.pem"}, "CREDIT_TLS_CA: /nowhere/ca.pem: No"),
-        (("replay", "price_1"), {"stripe_key": "rk_live_a"}, "'price_1' is no id of an event"),
+        (("replay", "price_1"), {"stripe_key": "rk_live_a"}, "'price_1' is not the id of an event"),
     ],
 )  # fmt: skip
 def test_what_a_command_lacks_is_named_in_one_line(said, arguments, settings, problem):

@@ -157,7 +157,7 @@ def refused(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, f"no user could be recognised: set {P}SUPABASE_URL or {P}JWT_ISSUER"),
+        ({}, f"no user could be identified: set {P}SUPABASE_URL or {P}JWT_ISSUER"),
         ({"LISTEN": "0.0.0.0:1"}, f"set {P}ALLOW_PLAINTEXT=true"),
         (
             {"LISTEN": "0.0.0.0:1", "ALLOW_PLAINTEXT": "true", "DEVELOPMENT": "true"},

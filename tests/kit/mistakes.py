@@ -338,7 +338,7 @@ MISTAKES: dict[str, list[Mistake]] = {
             for name in ("min_balance", "alert_below")
             for n in (HUGE, -HUGE, INT64_MIN)
         ),
-        *(({"reset": [n]}, "reset", f"holds {n}, which is no field") for n in (0, -1, 99)),
+        *(({"reset": [n]}, "reset", f"holds {n}, which is not a field") for n in (0, -1, 99)),
         ({"reset": [pb.POLICY_FIELD_FROZEN]}, "reset", "frozen, which is also set"),
         *(
             ({"spend_limits": pb.SpendLimits(**{name: n})}, f"spend_limits.{name}", "must be 0")

@@ -77,7 +77,7 @@ async def test_an_item_that_is_wrong_fails_alone(stub, database):
     [
         ([], "items", "must be 1 to 500, not 0."),
         ([pb.CallManyItem(index=n) for n in range(501)], "items", "must be 1 to 500, not 501."),
-        ([pb.CallManyItem(index=7)] * 2, "items[1].index", "is 7, as that of another."),
+        ([pb.CallManyItem(index=7)] * 2, "items[1].index", "is 7, as in another item."),
         (
             [spend("u", description="d" * 60_000, key=f"{n}") for n in range(9)],
             "request",

@@ -78,7 +78,7 @@ async def test_a_file_that_cannot_be_used_leaves_the_callers_as_they_were(databa
             await seen("is not TOML")
             assert await known()
             door.file.write_text("identity = [1]\n")
-            await seen("is no table")
+            await seen("is not a table")
             assert await known()
             door.file.unlink()
             await seen("No such file")
@@ -123,12 +123,12 @@ WHOLE = {"name": '"a"', "role": '"worker"', "token_sha256": f'"{"0" * 64}"'}
         ("n = " + "9" * 5000, "is not TOML"),
         ("identity = []", "must hold [[identity]] tables"),
         ('identity = "a"', "must hold [[identity]] tables"),
-        ("identity = [1]", "identity 1 is no table"),
+        ("identity = [1]", "identity 1 is not a table"),
         ("[identity]\nname = 'a'", "must hold [[identity]] tables"),
         ("other = 1\n" + table(**WHOLE), "and nothing else"),
         (table(**WHOLE, colour='"red"'), "identity 1 has an unknown key colour"),
-        (table(**{**WHOLE, "name": "1"}), "identity 1 has a value that is not a text"),
-        (table(**{**WHOLE, "certificate": '""'}), "identity 1 has a value that is not a text"),
+        (table(**{**WHOLE, "name": "1"}), "identity 1 has a value that is not a string"),
+        (table(**{**WHOLE, "certificate": '""'}), "identity 1 has a value that is not a string"),
         (table(role='"worker"', token_sha256='"x"'), "identity 1 needs a name"),
         (table(**{**WHOLE, "name": '"a\\nb"'}), "identity 1 needs a name"),
         (table(**{**WHOLE, "name": '"ä"'}), "identity 1 needs a name"),

@@ -157,7 +157,7 @@ async def test_a_cursor_that_is_damaged_foreign_or_ahead_is_refused(
         ("x", "is damaged"),
         (last.cursor[:-2], "is damaged"),
         (last.cursor.swapcase(), "is damaged"),
-        (foreign.cursor, "is of another database"),
+        (foreign.cursor, "is from another database"),
         (ahead, "is ahead of the feed"),
     ):
         with pytest.raises(InvalidRequest, match=words) as refused:

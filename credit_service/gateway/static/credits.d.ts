@@ -1,6 +1,6 @@
 /** Types of `credits.js`: custom elements over one live store of a user's credits. */
 
-/** What the server said last. Credits are whole numbers; times are RFC 3339 in UTC. */
+/** The newest account from the server. Credits are whole numbers; times are RFC 3339 in UTC. */
 export interface Account {
   readonly balance: number;
   readonly held: number;

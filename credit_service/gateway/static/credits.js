@@ -134,7 +134,7 @@ async function problemOf(response) {
 
 const HERE = new URL(".", import.meta.url).href;
 const BACKOFF_MS = [250, 500, 1000, 2000, 4000, 8000, 15000, 30000];
-// Three heartbeats missed: the line is dead, though nothing said so.
+// Three heartbeats missed: the connection is dead, even without an error.
 const SILENCE_MS = 45_000;
 const PUBLIC = /^config$/;
 const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\])$/;
@@ -187,7 +187,7 @@ export class CreditsStore extends EventTarget {
     this.#origins = origins;
   }
 
-  /** Forgets the user (after signing out, or in as somebody else) and begins again. */
+  /** Forgets the user (after a sign-out, or a sign-in as another user) and begins again. */
   reset() {
     this.#kept.clear();
     this.#lastSeen = null;
@@ -199,7 +199,7 @@ export class CreditsStore extends EventTarget {
     }
   }
 
-  /** Calls `listener` after each change; the stream runs while somebody is subscribed. */
+  /** Calls `listener` after each change; the stream runs while there is a subscriber. */
   subscribe(listener) {
     this.addEventListener("change", listener);
     if (this.#users++ === 0) {
@@ -213,7 +213,7 @@ export class CreditsStore extends EventTarget {
     };
   }
 
-  /** Says that the app was refused: shows the shortfall until the balance covers it. */
+  /** Notes a refusal that the app received: shows the shortfall until the balance covers it. */
   refuse(problem) {
     this.#set({ ...this.#snapshot, refusal: problem });
   }
@@ -312,7 +312,7 @@ export class CreditsStore extends EventTarget {
     this.#setBuying(false);
   }
 
-  /** Sends one request; gives the JSON of the answer or throws a CreditsProblem. */
+  /** Sends one request; returns the JSON of the answer or throws a CreditsProblem. */
   async request(path, { body, key, signal } = {}) {
     const response = await this.#fetch(path, { body, key, signal });
     if (!response.ok) {
@@ -650,7 +650,7 @@ function pageIsReady() {
   });
 }
 
-/** Calls `bark` when nothing was heard for so long. */
+/** Calls `bark` when nothing was heard for `ms` milliseconds. */
 function watchdog(ms, bark) {
   let timer = setTimeout(bark, ms);
   let stopped = false;
@@ -705,7 +705,7 @@ async function fingerprint(token) {
     const { iss, sub } = JSON.parse(atob(part));
     if (sub) user = `${iss}\n${sub}`;
   } catch {
-    // No JWT: the token itself names the user.
+    // Not a JWT: the token itself names the user.
   }
   if (!globalThis.crypto?.subtle) {
     return crypto.randomUUID();
@@ -828,7 +828,7 @@ function sheetOf(css) {
   return own;
 }
 
-/** Makes an element; text is always text. */
+/** Makes an element; `text` is never read as HTML. */
 function make(tag, facts = {}, ...children) {
   const element = facts.svg
     ? document.createElementNS("http://www.w3.org/2000/svg", tag)
@@ -884,7 +884,7 @@ export class CreditsProvider extends Base {
     this.dispatchEvent(new Event("texts"));
   }
 
-  /** Shows the refusal (a problem document, or what the app's own API answered with) to the user. */
+  /** Shows the refusal (a problem document, or the answer of the app's own API) to the user. */
   refuse(problem) {
     this.store.refuse(problem);
     announce(this, "credits-refused", problem);
@@ -964,7 +964,7 @@ class CreditsElement extends Base {
     draw();
   }
 
-  /** What belongs to the user is asked for once a user is known, and again after an outage. */
+  /** Data of the user is requested once a user is known, and again after an outage. */
   #askInTime() {
     const { account, status } = this.store.snapshot;
     const back = this.#away && status === "live";
@@ -975,7 +975,7 @@ class CreditsElement extends Base {
     }
   }
 
-  /** Whether its last question had no answer. */
+  /** Whether its last request had no answer. */
   get failed() {
     return false;
   }
@@ -1031,7 +1031,7 @@ class CreditsElement extends Base {
   }
 }
 
-/** The headline: what can be spent now, with what is held, owed, expiring or old beneath it. */
+/** The headline: the spendable credits; beneath them what is held, owed, expiring or old. */
 export class CreditsBalance extends CreditsElement {
   static css = `
     .headline { font-size: var(--credits-headline, 2.25rem); font-weight: 700; line-height: 1.1; margin: 0.1em 0; }
@@ -1078,7 +1078,7 @@ export class CreditsBalance extends CreditsElement {
       if (next) details.push([this.say("expiring", this.#onTheDayOf(next, account.expiring))]);
       if (account.frozen) details.push([this.say("frozen")]);
       if (asOf) details.push([this.say("asOf", { time: this.time(asOf, { timeStyle: "short" }) })]);
-      // Changes are spoken, the first sight is not.
+      // A screen reader speaks changes, but not the first value.
       if (this.#spoken !== null && this.#spoken !== account.spendable) {
         status.textContent = this.say("now", { n: account.spendable });
       }
@@ -1089,7 +1089,7 @@ export class CreditsBalance extends CreditsElement {
     lines.replaceChildren(...details.map(([text, kind]) => make("p", { text, class: kind })));
   }
 
-  /** All that expires on the day of the next to expire, in the reader's time zone. */
+  /** All credits that expire on the day of the next expiry, in the reader's time zone. */
   #onTheDayOf(next, expiring) {
     const year = (iso) => this.time(iso, { year: "numeric" });
     const thisYear = year(next.at) === year(new Date());
@@ -1107,7 +1107,7 @@ export class CreditsLow extends CreditsElement {
   #line = null;
 
   connected() {
-    // It is there before its text is, so that a screen reader speaks the text when it comes.
+    // The element is there before its text, so that a screen reader speaks the text when it comes.
     this.#line = make("p", { part: "message" });
     this.fill(make("div", { role: "status", part: "card" }, this.#line));
   }
@@ -1280,7 +1280,7 @@ export class CreditsPacks extends CreditsElement {
     try {
       this.#packs = (await this.store.packs()).items;
     } catch (error) {
-      // The gateway sells nothing, which is no failure.
+      // The gateway sells nothing, which is not a failure.
       if (error.status === 404) this.#packs = [];
       else this.#failed = true;
     }
@@ -1324,7 +1324,7 @@ export class CreditsPacks extends CreditsElement {
   }
 }
 
-/** A refusal explained: what is missing, and the smallest pack that covers it. */
+/** Explains a refusal: the missing credits, and the smallest pack that covers them. */
 export class CreditsShortfall extends CreditsElement {
   static css = `.card { border-color: var(--_bad); } p { margin: 0 0 0.5em; } .head { font-weight: 700; }`;
   #packs = [];
@@ -1424,7 +1424,7 @@ export class CreditsHistory extends CreditsElement {
         this.#items = [...others, ...page.items];
         this.#cursor = page.next_cursor;
       } else if (this.#items.length && others.length < this.#items.length) {
-        // It meets what was read before, so nothing lies between.
+        // It meets the entries that were read before, so there is no gap.
         this.#items = [...page.items, ...others];
       } else {
         this.#items = page.items;
@@ -1490,7 +1490,7 @@ export class CreditsHistory extends CreditsElement {
   }
 }
 
-/** Reads again after the account has changed, at most once in `ms`. */
+/** Reads again after the account has changed, at most once in `ms` milliseconds. */
 function refresher(ms, read) {
   let last = null;
   let timer = null;
@@ -1682,7 +1682,7 @@ function niceCeiling(value) {
 
 const CHECK_AFTER_MS = [0, 1000, 2000, 3000, 5000, 8000, 15000, 30000];
 
-/** What became of a payment, on the page that the checkout leads back to. */
+/** The outcome of a payment, on the page to which the checkout returns. */
 export class CreditsReturn extends CreditsElement {
   static css = `.head { font-weight: 600; }`;
   #checkout = null;
@@ -1699,7 +1699,7 @@ export class CreditsReturn extends CreditsElement {
       if (this.#id) sessionStorage.setItem(key, this.#id);
       else this.#id = sessionStorage.getItem(key);
     } catch {
-      // A reload then shows nothing; the balance is right all the same.
+      // A reload then shows nothing; the balance is still right.
     }
     if (url.searchParams.has(name)) {
       url.searchParams.delete(name);
