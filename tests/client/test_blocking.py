@@ -75,7 +75,7 @@ async def test_every_kind_of_call_blocks_until_its_answer(database, blocking):
     assert not await database.faults()
 
 
-async def test_what_yields_is_an_ordinary_iterator(database, blocking):
+async def test_calls_with_many_results_return_an_ordinary_iterator(database, blocking):
     user_id = await database.user(100)
 
     def calls(client):
@@ -152,7 +152,7 @@ async def test_work_is_paid_when_it_succeeds_and_not_when_it_fails(database, blo
 
 @pytest.mark.shared(False)
 async def test_a_hold_is_extended_while_the_thread_works(database, blocking):
-    """The thread is blocked outside of the client, like one that computes."""
+    """The thread is blocked outside the client, like one that computes."""
     user_id = await database.user(10)
 
     def works(client):
@@ -336,7 +336,7 @@ async def test_an_interrupted_call_is_given_up(database, waiting_service):
         await lock.execute("ROLLBACK")
         client = await waiting_service.client()
 
-        # It may have been made all the same, but nothing keeps it alive.
+        # The hold may have been made, but nothing extends it.
         async def given_up():
             credit = await client.get_user_credit(user_id)
             return credit.held == 0 and credit.seq != 2

@@ -1,4 +1,4 @@
-"""Calls that are in flight together are few requests, and each has the answer that it has alone."""
+"""Calls in flight together share few requests, and each gets the answer it would get alone."""
 
 import asyncio
 import re
@@ -193,7 +193,7 @@ async def stage(client, database):
 
 
 async def outcome(call):
-    """What becomes of a call: its entry and hold, or its error with all that was sent of it.
+    """The outcome of a call: its entry and hold, or its error with every detail that was sent.
 
     The account in an answer is as it was after all calls that were carried out together.
     """
@@ -282,7 +282,7 @@ async def test_a_call_waits_for_an_earlier_request_with_a_call_of_its_user(datab
         client.spend_credits(str(user_id).upper(), amount=1, idempotency_key="third"),
         *(client.spend_credits(other, amount=1) for other in others[9:]),
     )
-    # The calls of the others are sent, and so could those of the user have been.
+    # The other users' calls were sent, so this user's calls could have been sent too.
     await eventually(lambda: len(proxy.keys) == 20, every=0.01)
     assert {"second", "third"}.isdisjoint(proxy.keys)
     proxy.flowing.set()

@@ -1,4 +1,4 @@
-"""A caller who leaves at the moment when calls are sent takes nothing from the others."""
+"""A caller that is cancelled at the moment when calls are sent does not affect the others."""
 
 import asyncio
 

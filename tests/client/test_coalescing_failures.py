@@ -1,4 +1,4 @@
-"""What goes wrong for one of the calls that are made together goes wrong for its caller alone."""
+"""A failure of one of the calls that are made together affects its caller alone."""
 
 import asyncio
 import signal
@@ -92,7 +92,7 @@ async def test_a_call_that_is_cancelled_after_it_is_sent_leaves_the_others_alone
         relay.flowing.set()
         answers = await asyncio.gather(*tasks[:5])
         assert {answer.credit.balance for answer in answers} == {99}
-        # The client goes on, for the users of the calls that were cancelled too.
+        # The client goes on, also for the users whose calls were cancelled.
         again = await asyncio.gather(*spends(client, user_ids))
     assert [answer.replayed for answer in again] == [True] * 10
     assert await charges(database, user_ids) == [1] * 10
@@ -165,17 +165,17 @@ async def test_a_locked_account_delays_its_own_caller_alone(database):
             rest = spends(client, others[1:])
             relay.flowing.set()
             await asyncio.gather(*first, *rest)
-            # And those that are called meanwhile.
+            # So do calls made meanwhile.
             answers = await asyncio.gather(
                 *(client.spend_credits(user_id, amount=1) for user_id in others)
             )
             assert {answer.credit.balance for answer in answers} == {98}
-        # The service may have asked it to come again more often than the client does.
+        # The service may have asked for more retries than the client makes.
         await asyncio.wait([delayed])
         (again,) = await asyncio.gather(*spends(client, [locked]))
         assert again.transaction.balance_after == 99
     assert await charges(database, [locked]) == [1]
-    # Those that are called meanwhile may be as many in one request, too.
+    # Calls made meanwhile may be as many in one request, too.
     sizes = [
         len(request.items)
         for method, request in relay.received
@@ -185,7 +185,7 @@ async def test_a_locked_account_delays_its_own_caller_alone(database):
 
 
 async def test_requests_that_stay_unanswered_do_not_hold_up_other_calls(database, relay):
-    """There are more of them than may be unanswered, as when each is of a locked account."""
+    """They are more than may be unanswered at once, as when each is of a locked account."""
     *slow, other = await users(database, 10)
     async with client_of(relay.target) as client:
         stuck = relay.flowing
@@ -194,7 +194,7 @@ async def test_requests_that_stay_unanswered_do_not_hold_up_other_calls(database
         for user_id in slow:
             delayed += spends(client, [user_id])
             await eventually(lambda key=str(user_id): key in relay.keys, every=0.01)
-        # What has arrived stays where it is; what arrives now goes on.
+        # Requests that have arrived stay held up; later ones pass.
         relay.flowing = asyncio.Event()
         relay.flowing.set()
         assert (await client.spend_credits(other, amount=1)).credit.balance == 99

@@ -1,7 +1,7 @@
-"""Calls that go out together have the answers, and leave the ledger, of calls made one by one.
+"""Calls sent together get the same answers, and leave the same ledger, as calls made one by one.
 
 The same random calls are made through two clients. One coalesces, and makes all calls of a group at
-once. The other makes the calls of a user one after another. Each has users of its own.
+once. The other makes the calls of a user one after another. Each client has users of its own.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ STRANGER, LEAVER = USERS, USERS + 1
 
 @dataclass(frozen=True)
 class Note:
-    """A text that repeats itself so often."""
+    """A text that repeats itself a number of times."""
 
     times: int
 
@@ -35,10 +35,10 @@ class Note:
 
 @dataclass(frozen=True)
 class Step:
-    """A call: of whom, under which key, and what is asked.
+    """A call: its user, its key and its request.
 
-    `target` numbers an earlier hold to capture. `leaves` says that the caller is cancelled after so
-    many turns of the event loop; None: the caller stays.
+    `target` numbers an earlier hold to capture. `leaves` is the number of turns of the event loop
+    after which the caller is cancelled; None: the caller stays.
     """
 
     call: str
@@ -92,7 +92,7 @@ def _steps():
     )
 
 
-# A number means the step so many places earlier, once more: a repeat of its key.
+# A number repeats the step that many places earlier, with its key.
 GROUPS = st.lists(
     st.lists(st.one_of(*[_steps()] * 4, st.integers(1, 12)), min_size=1, max_size=40),
     min_size=1,
@@ -101,7 +101,7 @@ GROUPS = st.lists(
 
 
 def with_repeats(groups):
-    """Puts the steps that are meant in the place of the numbers."""
+    """Replaces each number by the step that it repeats."""
     earlier, found = [], []
     for group in groups:
         found.append([])
@@ -125,7 +125,7 @@ class Side:
         self._holds = {user: [] for user in range(len(users))}
 
     async def make(self, group):
-        """Makes the calls of a group; returns their answers as the other side has them too."""
+        """Makes the calls of a group; returns the part of their answers that both sides share."""
         holds = {user: list(ids) for user, ids in self._holds.items()}
         if self._at_once:
             calls = [asyncio.create_task(self._leave_or_stay(step, holds)) for step in group]
@@ -154,7 +154,7 @@ class Side:
             await asyncio.sleep(0)
         call.cancel()
         await asyncio.wait({call})
-        # What became of it is for its key to say.
+        # Only a repeat with its key shows the outcome.
         answer = await self._call(step, holds)
         return answer.transaction.idempotency_key, answer.transaction.amount
 
@@ -177,7 +177,7 @@ class Side:
             return error
 
     def _without_ids(self, answer):
-        """What the other side's answer must equal: all but ids of users, and times."""
+        """The part of an answer that both sides share: all but ids of users, and times."""
         if isinstance(answer, tuple):
             return answer
         if isinstance(answer, CreditError):
@@ -187,7 +187,7 @@ class Side:
                 for field in ("timestamp", "create_time", "expire_time"):
                     if message is not None and field in message.DESCRIPTOR.fields_by_name:
                         message.ClearField(field)
-            # Of the account, calls made at once see what the last of them leaves.
+            # Calls made at once all show the account as the last of them leaves it.
             said = (str(answer.transaction), answer.replayed, str(getattr(answer, "hold", "")))
         return tuple(self._named(text) if isinstance(text, str) else text for text in said)
 
@@ -197,7 +197,7 @@ class Side:
         return text
 
     async def ledger(self, database):
-        """The accounts and entries, without ids and times; of the leaver only the sum."""
+        """The accounts and entries, without ids and times; of LEAVER only the account."""
         found = []
         for number, user in enumerate(self.users):
             found.append(

@@ -23,7 +23,7 @@ def entries(batch):
 
 
 def in_order_and_whole(read, user_id, last):
-    """Whether every entry of a user came, none before an earlier one had come."""
+    """Whether every entry of a user came, each after all earlier ones."""
     seqs = [seq for user, seq in read if user == str(user_id)]
     return list(dict.fromkeys(seqs)) == list(range(1, last + 1))
 
@@ -98,7 +98,7 @@ async def test_a_blocking_reader_stores_its_cursor_and_another_goes_on(
     await all_readable(database)
 
     def reads(until):
-        """Reads on from the stored cursor, as a process does that is started again."""
+        """Reads on from the stored cursor, as a restarted process does."""
         read = []
         with BlockingCreditClient(service.target) as blocking:
             for batch in blocking.stream_transactions(cursor=cursors.load(), page_size=3):

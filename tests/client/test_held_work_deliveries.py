@@ -44,7 +44,7 @@ async def test_a_job_delivered_again_while_it_is_held_goes_on_with_its_hold(data
 
 
 class Overtaken(CreditClient):
-    """Meets a hold again, and before it can renew it, the hold ends."""
+    """A client whose hold, met again, ends before the client can extend it."""
 
     def __init__(self, target, end):
         super().__init__(target)
@@ -135,7 +135,7 @@ async def test_a_delivery_that_comes_back_late_does_not_pay_beside_its_successor
     assert not await database.faults()
 
 
-async def test_a_successor_of_a_delivery_that_paid_late_gives_its_hold_back(database, client):
+async def test_a_successor_of_a_delivery_that_paid_late_releases_its_hold(database, client):
     user_id = await database.user(100)
     stalled = client.hold(user_id, amount=20, job="song-1", ttl=SHORT)
     await stalled.__aenter__()

@@ -68,7 +68,7 @@ async def test_an_extension_that_fails_is_followed_by_the_next(database, monkeyp
         async with client.hold(user_id, amount=20, job="song-1", ttl=ttl) as work:
             async with stuck(database, "ExtendHold"):
                 pass
-            # After the extension whose caller has given up.
+            # This spend comes after the extension that the client has given up.
             await client.spend_credits(user_id, amount=1)
             before = await client.get_hold(user_id, work.hold.id)
 
@@ -218,7 +218,7 @@ async def test_a_capture_of_unknown_outcome_in_the_body_does_not_release(databas
         client = await service.client(deadline_seconds=1)
         work = client.hold(user_id, amount=20, job="song-1")
 
-        async def captures_in_vain():
+        async def captures_without_an_answer():
             async with work:
                 await lock.execute("BEGIN")
                 await lock.execute("SELECT FROM user_credits FOR UPDATE")
@@ -228,7 +228,7 @@ async def test_a_capture_of_unknown_outcome_in_the_body_does_not_release(databas
                     await lock.close()
 
         with pytest.raises(OutcomeUnknown) as unknown:
-            await captures_in_vain()
+            await captures_without_an_answer()
         held = await other.get_hold(user_id, work.hold.id)
         assert held.state in (pb.HOLD_STATE_HELD, pb.HOLD_STATE_CAPTURED)
     await asks_again_and_pays(database, user_id, work, unknown.value.key)

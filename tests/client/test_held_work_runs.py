@@ -56,7 +56,7 @@ async def test_a_delivery_that_took_nothing_is_followed_by_one_that_pays(databas
     assert not await database.faults()
 
 
-async def test_no_units_are_nothing_too(database, client):
+async def test_a_capture_of_no_units_takes_nothing_too(database, client):
     user_id = await database.user(25)
     async with client.hold(user_id, "render", job="song-1") as held:
         await held.capture(quantity=0)
@@ -120,8 +120,8 @@ async def test_a_refunded_job_runs_again_with_the_next_attempt(database, client)
     assert not await database.faults()
 
 
-async def test_it_does_so_where_tries_of_the_earlier_run_had_failed(database, client):
-    """Their attempts have the numbers that the next run begins with."""
+async def test_it_runs_again_where_attempts_of_the_earlier_run_had_failed(database, client):
+    """The failed attempts have the numbers that the next run begins with."""
     user_id = await database.user(25)
     for _ in range(3):
         await fails(client, user_id)
@@ -138,7 +138,7 @@ async def test_it_does_so_where_tries_of_the_earlier_run_had_failed(database, cl
     assert not await database.faults()
 
 
-async def test_the_number_after_that_of_the_hold_works_as_well(database, client):
+async def test_the_number_after_the_attempt_of_the_hold_works_as_well(database, client):
     user_id = await database.user(25)
     await fails(client, user_id)
     paid_by = await runs(client, user_id)

@@ -1,7 +1,7 @@
 """A blocking worker is interrupted at any instant: its hold is ended, or it expires by itself.
 
-Python strikes a thread between any two of its steps: by a signal in the main thread (Ctrl-C, RQ,
-Celery), by PyThreadState_SetAsyncExc in another (Dramatiq).
+Python can interrupt a thread between any two of its steps: by a signal in the main thread (Ctrl-C,
+RQ, Celery), by PyThreadState_SetAsyncExc in another (Dramatiq).
 """
 
 import asyncio
@@ -21,9 +21,9 @@ from credit_service.v1 import credit_service_pb2 as pb
 TTL = timedelta(seconds=2)
 
 pytestmark = [
-    # A call that is struck as it is made leaves a coroutine that nothing has begun to run.
+    # A call that is interrupted as it is made leaves a coroutine that was never started.
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
-    # A finaliser that is struck cannot pass the exception on.
+    # A finaliser that is interrupted cannot pass the exception on.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
@@ -58,7 +58,7 @@ WORK = (captures_itself, is_captured_on_leaving, fails)
 
 
 async def nothing_is_kept(client, user_ids):
-    """Waits until no hold is left: what was interrupted must not be extended any more."""
+    """Waits until no hold is left: the hold of interrupted work must not be extended any more."""
 
     async def kept():
         return [
@@ -96,7 +96,7 @@ async def test_an_interruption_at_any_step_leaves_no_hold_alive(database, client
 
 
 @pytest.mark.parametrize("work", WORK)
-async def test_a_strike_from_another_thread_leaves_no_hold_alive(database, client, worker, work):
+async def test_an_error_from_another_thread_leaves_no_hold_alive(database, client, worker, work):
     user_ids = [await database.user(1000) for _ in range(10)]
 
     def sweep():

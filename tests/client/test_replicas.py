@@ -64,7 +64,7 @@ async def test_a_client_of_several_addresses_survives_the_kill_of_one(database, 
 
 @pytest.mark.parametrize("coalesce", [True, False])
 async def test_every_call_that_a_killed_service_had_in_flight_is_repeated(database, coalesce):
-    """More calls than a client may repeat whose calls fail one after another."""
+    """More calls than a client could repeat if they failed one after another."""
     calls, port = 700, free_port()
     environment = {
         "CREDIT_DATABASE_URL": database.service_url,
@@ -77,7 +77,7 @@ async def test_every_call_that_a_killed_service_had_in_flight_is_repeated(databa
         with process(**environment) as server:
             await asyncio.to_thread(server.wait_until_listening)
             async with database.locked(lonely, busy):
-                # The first call goes by itself, and the others together.
+                # The first call is sent by itself, and the others together.
                 spends = [
                     client.spend_credits(user_id, amount=1) for user_id in (lonely, *[busy] * calls)
                 ]
@@ -116,7 +116,7 @@ async def test_a_blocking_client_takes_several_addresses_too(database, service):
 
 
 async def test_replicas_with_a_certificate_prove_its_name(database, tmp_path):
-    """The addresses are not in it."""
+    """The addresses are not in the certificate."""
     authority, chain, key = trustme.CA(), tmp_path / "chain.pem", tmp_path / "key.pem"
     certificate = authority.issue_cert("credits.internal")
     for part in certificate.cert_chain_pems:

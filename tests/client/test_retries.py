@@ -27,7 +27,7 @@ OPERATION = {"operation": "render"}
 # A server that stops, or is overloaded, answers CANCELLED to a call it has not looked at.
 REPEATED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
-# What the service, or something before it, answers when it failed: the outcome is not known.
+# The answers of a service or proxy that failed: the outcome is not known.
 FAILED = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS)
 
 
@@ -155,7 +155,7 @@ async def test_no_call_is_repeated_at_once(code):
         )
 
 
-def test_pauses_double_up_to_a_longest_and_differ_from_client_to_client():
+def test_pauses_double_up_to_a_maximum_and_differ_from_client_to_client():
     drawn = [[pauses.next() for _ in range(6)] for pauses in (Pauses(0.1, 1.0) for _ in range(50))]
     for step, column in zip((0.1, 0.2, 0.4, 0.8, 1.0, 1.0), zip(*drawn, strict=True), strict=True):
         assert all(step / 2 <= pause <= step * 1.5 for pause in column)

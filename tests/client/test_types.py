@@ -16,10 +16,10 @@ from credit_service.client import BlockingCreditClient, CreditClient
 
 TYPED_WORKER = Path(__file__).with_name("typed_worker.py")
 
-# What a blocking client has of its own: it runs coroutines and turns generators over.
+# Only the blocking client has these: it runs coroutines and iterates over generators.
 OWN = {"run", "iterate"}
 
-# What only the asynchronous client has: the generated calls, and the two ways to make one.
+# Only the asynchronous client has these: the generated calls, and the two ways to make one.
 ASYNC_ONLY = {"stub", "read", "write"}
 
 

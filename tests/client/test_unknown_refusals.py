@@ -52,7 +52,7 @@ async def test_an_unknown_reason_is_a_refusal_with_its_reason_and_message(code):
 
 @pytest.mark.parametrize("code", [code for code in DEFINITE if code.name != "UNAUTHENTICATED"])
 async def test_a_definite_status_without_a_reason_is_a_refusal_named_after_its_code(code):
-    """A proxy or gRPC itself refuses so."""
+    """A proxy, or gRPC itself, refuses in this way."""
     async with answering() as server, CreditClient(server.target) as client:
         server.always = code
         for call in every_call(client).values():

@@ -1,4 +1,4 @@
-"""A database that holds the two given tables with data is taken over by the same migrations."""
+"""The same migrations adopt a database that holds the two given tables with data."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -141,7 +141,7 @@ async def test_missing_values_are_read_as_nothing(given):
     nothing = await given.user(None)
     timeless = await given.user(5, [("c", "purchase", 5, None, None)])
     await given.adopt()
-    # Entries without a time stand before those with one, and take the earliest time that is known.
+    # Entries without a time come before those with one, and get the earliest time that is known.
     assert await given.book(user_id) == [
         (1, "spend", -10, -10, "", shown(at(5)), "given:a"),
         (2, "spend", -20, -30, "", shown(at(5)), "given:b"),
@@ -164,7 +164,7 @@ async def test_equal_times_are_numbered_by_id(given):
     ]
 
 
-async def test_a_time_to_come_is_read_as_now_and_keeps_its_place(given):
+async def test_a_future_time_is_read_as_now_and_keeps_its_place(given):
     hour_ahead = datetime.now(UTC).replace(tzinfo=None) + timedelta(hours=1)
     history = [("b", "purchase", 5, "", at(1)), ("a", "purchase", 5, "", hour_ahead)]
     user_id = await given.user(10, history, updated=hour_ahead)
@@ -249,7 +249,7 @@ async def test_an_id_too_long_for_a_key_stays_in_the_metadata(given):
             await client.get_transaction(user_id, idempotency_key="given:z")
 
 
-async def test_a_users_deletion_still_takes_account_and_history_along(given):
+async def test_deleting_a_user_still_deletes_account_and_history(given):
     history = [("a", "purchase", 100, "", at(1)), ("b", "spend", 20, "", at(2))]
     gone = await given.user(80, history, updated=at(2))
     stays = await given.user(7, updated=at(2))
@@ -271,7 +271,7 @@ async def test_a_users_deletion_still_takes_account_and_history_along(given):
     ],
     ids=["no user", "no type", "no amount", "unknown type"],
 )
-async def test_rows_that_tell_too_little_are_refused_and_nothing_changes(given, row):
+async def test_incomplete_rows_are_refused_and_nothing_changes(given, row):
     await given.user(10, [("fine", "purchase", 10, "", at(1))], updated=at(1))
     user_id, kind, amount = row
     await given.database.execute(

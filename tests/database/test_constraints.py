@@ -93,7 +93,7 @@ async def rolled_back(connection):
 
 
 async def violated(connection, statement, *values):
-    """The table and the constraint that a statement meets; None where it is taken."""
+    """The table and the constraint that a statement violates; None if it succeeds."""
     async with rolled_back(connection):
         try:
             await connection.execute(statement, *values)
@@ -102,12 +102,12 @@ async def violated(connection, statement, *values):
     return None
 
 
-async def test_a_row_within_the_rules_is_taken(connection):
+async def test_a_row_within_the_rules_is_accepted(connection):
     for table, row in ALLOWED:
         assert await violated(connection, *insertion(table, row)) is None, row
 
 
-async def test_a_row_against_a_rule_meets_that_constraint_and_no_other(connection):
+async def test_a_row_against_a_rule_violates_that_constraint_and_no_other(connection):
     for table, constraint, row in REFUSED:
         met = await violated(connection, *insertion(table, row))
         assert met == (table, constraint), row
@@ -125,7 +125,7 @@ UPDATES = [
 ]
 
 
-async def test_an_update_meets_the_constraints_too(connection):
+async def test_an_update_is_checked_by_the_constraints_too(connection):
     for constraint, statement in UPDATES:
         _, met = await violated(connection, statement)
         assert met == constraint
@@ -182,7 +182,7 @@ NEEDED = [
 ]
 
 
-async def test_the_columns_that_every_row_needs_are_these(connection):
+async def test_exactly_these_columns_are_required(connection):
     rows = await connection.fetch(
         "SELECT attrelid::regclass::text, attname::text FROM pg_attribute"
         " INNER JOIN pg_class ON pg_class.oid = attrelid"

@@ -32,7 +32,7 @@ TABLES = [*distribution.BY_USER, *distribution.BY_REFERENCE, *distribution.EVERY
 EARLY = datetime.now(UTC) - timedelta(days=1)
 LATE = datetime.now(UTC) + timedelta(days=300)
 
-# What of the book is on the coordinator: keys without the numbers of shards, and rows.
+# The parts of the book on the coordinator: keys without the numbers of shards, and rows.
 KEYS = """
     SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
     WHERE contype IN ('f', 'p', 'u', 'x', 'c') AND conrelid::regclass::text = ANY($1)
@@ -190,7 +190,7 @@ async def live(client, user_id):
 
 
 async def shown(database, user_ids, then):
-    """What a service that is started for it says of the book, and of what it was then."""
+    """The book now and at a past time, as a service that is started for it shows them."""
     async with (
         running(server_settings(database.service_url)) as service,
         CreditClient(service.target) as client,

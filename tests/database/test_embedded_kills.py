@@ -75,7 +75,7 @@ def attached(data: Path) -> Iterator[int]:
             "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'",
         )
     )
-    process = os.pidfd_open(left)  # which stays that of this process when its number is given away
+    process = os.pidfd_open(left)  # stays valid for this process if its number is reused
     os.kill(left, signal.SIGSTOP)
     os.kill(int(killed["pid"]), signal.SIGKILL)
     parent.end(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL that dies beneath a running service, and is started again."""
+"""The embedded PostgreSQL that dies under a running service, and is started again."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ DOES_NOT_START = "embedded PostgreSQL does not start, trying again"
 
 
 def postmaster(data: Path) -> Announced:
-    """What the present server says about itself."""
+    """The announcement of the current server."""
     found = announced(data / "postgresql-18")
     assert found is not None
     return found

@@ -1,4 +1,4 @@
-"""Whatever PostgreSQL holds in the tables of the book can be answered: values at their extremes."""
+"""Every value that PostgreSQL can hold in the tables of the book can be answered, extremes too."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,7 +14,7 @@ from credit_service.v1 import credit_service_pb2 as pb
 FIRST = datetime(1, 1, 1, tzinfo=UTC)
 LONG = 1_500_000
 
-# Times as PostgreSQL writes them, and what is shown of them; None: the time of the migration.
+# Times as PostgreSQL writes them, and as the service shows them; None: the time of the migration.
 TIMES = [
     ("-infinity", FIRST),
     ("4713-01-01 00:00:00 BC", FIRST),
@@ -30,7 +30,7 @@ TIMES = [
     (None, None),
 ]
 
-# What the metadata says of a time that was moved.
+# The metadata of an entry whose time was moved.
 KEPT = {
     "-infinity": {"given_time": "-infinity"},
     "4713-01-01 00:00:00 BC": {"given_time": "4713-01-01 00:00:00+00 BC"},
@@ -97,7 +97,7 @@ async def everything(client, user_id):
 
 
 async def adopt_by_an_earlier_release(given):
-    """Adopts the tables as releases did that let any time pass, and then migrates to this one."""
+    """Adopts the tables as releases that accepted any time did, and then migrates to this one."""
     unchecked = [replace(file, check="") for file in migrations.migrations()]
     await migrations.migrate(given.database.owner_url, "credit_service", print, unchecked)
 
@@ -157,7 +157,7 @@ async def test_adopted_texts_and_amounts_of_any_size_are_answered(given):
 
 
 async def test_figures_at_their_bounds_are_answered(database, client):
-    """What the constraints allow, set by the owner: the largest balance, floor, limits and hold."""
+    """The limits of the constraints, set by the owner: largest balance, floor, limits and hold."""
     user_id = await database.user(10)
     held = await client.hold_credits(user_id, amount=1, ttl=timedelta(hours=24))
     for balance in (10**15, -(10**15)):

@@ -57,7 +57,7 @@ def pair():
 
 @pytest.fixture(scope="module")
 def alone():
-    """A primary for all tests that give it back as it was."""
+    """A primary that is shared by all tests that restore it."""
     with primary() as pair:
         yield pair
 
@@ -69,7 +69,7 @@ def spend(user_id, key=None):
 
 
 class Caller:
-    """Somebody who spends, reads and asks for the service's health."""
+    """A caller that spends, reads and asks for the service's health."""
 
     def __init__(self, stub, channel, user_id):
         self._stub = stub
@@ -91,7 +91,7 @@ class Caller:
             return failure
 
     async def finds_it_away(self):
-        """Every call is unavailable, the reads too, and the service says that it does not serve."""
+        """Every call is UNAVAILABLE, reads included, and health reports NOT_SERVING."""
         for answer in (await self.spend(), await self.read()):
             if not isinstance(answer, grpc.aio.AioRpcError):
                 return False
@@ -138,11 +138,11 @@ async def test_the_address_leads_to_a_standby_and_then_to_the_promoted_one(pair)
         await copied(pair)
         pair.first.demote()
         pair.lead_to(pair.first)
-        # Its book can be read, and may already be an old one.
+        # Its book can be read, but may already be out of date.
         for _ in range(20):
             assert isinstance(await caller.read(), grpc.aio.AioRpcError)
         await eventually(caller.finds_it_away)
-        # However often it is asked.
+        # It stays away, however often it is asked.
         for _ in range(10):
             assert await caller.finds_it_away()
         await pair.second.database.execute("SELECT pg_promote()")
@@ -174,7 +174,7 @@ async def test_the_address_moves_while_connections_to_the_old_primary_stay_open(
 
 
 def statements(*there, back):
-    """A way to take a database away and to give it back, as its administrator can."""
+    """A way to make a database unavailable and available again, as its administrator can."""
 
     @contextlib.asynccontextmanager
     async def away(pair):

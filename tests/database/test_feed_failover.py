@@ -1,4 +1,4 @@
-"""The feed after a failover or restore: it stands still, says why, and then skips nothing."""
+"""The feed after a failover or restore: it stops, says why, and then skips nothing."""
 
 import asyncio
 import shutil
@@ -123,7 +123,7 @@ async def test_after_a_restore_of_the_files_an_old_cursor_skips_nothing(pair):
     async with at(pair.second) as (clerk, feed):
         page = await feed.page(place, 10)
         assert not page.standing
-        assert place.tx >= page.boundary  # by which the service refuses the cursor
+        assert place.tx >= page.boundary  # the service refuses such a cursor
         assert await advance(pair.second) is None
         assert await advance(pair.second, restored=True)
         await ask(clerk, spend(user_id))

@@ -1,4 +1,4 @@
-"""Migrations: from nothing, again, at once, killed half way, edited, failing, newer than us."""
+"""Migrations: from nothing, repeated, at once, killed half way, edited, failing, newer database."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ from credit_service.database.postgres import Address, missing_protection
 FIRST, BOOK, *LATER = migrations.migrations()
 NEXT = Migration(99, "0099_next", "CREATE TABLE credit_next (id bigint)")
 
-# Runs the migrations in a process of its own, one file replaced by what stands on standard input.
+# Runs the migrations in a process of its own, one file replaced by standard input.
 CHILD = """
 import asyncio, sys
 from credit_service.database import migrations
@@ -121,7 +121,7 @@ async def sleeping(database):
     )
 
 
-async def test_an_empty_database_becomes_whole_and_the_service_may_use_it(make_database):
+async def test_an_empty_database_gets_the_whole_schema_and_the_service_may_use_it(make_database):
     database = await make_database(empty=True)
     lines = await migrate(database)
     assert lines == [
@@ -235,7 +235,7 @@ async def test_a_run_that_is_killed_between_a_file_and_its_record_leaves_neither
     assert "credit_next" in await tables(database)
 
 
-async def test_what_a_run_has_done_so_far_is_already_closed_and_granted(make_database):
+async def test_the_tables_of_an_unfinished_run_are_already_protected_and_granted(make_database):
     database = await make_database(empty=True)
     await add_api_roles(database.owner_url)
     await database.execute("ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO anon")
@@ -282,7 +282,7 @@ async def test_a_database_newer_than_the_code_is_no_obstacle(make_database):
     assert "credit_next" in await tables(database)
 
 
-async def test_what_is_pending_is_named(make_database):
+async def test_pending_migrations_are_named(make_database):
     database = await make_database(empty=True)
     assert await pending(database) == [file.name for file in (FIRST, BOOK, *LATER)]
 
@@ -294,7 +294,7 @@ async def test_a_missing_role_is_named_before_anything_changes(make_database):
     assert await tables(database) == set()
 
 
-async def test_an_owner_who_may_not_create_tables_is_told_so(make_database):
+async def test_an_owner_without_the_right_to_create_tables_is_refused(make_database):
     database = await make_database(empty=True)
     with pytest.raises(MigrationError, match="permission denied for schema public"):
         await migrations.migrate(database.service_url, "credit_service", print)
@@ -378,7 +378,7 @@ async def test_a_book_from_before_grants_stays_as_it_is_and_works(make_database)
     added = json.loads(now).items() - json.loads(then).items()
     assert json.loads(then).items() <= json.loads(now).items()
     assert {value for _, value in added} == {0, None}
-    # Not a row was written again.
+    # No row was written again.
     assert await database.fetch(files) == rewritten
     async with lanes(database.service_url) as clerk:
         [spent] = await ask(clerk, spend(user_id, 30))

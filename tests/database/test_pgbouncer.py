@@ -78,7 +78,7 @@ class Pooler:
 
     @property
     def caching(self):
-        """The address as one gives it who leaves the cache of statements on."""
+        """The address of a service that leaves the cache of statements on."""
         return Address(self.address.url)
 
     async def start(self):
@@ -166,7 +166,7 @@ async def test_the_roles_time_limits_come_through(pooler):
     await connection.close()
 
 
-async def test_a_killed_pooler_costs_no_answered_write_and_doubles_none(database, pooler):
+async def test_a_killed_pooler_loses_no_answered_write_and_doubles_none(database, pooler):
     user_id = await database.user(10_000)
     answered = []
     async with running(settings_for(pooler)) as service:
@@ -280,7 +280,7 @@ async def test_a_cache_of_statements_is_given_up_at_the_first_one_that_is_lost(d
     assert await database.faults() == []
 
 
-async def test_a_pooler_that_loses_statements_is_found_out(pooler):
+async def test_a_pooler_that_loses_statements_is_detected(pooler):
     await eventually(lambda: loses_statements(pooler.caching.connect))
 
 

@@ -1,4 +1,4 @@
-"""The previous release's calls and its book: answered as it answered them, taken on as they are."""
+"""The previous release's calls get the answers it gave, and its book is used as it is."""
 
 import asyncio
 
@@ -33,7 +33,7 @@ def asked(port, requests):
         return [contract.ask(method, request) for method, request in requests]
 
 
-async def test_calls_of_the_previous_release_are_answered_as_it_answered_them(make_database):
+async def test_calls_of_the_previous_release_get_the_answers_it_gave(make_database):
     database = await make_database()
     await database.execute("INSERT INTO auth.users SELECT unnest($1::uuid[])", USERS)
     with process("serve", CREDIT_DATABASE_URL=database.service_url) as service:

@@ -178,7 +178,7 @@ async def test_the_owner_cannot_change_what_was_written(book):
         assert await book.book() == before, statement
 
 
-async def test_a_users_deletion_takes_everything_but_the_payment(database, service, client):
+async def test_deleting_a_user_deletes_everything_but_the_payment(database, service, client):
     user_id, other = await database.user(), await database.user(5)
     await client.purchase_credits(user_id, 100, payment=payment("pi_gone"))
     spent = await client.spend_credits(user_id, amount=30)
@@ -258,7 +258,7 @@ async def test_the_limits_of_the_services_role_are_set_and_hold_on_its_connectio
     await connection.close()
 
 
-async def test_one_role_for_both_works_and_is_told_what_is_missing(make_database):
+async def test_one_role_for_both_works_and_its_missing_protection_is_named(make_database):
     database = await make_database(empty=True)
     told = []
     await migrations.migrate(database.owner_url, "postgres", told.append)
@@ -286,7 +286,7 @@ async def test_one_role_for_both_works_and_is_told_what_is_missing(make_database
 
 
 @pytest.mark.parametrize("right", ["UPDATE", "UPDATE (description)", "DELETE", "TRUNCATE"])
-async def test_a_right_given_to_the_services_role_by_hand_is_told(database, right):
+async def test_a_right_given_to_the_services_role_by_hand_is_named(database, right):
     await database.execute(f"GRANT {right} ON credit_transactions TO credit_service")
     connection = await Address(database.service_url).connect()
     told = await missing_protection(connection)

@@ -56,7 +56,7 @@ async def test_the_first_connection_reads_the_map_and_all_connections_follow_it(
         await lay_out(database, QUARTERS)
         second = await address.connect()
         await second.close()
-        assert address.shards.map == HALVES  # not read once more by each connection
+        assert address.shards.map == HALVES  # not read again by each connection
         assert await address.shards.read(first)
         assert address.shards.map == QUARTERS
         await database.execute("DELETE FROM pg_dist_shard")

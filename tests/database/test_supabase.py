@@ -1,8 +1,8 @@
-"""On a database as Supabase makes it: a user table of others, a data API, an owner with limits.
+"""A database as Supabase makes it: a user table of another owner, a data API, limited rights.
 
-The roles, rights and default privileges are those of Supabase's own set-up: `postgres` there is no
-superuser and may grant nobody the use of the schema `auth`, and auth.users has row-level security
-without any policy.
+The roles, rights and default privileges are those of Supabase's own set-up: `postgres` there is not
+a superuser and may not grant the use of the schema `auth` to any role, and auth.users has row-level
+security without any policy.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from credit_service.ledger.store import SQL
 from credit_service.runtime.start_errors import StartRefusedError
 
 AUTH_ADMIN, OWNER = "supabase_auth_admin", "supabase_postgres"
-# These read what they add up or export, or, once a second, all open holds.
+# These read all rows that they add up or export or, once a second, all open holds.
 ADDING_UP = (
     "report_usage",
     "report_usage_of_user",
@@ -140,7 +140,7 @@ async def migrate(database):
 
 
 async def user_table(database):
-    """What the user table is: columns, owner, rights, comment, policies, triggers of others."""
+    """The user table: its columns, owner, rights, comment, policies and added triggers."""
     rows = await database.fetch(
         "SELECT relowner::regrole::text, relacl::text, relrowsecurity,"
         " obj_description(pg_class.oid, 'pg_class'),"
@@ -211,7 +211,7 @@ async def test_a_user_who_never_signed_up_is_not_found(supabase):
     assert await supabase.fetch("SELECT FROM auth.users") == []
 
 
-async def test_the_service_refuses_to_add_users_to_a_table_of_others(supabase):
+async def test_the_service_refuses_to_add_users_to_a_table_of_another_owner(supabase):
     with pytest.raises(StartRefusedError, match="CREDIT_USERS=existing"):
         async with running(server_settings(supabase.service_url, adds_users=True)):
             pass
@@ -259,7 +259,7 @@ async def test_the_data_api_holds_no_right_on_any_column_and_finds_no_function(s
     functions = await supabase.fetch(
         "SELECT rolname, proname FROM pg_proc, pg_roles"
         " WHERE pronamespace = 'public'::regnamespace AND rolname = ANY($1)"
-        # No one can call a function of a trigger, and the API does not show it.
+        # A trigger function cannot be called, and the API does not show it.
         " AND prorettype <> 'trigger'::regtype"
         " AND has_function_privilege(rolname, pg_proc.oid, 'EXECUTE')",
         OUTSIDERS,
@@ -324,14 +324,14 @@ async def test_the_owner_may_serve_too_where_there_is_no_other_role(supabase):
 
 
 async def generic_plans(url):
-    """The plan of each statement with its parameters unknown, as a lane comes to use it."""
+    """The plan of each statement with its parameters unknown, as a lane uses it."""
     connection = await Address(url).connect()
     await connection.execute("SET plan_cache_mode = force_generic_plan")
     for name in ROLE_PLANS_OFF:
         await connection.execute(f"SET {name} = off")
     plans = {}
     for name, sql in SQL.items():
-        if name == "add_users":  # never runs against a user table of others
+        if name == "add_users":  # never runs against a user table of another owner
             continue
         await connection.execute(f"PREPARE {name} AS {sql}")
         count = max(
@@ -368,7 +368,7 @@ async def test_row_level_security_changes_no_plan(supabase):
         if name in ADDING_UP:
             continue
         assert "Seq Scan" not in plan, name
-        # What is looked up in the book is looked up by place or key, never among all of a user's.
+        # Entries are looked up by place or key, never among all entries of a user.
         for condition in re.findall(r"one_entry_per_\w+.*\n\s*Index Cond: (.*)", plan):
             assert re.search("seq|idempotency_key", condition), plan
     assert "one_entry_per_place" in secured["list_entries"]

@@ -1,4 +1,4 @@
-"""The tests run against the PostgreSQL that was asked for."""
+"""The tests run against the requested version of PostgreSQL."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Who may make which call, and how a caller is known; every answer is taken over a socket."""
+"""Which role may make which call, and how callers are identified; every answer crosses a socket."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ from credit_service.rpc.access import Authenticator, Caller
 from credit_service.runtime.start_errors import StartRefusedError
 from credit_service.v1 import credit_service_pb2 as pb
 
-# The table of the contract, written out a second time.
+# The contract's table of rights, written out a second time.
 MAY_CALL = {
     "GetUserCredit": ("worker", "gateway", "web", "bridge", "operator", "auditor", "consumer"),
     "ListPrices": ("worker", "gateway", "web", "bridge", "operator", "auditor", "consumer"),
@@ -64,7 +64,7 @@ async def door(_shared_database, tmp_path_factory):
 
 
 async def every_call(door, user_id):
-    """A request for each call that succeeds for a caller with the right."""
+    """For each call, a request that succeeds if the role of the caller allows it."""
     top_up = pb.TopUp(below=1000, pack="hundred", charges_per_month=1)
     policy = pb.SetAccountPolicyRequest(user_id=str(user_id), top_up=top_up)
     await door.call("SetAccountPolicy", policy, bearer("operator"))
@@ -179,7 +179,7 @@ async def test_each_role_may_make_its_calls_and_no_other(role, door, database):
 
 
 @pytest.mark.parametrize("role", ROLES)
-async def test_only_those_who_may_list_the_history_get_it_with_the_account(role, door, database):
+async def test_only_roles_that_may_list_the_history_get_it_with_the_account(role, door, database):
     user_id = await database.user(100)
     plain = pb.GetUserCreditRequest(user_id=str(user_id))
     with_history = pb.GetUserCreditRequest(user_id=str(user_id), history_size=1)
@@ -309,7 +309,7 @@ async def test_a_refused_caller_does_not_learn_whether_its_request_was_well_form
         }
 
 
-async def test_strangers_who_send_no_request_keep_no_caller_out(database, tmp_path):
+async def test_unidentified_calls_without_a_request_do_not_keep_callers_out(database, tmp_path):
     file = tmp_path / "identities.toml"
     file.write_text(EVERY_ROLE)
     settings = server_settings(
@@ -324,7 +324,7 @@ async def test_strangers_who_send_no_request_keep_no_caller_out(database, tmp_pa
             assert (await door.call("ListPrices", pb.ListPricesRequest(), bearer("worker"))).prices
 
 
-async def test_the_scheme_of_the_authorization_may_be_written_in_any_case(door):
+async def test_the_scheme_of_the_authorization_is_case_insensitive(door):
     for scheme in ("bearer", "BEARER", "Bearer "):
         metadata = (("authorization", f"{scheme} token of auditor"),)
         assert (await door.call("ListPrices", pb.ListPricesRequest(), metadata)).prices
@@ -359,7 +359,7 @@ async def test_an_unknown_method_is_unimplemented_with_and_without_credentials(d
 
 
 @pytest.mark.parametrize("missing", MAY_CALL)
-async def test_a_call_without_a_row_in_the_table_stops_the_start(missing, database, monkeypatch):
+async def test_a_call_without_a_row_in_the_table_prevents_the_start(missing, database, monkeypatch):
     left = {call: who for call, who in access.CALLS.items() if call != missing}
     monkeypatch.setattr(access, "CALLS", left)
     with pytest.raises(StartRefusedError, match=f"{missing} has no row"):

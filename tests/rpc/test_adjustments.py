@@ -1,4 +1,4 @@
-"""Corrections by operators: what the entry says, what reports make of it, and what is refused."""
+"""Adjustments by operators: their entries, how reports count them, and their refusals."""
 
 from datetime import UTC, timedelta
 from uuid import uuid4
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.shared
 HOUR = timedelta(hours=1)
 
 
-async def test_a_grant_of_too_much_is_corrected_and_the_usage_report_shows_only_the_work(
+async def test_an_adjustment_corrects_a_grant_and_the_usage_report_shows_only_the_work(
     database, client
 ):
     user_id = await database.user()
@@ -55,7 +55,7 @@ async def test_a_grant_of_too_much_is_corrected_and_the_usage_report_shows_only_
     assert not await database.faults()
 
 
-async def test_a_correction_with_the_same_key_happens_once(database, client):
+async def test_an_adjustment_with_the_same_key_happens_once(database, client):
     user_id = await database.user(10)
     first = await client.adjust_credits(user_id, -4, reason="a slip", idempotency_key="k")
     again = await client.adjust_credits(
@@ -73,7 +73,7 @@ async def test_a_correction_with_the_same_key_happens_once(database, client):
     assert not await database.faults()
 
 
-async def test_a_correction_leaves_what_is_held_and_a_frozen_account_takes_it(database, client):
+async def test_an_adjustment_spares_held_credits_and_works_on_a_frozen_account(database, client):
     user_id = await database.user(100)
     held = await client.hold_credits(user_id, amount=60)
     await client.set_account_policy(user_id, frozen=True, spend_limits=pb.SpendLimits(per_minute=1))
@@ -87,7 +87,7 @@ async def test_a_correction_leaves_what_is_held_and_a_frozen_account_takes_it(da
     assert not await database.faults()
 
 
-async def test_a_validated_correction_writes_nothing(database, client):
+async def test_a_validated_adjustment_writes_nothing(database, client):
     user_id = await database.user(10)
     before = await database.book()
     tried = await client.adjust_credits(user_id, -4, reason="a try", validate_only=True)
@@ -97,7 +97,7 @@ async def test_a_validated_correction_writes_nothing(database, client):
     assert await database.book() == before
 
 
-async def test_a_correction_opens_the_account_of_a_known_user_and_never_adds_a_user(database):
+async def test_an_adjustment_opens_the_account_of_a_known_user_and_never_adds_a_user(database):
     known = await database.user()
     async with running(server_settings(database.service_url, adds_users=True)) as service:
         client = await service.client()

@@ -1,4 +1,4 @@
-"""Whatever comes over the socket: its code, its reason, a sentence that helps, and no change."""
+"""Malformed input over the socket: its code, its reason, a helpful sentence, and no change."""
 
 from collections.abc import AsyncIterator
 
@@ -28,7 +28,7 @@ async def wire(service) -> AsyncIterator[Wire]:
 
 
 async def accepted(wire, method, data):
-    """Sends a request that is in order; what it asks for may be missing all the same."""
+    """Sends a well-formed request; the thing that it asks for may be missing."""
     if method in {"NoteTopUp", "FailTopUp"}:
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             await wire.send(method, data)
@@ -50,7 +50,7 @@ async def test_a_mistake_is_named_and_changes_nothing(method, client, wire, data
         with subtests.test(str(change)[:80]):
             mistaken = request_of(method)()
             for name, value in (request | change).items():
-                # A member of a oneof takes the place of the others, a list of the one before.
+                # A oneof member replaces the other members, and a list replaces the earlier list.
                 mistaken.ClearField(name)
                 if value is not None:
                     mistaken.MergeFrom(request_of(method)(**{name: value}))
@@ -68,13 +68,13 @@ async def test_a_mistake_is_named_and_changes_nothing(method, client, wire, data
             assert seen.message == f"{field}: {seen.facts['problem']}"
             assert seen.violations == {field: seen.facts["problem"]}
     assert await database.book() == book
-    # The request was in order but for the mistake, and the service is none the worse.
+    # Without the mistake the request is well formed, and the service still works.
     await accepted(wire, method, request_of(method)(**request).SerializeToString())
     assert not await database.faults()
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_bytes_that_are_no_request_are_named_and_change_nothing(
+async def test_bytes_that_are_not_a_request_are_refused_and_change_nothing(
     method, client, wire, database, subtests
 ):
     user_id = await user_with_a_spend(client, database)
@@ -104,7 +104,7 @@ async def test_bytes_that_are_no_request_are_named_and_change_nothing(
     await accepted(wire, method, whole)
 
 
-async def test_text_that_is_no_utf8_is_no_request(wire, database):
+async def test_text_that_is_not_utf8_is_refused(wire, database):
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         await wire.send("GetUserCredit", b"\x0a\x02\xc3\x28")
     assert refused(failure.value).facts["field"] == "request"
@@ -162,7 +162,7 @@ async def test_an_unknown_call_is_unimplemented(wire):
     await wire.send("ListPrices", b"")
 
 
-async def test_unknown_fields_are_passed_over(wire, database):
+async def test_unknown_fields_are_ignored(wire, database):
     user_id = await database.user(10)
     request = pb.SpendCreditsRequest(user_id=str(user_id), amount=1, idempotency_key="k")
     later_field = b"\xf2\x3f\x05hello"

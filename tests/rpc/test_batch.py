@@ -1,4 +1,4 @@
-"""Many spends in one call: a result for each item, and the book as if they had come one by one."""
+"""Many spends in one call: a result for each item, and the same book as from single calls."""
 
 from uuid import uuid4
 
@@ -66,7 +66,7 @@ async def test_items_are_priced_like_single_spends(database, client):
     assert item_error(results[1]).cost == 15
 
 
-async def test_items_of_an_independent_batch_stand_alone(database, client):
+async def test_items_of_an_independent_batch_do_not_affect_each_other(database, client):
     rich, poor, stranger = await database.user(100), await database.user(5), uuid4()
     items = [
         item(rich, 10),
@@ -102,8 +102,8 @@ async def test_items_of_an_independent_batch_stand_alone(database, client):
     assert not await database.faults()
 
 
-async def test_an_item_that_poisons_its_transaction_spoils_no_other(database, client):
-    """A fault of the database, which no rule foresees, strikes one item only."""
+async def test_an_item_that_fails_its_transaction_affects_no_other(database, client):
+    """A database fault that no rule foresees affects one item only."""
     users = [await database.user(10) for _ in range(8)]
     await database.execute(
         "ALTER TABLE credit_transactions ADD CONSTRAINT poison CHECK (description <> 'poison')"
@@ -125,7 +125,7 @@ async def test_an_item_that_poisons_its_transaction_spoils_no_other(database, cl
 
 
 @MODES
-async def test_a_key_that_is_there_twice_refuses_the_whole_call(database, client, mode):
+async def test_a_duplicate_key_refuses_the_whole_call(database, client, mode):
     user_id, other = await database.user(10), await database.user(10)
     before = await database.book()
     items = [item(user_id, 1, "a"), item(user_id, 1, "b"), item(str(user_id).upper(), 1, "a")]

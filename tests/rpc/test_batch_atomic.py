@@ -1,4 +1,4 @@
-"""A batch that is taken whole or not at all, and the spends around it."""
+"""A batch that is applied whole or not at all, and the spends around it."""
 
 import asyncio
 from uuid import uuid4
@@ -80,8 +80,8 @@ async def test_a_refused_atomic_batch_leaves_its_neighbours_in_the_lane_alone(da
     assert not await database.faults()
 
 
-async def test_a_refused_atomic_batch_is_not_there_for_those_behind_it(database):
-    """In one transaction: what was taken back is neither repeated nor refunded."""
+async def test_later_commands_do_not_see_a_refused_atomic_batch(database):
+    """In one transaction: its undone spends can be neither replayed nor refunded."""
     user_id = await database.user(10)
     spends = spend(user_id, 4, "a"), spend(user_id, 40, "b")
     together = SpendTogether(user_id=user_id, caller="test", spends=spends)

@@ -31,7 +31,7 @@ async def test_a_full_lane_refuses_the_items_it_cannot_take(database):
     assert not await database.faults()
 
 
-async def test_a_caller_who_goes_away_takes_along_what_has_not_begun(database, proxy):
+async def test_items_that_have_not_begun_are_dropped_when_the_caller_leaves(database, proxy):
     user_id = await database.user(100)
 
     def abandoned():
@@ -52,7 +52,7 @@ async def test_a_caller_who_goes_away_takes_along_what_has_not_begun(database, p
     assert not await database.faults()
 
 
-async def test_items_of_two_processes_meet_in_the_book(database):
+async def test_items_that_two_processes_write_are_in_the_book_once(database):
     users = [await database.user(50) for _ in range(3)]
     with ExitStack() as stack:
         started = [
@@ -97,7 +97,7 @@ async def test_items_of_two_processes_meet_in_the_book(database):
     assert not await database.faults()
 
 
-async def test_a_lost_commit_of_a_batch_happens_once(database, proxy):
+async def test_a_batch_whose_commit_was_lost_is_written_once(database, proxy):
     user_id = await database.user(100)
     async with running(server_settings(proxy.url, lanes=1)) as service:
         client = await service.client(deadline_seconds=patience(15))
@@ -144,7 +144,7 @@ async def test_a_batch_cut_by_kill_9_is_repeated_with_its_keys(database, proxy, 
     assert not await database.faults()
 
 
-async def test_a_batch_without_an_answer_says_so(database, proxy):
+async def test_a_batch_without_an_answer_has_an_unknown_outcome(database, proxy):
     user_id = await database.user(10)
     async with running(server_settings(proxy.url)) as service:
         client = await service.client()

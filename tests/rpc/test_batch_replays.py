@@ -34,7 +34,7 @@ async def test_a_repeated_batch_replays(database, client, mode):
 
 
 async def test_a_replayed_item_comes_without_its_metadata(database, client):
-    """A thousand of them would be four times what a message holds."""
+    """The metadata of a thousand items would be four times what a message holds."""
     user_id = await database.user(10)
     paid = await client.spend_credits(
         user_id, amount=1, idempotency_key="spend:1:1", metadata={"song": "x" * 4000}
@@ -64,9 +64,7 @@ async def test_items_that_replay_count_as_done_in_an_atomic_batch(database, clie
     assert results[1].transaction.balance_after == 0
 
 
-async def test_a_refused_atomic_batch_tells_paid_items_from_those_that_did_not_happen(
-    database, client
-):
+async def test_a_refused_atomic_batch_distinguishes_paid_items_from_the_others(database, client):
     user_id = await database.user(20)
     for key in ("first", "last"):
         await client.spend_credits(user_id, amount=4, idempotency_key=key)
@@ -107,7 +105,7 @@ async def test_a_malformed_item_does_not_hide_that_another_was_paid(database, cl
     assert await database.book() == before
 
 
-async def test_a_key_of_another_request_is_the_culprit(database, client):
+async def test_a_key_of_another_request_is_the_cause_of_the_refusal(database, client):
     user_id = await database.user(10)
     await client.spend_credits(user_id, amount=1, idempotency_key="spend:1:1")
     items = [item(user_id, 1), item(user_id, 2, "spend:1:1")]

@@ -1,4 +1,4 @@
-"""CallMany: each item is answered with what its single call would have been answered with."""
+"""CallMany: each item gets the answer that its single call would have got."""
 
 import grpc
 import pytest

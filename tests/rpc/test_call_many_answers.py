@@ -58,7 +58,7 @@ def held(user_id):
     return f"{user_id}-3"
 
 
-# What is asked, by a function of the user's id, and the reason of the answer.
+# The request, as a function of the user's id, and the reason of the answer.
 CASES = {
     "spend": (lambda u: spend(u, 7, "new", description="a stem", metadata={"job": "7"}), ""),
     "spend of work": (lambda u: charged(spend, u, "render", 3, key="new", expected_cost=15), ""),
@@ -105,7 +105,7 @@ CASES = {
 
 
 def without_times(message):
-    """Clears the times in a message, which no two calls have in common."""
+    """Clears the times in a message, because they differ from call to call."""
     for field, value in message.ListFields():
         if field.message_type is None or field.message_type.GetOptions().map_entry:
             continue
@@ -119,7 +119,7 @@ def without_times(message):
 
 
 def without_waits(result):
-    """Clears when to call again after a limit, which depends on the time of the call."""
+    """Clears the wait after a limit, because it depends on the time of the call."""
     if not result.HasField("error"):
         return result
     result.error.message = re.sub(r"begins in \d+ s", "begins soon", result.error.message)
@@ -157,7 +157,7 @@ async def test_an_item_is_answered_as_its_single_call_is(case, client, stub, dat
 
 
 @pytest.mark.parametrize("policy", ["frozen", "limited"])
-async def test_an_account_that_may_not_spend_answers_alike(policy, client, stub, database):
+async def test_an_account_that_may_not_spend_gives_the_same_answers(policy, client, stub, database):
     for kind in (spend, hold):
         pair = []
         for _ in range(2):
@@ -252,7 +252,7 @@ async def test_a_key_is_the_same_in_an_item_and_in_a_single_call(client, stub, d
     assert again.hold.transaction == called.hold.transaction
 
 
-async def test_what_an_item_cannot_be_is_refused_alone(stub, database):
+async def test_an_item_of_an_unsupported_kind_is_refused_alone(stub, database):
     user_id = await database.user(10)
     empty = pb.CallManyItem()
     later = pb.CallManyItem.FromString(b"\xf2\x3f\x05hello")  # a call of a later release

@@ -1,4 +1,4 @@
-"""CallMany is no way around a bound, and its items are logged and counted as single calls are."""
+"""CallMany bypasses no bound, and its items are logged and counted as single calls are."""
 
 import json
 
@@ -73,8 +73,8 @@ async def test_long_results_come_in_several_responses(database, monkeypatch):
         )
 
 
-async def test_results_that_are_not_read_are_bounded_and_given_back(database, monkeypatch):
-    """A connection that reads nothing has its share of unsent bytes, and is closed for silence."""
+async def test_unread_results_are_bounded_and_their_memory_is_freed(database, monkeypatch):
+    """A connection that reads nothing gets its share of unsent bytes, and is closed as silent."""
     monkeypatch.setattr(open_calls, "CONNECTION_UNSENT_BYTES_MAX", 200_000)
     monkeypatch.setattr(open_calls, "_ANSWER_ROOM_BYTES", 50_000)
     monkeypatch.setattr(open_calls, "SILENCE_SECONDS_MAX", 2.0)
@@ -93,7 +93,7 @@ async def test_results_that_are_not_read_are_bounded_and_given_back(database, mo
             await stub.SpendCredits(item.spend)
         await silent.call(PATH, short)
         await eventually(lambda: measured("credit_unsent_bytes") > 100_000)
-        # What has no room has an error instead, and the errors are short.
+        # A result without room is replaced by an error, and errors are short.
         assert measured("credit_unsent_bytes") < 200_000 + 100 * 500
         assert not reason(await many_calls.result_of_single_call(stub, spend(user_id)))
         await eventually(silent.closed.is_set, seconds=30)

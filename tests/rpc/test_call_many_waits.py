@@ -1,4 +1,4 @@
-"""Items of CallMany that wait: for a locked row, in a full queue, for a caller who has gone."""
+"""Items of CallMany that wait: for a locked row, in a full queue, after their caller has gone."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ from credit_service.v1 import credit_service_pb2 as pb
 
 
 def counted(code, reason="", method="SpendCredits"):
-    """How many calls of this process have ended so."""
+    """How many calls of this process have ended with a code and reason."""
     labels = {"method": method, "code": code, "reason": reason}
     return REGISTRY.get_sample_value("credit_calls_total", labels) or 0
 
@@ -29,7 +29,7 @@ async def balance(stub, user_id):
 
 
 async def taken(call, number):
-    """Reads responses until so many results have come, and returns them by their index."""
+    """Reads responses until a number of results have come; returns the results by index."""
     found = {}
     while len(found) < number:
         response = await call.read()
@@ -43,7 +43,7 @@ async def test_a_locked_row_delays_only_its_own_item(database):
     settings = server_settings(database.service_url)
     async with running(settings) as service, connected(service.target) as stub:
         async with database.locked(locked):
-            # The first to meet the lock is answered so, and the next ones wait for it apart.
+            # The first to meet the lock gets LEDGER_UNAVAILABLE; later ones wait for it separately.
             (met,) = await many_calls.results(stub, [spend(locked)])
             assert reason(met) == "LEDGER_UNAVAILABLE"
             items = [spend(locked), *(spend(user_id) for user_id in free), spend(locked)]
@@ -58,7 +58,7 @@ async def test_a_locked_row_delays_only_its_own_item(database):
     assert not await database.faults()
 
 
-async def test_a_caller_who_goes_away_takes_along_what_has_not_begun(database, proxy):
+async def test_items_that_have_not_begun_are_dropped_when_the_caller_leaves(database, proxy):
     user_id = await database.user(100)
     settings = server_settings(proxy.url, lanes=1, batch_limit=5)
     async with running(settings) as service, connected(service.target) as stub:
@@ -71,12 +71,12 @@ async def test_a_caller_who_goes_away_takes_along_what_has_not_begun(database, p
         assert counted("CANCELLED", method="CallMany") > 0
         held.release()
         await stub.SpendCredits(spend(user_id).spend)
-        # The first five had begun, and so they were done.
+        # The first five had begun, so they were carried out.
         assert await balance(stub, user_id) == 100 - 5 - 1
     assert not await database.faults()
 
 
-async def test_results_that_were_sent_stay_when_the_call_is_cancelled(database):
+async def test_results_that_were_sent_remain_valid_when_the_call_is_cancelled(database):
     locked, free = await database.user(10), await database.user(10)
     settings = server_settings(database.service_url)
     async with running(settings) as service, connected(service.target) as stub:
@@ -90,13 +90,13 @@ async def test_results_that_were_sent_stay_when_the_call_is_cancelled(database):
             await eventually(lambda: counted("CANCELLED") == before[0] + 1)
         assert counted("OK") == before[1] + 1
         assert await balance(stub, free) == 9
-        # Whether or not it had begun, its key says what became of it.
+        # Whether or not it had begun, its key leads to its outcome.
         await stub.SpendCredits(spend(locked, 1, "kept").spend, timeout=patience(10))
         assert await balance(stub, locked) == 9
     assert not await database.faults()
 
 
-async def test_an_item_is_not_begun_after_its_own_time(database, proxy):
+async def test_an_item_is_not_begun_after_its_own_timeout(database, proxy):
     user_id, other = await database.user(100), await database.user(100)
     settings = server_settings(proxy.url, lanes=1)
     async with running(settings) as service, connected(service.target) as stub:
@@ -132,7 +132,7 @@ async def test_a_full_lane_refuses_the_items_it_cannot_take(database):
     assert not await database.faults()
 
 
-async def test_a_service_that_stops_answers_what_it_was_asked(database, proxy):
+async def test_a_stopping_service_answers_the_items_it_has_received(database, proxy):
     user_id = await database.user(10)
     async with running(server_settings(proxy.url)) as service, connected(service.target) as stub:
         held = proxy.on(COMMIT, Kind.HOLD)
@@ -156,7 +156,7 @@ async def refuses_calls(stub):
     return False
 
 
-async def test_a_service_that_waits_no_longer_ends_the_call_with_a_reason(database, proxy):
+async def test_a_service_whose_drain_time_is_over_ends_the_call_with_a_reason(database, proxy):
     user_id, other = await database.user(10), await database.user(10)
     settings = server_settings(proxy.url, lanes=1, drain_seconds=0.1)
     async with running(settings) as service, connected(service.target) as stub:

@@ -1,4 +1,4 @@
-"""Each call through the client over a socket, and every field of what it answers."""
+"""Each call through the client over a socket, and every field of its answer."""
 
 import asyncio
 from datetime import UTC
@@ -153,7 +153,7 @@ async def test_a_spend_of_an_amount_has_no_operation_and_no_price(client, databa
     )
 
 
-async def test_refunds_name_their_spend_and_its_operation_and_all_is_what_is_left(client, database):
+async def test_refunds_name_their_spend_and_operation_and_all_means_the_rest(client, database):
     user_id = await database.user(100)
     spend = (await client.spend_credits(user_id, operation="render", quantity=4)).transaction
     part = await client.refund_credits(
@@ -205,7 +205,7 @@ async def test_an_operator_purchases_without_a_payment_and_the_entry_has_none(cl
     assert bought.credit.balance == 5
 
 
-async def test_a_payment_of_nothing_is_kept_as_it_came(client, database):
+async def test_a_payment_of_zero_is_recorded_as_given(client, database):
     user_id = await database.user()
     longest = payment(ref="p" * 255, amount_minor=0, currency="jpy")
     bought = await client.purchase_credits(user_id, 5, payment=longest)
@@ -284,7 +284,7 @@ async def test_list_prices_shows_the_list_in_the_order_of_names(client):
     )
 
 
-async def test_a_quote_prices_each_line_and_looks_at_no_credits_without_a_user(client):
+async def test_a_quote_without_a_user_prices_each_line_and_checks_no_credits(client):
     quote = await client.quote_cost({"stem_separation": 2, "render": 3})
     assert quote == pb.QuoteCostResponse(
         lines=[
@@ -300,7 +300,7 @@ async def test_a_quote_prices_each_line_and_looks_at_no_credits_without_a_user(c
 @pytest.mark.parametrize(
     ("credits_", "affordable", "shortfall"), [(34, False, 1), (35, True, 0), (36, True, 0)]
 )
-async def test_a_quote_for_a_user_says_whether_the_credits_are_there(
+async def test_a_quote_for_a_user_says_whether_the_credits_suffice(
     client, database, credits_, affordable, shortfall
 ):
     user_id = await database.user(credits_)
@@ -312,7 +312,7 @@ async def test_a_quote_for_a_user_says_whether_the_credits_are_there(
 
 
 @pytest.mark.shared(False)
-async def test_the_floor_of_the_configuration_is_shown_and_met_by_spend_and_quote(database):
+async def test_the_configured_floor_is_shown_and_applies_to_spend_and_quote(database):
     user_id = await database.user(10)
     terms = Terms(TERMS.prices, -20)
     async with running(server_settings(database.service_url, terms=terms)) as service:
@@ -325,7 +325,7 @@ async def test_the_floor_of_the_configuration_is_shown_and_met_by_spend_and_quot
         with pytest.raises(InsufficientCredits) as refusal:
             await client.spend_credits(user_id, amount=1)
     assert (refusal.value.available, refusal.value.shortfall) == (-20, 1)
-    # The floor is a rule of spends: with a higher one the debt stays, and can be paid off.
+    # The floor limits spends only: under a higher floor debt remains, and can be paid off.
     async with running(server_settings(database.service_url)) as service:
         client = await service.client()
         with pytest.raises(InsufficientCredits) as refusal:
@@ -335,7 +335,7 @@ async def test_the_floor_of_the_configuration_is_shown_and_met_by_spend_and_quot
     assert bought.credit.balance == -5
 
 
-async def test_the_writes_of_one_user_are_of_no_concern_to_another(client, database):
+async def test_the_writes_of_one_user_do_not_affect_another(client, database):
     one, other = await database.user(10), await database.user(20)
     await client.spend_credits(one, amount=10, idempotency_key="k")
     spent = await client.spend_credits(other, amount=5, idempotency_key="k")
@@ -383,7 +383,7 @@ async def test_validate_only_uses_up_no_key_and_replays_a_known_one(client, data
     assert again.transaction == spent.transaction
 
 
-async def test_validate_only_changes_nothing_for_those_behind_it(client, database):
+async def test_validate_only_changes_nothing_for_later_commands(client, database):
     user_id = await database.user(10)
     answers = await asyncio.gather(
         *(client.spend_credits(user_id, amount=10, validate_only=turn != 5) for turn in range(10)),

@@ -1,4 +1,4 @@
-"""What an account may do: frozen or not, its floor, who decides it; and credits given freely."""
+"""Account policies: frozen accounts, their own floors, and who may set them; and grants."""
 
 from dataclasses import replace
 from datetime import UTC, timedelta
@@ -54,7 +54,7 @@ async def changes(database, user_id):
     return [tuple(row) for row in rows]
 
 
-async def test_a_frozen_account_refuses_what_takes_and_allows_the_rest(database, client):
+async def test_a_frozen_account_refuses_spends_and_holds_and_allows_the_rest(database, client):
     user_id = await database.user(100)
     spent = await client.spend_credits(user_id, amount=10, idempotency_key="spend:1:1")
     held = await client.hold_credits(user_id, amount=10)
@@ -98,9 +98,7 @@ async def test_a_frozen_account_refuses_what_takes_and_allows_the_rest(database,
 
 @pytest.mark.shared(False)
 @pytest.mark.parametrize("floor", [25, -25], ids=["a reserve", "a credit line"])
-async def test_the_floor_of_an_account_decides_instead_of_the_configured_one(
-    database, client, floor
-):
+async def test_the_floor_of_an_account_overrides_the_configured_one(database, client, floor):
     user_id = await database.user(100)
     answer = await client.set_account_policy(user_id, min_balance=floor)
     assert answer.policy.min_balance == answer.credit.min_balance == floor
@@ -119,7 +117,7 @@ async def test_the_floor_of_an_account_decides_instead_of_the_configured_one(
     assert not await database.faults()
 
 
-async def test_an_account_below_a_raised_floor_still_receives(database, client):
+async def test_an_account_below_a_raised_floor_still_receives_credits(database, client):
     user_id = await database.user(100)
     spent = await client.spend_credits(user_id, amount=60)
     held = await client.hold_credits(user_id, amount=10)
@@ -132,7 +130,7 @@ async def test_an_account_below_a_raised_floor_still_receives(database, client):
     assert (await client.get_user_credit(user_id)).balance == 95
 
 
-async def test_an_expired_hold_below_a_raised_floor_is_not_collected(database, client):
+async def test_an_expired_hold_below_a_raised_floor_cannot_be_captured(database, client):
     user_id = await database.user(100)
     lost = await client.hold_credits(user_id, amount=10, ttl=timedelta(seconds=1))
     await client.set_account_policy(user_id, min_balance=95)
@@ -141,13 +139,13 @@ async def test_an_expired_hold_below_a_raised_floor_is_not_collected(database, c
         await client.capture_hold(user_id, lost.hold.id)
 
 
-def test_a_floor_of_zero_is_a_floor_of_the_account():
+def test_a_floor_of_zero_is_the_accounts_own_floor():
     state = BatchState.of(NOON, Account(ALICE, 10, policy=Policy(min_balance=0)))
     with pytest.raises(InsufficientCredits):
         decide(state, spend(11), replace(TERMS, min_balance=-5))
 
 
-async def test_what_is_unset_stays_and_zero_removes_a_limit(database, client):
+async def test_unset_fields_stay_and_zero_removes_a_limit(database, client):
     user_id = await database.user(100)
     first = await client.set_account_policy(
         user_id, frozen=True, min_balance=-3, spend_limits=limits(1, 2, 3)
@@ -212,7 +210,7 @@ async def test_every_change_is_recorded_with_caller_and_time_and_stays(database,
             await database.execute(statement)
 
 
-async def test_each_field_of_a_policy_becomes_as_configured_again(database):
+async def test_each_field_of_a_policy_can_be_reset_to_the_configured_value(database):
     user_id = await database.user(100)
     own = {
         "frozen": True,
@@ -319,7 +317,7 @@ async def test_grants_give_credits_with_a_reason(database, client):
     assert (entry.description, entry.reference, entry.metadata) == ("Ticket 12", "t", {"a": "b"})
     assert (grant.credit.balance, grant.replayed) == (7, False)
     again = await client.grant_credits(
-        user_id, 7, reason="Told otherwise", idempotency_key="grant:1"
+        user_id, 7, reason="Another reason", idempotency_key="grant:1"
     )
     assert again.replayed
     assert again.transaction == entry

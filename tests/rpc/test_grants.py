@@ -1,4 +1,4 @@
-"""Credits that expire, through the socket: how they come, are used, are shown, and go."""
+"""Credits that expire, through the socket: how they are added, used and shown, and lapse."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -34,7 +34,7 @@ async def listed(client, user_id, **options):
 
 
 async def rests(client, user_id):
-    """What is left of every open grant, by what it was made with."""
+    """The remaining credits of every open grant, by its original amount."""
     return {grant.amount: grant.remaining for grant in await listed(client, user_id)}
 
 
@@ -123,7 +123,7 @@ async def test_a_hold_sets_credits_of_grants_aside(client, database):
     assert (grant.remaining, grant.held) == (25, 0)
 
 
-async def test_the_account_says_what_lapses_next_at_three_times_at_most(client, database):
+async def test_the_account_shows_at_most_its_next_three_lapse_times(client, database):
     user_id = await database.user(50)
     assert not (await client.get_user_credit(user_id)).expiring
     until = [in_days(days) for days in (1, 2, 3, 4)]
@@ -171,7 +171,7 @@ async def test_a_grant_lapses_at_its_time_and_the_reports_say_so(client, databas
     assert not await database.faults()
 
 
-async def test_an_expiry_lies_ahead_and_at_most_ten_years(client, database):
+async def test_an_expiry_is_in_the_future_and_at_most_ten_years_ahead(client, database):
     user_id = await database.user()
     before = await database.book()
     for time in (datetime.now(UTC) - SOON, in_days(3660), datetime(2999, 1, 1, tzinfo=UTC)):
@@ -184,7 +184,7 @@ async def test_an_expiry_lies_ahead_and_at_most_ten_years(client, database):
 
 
 @pytest.mark.shared(False)
-async def test_a_payment_is_taken_even_when_its_time_has_passed(client, database):
+async def test_a_payment_is_accepted_after_the_expiry_of_its_credits(client, database):
     user_id = await database.user()
     late = await client.purchase_credits(
         user_id, 5, payment=payment(), expire_time=datetime.now(UTC) - 3 * DAY
@@ -369,7 +369,7 @@ async def test_a_page_token_of_grants_is_bound_to_user_filter_and_call(client, s
 
 @pytest.mark.shared(False)
 async def test_more_grants_than_an_account_may_have_open_are_refused(client, database):
-    """Purchases never are, and what has no expiry goes to the pool."""
+    """Purchases never are, and credits without an expiry go to the pool."""
     user_id = await database.user()
     for first in range(0, OPEN_GRANTS_MAX, 100):
         await asyncio.gather(

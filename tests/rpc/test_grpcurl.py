@@ -32,7 +32,7 @@ METHODS = (
 
 @dataclass
 class Printed:
-    """What a command printed, and whether it was content."""
+    """The output of a command, and whether the command succeeded."""
 
     ok: bool
     output: str
@@ -78,7 +78,7 @@ class Grpcurl:
 class BufCurl:
     """buf curl, which comes with the development tools."""
 
-    # It takes the code for one of its own registry.
+    # buf reads the status code as one of its own registry.
     unauthenticated = "not authenticated"
 
     def __init__(self, target: str, token: str | None) -> None:

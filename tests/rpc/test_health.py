@@ -1,4 +1,4 @@
-"""The standard health service: whether the service serves, and the changes of that."""
+"""The standard health service: the serving status, and its changes."""
 
 import asyncio
 
@@ -47,7 +47,7 @@ async def reports(health, expected):
 
 
 class Switch:
-    """Takes a database away, as its administrator can, and gives it back."""
+    """Makes a database unavailable, as its administrator can, and available again."""
 
     def __init__(self, database, cluster_owner_url):
         self._name = database.name
@@ -92,7 +92,7 @@ async def test_an_unknown_service_name_is_not_found(health):
     watch.cancel()
 
 
-async def test_without_its_database_it_does_not_serve_until_that_is_back(
+async def test_a_service_without_its_database_does_not_serve_until_the_database_is_back(
     channel, health, switch, database
 ):
     stub = pb_grpc.CreditServiceStub(channel)
@@ -136,7 +136,7 @@ async def test_a_watch_sends_each_change(health, switch):
         watch.cancel()
 
 
-async def test_while_it_drains_it_does_not_serve(database):
+async def test_a_draining_service_does_not_serve(database):
     user_id = await database.user(10)
     await database.wait_longer_for_locks()
     async with running(server_settings(database.service_url)) as service:

@@ -1,4 +1,4 @@
-"""Reading the book: pages, tokens, filters, past balances, and that none of it grows dearer."""
+"""Reading the book: pages, tokens, filters, past balances, and a bound on the work per page."""
 
 import asyncio
 import base64
@@ -31,7 +31,7 @@ def asking(user_id: UUID, **request: object) -> pb.GetTransactionHistoryRequest:
 
 
 async def pages(stub, request) -> list[list[int]]:
-    """Follows the tokens to the end; the places of the entries, page by page."""
+    """Follows the tokens to the end; returns the places of the entries, page by page."""
     request = pb.GetTransactionHistoryRequest.FromString(request.SerializeToString())
     seen = []
     while True:
@@ -184,7 +184,7 @@ async def test_a_token_is_bound_to_the_user_and_the_filters(stub, database):
     assert "start at the first page" in problem
 
 
-async def test_a_token_of_no_filters_does_not_pass_for_one_of_zero_times(stub, database):
+async def test_a_token_without_times_is_refused_for_a_request_with_zero_times(stub, database):
     user_id = await write_book(database, 20)
     page = await stub.GetTransactionHistory(asking(user_id, page_size=5))
     for change in ({"start_time": Timestamp()}, {"end_time": Timestamp()}):
@@ -218,7 +218,7 @@ async def test_a_forged_or_cut_token_is_refused(stub, database):
         assert (await refusal(stub.GetTransactionHistory(request)))[0] == "page_token", text[:80]
 
 
-async def test_types_pick_entries_and_without_them_all_that_moved_the_balance(
+async def test_types_select_entries_and_without_them_all_that_moved_the_balance(
     client, stub, database
 ):
     user_id = await write_book(database, 6)
@@ -277,7 +277,7 @@ async def test_times_include_the_start_and_exclude_the_end_to_the_nanosecond(stu
             assert found == expected, (start, end, size)
 
 
-async def test_a_reference_and_a_settled_entry_pick_entries(client, stub, database):
+async def test_a_reference_and_a_settled_entry_select_entries(client, stub, database):
     user_id, other = await database.user(100), await database.user(100)
     spends = [
         (await client.spend_credits(user_id, amount=9, reference=job)).transaction
@@ -342,7 +342,7 @@ async def test_a_filtered_page_looks_at_10000_entries_and_the_tokens_still_find_
     # A full page ends early, and the next one looks at 10,000 entries from there.
     few = await pages(stub, asking(user_id, reference="hundredth", page_size=60))
     assert [seq for page in few for seq in page] == [*range(25_000, 0, -100)]
-    # Nothing fits, and the end comes all the same.
+    # No entry matches, and the walk still ends.
     assert await pages(stub, asking(user_id, reference="no such")) == [[], [], []]
 
 
@@ -382,7 +382,7 @@ async def test_as_of_shows_the_account_as_it_was_at_every_entry(client, stub, da
             ), moment
 
 
-async def test_as_of_a_time_to_come_is_refused_and_now_is_not(client, database):
+async def test_as_of_a_future_time_is_refused_and_now_is_not(client, database):
     user_id, newcomer = await database.user(10), await database.user()
     now = (await database.fetch("SELECT clock_timestamp()"))[0][0]
     assert (await client.get_user_credit(user_id, as_of=now)).balance == 10
@@ -396,7 +396,7 @@ async def test_as_of_a_time_to_come_is_refused_and_now_is_not(client, database):
             assert "still to come" in future.value.problem
 
 
-async def test_as_of_the_newest_entry_is_never_a_time_to_come(client, database):
+async def test_as_of_the_newest_entry_is_never_a_future_time(client, database):
     user_id = await database.user(10)
     # As after a clock that was set back: the account is ahead of the database's clock.
     await database.execute(

@@ -1,7 +1,7 @@
 """What readers see of holds: lists, single ones, balances, and the past, recorded or not.
 
-Where an expiry must stay unrecorded, the test keeps the account's row locked: no writer gets in,
-and everybody can read.
+Where an expiry must stay unrecorded, the test keeps the account's row locked: writers wait and
+readers do not.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -126,7 +126,7 @@ async def test_readers_see_the_end_of_a_hold_that_is_not_yet_recorded(client, da
 
 
 @pytest.mark.shared(False)
-async def test_a_spend_needs_no_sweeper_to_have_what_an_expired_hold_gave_up(database):
+async def test_a_spend_needs_no_sweeper_to_use_the_credits_of_an_expired_hold(database):
     user_id = await database.user(100)
     async with lanes(database.service_url) as clerk:
         (made,) = await ask(clerk, hold_command(100, user=user_id, ttl=SECOND))

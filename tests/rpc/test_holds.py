@@ -169,7 +169,7 @@ async def test_a_late_capture_is_a_spend_of_its_own(client, database):
     assert not await database.faults()
 
 
-async def test_an_extension_puts_the_end_off_and_never_forward(client, database):
+async def test_an_extension_delays_the_end_and_never_brings_it_forward(client, database):
     user_id = await database.user(100)
     hold = (await client.hold_credits(user_id, amount=1, ttl=timedelta(minutes=5))).hold
     longer = await client.extend_hold(user_id, hold.id, ttl=timedelta(hours=24))
@@ -181,7 +181,7 @@ async def test_an_extension_puts_the_end_off_and_never_forward(client, database)
     assert len([each async for each in client.get_transaction_history(user_id)]) == 1
 
 
-async def test_a_repeated_hold_shows_what_became_of_it(client, database):
+async def test_a_repeated_hold_shows_its_current_state(client, database):
     user_id = await database.user(100)
     seen = []
 
@@ -275,7 +275,7 @@ async def other_hold(client, database):
 
 
 @pytest.mark.parametrize("call", ["capture_hold", "release_hold", "extend_hold", "get_hold"])
-async def test_a_hold_must_be_one_of_the_user(client, database, other_hold, call):
+async def test_a_hold_must_belong_to_the_user(client, database, other_hold, call):
     user_id = await database.user(100)
     await client.hold_credits(user_id, amount=1)
     settle = getattr(client, call)
@@ -358,7 +358,7 @@ async def test_each_refusal_carries_its_code_and_facts(database):
     assert not await database.faults()
 
 
-async def test_holds_go_with_their_user(client, database):
+async def test_holds_are_deleted_with_their_user(client, database):
     user_id = await database.user(100)
     hold = (await client.hold_credits(user_id, amount=1)).hold
     await database.execute("DELETE FROM auth.users WHERE id = $1", user_id)

@@ -1,4 +1,4 @@
-"""The file of callers: what it may say, and how it is read again while the service runs."""
+"""The identities file: its valid contents, and how a running service reloads it."""
 
 import os
 from pathlib import Path
@@ -50,7 +50,7 @@ async def test_callers_are_added_changed_and_revoked_without_a_restart(database,
         assert await code("ta") is may
         door.file.write_text(identity("a", "auditor", "ta") + second)
         await becomes("ta", may_not)
-        # As editors and Kubernetes do it: another file, maybe as old, takes the place of this one.
+        # Editors and Kubernetes replace the file by another one, which may have the same time.
         replacement = tmp_path / "next.toml"
         replacement.write_text(second)
         then = door.file.stat().st_mtime_ns
@@ -60,7 +60,7 @@ async def test_callers_are_added_changed_and_revoked_without_a_restart(database,
         assert await code("tb") is may
 
 
-async def test_a_file_that_cannot_be_used_leaves_the_callers_as_they_were(database, tmp_path):
+async def test_an_unusable_file_leaves_the_callers_unchanged(database, tmp_path):
     async def seen(text):
         await eventually(lambda: any(text in line.get("problem", "") for line in log))
 

@@ -1,4 +1,4 @@
-"""Lists over all accounts: filters, pages, the moment of a page, and what a page looks at."""
+"""Lists over all accounts: filters, pages, the time of a page, and how much a page reads."""
 
 from datetime import UTC, timedelta
 from uuid import UUID, uuid4
@@ -25,7 +25,7 @@ async def opened(database, *balances):
     return [str(user_id) for user_id in users]
 
 
-async def test_all_accounts_are_listed_once_in_the_order_of_users_whatever_the_pages(
+async def test_all_accounts_are_listed_once_in_the_order_of_users_for_any_page_size(
     database, client
 ):
     users = await opened(database, *[1] * 7)
@@ -42,7 +42,7 @@ async def test_the_first_and_the_last_possible_user_are_listed(database, client)
         assert await listed(client, page_size=size) == [str(user_id) for user_id in ends]
 
 
-async def test_each_filter_picks_its_accounts_and_all_filters_must_agree(database, client):
+async def test_each_filter_selects_its_accounts_and_all_filters_must_match(database, client):
     users = await opened(database, 5, 10, 15, 20)
     rich, poor, indebted, idle = users
     await client.adjust_credits(rich, 1000, reason="more")
@@ -69,7 +69,7 @@ async def test_each_filter_picks_its_accounts_and_all_filters_must_agree(databas
             assert await listed(client, page_size=size, **filters) == expected, filters
 
 
-async def test_changed_since_includes_the_very_moment(database, client):
+async def test_changed_since_includes_the_exact_time(database, client):
     first, second = await opened(database, 1, 1)
     await client.adjust_credits(first, 1, reason="a test")
     changed = await client.adjust_credits(second, 1, reason="a test")
@@ -89,7 +89,7 @@ async def test_an_account_is_shown_as_get_user_credit_shows_it(database, client)
     assert page.next_page_token == ""
 
 
-async def test_a_page_names_its_moment(database, client):
+async def test_a_page_names_its_time(database, client):
     before = (await database.fetch("SELECT clock_timestamp()"))[0][0]
     page = await client.list_accounts_page()
     after = (await database.fetch("SELECT clock_timestamp()"))[0][0]
@@ -112,7 +112,7 @@ async def test_a_hold_that_is_due_is_subtracted_before_it_is_recorded(database, 
         assert await recorded(database, UUID(user_id)) == ["held"]
 
 
-async def test_a_page_looks_at_so_many_accounts_and_leaves_a_token_for_the_rest(
+async def test_a_page_reads_a_bounded_number_of_accounts_and_has_a_token_for_the_rest(
     database, client, monkeypatch
 ):
     monkeypatch.setattr(reads, "SCAN_LIMIT", 3)
@@ -134,7 +134,7 @@ async def test_a_page_looks_at_so_many_accounts_and_leaves_a_token_for_the_rest(
     assert await listed(client, in_debt=True) == []
 
 
-async def test_accounts_that_come_and_go_between_pages_disturb_no_others(database, client):
+async def test_accounts_that_come_and_go_between_pages_affect_no_others(database, client):
     users = await opened(database, *[1] * 4)
     page = await client.list_accounts_page(page_size=2)
     await database.execute("DELETE FROM auth.users WHERE id = $1", UUID(users[1]))

@@ -1,4 +1,4 @@
-"""The log: a line per call with its facts, and never what callers wrote."""
+"""The log: a line per call with its facts, and never a text that callers wrote."""
 
 import asyncio
 import hashlib
@@ -135,7 +135,7 @@ async def test_each_call_has_a_line_with_caller_method_and_outcome(serving, data
         assert all(0 <= line["ms"] < 60_000 for line in lines)
 
 
-async def test_for_people_the_same_facts_stand_in_a_line_of_text(serving, database):
+async def test_the_text_format_has_the_same_facts_in_a_line(serving, database):
     user_id = str(await database.user())
     with serving("console") as running:
         target = f"127.0.0.1:{running.wait_until_listening()}"
@@ -170,11 +170,9 @@ async def test_a_call_whose_caller_is_gone_is_logged_as_cancelled(serving, datab
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-async def test_no_token_and_nothing_that_a_caller_wrote_is_logged_whatever_goes_wrong(
-    log_format, serving, database
-):
+async def test_no_failure_logs_a_token_or_a_text_that_a_caller_wrote(log_format, serving, database):
     user_id = str(await database.user())
-    # Real failures whose text quotes what was to be written: in the message, and in the DETAIL.
+    # Real failures that quote the row to be written, in the message and in the DETAIL.
     await database.execute("""
         CREATE FUNCTION quote_the_row() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
@@ -249,9 +247,7 @@ FORGED = (
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-async def test_what_a_caller_sends_can_neither_forge_a_line_nor_draw_on_a_terminal(
-    log_format, serving
-):
+async def test_a_callers_text_can_neither_forge_a_line_nor_control_a_terminal(log_format, serving):
     with serving(log_format) as running:
         target = f"127.0.0.1:{running.wait_until_listening()}"
         running.wait_for("prices in credits")
@@ -309,10 +305,10 @@ async def test_the_level_decides_what_is_logged(serving, database):
 
 
 @pytest.mark.parametrize("how", ["cause", "context"])
-def test_an_error_of_the_database_behind_another_error_quotes_nothing_either(how):
+def test_a_database_error_behind_another_error_quotes_nothing_either(how):
     quoting = asyncpg.CheckViolationError("not this row: word-of-a-description")
     quoting.detail = "Failing row contains (word-of-a-description)."
-    failure = ValueError("what was made of it")
+    failure = ValueError("the outer error")
     setattr(failure, f"__{how}__", quoting)
     call_log.without_values(None, "error", {"exc_info": failure})
     assert "word-of" not in "".join(traceback.format_exception(failure))
@@ -336,7 +332,7 @@ class Pipe:
         pass
 
 
-async def test_a_log_that_could_not_be_written_once_goes_on():
+async def test_a_log_goes_on_after_a_failed_write():
     pipe = Pipe(failures=1)
     gathered = logs._Gathered(pipe)
     for number, line in enumerate((b"lost\n", b"first\n", b"second\n"), start=1):
@@ -346,7 +342,7 @@ async def test_a_log_that_could_not_be_written_once_goes_on():
     assert pipe.written == [b"first\n", b"second\n"]
 
 
-async def test_what_is_written_at_once_is_whole_lines_that_a_pipe_takes_whole():
+async def test_each_write_is_whole_lines_and_fits_into_a_pipe():
     pipe = Pipe()
     gathered = logs._Gathered(pipe)
     lines = [bytes([65 + n % 26]) * (n * 7 % 300) + b"\n" for n in range(200)]

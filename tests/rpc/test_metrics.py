@@ -84,7 +84,7 @@ async def test_calls_are_counted_by_method_code_and_reason(measured, database):
     for method, count in calls.items():
         assert metrics.value("credit_call_seconds_bucket", method=method, le="+Inf") == count
         assert 0 < metrics.value("credit_call_seconds_sum", method=method) < 60
-    commands = 3 + 6 + 1  # all but the invalid one come to a lane
+    commands = 3 + 6 + 1  # all but the invalid one reach a lane
     assert metrics.value("credit_lane_batch_commands_sum") == commands
     assert metrics.value("credit_lane_batch_commands_count") == commands, (
         "one caller, one at a time"
@@ -94,7 +94,7 @@ async def test_calls_are_counted_by_method_code_and_reason(measured, database):
     assert metrics.value("credit_serving") == 1
 
 
-async def test_what_callers_invent_makes_no_series(measured):
+async def test_methods_and_bytes_that_callers_invent_make_no_series(measured):
     client, read = measured
     async with grpc.aio.insecure_channel(client._target) as channel:
         invented = channel.unary_unary("/credit_service.v1.CreditService/Steal")
@@ -109,7 +109,7 @@ async def test_what_callers_invent_makes_no_series(measured):
 
 
 async def test_a_lane_measures_its_queue_and_the_size_of_its_batches(database):
-    # Long enough to look at what waits meanwhile.
+    # Long enough to look at the waiting calls.
     for limit in ("lock_timeout", "statement_timeout"):
         await database.execute(
             f"ALTER ROLE credit_service IN DATABASE {database.name} SET {limit} = '20s'"
@@ -168,7 +168,7 @@ async def test_a_disturbed_batch_is_counted_by_what_disturbed_it(measured, datab
     assert metrics.all("credit_lane_batch_faults_total", "fault")["LockNotAvailableError"] >= 1
     unavailable = {"code": "UNAVAILABLE", "reason": "LEDGER_UNAVAILABLE"}
     assert metrics.value("credit_calls_total", method="SpendCredits", **unavailable) >= 1
-    assert metrics.all("credit_refusals_total", "reason") == {}, "that is no refusal"
+    assert metrics.all("credit_refusals_total", "reason") == {}, "a disturbance is no refusal"
 
 
 async def test_the_pool_of_the_reads_measures_its_connections(measured, database):

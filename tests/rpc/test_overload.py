@@ -1,4 +1,4 @@
-"""A crowd far beyond what the service can do: everybody is seen, and nothing is doubled."""
+"""Far more calls than the service can handle: every call is answered, and none is charged twice."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ from credit_service.rpc.waiting_time import FEW_CALLS
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
-# More than gRPC by itself lets wait until a server looks at them.
+# More calls than gRPC by itself keeps waiting until a server looks at them.
 CROWD = 4000
 CHANNELS = 4
 
@@ -50,7 +50,7 @@ async def keys_in_book(database):
 
 
 def told_to_wait(failure):
-    """The reason of a call that was seen to come back, and when."""
+    """The reason of a failure that says when to call again."""
     seen = refused(failure)
     assert (seen.code, seen.domain) == (grpc.StatusCode.UNAVAILABLE, "credit_service"), seen
     assert seen.retry_seconds >= 0.2
@@ -89,7 +89,7 @@ async def test_a_crowd_is_answered_or_refused_and_never_charged_for_a_refusal(
             answers[after] = await stub.SpendCredits(spend(users[0], after), timeout=patience(5))
     failures = [answer for answer in answers.values() if isinstance(answer, BaseException)]
     reasons = {told_to_wait(failure) for failure in failures}
-    # The other one is for those that waited too long for the lock.
+    # LEDGER_UNAVAILABLE is for calls that waited too long for the lock.
     assert "OVERLOADED" in reasons <= {"OVERLOADED", "LEDGER_UNAVAILABLE"}
     paid = [key for key, answer in answers.items() if not isinstance(answer, BaseException)]
     assert len(paid) > CHANNELS
@@ -119,7 +119,7 @@ async def test_a_call_with_less_time_than_it_would_wait_is_refused_and_reaches_n
                     )
                     for number in range(FEW_CALLS)
                 ]
-                # The first one is let in, because nothing is known of the wait.
+                # The first one is accepted, because nothing is known of the wait yet.
                 await short(f"first {attempt}")
                 second = await short(f"second {attempt}")
             await asyncio.gather(*crowd, return_exceptions=True)
@@ -134,7 +134,7 @@ async def test_a_call_with_less_time_than_it_would_wait_is_refused_and_reaches_n
     assert not await database.faults()
 
 
-async def test_a_call_without_a_request_is_told_so(service, connections):
+async def test_a_call_without_a_request_is_refused_as_invalid(service, connections):
     channel = await connections(service.target)
     call = channel.stream_unary(
         "/credit_service.v1.CreditService/SpendCredits",

@@ -58,7 +58,7 @@ def test_a_token_says_where_to_continue(asked, seq):
     assert page_tokens.seq_of(with_token(asked, token)) == seq
 
 
-def test_a_token_can_stand_in_an_address():
+def test_a_token_can_be_part_of_a_url():
     tokens = "".join(page_tokens.token(request(), seq) for seq in range(1, 200))
     assert set(tokens) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 
@@ -73,7 +73,7 @@ def test_a_token_can_stand_in_an_address():
     ],
     ids=["page size", "user in capitals", "types in another order", "a type twice"],
 )
-def test_a_token_serves_the_same_question_asked_in_another_way(same):
+def test_a_token_works_for_the_same_request_written_in_another_way(same):
     assert page_tokens.seq_of(with_token(same, page_tokens.token(request(), 5))) == 5
 
 
@@ -151,7 +151,7 @@ def test_a_token_changed_in_any_byte_is_refused():
         refused(request(), base64.urlsafe_b64encode(forged).decode().rstrip("="))
 
 
-def test_a_token_cut_or_drawn_out_is_refused():
+def test_a_shortened_or_lengthened_token_is_refused():
     token = page_tokens.token(request(), 5)
     for length in range(1, len(token)):
         refused(request(), token[:length])

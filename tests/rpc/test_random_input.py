@@ -37,13 +37,13 @@ FUZZ = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
-# Stand for values that the test knows only when it runs.
+# Placeholders for values that the test knows only when it runs.
 KNOWN_USER, OTHER_USER = "the user", "another user"
 KNOWN_SPEND, FOREIGN_SPEND = "a spend", "a spend of another user"
 KNOWN_HOLD, FOREIGN_HOLD = "a hold", "a hold of another user"
 NO_SPEND = "an entry that is no spend"
 
-# What makes sense in a field. Most draws are sensible, so that many messages get past the checks of
+# Sensible values of a field. Most draws are sensible, so that many messages pass the checks of
 # their shape and the others are wrong in one place only.
 SENSIBLE = {
     "user_id": [KNOWN_USER, KNOWN_USER, KNOWN_USER, OTHER_USER],
@@ -117,7 +117,7 @@ def messages(descriptor: Descriptor) -> st.SearchStrategy[dict[str, object]]:
 
 
 class Target:
-    """What the random input is aimed at, and what must hold after each of it."""
+    """The service that gets the random input, and the checks after each input."""
 
     def __init__(self, client, wire, database) -> None:
         self._client, self._wire, self._database = client, wire, database

@@ -1,4 +1,4 @@
-"""Money that went back: refunds and disputes take the credits of a purchase, in any order."""
+"""Reversals: refunded and disputed payments take back credits of a purchase, in any order."""
 
 import asyncio
 
@@ -136,7 +136,7 @@ async def test_a_refund_and_a_dispute_together_never_take_more_than_was_bought(c
     assert (
         await client.reverse_purchase("pi_1", **refund(0, ref="du_1", revision=2))
     ).credit.balance == 0
-    # So does one after a dispute that was won.
+    # The refund failed as well; a later refund takes its share.
     assert (await client.reverse_purchase("pi_1", **refund(0, revision=2))).credit.balance == 100
     assert (await client.reverse_purchase("pi_1", **refund(250, ref="re_2"))).credit.balance == 75
 
@@ -216,12 +216,12 @@ async def test_a_reversal_that_only_validates_writes_nothing(client, bought, dat
     assert (await client.reverse_purchase("pi_1", **refund(400), validate_only=True)).replayed
 
 
-async def test_a_frozen_account_is_no_obstacle(client, bought):
+async def test_a_purchase_of_a_frozen_account_is_reversed(client, bought):
     await client.set_account_policy(bought, frozen=True)
     assert (await client.reverse_purchase("pi_1", **refund(PAID))).credit.balance == 0
 
 
-async def test_a_reversal_is_no_refund_of_a_spend_and_no_spend(client, bought):
+async def test_a_reversal_cannot_be_refunded_and_a_spend_still_can(client, bought):
     spend = await client.spend_credits(bought, amount=30)
     entry = (await client.reverse_purchase("pi_1", **refund(100))).transaction
     with pytest.raises(InvalidRequest, match="names a reversal"):

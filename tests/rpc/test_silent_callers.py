@@ -11,8 +11,8 @@ from prometheus_client import REGISTRY
 from credit_service.v1 import credit_service_pb2 as pb
 from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
-# Longer than 40 seconds, and shorter than the 90 that gRPC takes if nothing else is asked for. Its
-# timers are as fast on a slow machine.
+# Longer than 40 seconds, and shorter than the 90 that gRPC takes by default. Its timers are as fast
+# on a slow machine.
 SECONDS = 65
 
 
@@ -35,6 +35,6 @@ async def test_a_watch_of_a_silent_caller_ends(service, database):
         async with asyncio.timeout(SECONDS):
             while open_streams():  # noqa: ASYNC110  # a metric has no event
                 await asyncio.sleep(0.1)
-        # The caller, who asked for no keepalive, knows nothing of it.
+        # The caller asked for no keepalive, so it does not notice.
         assert not watch.done()
         watch.cancel()

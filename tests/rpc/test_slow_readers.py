@@ -1,4 +1,4 @@
-"""Callers that do not read their answers: what waits for them is bounded, others are served."""
+"""Callers that do not read their answers: their unsent bytes are bounded, others are served."""
 
 import asyncio
 from pathlib import Path
@@ -51,7 +51,7 @@ async def test_answers_that_are_not_read_take_little_memory_and_others_are_serve
         port = await asyncio.to_thread(service.wait_until_listening)
         async with CreditClient(f"127.0.0.1:{port}", deadline_seconds=patience(10)) as client:
             user_id = await user_with_long_history(client, database)
-            for _ in range(5):  # what the service keeps in any case
+            for _ in range(5):  # memory that the service keeps in any case
                 credit = await client.get_user_credit(user_id, history_size=1_000)
             assert pb.GetUserCreditResponse(credit=credit).ByteSize() > PAGE_BYTES
             before = resident_bytes(service.popen.pid)

@@ -1,4 +1,4 @@
-"""What an account may spend in a minute, an hour and a day."""
+"""How much an account may spend in a minute, an hour and a day."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -39,7 +39,7 @@ async def test_spends_and_holds_count_against_a_limit_and_nothing_is_given_back(
         await client.hold_credits(user_id, amount=31)
     assert (await client.spend_credits(user_id, amount=30, idempotency_key="spend:1:1")).replayed
     kept = await client.hold_credits(user_id, amount=30)
-    # A capture of what is held counted when it was held; what goes beyond counts now.
+    # Held credits counted when they were held; overage counts when it is captured.
     with pytest.raises(SpendLimitExceeded):
         await client.capture_hold(user_id, kept.hold.id, amount=31, allow_overage=True)
     await client.capture_hold(user_id, kept.hold.id)
@@ -128,7 +128,7 @@ def decided(account, amount, now, **changes_):
 LIMITED = Account(ALICE, 10_000, policy=Policy(limits=SpendLimits(10, 25, 40)))
 
 
-def test_a_window_ends_where_the_clock_of_utc_says():
+def test_a_window_ends_by_the_utc_clock():
     account = decided(LIMITED, 10, NOON)
     with pytest.raises(SpendLimitExceeded) as refusal:
         decided(account, 1, NOON)

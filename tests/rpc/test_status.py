@@ -63,7 +63,7 @@ async def test_an_error_crosses_the_wire_with_every_fact(kind):
     assert str(returned) == str(error)
 
 
-def test_only_what_time_alone_may_heal_carries_a_delay():
+def test_only_errors_that_may_pass_with_time_carry_a_delay():
     delays = {
         kind: status.render(example(kind)).trailing_metadata[0][1].count(b"google.rpc.RetryInfo")
         for kind in status.CODES
@@ -91,7 +91,7 @@ def details(reason: str, domain: str, **facts: str) -> tuple[tuple[str, bytes], 
     ],
     ids=["no details", "foreign", "empty", "garbage"],
 )
-async def test_a_failure_without_a_readable_reason_is_no_error_of_ours(trailers):
+async def test_a_failure_without_a_readable_reason_is_not_an_error_of_the_service(trailers):
     async with refusing(grpc.StatusCode.FAILED_PRECONDITION, "no", trailers) as failure:
         assert status.parse(failure) is None
 

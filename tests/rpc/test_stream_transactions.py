@@ -1,4 +1,4 @@
-"""StreamTransactions through the socket: what comes, in which order, and from which cursor."""
+"""StreamTransactions through the socket: its items, their order, and its cursors."""
 
 import asyncio
 from contextlib import aclosing
@@ -60,7 +60,7 @@ async def test_everything_that_happened_comes_in_the_order_of_each_user(database
     assert [batch.caught_up for batch in read][:2] == [False, False]
 
 
-async def test_a_stream_goes_on_after_any_of_its_cursors(database, client):
+async def test_a_stream_resumes_after_any_of_its_cursors(database, client):
     user_id = await database.user(100)
     for _ in range(9):
         await client.spend_credits(user_id, amount=1)
@@ -72,7 +72,7 @@ async def test_a_stream_goes_on_after_any_of_its_cursors(database, client):
         assert places(rest) == places(whole[n + 1 :])
 
 
-async def test_what_happens_later_comes_later(database, client):
+async def test_a_stream_sends_new_entries_as_they_are_written(database, client):
     user_id = await database.user(100)
     seen = asyncio.Queue()
 
@@ -92,10 +92,10 @@ async def test_what_happens_later_comes_later(database, client):
         reader.cancel()
 
 
-async def test_only_entries_of_the_asked_types_come_and_the_cursor_moves_all_the_same(
+async def test_only_entries_of_the_requested_types_come_and_the_cursor_still_moves(
     database, client, monkeypatch
 ):
-    # A reader hears at once that there is no more, and not only when the silence has to end.
+    # A reader learns at once that there is no more, and not only after the longest silence.
     monkeypatch.setattr("credit_service.rpc.feed_calls._SILENT_SECONDS_MAX", 3600)
     user_id = await database.user(100)
     held = await client.hold_credits(user_id, amount=5)
@@ -148,7 +148,7 @@ async def test_a_cursor_that_is_damaged_foreign_or_ahead_is_refused(
     cursor = Cursor.parse(last.cursor)
     ahead = str(Cursor(cursor.feed_id, cursor.place._replace(tx=2**50)))
     other = await make_database()
-    # Databases of tests are copies, and a copy has the same feed.
+    # Test databases are copies, and a copy has the same feed id.
     await other.execute("UPDATE credit_feed SET feed_id = gen_random_uuid()")
     async with running(server_settings(other.service_url)) as service:
         await other.user(1)
@@ -171,7 +171,7 @@ async def test_a_stream_needs_types_and_sizes_that_exist(client):
             await batches(client, until=caught_up, **options)
 
 
-async def test_an_idle_reader_hears_that_the_stream_is_alive(database, client, monkeypatch):
+async def test_an_idle_reader_learns_that_the_stream_is_alive(database, client, monkeypatch):
     await database.user(1)
     await all_readable(database)
     monkeypatch.setattr("credit_service.rpc.feed_calls._SILENT_SECONDS_MAX", 0.3)

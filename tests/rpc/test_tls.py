@@ -1,4 +1,4 @@
-"""TLS: who is known by a certificate, and how certificates are renewed while the service runs."""
+"""TLS: callers identified by certificate, and renewal of certificates while the service runs."""
 
 import contextlib
 import datetime as dt
@@ -181,7 +181,7 @@ async def test_a_token_is_enough_over_the_servers_tls(database, files, authority
         assert (await refusal(service, authority)).code is grpc.StatusCode.UNAUTHENTICATED
 
 
-async def test_a_certificate_that_was_not_asked_for_makes_no_caller(database, files, authority):
+async def test_an_unrequested_certificate_identifies_no_caller(database, files, authority):
     async with secure_service(database, files, mutual=False) as service:
         answer = await refusal(service, authority, authority.issue(uri(WORKER)))
         assert answer.code is grpc.StatusCode.UNAUTHENTICATED
@@ -264,7 +264,7 @@ async def test_a_certificate_that_the_client_ca_does_not_vouch_for_gets_no_conne
                 assert answer.code is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_token_decides_over_a_certificate(database, files, authority):
+async def test_a_token_takes_precedence_over_a_certificate(database, files, authority):
     user_id = str(await database.user())
     buy = pb.PurchaseCreditsRequest(user_id=user_id, amount=1, idempotency_key="1")
     async with (
@@ -309,9 +309,7 @@ async def test_a_renewed_client_ca_decides_about_new_connections(database, files
         assert answer.code is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_renewal_that_cannot_be_used_leaves_the_certificate_as_it_was(
-    database, files, authority
-):
+async def test_an_unusable_renewal_leaves_the_certificate_unchanged(database, files, authority):
     newer = Authority()
     renewed = newer.issue_to_server()
     caller = authority.issue(uri(WORKER))

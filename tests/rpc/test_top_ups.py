@@ -1,4 +1,4 @@
-"""Automatic top-ups through the socket: who asks when, and what the bridge sees and answers."""
+"""Automatic top-ups through the socket: when accounts ask, what the bridge sees and answers."""
 
 import asyncio
 from uuid import uuid4
@@ -127,9 +127,7 @@ async def test_a_refused_spend_asks_only_while_little_is_left(database, client):
     assert not await database.faults()
 
 
-async def test_what_only_validates_repeats_or_is_refused_together_asks_for_nothing(
-    database, client
-):
+async def test_validated_repeated_and_jointly_refused_spends_ask_for_nothing(database, client):
     user_id = await with_top_up(database, client)
     await client.spend_credits(user_id, amount=90, validate_only=True)
     items = [
@@ -201,7 +199,7 @@ async def test_three_failures_switch_it_off_until_the_customer_pays(database, cl
     assert not await database.faults()
 
 
-async def test_a_third_failure_that_is_tried_again_leaves_a_request_that_is_not_needed(
+async def test_a_third_failure_with_another_try_leaves_a_request_that_is_not_needed(
     database, client
 ):
     user_id, request = await asked(database, client)
@@ -261,7 +259,7 @@ async def test_a_month_takes_no_more_charges_than_the_policy_says(database, clie
     assert not await database.faults()
 
 
-async def test_a_purchase_before_the_note_is_found_by_the_note(database, client):
+async def test_a_note_finds_the_purchase_that_came_before_it(database, client):
     user_id, request = await asked(database, client)
     bought = await client.purchase_credits(user_id, 100, payment=payment(f"pi_{user_id}"))
     assert (await the_open_one(client, user_id)).id == request.id
@@ -272,7 +270,7 @@ async def test_a_purchase_before_the_note_is_found_by_the_note(database, client)
     assert not await database.faults()
 
 
-async def test_a_purchase_by_hand_in_between_makes_the_request_unneeded(database, client):
+async def test_another_purchase_makes_the_open_request_unneeded(database, client):
     user_id, request = await asked(database, client)
     await client.note_top_up(user_id, request.id, f"pi_{user_id}")
     await client.purchase_credits(user_id, 100, payment=payment(uuid4().hex))
@@ -295,7 +293,7 @@ async def test_a_purchase_by_hand_in_between_makes_the_request_unneeded(database
     assert not await database.faults()
 
 
-async def test_a_payment_that_is_credited_after_all_closes_what_was_given_up(database, client):
+async def test_a_payment_that_is_credited_late_closes_a_request_that_was_given_up(database, client):
     user_id, request = await asked(database, client)
     ref = f"pi_{user_id}"
     await client.note_top_up(user_id, request.id, ref)
@@ -330,7 +328,7 @@ async def test_a_request_has_one_payment_and_a_payment_one_request(database, cli
     assert (refusal.value.payment_ref, refusal.value.field) == (foreign, "user_id")
 
 
-async def test_what_was_closed_without_a_payment_takes_none(database, client):
+async def test_a_request_that_was_closed_without_a_payment_accepts_none(database, client):
     user_id, request = await asked(database, client)
     await client.fail_top_up(user_id, request.id, 1, reason="no card", failure=GIVEN_UP)
     with pytest.raises(TopUpNotOpen) as refusal:
@@ -434,7 +432,7 @@ async def test_a_malformed_failure_is_refused(database, client, fields, field):
     assert refusal.value.field == field
 
 
-async def test_a_crowd_at_the_threshold_makes_one_request(database, client):
+async def test_many_spends_at_once_at_the_threshold_make_one_request(database, client):
     user_id = await with_top_up(database, client)
     await asyncio.gather(*(client.spend_credits(user_id, amount=2) for _ in range(50)))
     assert len(await requests(client, user_id)) == 1

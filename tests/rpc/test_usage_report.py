@@ -1,4 +1,4 @@
-"""What was spent, given back and held, per operation and day: exact against the entries."""
+"""Credits spent, refunded and held, per operation and day: exactly the sums of the entries."""
 
 import asyncio
 import random
@@ -24,7 +24,7 @@ from credit_service.v1 import credit_service_pb2 as pb
 FIRST = datetime(2026, 3, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
-# What the entries of a type do to balance and held, by amount.
+# How an entry of each type changes balance and held, in multiples of its amount.
 _CHANGES = {
     "grant": (1, 0),
     "spend": (-1, 0),
@@ -36,7 +36,7 @@ _CHANGES = {
 
 
 class Book:
-    """Writes entries of the past, as their owner and within every constraint."""
+    """Writes past entries, as the tables' owner and within every constraint."""
 
     def __init__(self, user_id):
         self.user_id = user_id
@@ -149,7 +149,7 @@ async def test_a_story_counted_by_hand(database, client):
     assert report == book.summed(at(0, 0), at(2, 0))
 
 
-async def test_what_was_just_done_is_in_the_report(database, client):
+async def test_the_newest_entries_are_in_the_report(database, client):
     user_id = await database.user(1000)
     start = datetime.now(UTC) - timedelta(days=1)
     spend = await client.spend_credits(user_id, operation="stem_separation", quantity=2)
@@ -285,7 +285,7 @@ async def test_the_start_belongs_to_the_report_and_the_end_does_not(database, cl
     assert await spent(at(0, 0), at(31, 0)) == 7
 
 
-async def test_bounds_must_be_there_in_order_and_within_31_days(database, client):
+async def test_bounds_are_required_in_order_and_within_31_days(database, client):
     user_id = await database.user(1)
     month = timedelta(days=31)
     assert await client.get_usage_report(FIRST, FIRST + month) == []
@@ -317,9 +317,7 @@ async def test_a_known_user_without_an_account_has_an_empty_report(database, cli
     assert await client.get_usage_report(FIRST, end, user_id=user_id) == []
 
 
-async def test_reports_leave_the_connections_of_the_reads_alone_and_the_other_way_round(
-    database, proxy
-):
+async def test_reports_and_other_reads_do_not_wait_for_each_others_connections(database, proxy):
     user_id = await database.user(10)
     async with running(server_settings(proxy.url, pool_size=1)) as service:
         client = await service.client()

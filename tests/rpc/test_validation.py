@@ -1,4 +1,4 @@
-"""What each field may look like, at its edges and past them."""
+"""The values that each field accepts, up to its limits and beyond them."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -19,7 +19,7 @@ OTHER_USER = UUID(int=1)
 
 
 def refused(field, problem, check, *args, **options):
-    """Holds that a check names the field and says what is wrong with it."""
+    """Asserts that a check names the field and says what is wrong with it."""
     with pytest.raises(InvalidRequest) as refusal:
         check(*args, **options)
     assert (refusal.value.field, refusal.value.problem) == (field, problem)
@@ -159,7 +159,7 @@ def payment(ref="pi_1", amount_minor=999, currency="eur"):
 
 @pytest.mark.parametrize("ref", ["p", "pi_1:2", "x" * 255])
 @pytest.mark.parametrize("amount_minor", [0, 999, 2**63 - 1])
-def test_a_payment_is_taken_as_its_provider_names_it(ref, amount_minor):
+def test_a_payment_is_accepted_as_its_provider_names_it(ref, amount_minor):
     checked = validation.payment(payment(ref, amount_minor))
     assert checked == Payment(ref, amount_minor, "eur")
 

@@ -1,4 +1,4 @@
-"""The estimate of how long a call waits, and whom it refuses, by a clock of the test's own."""
+"""The estimate of how long a call waits, and the calls it refuses, by a clock of the test's own."""
 
 import pytest
 
@@ -62,7 +62,7 @@ def test_a_service_with_little_to_do_is_not_taken_for_a_slow_one(waiting_time, c
     waiting_time.require(10 * QUEUE, 0.1)
 
 
-def test_what_nothing_is_known_of_is_refused_once_nothing_has_moved_for_long(waiting_time, clock):
+def test_without_an_estimate_calls_are_refused_once_no_call_has_moved_for_long(waiting_time, clock):
     waiting_time.require(FEW_CALLS - 1, 5.0)
     clock.now += 2.4
     waiting_time.require(QUEUE, 5.0)
@@ -73,7 +73,7 @@ def test_what_nothing_is_known_of_is_refused_once_nothing_has_moved_for_long(wai
     waiting_time.require(QUEUE, 5.0)
 
 
-def test_a_few_calls_that_do_not_move_keep_no_other_out(waiting_time, clock):
+def test_a_few_calls_that_do_not_move_keep_no_others_out(waiting_time, clock):
     waiting_time.require(FEW_CALLS - 1, 5.0)
     clock.now += 100
     waiting_time.require(FEW_CALLS - 1, 0.1)
@@ -91,7 +91,7 @@ def test_the_estimate_follows_a_service_that_becomes_faster_or_slower(
         waiting_time.require(100, 1.6 * wait)
 
 
-def test_answers_that_come_in_lumps_are_not_taken_for_a_stop(waiting_time, clock):
+def test_answers_that_come_in_bursts_are_not_taken_for_a_standstill(waiting_time, clock):
     for _ in range(20):
         clock.now += 0.5
         for _ in range(500):

@@ -62,7 +62,7 @@ def test_an_account_is_at_a_level(figures, level):
 
 
 def alerts_of(states, until=None):
-    """What is announced of states in order, and of a cool-down that ends by a second."""
+    """The alerts of states in order, and of a cool-down that has ended by a given second."""
     last, alerts = NOTHING_ANNOUNCED, []
     for each in states:
         last, made = compare(last, each, timedelta(seconds=COOL_DOWN))
@@ -154,13 +154,13 @@ def test_a_frozen_account_waits_until_it_is_unfrozen():
     assert alerts_of([*frozen, state(0, 3)], 999) == [("depleted", 3, 0)]
 
 
-def test_what_waits_is_not_announced_of_an_account_that_was_frozen_since():
+def test_a_waiting_alert_is_not_sent_if_the_account_was_frozen_since():
     states = [state(9, 0), state(50, 10), state(50, 20, frozen=True)]
     assert alerts_of(states, 999) == [("low", 0, 9)]
     assert alerts_of([*states, state(50, 99)]) == [("low", 0, 9), ("recovered", 99, 50)]
 
 
-def test_a_threshold_crossed_a_hundred_times_a_minute_makes_two_alerts_a_cool_down():
+def test_a_threshold_crossed_a_hundred_times_a_minute_makes_two_alerts_per_cool_down():
     crossing = [state(10 if place % 2 else 9, place * 0.6) for place in range(1000)]
     alerts = alerts_of(crossing)
     assert 18 <= len(alerts) <= 22

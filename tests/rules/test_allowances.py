@@ -17,7 +17,7 @@ from credit_service.rules.model import Account, Policy
 
 MONTHLY = Allowance(20, "month")
 FREE = replace(TERMS, allowance=MONTHLY)
-# Noon is that of 1 January, a Thursday.
+# NOON is on 1 January, a Thursday.
 MONTH = 31 * DAY
 
 
@@ -82,7 +82,7 @@ def test_periods_without_a_look_are_not_made_up_for():
     assert story.entries() == [("grant", 20, 0), ("lapse", -20, 0), ("grant", 20, 0)]
 
 
-def test_an_allowance_is_carried_over_for_so_many_periods():
+def test_an_allowance_is_carried_over_for_the_configured_number_of_periods():
     terms = replace(TERMS, allowance=Allowance(20, "month", 1))
     story = Story(HOUR, MONTH, terms=terms)
     assert story.left() == Left(0, {1: (20, 0), 2: (20, 0)})
@@ -142,11 +142,11 @@ def test_while_more_is_due_none_is_given():
     assert (user.posted, user.is_changed) == ([], False)
 
 
-def test_an_account_at_the_limit_of_a_balance_goes_without():
+def test_an_account_at_the_balance_limit_gets_none():
     assert looked_at(Account(ALICE, BALANCE_MAX - 19), NOON).posted == []
 
 
-def test_what_is_due_before_it_comes_before_it():
+def test_ends_that_are_due_before_an_allowance_come_before_it():
     story = Story(
         hold(20, "h", ttl=HOUR),
         grant(30, at(DAY, 60), "g"),

@@ -1,4 +1,4 @@
-"""What the rules write, and how the commands of one batch meet."""
+"""What the rules write, and how the commands of one batch interact."""
 
 from datetime import timedelta
 
@@ -147,7 +147,7 @@ EARLIER, LATER = NOON - timedelta(seconds=1), NOON + timedelta(seconds=1)
 @pytest.mark.parametrize(
     ("last_updated", "written"),
     [(None, NOON), (EARLIER, NOON), (NOON, NOON), (LATER, LATER)],
-    ids=["first entry", "clock moved on", "clock stood", "clock was set back"],
+    ids=["first entry", "clock moved on", "clock did not move", "clock was set back"],
 )
 def test_time_never_runs_backwards_in_an_account(last_updated, written):
     state = BatchState.of(NOON, Account(ALICE, last_updated=last_updated), Account(BOB))
@@ -194,7 +194,7 @@ def test_refunds_of_one_spend_in_one_batch_are_written_as_one_sum():
     assert [alice.spends[seq].refunded for seq in alice.refunded] == [7]
 
 
-def test_what_is_only_validated_is_not_there_for_those_behind_it():
+def test_later_commands_do_not_see_a_command_that_only_validates():
     state = given(0).state(same_batch=True)
     checked = answer(state, purchase(10, "k", "pi_1", validate_only=True), TERMS)
     assert (checked.entry.balance_after, checked.account.balance) == (10, 0)

@@ -1,7 +1,7 @@
 """The rules of captures as a table: in time, in part, beyond what is held, and refunded.
 
-Every row runs with what came before loaded from the ledger and decided in the same batch, and each
-time it is validated first, which must change nothing and give the same answer.
+Every row runs twice, with its history loaded from the ledger and decided in the same batch. Each
+time the command is validated first, which must change nothing and give the same answer.
 """
 
 from datetime import timedelta
@@ -122,7 +122,7 @@ CAPTURING = [
         InsufficientCredits(required=13, available=12, held=8, shortfall=1),
     ),
     row(
-        "what is held, though allowed more",
+        "the held amount, though more is allowed",
         given(10, hold(10)),
         capture(amount=10, overage=True),
         Posts("capture", (-10, -10), (0, 0), ("captured", 10)),
@@ -314,7 +314,7 @@ def test_a_refund_of_a_capture_carries_its_operation(later):
 @pytest.mark.parametrize(
     ("command", "counted"), [(capture(), 10), (capture(amount=13, overage=True), 13)]
 )
-def test_a_hold_counts_when_it_is_made_and_a_capture_only_what_is_more(command, counted):
+def test_a_hold_counts_when_it_is_made_and_a_capture_only_its_overage(command, counted):
     state = given(99, policy(limits=SpendLimits(minute=50)), hold(10), command).state(
         same_batch=True
     )

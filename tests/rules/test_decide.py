@@ -1,8 +1,8 @@
-"""The rules as a table: what was there, what is asked, and the two numbers or the refusal.
+"""The rules as a table: a history, a command, and the two numbers or the refusal.
 
-In the order in which a command is decided, after its key (test_rules_keys): the state of what it
-refers to, price and expected cost, the balance. Every row runs four ways: with what was there
-loaded from the ledger or decided in the same batch, and for real or only validated.
+Rows follow the order in which a command is decided, after its key (test_keys): the state of the
+things it refers to, price and expected cost, the balance. Every row runs four ways: with its
+history loaded from the ledger or decided in the same batch, and for real or only validated.
 """
 
 from dataclasses import replace
@@ -53,7 +53,7 @@ from credit_service.rules.model import (
 from credit_service.rules.terms import Terms
 
 ROWS = [
-    # The state of what the command refers to.
+    # The state of the things that the command refers to.
     row("unknown user buys", given(), purchase(5, user=STRANGER), UserNotFound(str(STRANGER))),
     row("unknown user spends", given(), spend(5, user=STRANGER), UserNotFound(str(STRANGER))),
     row(

@@ -1,4 +1,4 @@
-"""Several commands in one batch about an account with grants: each finds what those before did."""
+"""Several commands in one batch about an account with grants: each sees what those before did."""
 
 from kit.grant_tables import DAY, HOUR, Story, at, grant, hold, purchase, reverse, revoke, spend
 from kit.rule_tables import ALICE, TERMS
@@ -38,7 +38,7 @@ def test_a_refused_atomic_batch_undoes_what_it_changed_in_grants():
         BatchAborted,
         InsufficientCredits,
     ]
-    # What would be written is what was to be written before, and no more.
+    # The batch would write the same as before, and no more.
     assert changes(story) == kept == [(4, 2, -4)]
     assert alice.changed_grants == {2}
     assert [entry.seq for entry in alice.posted] == [4]
@@ -46,14 +46,14 @@ def test_a_refused_atomic_batch_undoes_what_it_changed_in_grants():
     assert alice.burn_order() == order
     assert (alice.account.balance, alice.account.in_grants) == (26, 16)
     assert repr(story.state) == before
-    # And what follows in the batch draws on what is left.
+    # Later commands in the batch draw on what is left.
     batch(story, spend(8, "after"))
     assert changes(story) == [*kept, (5, 2, -6), (5, 3, -2)]
     story.check()
 
 
-def test_a_grant_that_a_batch_undid_opens_no_second_time():
-    """The first spend uses the grant up, which closes it; undone, it is open and in its place."""
+def test_undoing_a_batch_opens_its_used_up_grant_only_once():
+    """The first spend uses up the grant, which closes it; undone, the grant is open again."""
     story = Story(*OPENED)
     spends = spend(10, "all of the first"), spend(10**9, "too much")
     batch(story, SpendTogether(user_id=ALICE, caller="test", spends=spends))

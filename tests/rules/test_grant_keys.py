@@ -1,4 +1,4 @@
-"""Keys of calls that bring credits with a life: it is compared as asked, unless money was paid."""
+"""Keys of calls that add credits with a life, which is compared as asked unless money was paid."""
 
 from datetime import timedelta
 

@@ -26,10 +26,10 @@ from credit_service.rules.decide import decide
 
 @dataclass(frozen=True)
 class Way:
-    """How a history is told to the rules: what a batch is given, and when the sweeper came by.
+    """How a history is given to the rules: the contents of batches, and when the sweeper runs.
 
     `sweeps` are seconds after the step before, by the step's place; `limit` is how many ends and
-    lapses a batch takes; steps at one time are one batch, but those in `apart` begin another.
+    lapses a batch settles. Steps at one time are one batch, but those in `apart` begin a new one.
     """
 
     sparse: bool
@@ -39,14 +39,14 @@ class Way:
 
 
 class Teller:
-    """Tells a history to the rules, in batches of one step or more, beside the model."""
+    """Gives a history to the rules, in batches of one step or more, and to the model."""
 
     def __init__(self, floor, way):
         self.model = ModelGrants(floor=floor, grace=GRACE)
         self.told = Told(self.model)
         self.book = GrantBook(terms(floor, GRACE), sparse=way.sparse, limit=way.limit)
         self.way = way
-        # The rules' seqs of what `Told.made` has the model's seqs of.
+        # The seqs in the rules; `Told.made` has the seqs in the model.
         self.made = {"hold": [], "spent": []}
         # The next batch: the place of each step, its call, its fields and its refusal.
         self.batch = []
@@ -75,16 +75,16 @@ class Teller:
         try:
             named = self._named(fields, call)
         except IndexError:
-            # It refers to what the batch makes, which no caller knows before that is answered.
+            # It refers to an entry of this batch, which no caller knows before its answer.
             self._decide()
             named = self._named(fields, call)
         self.batch.append((call, as_command(call, named, f"key {place}"), reason))
         if call == "allowance":
-            # What is due is settled once, when a batch begins.
+            # Due ends and lapses are settled once, when a batch begins.
             self._decide()
 
     def decide(self):
-        """Decides the steps that were told since, as one batch; then both agree."""
+        """Decides the steps since the last batch as one batch; then rules and model must agree."""
         if self.batch:
             self._decide()
             self.agree()
@@ -110,7 +110,7 @@ class Teller:
             self.made["spent"].append(entry.seq)
 
     def _changes_nothing(self, state, command, reason):
-        """A call that only validates, and spends of which one is refused, leave all as it was."""
+        """A call that only validates, and an atomic batch with a refused spend, change nothing."""
         before = repr(state)
         if isinstance(command, Keyed):
             tried = [replace(command, validate_only=True)]
@@ -139,7 +139,7 @@ class Teller:
         return named
 
     def agree(self):
-        """The rules' book and the model say the same of every credit."""
+        """Asserts that the book of the rules and the model agree about every credit."""
         account, model, book = self.book.account, self.model, self.book
         assert (account.balance, account.held) == (model.balance, model.held)
         assert (account.in_grants, account.pinned) == (model.in_grants, model.pinned)

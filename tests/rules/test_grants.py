@@ -1,7 +1,7 @@
 """The rules of grants as a table: what movements leave of each grant and of the pool.
 
 After every step the law is checked: a grant is the sum of its changes, an account the sum of its
-grants, and debt stays only while no grant has a rest that no hold has set aside.
+grants, and debt remains only while no grant has credits left that no hold has pinned.
 """
 
 from dataclasses import replace
@@ -38,7 +38,7 @@ from credit_service.rules.model import Account, transaction_id
 from credit_service.rules.terms import Terms
 
 ON_CREDIT = Terms(PRICES, -100)
-# One more credit of each kind, from the first used to the last.
+# Ten credits of each kind. BURNING has the order in which they are used.
 LADDER = [
     purchase(10, "pool"),
     grant(10, at(9 * DAY, 60), "late"),
@@ -51,7 +51,7 @@ LADDER = [
 
 
 def dated(amount, days, key, ref=None, *, series=None, cap=0):
-    """A purchase of credits that expire after so many days."""
+    """A purchase of credits that expire after a number of days."""
     rollover = None if series is None else Rollover(series, cap)
     return purchase(amount, key, ref, life=at(days * DAY), rollover=rollover)
 
@@ -63,8 +63,8 @@ BURNING = [
     row("the newer one after it", 40, {7: 0, 6: 0, 3: 0, 4: 0}),
     row("then the paid one", 50, {7: 0, 6: 0, 3: 0, 4: 0, 5: 0}),
     row("then the pool", 60, {7: 0, 6: 0, 3: 0, 4: 0, 5: 0, "pool": 0}),
-    row("then what has a later priority", 65, {7: 0, 6: 0, 3: 0, 4: 0, 5: 0, "pool": 0, 2: 5}),
-    row("debt at last", 75, {7: 0, 6: 0, 3: 0, 4: 0, 5: 0, "pool": -5, 2: 0}),
+    row("then a later priority", 65, {7: 0, 6: 0, 3: 0, 4: 0, 5: 0, "pool": 0, 2: 5}),
+    row("debt last", 75, {7: 0, 6: 0, 3: 0, 4: 0, 5: 0, "pool": -5, 2: 0}),
 ]
 
 
@@ -99,7 +99,7 @@ TABLE = [
         Left(0, {3: (30, 0)}),
     ),
     row(
-        "what of the pool is held is not spent while a grant is left",
+        "held credits of the pool are not spent while a grant is left",
         [purchase(100, "p"), hold(100), grant(50, at(None, 60), "g"), spend(50)],
         Left(100, {3: (0, 0)}),
     ),
@@ -119,27 +119,27 @@ TABLE = [
         Left(0, {1: (60, 60)}),
     ),
     row(
-        "and what the capture leaves of it lapses at once",
+        "and the rest after a capture lapses at once",
         [dated(100, 1, "p"), hold(60, ttl=2 * DAY), DAY, capture(2, 40)],
         Left(0, {1: (0, 0)}),
     ),
     row(
-        "released after its time it lapses at once",
+        "released after its time, a grant lapses at once",
         [dated(100, 1, "p"), hold(60, ttl=2 * DAY), DAY, release(2)],
         Left(0, {1: (0, 0)}),
     ),
     row(
-        "a hold that ends after it too",
+        "as it does when a hold expires after its time",
         [dated(100, 1, "p"), hold(60, ttl=2 * DAY), 3 * DAY],
         Left(0, {1: (0, 0)}),
     ),
     row(
-        "overage is drawn afresh",
+        "overage is drawn in burn order",
         [dated(20, 1, "p"), hold(15), purchase(10, "q"), capture(2, 25, overage=True)],
         Left(5, {1: (0, 0)}),
     ),
     row(
-        "a late capture is drawn afresh",
+        "a late capture is drawn in burn order",
         [dated(20, 1, "p"), hold(15), HOUR, dated(10, 0.5, "q"), capture(2)],
         Left(0, {1: (15, 0), 4: (0, 0)}),
     ),
@@ -195,7 +195,7 @@ TABLE = [
         Left(50, {1: (0, 0), 3: (20, 20)}),
     ),
     row(
-        "what is not there any more is taken in burn order, then as debt",
+        "for credits already spent, others are taken in burn order, then debt",
         [
             dated(100, 9, "q", "pi_1"),
             spend(100),
@@ -218,7 +218,7 @@ TABLE = [
         Left(0, {1: (0, 0)}),
     ),
     row(
-        "a purchase without a life is taken of the pool first",
+        "a purchase without a life is taken from the pool first",
         [purchase(100, "p", "pi_1"), grant(20, at(DAY), "g"), reverse(1000)],
         Left(0, {2: (20, 0)}),
     ),
@@ -245,7 +245,7 @@ TABLE = [
         Left(0, {1: (60, 0)}),
     ),
     row(
-        "what never expires after what does",
+        "a grant that never expires after one that does",
         [grant(10, at(None, 49), "a"), grant(10, at(DAY, 49), "b"), spend(10)],
         Left(0, {1: (10, 0), 2: (0, 0)}),
     ),
@@ -265,7 +265,7 @@ TABLE = [
         Left(0, {1: (0, 0), 2: (7, 0)}),
     ),
     row(
-        "what an earlier revision counted is not counted again",
+        "credits that an earlier revision counted are not counted again",
         [dated(100, 1, "p", "pi_1"), spend(60), DAY, reverse(500), reverse(1000, 2)],
         Left(-60, {1: (0, 0)}),
     ),
@@ -313,7 +313,7 @@ def test_one_entry_takes_all_grants_due_at_an_instant():
 
 
 @pytest.mark.parametrize("looks", [[], [HOUR], [HOUR, HOUR / 4, HOUR / 4]])
-def test_it_makes_no_difference_when_somebody_looked(looks):
+def test_looks_in_between_make_no_difference(looks):
     story = Story(
         spend(60, "on credit"),
         grant(120, at(9 * DAY), "pays 60, then is pinned"),
@@ -330,7 +330,7 @@ def test_it_makes_no_difference_when_somebody_looked(looks):
     assert story.left() == Left(0, {2: (0, 0), 4: (0, 0)})
 
 
-def test_an_account_without_grants_is_changed_in_nothing_else():
+def test_movements_without_grants_leave_the_fields_of_grants_unchanged():
     story = Story(purchase(100, "p", "pi_1"), hold(10), capture(2), spend(5), refund(4))
     story.do(reverse(500))
     made = Account._fields.index("in_grants")
@@ -406,12 +406,12 @@ def test_credits_expire_in_the_future_and_within_ten_years(time):
     assert refusal.field == "expire_time"
 
 
-def test_a_paid_purchase_whose_time_has_passed_lives_for_the_grace():
+def test_a_paid_purchase_whose_expiry_has_passed_lasts_for_the_grace():
     story = Story(purchase(10, "p", "pi_1", life=at(-DAY)))
     assert story.alice.grants[1].expire_time == story.alice.now + story.terms.refund_grace
 
 
-def test_grants_are_refused_beyond_a_bound_and_purchases_never():
+def test_grants_are_refused_beyond_a_bound_and_purchases_are_not():
     story = Story(grant(1, at(DAY), "first"))
     account = story.alice.account._replace(open_grants=OPEN_GRANTS_MAX)
     story.alice.account = account

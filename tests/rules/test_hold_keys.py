@@ -1,7 +1,7 @@
 """Keys of holds, captures and releases: a repeat is distinguished from another request.
 
-Every row runs with what came before loaded from the ledger and decided in the same batch, and each
-time it is validated first, which must change nothing and give the same answer.
+Every row runs twice, with its history loaded from the ledger and decided in the same batch. Each
+time the command is validated first, which must change nothing and give the same answer.
 """
 
 from datetime import timedelta
@@ -37,14 +37,14 @@ KEYS = [
         Replays(1, ("expired", 10)),
     ),
     row(
-        "a repeat need not repeat what is not compared",
+        "fields that are not compared may differ in a repeat",
         given(10, hold()),
         hold(ttl=timedelta(hours=1), expected_cost=3, description="again", reference="other"),
         Replays(1, ("held", 0)),
     ),
-    row("a repeat though frozen", given(10, hold(), FROZEN), hold(), Replays(1, ("held", 0))),
+    row("a repeat on a frozen account", given(10, hold(), FROZEN), hold(), Replays(1, ("held", 0))),
     row(
-        "a repeat though at the cap",
+        "a repeat at the maximum number of holds",
         given(10, hold(), terms=Terms(PRICES, 0, 1)),
         hold(),
         Replays(1, ("held", 0)),

@@ -40,7 +40,7 @@ SINCE = datetime(2026, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Batch:
-    """So many seconds after the one before; it ends no more due holds than that."""
+    """A batch, with the seconds since the one before and the most due holds that it ends."""
 
     seconds: int
     steps: list[Request | Again]
@@ -48,7 +48,7 @@ class Batch:
 
 
 class Book:
-    """What was written, and what a batch is given back of it: no more than it refers to."""
+    """The rows that were written; a batch loads only those that it refers to."""
 
     def __init__(self):
         self.account = Account(ALICE)
@@ -100,7 +100,7 @@ class Book:
             assert entry.seq not in self.entries
             self.entries[entry.seq] = entry
         self.kept |= {kept.key: (kept.seq, kept.call) for kept in alice.kept_keys}
-        # What is not changed is not written.
+        # An unchanged account is not written.
         if alice.is_changed:
             self.account = alice.account
         self.refunded |= {seq: alice.spends[seq].refunded for seq in alice.refunded}

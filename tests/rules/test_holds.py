@@ -1,7 +1,7 @@
 """The rules of holds as a table: making, releasing and extending them, and their ends by time.
 
-Every row runs with what came before loaded from the ledger and decided in the same batch, and each
-time it is validated first, which must change nothing and give the same answer.
+Every row runs twice, with its history loaded from the ledger and decided in the same batch. Each
+time the command is validated first, which must change nothing and give the same answer.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -236,7 +236,7 @@ def test_hold_takes_its_facts_from_its_making():
 
 @dataclass(frozen=True)
 class Until:
-    """The hold is held, and ends so long after it was made."""
+    """The hold is open, and ends this long after it was made."""
 
     after: timedelta
     done: object = field(default=None)
@@ -376,7 +376,7 @@ def test_a_hold_that_was_only_validated_is_not_there():
     assert validated.seq not in state.users[ALICE].holds
 
 
-def test_one_outcome_for_each_hold_whatever_is_tried():
+def test_each_hold_has_one_outcome_however_often_it_is_settled():
     attempts = [capture(key="1"), release(key="2"), capture(amount=0, key="3"), capture(key="4")]
     for first in attempts:
         state = given(10, hold(), first).state(same_batch=True)

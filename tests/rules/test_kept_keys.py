@@ -1,6 +1,6 @@
 """Keys of calls that were answered with the entry of another call: they are remembered as well.
 
-Every row runs with what came before loaded from the ledger and decided in the same batch, and the
+Every row runs twice, with its history loaded from the ledger and decided in the same batch. The
 answered call is validated first, which must keep nothing.
 """
 
@@ -18,7 +18,7 @@ BOUGHT = purchase(10, "b", "pi_1")
 
 EXPIRED = given(10, hold(), LATE)
 RELEASED = given(10, hold(), release())
-# What came before, a call that is answered with an entry of it, and the seq of that entry.
+# A history, a call that is answered with one of its entries, and the seq of that entry.
 ANSWERED = {
     "the release of an expired hold": (EXPIRED, release(key=KEY), 2),
     "the release of a released hold": (RELEASED, release(key=KEY), 2),
@@ -54,7 +54,7 @@ OTHERS = {
 
 
 def differs_in(answered, other):
-    """The field that must be named, by the contract: the first that differs of those compared."""
+    """The field that the contract says to name: the first compared field that differs."""
     if answered.call != other.call:
         return "call"
     if answered.call == "PurchaseCredits":
@@ -65,7 +65,7 @@ def differs_in(answered, other):
 
 
 def answered(name, *, same_batch):
-    """A state in which the call was answered, the call, and what it was answered with."""
+    """A state in which the call was answered, the call, and its answer."""
     before, command, seq = ANSWERED[name]
     state = before.state(same_batch=same_batch)
     entry = state.users[ALICE].spends[seq].entry

@@ -1,7 +1,7 @@
-"""Idempotency keys as a table: the key is looked at before everything else.
+"""Idempotency keys as a table: the key is checked before everything else.
 
-Every row runs four ways: with what came before loaded from the ledger or decided in the same batch,
-and for real or only validated.
+Every row runs four ways: with its history loaded from the ledger or decided in the same batch, and
+for real or only validated.
 """
 
 from dataclasses import replace
@@ -33,7 +33,7 @@ from credit_service.fields import BALANCE_MAX
 from credit_service.rules.terms import Terms
 
 ROWS = [
-    # The key comes first: a repeat answers with its entry, whatever has become of the rest.
+    # The key comes first: a repeat is answered with its entry, even if everything else has changed.
     row("a repeated purchase replays", PAID_BY_ALICE, BOUGHT, Replays(1)),
     row("a repeated spend replays on the empty account", given(10, SPENT), SPENT, Replays(1)),
     row(
@@ -102,7 +102,7 @@ ROWS = [
     row("amount differs: a charge of the same cost", given(20, SPENT), CHARGED, reused("amount")),
     row("amount differs: the cost of the charge", given(20, CHARGED), SPENT, reused("amount")),
     row(
-        "amount differs: all is not the sum it was",
+        "amount differs: all is not the sum it came to",
         ALL_BACK,
         refund(1, 10, "r1"),
         reused("amount", 2),

@@ -1,7 +1,7 @@
 """The rules of late captures as a table: after the end of the hold, in full, in part and beyond.
 
-Every row runs with what came before loaded from the ledger and decided in the same batch, and each
-time it is validated first, which must change nothing and give the same answer.
+Every row runs twice, with its history loaded from the ledger and decided in the same batch. Each
+time the command is validated first, which must change nothing and give the same answer.
 """
 
 from datetime import timedelta
@@ -85,7 +85,7 @@ CAPTURING_LATE = [
         Invalid("amount"),
     ),
     row(
-        "zero finds it ended",
+        "zero is answered with the expiry",
         given(10, hold(10), LATE),
         capture(amount=0),
         Replays(2, ("expired", 0)),

@@ -24,7 +24,7 @@ def test_work_costs_quantity_times_unit_cost(operation, quantity, unit_cost, cos
     assert line == Line(operation, quantity, unit_cost, cost)
 
 
-def test_an_operation_that_is_not_listed_is_refused_with_those_that_are():
+def test_an_unlisted_operation_is_refused_with_the_names_of_the_listed_ones():
     with pytest.raises(InvalidRequest) as refusal:
         PRICES.price("juggling", 1, "items[3]")
     assert refusal.value.field == "items[3].operation"

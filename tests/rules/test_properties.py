@@ -44,7 +44,7 @@ OPENING_BALANCES = (0, 3, 12, 20, 20, -4, BALANCE_LIMIT - 2, -BALANCE_LIMIT)
 
 @dataclass(frozen=True)
 class Batch:
-    """What one transaction has before it; a user may be deleted ahead of it."""
+    """The requests of one transaction, its terms and clock; a user may be deleted before it."""
 
     steps: list[Request | Again]
     terms: Terms
@@ -66,7 +66,7 @@ BATCHES = st.lists(
 
 
 class Book:
-    """What was written, and what a batch is given back of it: no more than it refers to."""
+    """The rows that were written; a batch loads only those that it refers to."""
 
     def __init__(self):
         self.accounts = {ALICE: Account(ALICE), BOB: Account(BOB)}

@@ -1,8 +1,8 @@
 """Random histories of an account with top-ups against a plain model of it.
 
 Spends, holds, captures, purchases, notes, failures, reversals, policies and their repeats, with
-months that end in between. The account's top-ups are the model's after every command, and the
-changes, replayed one after the other, end in what the account says.
+months that end in between. After every command the account's top-ups equal the model's, and the
+changes, replayed one after the other, lead to the state of the account.
 """
 
 import random
@@ -52,7 +52,7 @@ PAUSES = (0, 0, 0, 1, 1, 60, 86_400, 10 * 86_400)
 
 
 def drawn(draw, top_ups):  # noqa: PLR0911
-    """A command; one about a request names one that there is, if there is any."""
+    """A command; one about a request names an existing request, if there is any."""
     kind, amount, key = draw.choice(KINDS), draw.randint(1, 12), f"k{draw.randint(1, 40)}"
     ref, number, money = f"pi_{draw.randint(1, 8)}", draw.randint(1, 5), draw.choice((0, 30, 100))
 
@@ -115,7 +115,7 @@ def expected(model):
 
 
 def require_history(user):
-    """The changes number from 1, and end in the account's requests and in why it is off."""
+    """The changes count from 1, and lead to the account's requests and the reason it is off."""
     changes = user.top_ups.changes
     assert [each.change for each in changes] == list(range(1, user.account.top_up_changes + 1))
     assert (changes[-1].off if changes else None) == user.top_ups.counts.off

@@ -1,4 +1,4 @@
-"""The rules of top-ups as a table: an account, what is done, and the requests that come of it."""
+"""The rules of top-ups as a table: an account, the commands, and the resulting requests."""
 
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -54,21 +54,21 @@ def not_needed(user):
 PAID = [spend(81, "a"), note_newest, purchase(1, "pi_1")]
 
 ROWS = [
-    ("exactly as many as the policy says do not ask", account(100), [spend(80, "a")], []),
-    ("one less asks", account(100), [spend(81, "a")], OPEN),
-    ("what is held is not available", account(20, 50), [spend(1, "a")], OPEN),
+    ("exactly the threshold does not ask", account(100), [spend(80, "a")], []),
+    ("one less than the threshold asks", account(100), [spend(81, "a")], OPEN),
+    ("held credits are not available", account(20, 50), [spend(1, "a")], OPEN),
     ("a hold asks", account(100), [hold(81, "a")], OPEN),
     ("an account without a policy never asks", account(100, policy=None), [spend(99, "a")], []),
     ("a frozen account never asks", account(5, frozen=True), [spend(1, "a")], []),
     ("validating asks for nothing", account(100), [spend(81, "a", only=True)], []),
-    ("nor does validating a hold", account(100), [hold(81, "a", only=True)], []),
+    ("validating a hold asks for nothing", account(100), [hold(81, "a", only=True)], []),
     ("a refused spend asks below the threshold", account(19), [spend(20, "a")], OPEN),
-    ("and not above it", account(20), [spend(21, "a")], []),
-    ("nor if it only validates", account(19), [spend(20, "a", only=True)], []),
+    ("a refused spend does not ask at the threshold", account(20), [spend(21, "a")], []),
+    ("validating a refused spend asks for nothing", account(19), [spend(20, "a", only=True)], []),
     ("a refused hold asks as well", account(19), [hold(20, "a")], OPEN),
     ("a repeated spend asks for nothing", account(100), [*PAID, spend(81, "a")], ["succeeded"]),
     ("a purchase never asks", account(1), [purchase(1, "pi_1")], []),
-    ("nor a new policy", account(1), [set_policy(POLICY)], []),
+    ("a new policy never asks", account(1), [set_policy(POLICY)], []),
     (
         "a refused batch asks for nothing",
         account(100),
@@ -101,31 +101,31 @@ ROWS = [
         ["not_needed"],
     ),
     (
-        "nor a capture of nothing",
+        "a capture of zero never asks",
         account(50, policy=POLICY._replace(below=90)),
         [hold(9, "a"), not_needed, capture(1, "b", 0)],
         ["not_needed"],
     ),
     (
-        "still below after it closed, the next spend asks",
+        "still below after the request closed, the next spend asks",
         account(100),
         [*PAID, spend(1, "b")],
         ["succeeded", "open"],
     ),
     (
-        "after it failed as well",
+        "still below after the request failed, the next spend asks",
         account(100),
         [spend(81, "a"), give_up, spend(1, "b")],
         ["failed", "open"],
     ),
     (
-        "a month takes no more than the policy says",
+        "a month takes no more charges than the policy says",
         account(100, policy=POLICY._replace(per_month=1)),
         [*PAID, spend(1, "b")],
         ["succeeded"],
     ),
     (
-        "what failed does not count in the month",
+        "a failed request does not count in the month",
         account(100, policy=POLICY._replace(per_month=1)),
         [spend(81, "a"), give_up, spend(1, "b")],
         ["failed", "open"],
@@ -137,13 +137,13 @@ ROWS = [
         ["failed"],
     ),
     (
-        "two do not",
+        "two failures do not switch it off",
         account(100),
         [spend(81, "a"), fail_newest, give_up, spend(1, "b")],
         ["failed", "open"],
     ),
     (
-        "what is not needed is no failure",
+        "an unneeded request is no failure",
         account(100),
         [spend(81, "a"), fail_newest, fail_newest, not_needed, spend(1, "b")],
         ["not_needed", "open"],
@@ -155,7 +155,7 @@ ROWS = [
         ["failed", "open"],
     ),
     (
-        "one that only validates does not",
+        "a purchase that only validates leaves it off",
         account(100),
         [
             spend(81, "a"),
@@ -168,13 +168,13 @@ ROWS = [
         ["failed"],
     ),
     (
-        "a new policy does",
+        "a new policy switches it on again",
         account(100),
         [spend(81, "a"), fail_newest, fail_newest, give_up, set_policy(POLICY), spend(1, "b")],
         ["failed", "open"],
     ),
     (
-        "a success does",
+        "a success switches it on again",
         account(100),
         [
             spend(81, "a"),
@@ -194,13 +194,13 @@ ROWS = [
         ["succeeded"],
     ),
     (
-        "one that returns nothing does not",
+        "a reversal that reverses nothing leaves it on",
         account(100),
         [*PAID, reverse("pi_1", 1, 0), spend(1, "b")],
         ["succeeded", "open"],
     ),
     (
-        "one of another purchase does not",
+        "a reversal of another purchase leaves it on",
         account(100),
         [*PAID, purchase(1, "pi_9"), reverse("pi_9", 1, 100), spend(1, "b")],
         ["succeeded", "open"],
@@ -255,7 +255,7 @@ def test_the_requests_are_those_of_the_rules(before, steps, expected):
         (datetime(2026, 2, 1, tzinfo=UTC), True),
     ],
 )
-def test_the_charges_of_a_month_begin_anew_with_the_next(now, asks):
+def test_the_charges_of_a_month_do_not_count_in_the_next(now, asks):
     decided = state(account(100, policy=POLICY._replace(per_month=1)))
     user = decided.users[ALICE]
     for step in PAID:
@@ -282,7 +282,7 @@ def test_a_purchase_of_an_earlier_month_is_not_counted_in_a_later_one():
     assert counts.month == month_of(february) == datetime(2026, 2, 1, tzinfo=UTC)
 
 
-def test_a_try_that_was_recorded_as_tried_again_cannot_be_given_up():
+def test_an_attempt_that_was_recorded_as_try_again_cannot_be_given_up():
     decided = state(account(100))
     user = decided.users[ALICE]
     for step in (spend(81, "a"), fail_newest):
