@@ -1,4 +1,4 @@
-"""The lanes against a real database: what a batch is, who it may disturb, when it answers."""
+"""The lanes on a real database: what a batch is, which calls it may disturb, when it answers."""
 
 import asyncio
 from uuid import uuid4
@@ -33,7 +33,7 @@ from credit_service.rules import decide
 from credit_service.rules.model import Account, Outcome
 
 
-async def test_what_has_piled_up_is_written_in_one_transaction(database, proxy):
+async def test_queued_calls_are_written_in_one_transaction(database, proxy):
     users = [await database.user(100) for _ in range(5)]
     held = proxy.on(COMMIT, Kind.HOLD)
     async with lanes(proxy.url) as clerk:
@@ -58,7 +58,7 @@ async def test_calls_that_had_to_wait_together_are_written_in_as_many_transactio
     settings = writer_settings(database.service_url, batch_limit=10)
     runner = BatchRunner(Transactions(settings), settings.batch_limit)
     loop = asyncio.get_running_loop()
-    # As many as a lane hands over once the row, or what was due before them, is out of the way.
+    # As many as a lane hands over after the row, or what was due before them, is out of the way.
     waiting = [
         Waiting(spend(user_id), loop.create_future(), loop.time() + patience(10)) for _ in range(35)
     ]
@@ -68,7 +68,7 @@ async def test_calls_that_had_to_wait_together_are_written_in_as_many_transactio
     assert await transactions(database) == 4
 
 
-async def test_a_user_who_stands_in_a_batch_many_times_is_served_in_order(database):
+async def test_a_user_who_is_in_a_batch_many_times_is_served_in_order(database):
     user_id = await database.user(100)
     async with lanes(database.service_url) as clerk:
         given = await ask(clerk, *(spend(user_id, amount) for amount in range(1, 14)))
@@ -130,7 +130,7 @@ async def test_a_command_the_database_rejects_fails_alone(database, poisoned):
 
 
 async def _failing(database, sqlstate, times, table, event):
-    """Makes the first such statements on a table fail."""
+    """Makes the first `times` statements on a table fail."""
     await database.execute(
         f"""
         CREATE SEQUENCE failures;
@@ -161,7 +161,7 @@ async def test_a_collision_that_passes_goes_unnoticed(database, sqlstate, statem
     assert not await database.faults()
 
 
-async def test_a_collision_that_does_not_pass_is_no_fault_of_the_neighbours(database):
+async def test_a_collision_that_does_not_pass_fails_only_its_own_call(database):
     await database.execute(
         """
         CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -147,7 +147,7 @@ def drawn(draw, user_id, request):
 
 
 async def test_random_batches_leave_the_requests_of_the_plain_model(database):
-    """What is loaded is enough, whatever meets in a batch; months do not end meanwhile."""
+    """A batch loads enough for any mix of commands; no month ends meanwhile."""
     draw, users = random.Random(7), [await database.user(30) for _ in range(3)]
     policy = TopUp(20, "small", 1000)
     models = {user_id: TopUpModel(available=30, policy=policy) for user_id in users}

@@ -1,7 +1,6 @@
-"""Histories of accounts with grants, with what each must end in, worked out by hand.
+"""Histories of accounts with grants, each with the end that it must have, worked out by hand.
 
-A step is a request at a time in minutes; what it refers to is named by the place of the earlier
-step.
+A step is a request at a time in minutes; it refers to an earlier step by that step's place.
 """
 
 from dataclasses import dataclass, field
@@ -38,7 +37,7 @@ class Step:
 
 @dataclass(frozen=True)
 class End:
-    """An account's end: its pool, and what remains of each grant in the order of their making."""
+    """An account's end: its pool, and the rest of each grant, in the order they were made."""
 
     pool: int
     grants: tuple[int, ...] = ()
