@@ -1,4 +1,4 @@
-"""An answer that takes several statements shows one moment, whatever is written between them."""
+"""An answer that takes several statements shows one moment, despite writes between them."""
 
 import asyncio
 import re
@@ -85,7 +85,7 @@ async def long_ago(database, user_id):
 
 
 @pytest.mark.parametrize(("read", "held_up", "answer"), READS)
-@pytest.mark.parametrize("meanwhile", ["deleted", "made anew"])
+@pytest.mark.parametrize("meanwhile", ["deleted", "created again"])
 async def test_what_is_written_between_two_statements_is_not_seen(  # noqa: PLR0917
     client, database, proxy, read, held_up, answer, meanwhile
 ):
