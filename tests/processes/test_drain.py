@@ -197,7 +197,7 @@ async def test_ctrl_c_reaches_all_processes_and_counts_once(database, proxy, cou
             os.killpg(server.popen.pid, signal.SIGINT)
             await stopping_lines(server, count)
             if count == 2:
-                # The idle process ends at once, and by then the signal has reached the other as well.
+                # The idle process ends at once; by then the signal has reached the other as well.
                 await eventually(lambda: len(children(server.popen.pid)) == 1)
             held.release()
             assert (await asking).credit.balance == 99
