@@ -75,7 +75,7 @@ def checking(fake, packs, target, **changes):
     )
 
 
-async def test_settings_without_a_problem_are_reported_so_and_nothing_is_written(
+async def test_settings_without_a_problem_are_confirmed_and_nothing_is_written(
     fake, packs, service, database
 ):
     before = await database.book()
