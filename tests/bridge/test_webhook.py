@@ -88,7 +88,7 @@ def test_a_thin_event_may_be_about_no_object():
 
 
 @pytest.mark.parametrize("version", ["2015-10-16", "2019-12-03", "2099-01-01.unheard", None, 7])
-def test_the_version_of_an_event_is_no_reason_to_refuse_it(version):
+def test_an_event_of_any_version_is_accepted(version):
     assert signed(SNAPSHOT | {"api_version": version}).obj == SESSION
 
 

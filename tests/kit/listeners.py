@@ -12,7 +12,7 @@ POLL = "^" + re.escape(store.SQL["changed_accounts"].splitlines()[0])
 
 
 class Listener:
-    """Reads a stream and keeps what it receives."""
+    """Reads a stream and keeps the states that it receives."""
 
     def __init__(self, stream):
         self.received = []

@@ -1,6 +1,6 @@
 """Programs started by forking a process that has already imported their modules.
 
-Python takes a second of processor time to import what one of our programs needs, and the tests
+Python takes a second of processor time to import the modules of one program, and the tests
 start a thousand of them. A fork is a process like any other: it has its own session, environment,
 files and end. Settings that the interpreter or a library reads as it starts have no effect on a
 fork; such a program is started in the ordinary way, as `can_fork` decides. `python -m` itself is
@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-# What a template imports before it forks `python -m` of a module.
+# By the module of `python -m`: the module that its template imports before it forks.
 _IMPORTS = {
     "credit_service": "credit_service.cli",
     "credit_service.gateway": "credit_service.gateway.cli",
@@ -34,7 +34,7 @@ _IMPORTS = {
     "fake_stripe": "fake_stripe.__main__",
 }
 _ROOT = "TEST_PROGRAM_FORKS"
-_PATH = "TEST_PROGRAM_FORKS_PATH"  # what PYTHONPATH was when the run started
+_PATH = "TEST_PROGRAM_FORKS_PATH"  # PYTHONPATH as it was when the run started
 # The interpreter and the libraries read variables with these prefixes when they are loaded.
 _READ_AT_START = ("PYTHON", "GRPC_", "LD_", "LC_", "LANG", "TZ", "MALLOC_", "OPENSSL_", "COVERAGE_")
 _MESSAGE_MAX = 1 << 18
@@ -191,7 +191,7 @@ def _listener(address: str) -> socket.socket:
 
 
 def _be_root(address: str) -> tuple[str, socket.socket] | None:
-    """Makes templates until the run ends; in a template, returns what it is one of."""
+    """Makes templates until the run ends; in a template, returns its module and socket."""
     listener = _listener(address)
     made = set()
     print("ready", flush=True)
@@ -213,7 +213,7 @@ def _be_root(address: str) -> tuple[str, socket.socket] | None:
 
 
 def _be_template(module: str, listener: socket.socket) -> dict[str, object] | None:
-    """Forks programs until the run ends; in a program, returns what it is."""
+    """Forks programs until the run ends; in a program, returns its description."""
     before = dict(os.environ)
     importlib.import_module(_IMPORTS[module])
     sys.modules.pop(f"{module}.__main__", None)  # it is run, not only imported

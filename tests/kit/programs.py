@@ -139,7 +139,7 @@ def process(*arguments: str, **environment: str) -> Iterator[Process]:
 def run_module(
     module: str, *arguments: object, environment: Mapping[str, str]
 ) -> "subprocess.CompletedProcess[str]":
-    """Runs `python -m` of a module to its end; returns its exit code and what it printed."""
+    """Runs `python -m` of a module to its end; returns its exit code and its output."""
     command = [str(each) for each in arguments]
     if can_fork(module, environment):
         return run_forked(module, command, environment, patience(60))

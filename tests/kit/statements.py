@@ -181,7 +181,7 @@ class Session:
             await self._connection.execute(head + text)
 
     async def plan(self, name: str, values: list[object]) -> dict:
-        """Runs a statement, rolls it back, and returns its plan with the rows and pages read."""
+        """Runs a statement, rolls it back, and returns its plan with its rows and pages."""
         pairs = zip(values, self._kinds[name], strict=True)
         given = ", ".join(literal(value, kind) for value, kind in pairs)
         given = f"({given})" if given else ""

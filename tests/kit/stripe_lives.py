@@ -15,7 +15,7 @@ HELD = {"pending", "requires_action", "succeeded"}  # refunds of these states ho
 
 @dataclass(frozen=True)
 class Refund:
-    """A refund of a share (in percent) of what is left, its first state and a later one."""
+    """A refund of a share (in percent) of the rest, its first state and a later one."""
 
     share: int
     status: str = "succeeded"

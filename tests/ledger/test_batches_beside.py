@@ -15,7 +15,7 @@ from credit_service.rules.model import Outcome
 
 LOSSES = [Kind.CUT_BEFORE, Kind.CUT_AFTER, Kind.SWALLOW]
 
-# So many queued calls make a lane of `small` begin a batch beside another one.
+# With this many queued calls, a lane of `small` begins a batch beside another one.
 MANY = 4
 
 
@@ -230,7 +230,7 @@ async def test_a_batch_that_fails_does_not_affect_the_one_beside_it(database, pr
     assert not await database.faults()
 
 
-async def test_a_lane_that_closes_waits_for_both_batches_and_what_is_queued(database, proxy):
+async def test_a_lane_that_closes_waits_for_both_batches_and_the_queue(database, proxy):
     users = await funded(database, 2 * MANY)
     async with small(proxy.url) as clerk:
         await connect_both(clerk, users)

@@ -149,7 +149,7 @@ async def test_a_batch_that_is_rolled_back_and_run_again_is_read_once(make_datab
     assert entries(items) == [(user_id, seq) for seq in range(1, written + 1)]
 
 
-async def test_what_an_older_release_writes_is_numbered_in_the_order_of_seq(database):
+async def test_writes_of_an_older_release_are_numbered_in_the_order_of_seq(database):
     user_id = await database.user(10)
     account = "SELECT tx FROM user_credits WHERE user_id = $1"
     [[before]] = await database.fetch(account, user_id)

@@ -161,7 +161,7 @@ async def test_a_key_used_again_with_another_expiry_is_refused(database):
         assert isinstance(plain, IdempotencyKeyReused)
 
 
-async def test_a_reversal_takes_the_purchases_own_grant_and_moves_what_holds_have_pinned(database):
+async def test_a_reversal_takes_the_purchases_own_grant_and_moves_the_pins_of_holds(database):
     user_id = await database.user()
     async with lanes(database.service_url) as clerk:
         await ask(clerk, purchase(user_id, 500), purchase(user_id, 100, ref="pi_1", life=LATER))

@@ -53,7 +53,7 @@ async def test_a_lost_commit_is_resolved_by_its_keys(database, proxy, kind, time
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-async def test_twins_behind_a_lost_commit_are_told_apart(database, proxy, kind):
+async def test_twins_behind_a_lost_commit_are_distinguished(database, proxy, kind):
     user_id = await database.user(100)
     command = spend(user_id, 7)
     proxy.on(COMMIT, kind)

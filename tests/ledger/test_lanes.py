@@ -246,7 +246,7 @@ async def test_columns_added_under_load_go_unnoticed(database):
     assert not await database.faults()
 
 
-async def test_a_full_queue_refuses_at_once_and_forgets_what_it_refused(database, proxy):
+async def test_a_full_queue_refuses_at_once_and_forgets_the_refused_calls(database, proxy):
     user_id = await database.user(100)
     held = proxy.on(COMMIT, Kind.HOLD)
     async with lanes(proxy.url, queue_limit=3) as clerk:
@@ -286,7 +286,7 @@ async def test_a_command_is_not_begun_when_no_caller_waits_for_it_any_more(datab
     assert await written(database, patient) == 1
 
 
-async def test_a_command_that_has_begun_is_written_though_no_caller_waits(database, proxy):
+async def test_a_command_that_has_begun_is_written_although_no_caller_waits(database, proxy):
     user_id = await database.user(100)
     held = proxy.on(BEGIN, Kind.HOLD)
     async with lanes(proxy.url) as clerk:
@@ -300,7 +300,7 @@ async def test_a_command_that_has_begun_is_written_though_no_caller_waits(databa
     assert await written(database, command) == 1
 
 
-async def test_a_lane_that_closes_writes_what_is_queued_and_takes_no_more(database, proxy):
+async def test_a_lane_that_closes_writes_the_queued_commands_and_takes_no_more(database, proxy):
     user_id = await database.user(100)
     held = proxy.on(COMMIT, Kind.HOLD)
     async with lanes(proxy.url) as clerk:

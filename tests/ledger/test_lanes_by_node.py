@@ -1,4 +1,4 @@
-"""Lanes of a distributed book: what shares a transaction, what shares a lane, and an old map."""
+"""Lanes of a distributed book: calls that share a transaction or a lane, and an old map."""
 
 import asyncio
 from collections import defaultdict

@@ -94,7 +94,7 @@ async def test_every_state_between_two_batches_is_right_for_an_instant(database,
     assert not await database.faults()
 
 
-async def test_a_call_that_waits_too_long_for_what_is_due_is_overloaded(database, monkeypatch):
+async def test_a_call_that_waits_too_long_for_due_holds_is_overloaded(database, monkeypatch):
     monkeypatch.setattr(batches, "EXPIRIES_MAX", 1)
     monkeypatch.setattr(batches, "_DUE_PATIENCE_SECONDS", 0.0)
     [user_id] = await add_due(database, each=20)
@@ -108,7 +108,7 @@ async def test_a_call_that_waits_too_long_for_what_is_due_is_overloaded(database
     assert not await database.faults()
 
 
-async def test_calls_that_wait_for_what_is_due_take_no_room_from_others(database, monkeypatch):
+async def test_calls_that_wait_for_due_holds_take_no_room_from_others(database, monkeypatch):
     monkeypatch.setattr(batches, "EXPIRIES_MAX", 1)
     [user_id] = await add_due(database, each=30)
     other = await database.user(100)

@@ -42,7 +42,7 @@ TABLES = (
     "credit_feed",
     "credit_feed_advances",
 )
-# These read what they add up: entries of a period or of the accounts that are verified, all open
+# These read all rows that they add up: entries of a period or of the verified accounts, all open
 # holds once a second, or a bounded number of entries that the feed cannot show yet.
 READING_MUCH = (
     "report_usage",

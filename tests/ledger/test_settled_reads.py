@@ -1,4 +1,4 @@
-"""Reads add up due expiries and lapses in one statement, as the rules later settle them one by one.
+"""Reads add up due expiries and lapses in one statement; the rules later settle them one by one.
 
 Random histories run through the lanes, time passes, and everything is read before and after the
 due changes are recorded. Every ordinary run draws the same histories (derandomized).

@@ -126,7 +126,7 @@ async def test_reads_that_are_asked_for_during_a_read_share_the_next_one(proxy, 
     assert statements.seen == 2
 
 
-async def test_a_read_shows_what_was_committed_before_it_was_asked_for(client, proxy, database):
+async def test_a_read_shows_writes_committed_before_the_request(client, proxy, database):
     user_id = await database.user(10)
     first, held, _ = await held_up(client, proxy, user_id)
     async with lanes(database.service_url) as clerk:

@@ -56,7 +56,7 @@ async def usage(client, user_id):
     return [line.spent for line in lines]
 
 
-# What is read, the statement that is held up, and the answer from before.
+# The read, the statement that is held up, and the answer from before.
 READS = [
     (past_balance, "count_entries_before", [100]),
     (past_balance, "load_entries", [100]),
@@ -86,7 +86,7 @@ async def long_ago(database, user_id):
 
 @pytest.mark.parametrize(("read", "held_up", "answer"), READS)
 @pytest.mark.parametrize("meanwhile", ["deleted", "created again"])
-async def test_what_is_written_between_two_statements_is_not_seen(  # noqa: PLR0917
+async def test_a_write_between_two_statements_is_not_seen(  # noqa: PLR0917
     client, database, proxy, read, held_up, answer, meanwhile
 ):
     user_id = await database.user(100)

@@ -8,7 +8,7 @@ from kit.fault_proxy import COMMIT, Kind
 from kit.services import running, server_settings
 from kit.waiting import eventually
 
-# The statement with which the sweeper looks for what is due.
+# The statement with which the sweeper looks for due holds.
 _LOOK = r"AND hold.expires_at <= \(SELECT clock_timestamp"
 
 

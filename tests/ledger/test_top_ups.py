@@ -77,7 +77,7 @@ async def test_a_batch_that_closes_a_request_can_open_the_next_one(database):
             spend(user_id, 1),
         )
         assert {type(each) for each in given} == {Outcome}
-        # The second one is asked for and closed by one batch, in which it was not loaded.
+        # One batch makes and closes the second request, which it did not load.
         shown = await requests_of(database, user_id)
     assert [each[1] for each in shown] == ["succeeded", "open"]
     assert not await database.faults()

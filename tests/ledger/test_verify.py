@@ -261,7 +261,7 @@ DAMAGES = [
 # test_distributed_verify.py damages a book on a cluster.
 @pytest.mark.skipif(citus.URL in os.environ, reason="a Citus cluster refuses to do these damages")
 async def test_every_damage_is_found_and_its_account_named(make_database):
-    """All the damages are in one database, each to an account of its own."""
+    """All damages are in one database, each to a different account."""
     database = await make_database()
     async with running(server_settings(database.service_url)) as service:
         client = await service.client()

@@ -47,7 +47,7 @@ async def test_an_account_that_is_opened_meanwhile_is_shown(database, client):
 
 
 async def test_a_user_who_was_deleted_and_created_again_is_shown(database, client):
-    """The new account counts its changes from one again, below what was shown before."""
+    """The new account counts its changes from one again, below the numbers shown before."""
     user_id = await database.user(100)
     await client.spend_credits(user_id, amount=1)
     async with listening(client, user_id) as listener:

@@ -43,7 +43,7 @@ async def test_a_drain_ends_the_streams_and_the_next_server_resumes_them(databas
         assert [credit.frozen for credit in listener.received] == [False, True, False]
 
 
-async def test_a_poll_brings_only_what_changed(database, client, monkeypatch):
+async def test_a_poll_brings_only_changed_accounts(database, client, monkeypatch):
     user_id = await database.user(100)
     brought = []
     changes = Reads.changes

@@ -164,7 +164,7 @@ _REFERS = {
 class Told:
     """Gives a history to a model, step by step, and knows what later steps may refer to.
 
-    `made` lists, by kind, the seqs of what the model made: holds, spends and captures, grants,
+    `made` lists, by kind, the seqs of the model's entries: holds, spends and captures, grants,
     and the payments that it was given. Another run of the same history keeps its own lists.
     """
 
@@ -174,7 +174,7 @@ class Told:
         self.made = {"hold": [], "spent": [], "payment": []}
 
     def request(self, step):
-        """The fields of a step's request, with places in `made` for what it refers to.
+        """The fields of a step's request; its references are places in `made`.
 
         Returns:
             None if there is nothing yet to refer to.
@@ -195,7 +195,7 @@ class Told:
         return fields
 
     def named(self, call, fields):
-        """The same fields with the model's own names for what they refer to."""
+        """The same fields with the model's own names for the references."""
         if call not in _REFERS:
             return fields
         name, kind = _REFERS[call]

@@ -42,7 +42,7 @@ def time(seconds):
 
 
 def as_command(call, fields, key):
-    """A request of the model, with the rules' names for what it refers to, as a command."""
+    """A request of the model as a command, with the rules' names for its references."""
     who = {"user_id": ALICE, "caller": "test"}
     common = who | {
         "idempotency_key": key,

@@ -8,7 +8,7 @@ PLAIN_PRIORITY = 50
 NEVER = float("inf")
 FREE, DRAWN, LAPSED, TAKEN = "free", "drawn", "lapsed", "taken"
 
-# Stands in lists of credits for a credit of the pool.
+# A credit of the pool, in lists of credits.
 POOL = None
 
 
@@ -78,7 +78,7 @@ class Hold:
 
 @dataclass(eq=False)
 class Purchase:
-    """What a payment bought, and what its reversals have done with it.
+    """The credits that a payment bought, and those that its reversals took.
 
     `own` are the credits that they took from its own grant, `counted` those that had lapsed or were
     revoked, `elsewhere` those that they took from others.
@@ -127,7 +127,7 @@ class Refused(Exception):
 
 
 def burns(credit):
-    """Where a credit stands in burn order; those of the pool after every grant of priority 50."""
+    """The rank of a credit in burn order; the pool comes after every grant of priority 50."""
     return (PLAIN_PRIORITY, NEVER, True, NEVER) if credit is POOL else credit.grant.burns
 
 

@@ -1,4 +1,4 @@
-"""A stop in the middle of the work: the service answers what it accepted, and ends."""
+"""A stop in the middle of the work: the service answers the accepted calls, and ends."""
 
 import asyncio
 import contextlib
@@ -148,7 +148,7 @@ async def test_a_server_that_stops_answers_unavailable_and_never_cancelled(datab
     assert not await database.faults()
 
 
-async def test_a_stop_ends_in_time_though_the_database_never_answers(database, proxy):
+async def test_a_stop_ends_in_time_although_the_database_never_answers(database, proxy):
     user_id = await database.user(100)
     request = spend(user_id, 3)
     async with serving(proxy.url, 1, CREDIT_DRAIN_SECONDS="0.5") as (server, target):

@@ -18,7 +18,7 @@ from credit_service import export_rows
 LARGEST = 10**12
 
 
-async def test_the_file_reads_back_as_what_the_ledger_has(database, client, tmp_path):
+async def test_the_file_reads_back_as_the_entries_of_the_ledger(database, client, tmp_path):
     user_id = await database.user()
     await client.purchase_credits(user_id, LARGEST, payment=payment("pi_1"))
     spent = await client.spend_credits(user_id, operation="render", metadata={"a": "ü", "b": ""})

@@ -176,7 +176,7 @@ async def test_the_amount_stays_when_the_price_changes_after_the_payment_was_mad
     assert await stage.balance(user) == 40 + CREDITS
 
 
-async def test_a_pack_that_has_left_the_catalogue_is_still_charged_once_its_payment_was_made(
+async def test_a_pack_that_has_left_the_catalogue_is_still_charged_if_its_payment_was_made(
     stage, eager
 ):
     user = await stage.user(DECLINING)
@@ -191,7 +191,7 @@ async def test_a_pack_that_has_left_the_catalogue_is_still_charged_once_its_paym
     assert await stage.paid(asked.id) == [AMOUNT]
 
 
-async def test_a_request_is_charged_as_soon_as_it_is_due_once_its_pack_is_in_the_catalogue(stage):
+async def test_a_due_request_is_charged_as_soon_as_its_pack_is_in_the_catalogue(stage):
     user = await stage.user()
     await stage.asked(user)
     pause = timedelta(seconds=0.3)
