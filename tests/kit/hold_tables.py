@@ -149,7 +149,7 @@ class Invalid:
 
 
 def policy(*, limits=NO_LIMITS, **changes):
-    """Changes of the account's policy."""
+    """The change of the account row that sets its policy."""
     return {"policy": Policy(limits=limits, **changes)}
 
 

@@ -39,7 +39,7 @@ class Billed:
 
 @dataclass
 class Invoice:
-    """The lines of an invoice, the amount due, and the amount refunded."""
+    """The lines of an invoice, its total, the amount paid, and the amount refunded."""
 
     id: str
     lines: list[Billed]

@@ -101,7 +101,7 @@ class ModelGrants:
     # How credits move.
 
     def _next_credit(self):
-        """The next credit in burn order; without one, the pool goes below zero by one."""
+        """The next credit in burn order; if there is none, the pool, even below zero."""
         free = [grant.free[0] for grant in self._burning() if grant.free]
         before = [credit for credit in free if credit.grant.priority <= PLAIN_PRIORITY]
         if before:
