@@ -1,6 +1,6 @@
-"""What every test may ask for: a migrated database, a running service, a client of it."""
+"""The fixtures for every test: a migrated database, a running service, a client of it."""
 
-import credit_service  # noqa: F401  # before gRPC is imported, which reads a variable that it sets
+import credit_service  # noqa: F401  # before gRPC, which reads a variable that this import sets
 
 # isort: split
 
@@ -35,10 +35,10 @@ from credit_service.v1 import credit_service_pb2_grpc as pb_grpc
 
 _OWNER_URL = "TEST_CLUSTER_OWNER_URL"
 _SERVICE_URL = "TEST_CLUSTER_SERVICE_URL"
-_NODES = "TEST_CLUSTER_NODES"  # of a Citus cluster all, of an ordinary server itself
+_NODES = "TEST_CLUSTER_NODES"  # all nodes of a Citus cluster, or the one ordinary server
 _TEMPLATE = "TEST_TEMPLATE_DATABASE"
 _ROOM_BYTES = 2 << 30  # the storms write more than the rest
-_LIMIT_MAX_SECONDS = 1200  # so that a test which hangs is seen before the whole run is given up
+_LIMIT_MAX_SECONDS = 1200  # so that a test that hangs is reported before the whole run is stopped
 _SLOWEST_ROOMS = (
     "docs",
     "processes",
@@ -52,7 +52,7 @@ _SLOWEST_ROOMS = (
 
 _stack = contextlib.ExitStack()
 
-# How long an example or its data takes depends on the machine, and no test is about that.
+# The time of an example and of its data depends on the machine, and no test is about it.
 settings.register_profile("machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("machine")
 
@@ -69,24 +69,24 @@ def pytest_configure(config):
         config.option.long = True
         os.environ[FULL] = "1"
     if config.option.long:
-        os.environ[LONG] = "1"  # read when the tests are imported, in the workers too
+        os.environ[LONG] = "1"  # read when the tests are imported, also in the workers
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
     if config.getoption("numprocesses", None):
         config.pluginmanager.register(FailuresAtOnce(config))
     measure_pace()
-    # Read by pytest-timeout, in the workers too.
+    # Read by pytest-timeout, also in the workers.
     os.environ.setdefault("PYTEST_TIMEOUT", f"{_limit(120):.0f}")
-    # Programs show what they print at once on a machine that does not set this.
+    # Makes programs show their output at once, on a machine that does not set this.
     os.environ.pop("PYTHONUNBUFFERED", None)
     # A program that finds no compiled modules takes twice as long to start.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    # One cluster for all workers, started before any event loop. It need not survive a power cut.
+    # One cluster for all workers, started before any event loop. It need not survive a power loss.
     memory = _memory()
     directory = _stack.enter_context(run_directory(memory or Path(tempfile.gettempdir())))
-    directory.chmod(0o1777)  # as /tmp is: programs of other accounts make theirs there
+    directory.chmod(0o1777)  # like /tmp: programs of other accounts make their directories there
     if memory:
-        # Other clusters go there too; what a test leaves in `tmp_path` stays to be looked at.
+        # Other clusters go there too; the files in a test's `tmp_path` are kept for inspection.
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
         os.environ["TMPDIR"] = tempfile.tempdir = str(directory)
     _stack.enter_context(program_forks(directory, ROOT, ROOT / "scripts"))
@@ -113,8 +113,8 @@ def pytest_configure(config):
 def _memory():
     """A directory in memory with room for the clusters, or None.
 
-    To make a database is to make 300 files. ext4 takes 60 to 200 ms of processor time for that:
-    looking for a free inode, it passes over all that were freed in the last minutes, one by one.
+    Making a database means making 300 files. ext4 needs 60 to 200 ms of processor time for that,
+    because its search for a free inode passes all those freed in the last minutes, one by one.
     """
     place = Path("/dev/shm")
     if not os.access(place, os.W_OK):
@@ -148,13 +148,13 @@ async def _make_template(owner_url):
     await _set_role(owner_url)
     url = database_url(owner_url, template)
     await migrations.migrate(url, "credit_service", lambda _line: None)
-    # The first connection writes what the next ones begin with; the copies have it too.
+    # The first connection writes caches that the next ones read; the copies have them too.
     connection = await asyncpg.connect(url)
     await connection.close()
 
 
 async def _set_role(url):
-    """Gives the service's role its settings: those in one database are not copied with it."""
+    """Gives the service's role its settings, which a copy of a database does not have."""
     settings = {name: f"{limit_ms}ms" for name, limit_ms in ROLE_LIMITS_MS.items()}
     settings |= dict.fromkeys(ROLE_PLANS_OFF, "off")
     settings["plan_cache_mode"] = ROLE_PLANS_KEPT
@@ -176,7 +176,7 @@ def pytest_report_header():
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection():
-    """Keeps Python from looking for garbage among five thousand tests, which all stay."""
+    """Keeps Python from searching for garbage among five thousand tests, which all stay."""
     gc.disable()
     try:
         return (yield)
@@ -201,14 +201,14 @@ def _limit(seconds):
 
 
 def _place(item):
-    """Puts what takes long first: no worker begins it when the others have nothing left to do."""
+    """Puts long tests first, so that no worker begins one when the others have nothing left."""
     room = item.path.relative_to(ROOT / "tests").parts[0] if item.path.is_relative_to(ROOT) else ""
     return _SLOWEST_ROOMS.index(room) if room in _SLOWEST_ROOMS else len(_SLOWEST_ROOMS)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Leaves a storm's programs out of the coverage: it slows them, and shows nothing new."""
+    """Leaves a storm's programs out of the coverage, which slows them and shows nothing new."""
     with pytest.MonkeyPatch.context() as patch:
         if "long" in item.keywords:
             patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
@@ -257,7 +257,7 @@ async def _databases(cluster_owner):
         name = f"test_{os.getpid()}_{next(_numbers)}"
         made.append(name)
         template = "template1" if empty else os.environ[_TEMPLATE]
-        # Copying the files takes a third of the time that logging every page takes.
+        # Copying the files takes a third of the time of logging every page.
         await everywhere(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         return Database(
             name,
@@ -275,7 +275,7 @@ _numbers = iter(range(10**9))
 
 @pytest.fixture
 def database(request):
-    """A database of the test's own, or with the mark `shared` one of all such tests of the file."""
+    """A database for the test alone, or with the mark `shared` for all such tests of the file."""
     return request.getfixturevalue("_shared_database" if _is_shared(request) else "_own_database")
 
 
@@ -303,7 +303,7 @@ async def proxy(database):
 
 @pytest.fixture
 def service(request):
-    """A running service on `database`, shared as that is."""
+    """A running service on `database`, shared like it."""
     return request.getfixturevalue("_shared_service" if _is_shared(request) else "_own_service")
 
 
@@ -321,7 +321,7 @@ async def _shared_service(_shared_database):
 
 @pytest.fixture
 async def stub(service):
-    """The calls as generated, for requests that the client would not send."""
+    """The generated stub, for requests that the client would not send."""
     async with grpc.aio.insecure_channel(service.target) as channel:
         yield pb_grpc.CreditServiceStub(channel)
 

@@ -1,4 +1,4 @@
-"""A fake Stripe alone, a bridge alone, and the stage where both stand with the service.
+"""A fake Stripe alone, a bridge alone, and the stage with both and the service.
 
 The tests of a module share them, and each makes its own users and payments.
 """
@@ -30,7 +30,7 @@ async def reads(fake):
 
 @pytest.fixture
 async def calm(fake):
-    """Sets Stripe as it was at first when a test is over; for a module whose tests break it."""
+    """Puts Stripe back into its first state after each test, for a module whose tests break it."""
     yield
     await fake.faults()
     await fake.api_faults()
@@ -85,6 +85,6 @@ async def shared_stage(make_shared_database):
 
 @pytest.fixture
 async def stage(shared_stage):
-    """The whole; when the test is over, Stripe is calm again."""
+    """The whole stage; after the test, Stripe is calm again."""
     yield shared_stage
     await shared_stage.calm()

@@ -1,4 +1,4 @@
-"""The catalogue file: what it gives per price, and what it says about its own faults."""
+"""The catalogue file: the credits that it gives per price, and the reports of its faults."""
 
 from datetime import timedelta
 
@@ -43,7 +43,7 @@ CATALOG = Catalog.parse(STARTER + STUDIO + MONTHLY)
 
 
 def changed(line, to):
-    """The starter pack with one of its lines written differently."""
+    """The starter pack with one of its lines changed."""
     assert line in STARTER
     return STARTER.replace(line, to)
 
@@ -81,11 +81,11 @@ def test_packs_come_in_the_order_of_the_file_and_are_found_by_id():
         (["price_starter"], None),
     ],
 )
-def test_a_price_gives_what_its_id_or_its_lookup_key_is_listed_with(price, per_unit):
+def test_a_price_gives_the_credits_listed_for_its_id_or_lookup_key(price, per_unit):
     assert CATALOG.find(price) == (per_unit and Listed(per_unit))
 
 
-def test_the_id_of_a_price_decides_before_its_lookup_key():
+def test_the_id_of_a_price_takes_precedence_over_its_lookup_key():
     price = {"id": "price_starter", "lookup_key": "credits_1000"}
     assert CATALOG.find(price) == Listed(100)
 
@@ -157,7 +157,7 @@ def test_credits_of_a_price_are_one_to_a_million_million(per_unit):
         (changed('"price_starter"', '"pr\u0131ce"'), "pack 1: price: must be 1 to 200 ASCII"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused_in_one_line_that_says_why(text, problem):
+def test_an_unusable_file_is_refused_in_one_line_that_says_why(text, problem):
     with pytest.raises(ConfigurationError) as refusal:
         Catalog.parse(text)
     assert str(refusal.value).startswith(problem)
@@ -180,11 +180,11 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line_that_says_why(text, p
         ),
     ],
 )
-def test_a_price_says_how_long_its_credits_live(written, validity):
+def test_a_price_says_how_long_its_credits_last(written, validity):
     assert Catalog.parse(PLAN + written).find("price_plan") == Listed(500, validity)
 
 
-def test_a_pack_says_how_long_its_credits_live():
+def test_a_pack_says_how_long_its_credits_last():
     catalog = Catalog.parse(STARTER + 'valid_for = "52w"')
     assert catalog.packs[0].valid_for == timedelta(weeks=52)
     assert catalog.find("price_starter") == Listed(100, Validity(timedelta(weeks=52)))
@@ -217,7 +217,7 @@ def test_a_refusal_names_the_file(tmp_path, content, problem):
     assert str(refusal.value) == f"{path}: {problem}"
 
 
-def test_a_file_is_read_as_its_text(tmp_path):
+def test_reading_a_file_gives_the_same_as_parsing_its_text(tmp_path):
     path = tmp_path / "catalog.toml"
     path.write_text(STARTER + STUDIO + MONTHLY, encoding="utf-8")
     assert Catalog.read(path) == CATALOG

@@ -1,4 +1,4 @@
-"""What `check-config` compares, and the line that it prints for each problem."""
+"""The comparisons of `check-config`, and the line that it prints for each problem."""
 
 import time
 from types import SimpleNamespace
@@ -75,7 +75,7 @@ def checking(fake, packs, target, **changes):
     )
 
 
-async def test_settings_without_a_problem_are_reported_so_and_nothing_is_written(
+async def test_settings_without_a_problem_are_confirmed_and_nothing_is_written(
     fake, packs, service, database
 ):
     before = await database.book()
@@ -84,7 +84,7 @@ async def test_settings_without_a_problem_are_reported_so_and_nothing_is_written
     assert await database.book() == before
 
 
-async def test_what_differs_between_catalogue_and_stripe_is_a_line(fake, client):
+async def test_each_difference_between_catalogue_and_stripe_is_a_line(fake, client):
     await fake.price(900, lookup_key="weekly", currency="eur", recurring={"interval": "week"})
     differs = "pack starter: price price_starter is 900 eur, and the catalogue shows"
     for old, new, line in (
@@ -100,7 +100,7 @@ async def test_what_differs_between_catalogue_and_stripe_is_a_line(fake, client)
         assert line in found
 
 
-async def test_a_life_by_the_period_that_a_price_cannot_have_is_a_line(fake, client):
+async def test_an_expiry_by_the_period_that_a_price_cannot_have_is_a_line(fake, client):
     await fake.price(900, lookup_key="yearly", currency="eur", recurring={"interval": "year"})
     await fake.price(900, id="price_once", currency="eur")
     for price, life, line in (
@@ -204,7 +204,7 @@ async def problems(stripe, credit_service):
     return [each async for each in config_check.problems(stripe, credit_service, policy)]
 
 
-async def test_what_gives_no_answer_is_reported():
+async def test_a_server_that_does_not_answer_is_reported():
     async with (
         stripe_client(KEY, address="http://127.0.0.1:9", retries=0) as stripe,
         CreditClient("127.0.0.1:9", deadline_seconds=0.2) as credit_service,

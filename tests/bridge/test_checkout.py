@@ -1,4 +1,4 @@
-"""Selling credit packs: what an order must be, and what Stripe is asked to sell."""
+"""Selling credit packs: valid orders, and the sessions that they open at Stripe."""
 
 import asyncio
 import hashlib
@@ -88,7 +88,7 @@ async def test_a_session_sells_the_pack_to_the_user_and_freezes_both(bridge, fak
     assert (intent["status"], intent["metadata"]) == ("succeeded", frozen)
 
 
-async def test_a_session_of_a_pack_whose_credits_lapse_fixes_how_long_they_live(fake):
+async def test_a_session_of_a_pack_whose_credits_lapse_fixes_their_lifetime(fake):
     pack = PACKS.replace("credits = 100\n", 'credits = 100\nvalid_for = "52w"\n')
     ordered = read_order(ORDER, catalog=Catalog.parse(pack), return_origins=(), credits_max=10**12)
     made = await open_session(fake.sdk(), ordered)
@@ -130,7 +130,7 @@ async def test_a_double_click_is_one_session(bridge):
     assert len({answer.json()["id"] for answer in answers}) == 1
 
 
-async def test_without_a_key_every_order_is_a_session_of_its_own(bridge):
+async def test_without_a_key_every_order_is_a_new_session(bridge):
     ids = {(await order(bridge, ORDER)).json()["id"] for _ in range(3)}
     assert len(ids) == 3
 
@@ -168,7 +168,7 @@ async def test_nothing_is_sold_without_the_token(bridge, fake, authorization):
     assert (await fake.counts())["api_requests"] == before
 
 
-async def test_a_body_that_is_no_order_is_refused(bridge):
+async def test_a_body_that_is_not_an_order_is_refused(bridge):
     headers = {"Authorization": f"Bearer {TOKEN}"}
     for body in (b"", b"{", b"\xff", b"[" * 10_000, b"NaN", b"[]", b'"x"', b"null", b'{"a":1}'):
         answer = await bridge.http.post("/checkout-sessions", content=body, headers=headers)
@@ -201,7 +201,7 @@ async def test_a_stripe_that_hangs_is_a_503_within_the_budget(fake):
             await fake.api_faults()
 
 
-async def test_what_was_sold_arrives_once_it_is_paid(service, client, database, fake):
+async def test_credits_arrive_after_the_payment(service, client, database, fake):
     user_id = await database.user()
     async with running_bridge(selling(fake.url, credit_target=service.target)) as bridge:
         made = (await order(bridge, {**ORDER, "user_id": str(user_id), "quantity": 2})).json()
@@ -248,7 +248,7 @@ async def test_what_was_sold_arrives_once_it_is_paid(service, client, database, 
         ({"\ud800": 1}, "is not a field of an order"),
     ],
 )
-def test_an_order_that_is_not_well_formed_is_refused_with_the_field(change, words):
+def test_a_malformed_order_is_refused_with_the_field(change, words):
     refusal = refused({**ORDER, **change})
     assert (refusal.status, refusal.reason) == (400, "invalid_request")
     assert words in str(refusal)
@@ -260,7 +260,7 @@ def test_only_packs_of_the_catalogue_are_sold(pack):
     assert (refusal.status, refusal.reason) == (404, "unknown_pack")
 
 
-def test_one_purchase_never_gives_more_than_it_may():
+def test_one_purchase_never_gives_more_than_the_maximum():
     assert read({**ORDER, "quantity": 5}, credits_max=500).credits == 500
     refusal = refused({**ORDER, "quantity": 6}, credits_max=500)
     assert (refusal.status, refusal.reason) == (422, "too_many_credits")
@@ -295,7 +295,7 @@ def test_without_a_list_plain_http_leads_only_to_this_machine(host):
     assert read({**ORDER, "success_url": f"http://{host}/paid"})
 
 
-def test_an_order_is_what_its_fields_say():
+def test_an_order_is_read_from_its_fields():
     taken = read({**ORDER, "user_id": USER.upper(), "quantity": 2, "idempotency_key": "k"})
     assert (taken.user_id, taken.pack.id, taken.quantity) == (UUID(USER), "starter", 2)
     assert taken.credits == 200
@@ -311,7 +311,7 @@ async def test_the_key_of_stripe_is_in_no_answer(fake):
         assert KEY not in answer.text
 
 
-async def test_the_route_is_there_only_with_a_token():
+async def test_the_route_exists_only_with_a_token():
     async with running_bridge(bridge_settings(NOWHERE)) as bridge:
         answer = await order(bridge, ORDER)
         assert isinstance(answer, httpx.Response)

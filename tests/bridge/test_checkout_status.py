@@ -1,4 +1,4 @@
-"""What became of a checkout, asked by the page that the buyer is led back to."""
+"""The state of a checkout, requested by the page to which the buyer returns."""
 
 import asyncio
 import hashlib
@@ -25,7 +25,7 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 class Clock:
-    """The time as the bridge's reads of checkouts see it; a test moves it ahead."""
+    """The clock of the bridge's reads of checkouts; a test moves it ahead."""
 
     ahead = 0.0
 
@@ -67,7 +67,7 @@ class Shop:
         )
 
     async def becomes(self, session_id, user_id, state, *, refreshed=False) -> dict:
-        """Waits until the state is so, each time when Stripe may be read again."""
+        """Waits for a state; asks each time when the bridge may read Stripe again."""
         ask = self.refresh if refreshed else self.look
 
         async def answered():
@@ -103,7 +103,7 @@ async def shop(make_shared_database):
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
-    """A clock of the bridge's, by which the last test's reads of Stripe are over."""
+    """The bridge's clock, moved past the last test's reads of Stripe."""
     monkeypatch.setattr(checkout_status, "time", CLOCK)
     CLOCK.ahead += PAUSE_SECONDS
     return CLOCK
@@ -119,7 +119,7 @@ async def test_a_checkout_is_open_until_it_is_paid_and_a_refresh_settles_it(shop
     opened = await shop.look(session_id, user_id)
     assert opened.json() == {"id": session_id, "state": "open", "credits": None}
     await shop.fake.pay_session(session_id)
-    # A look says what is so and writes nothing, although the webhook is lost.
+    # A look shows the state and writes nothing, although the webhook is lost.
     assert (await shop.becomes(session_id, user_id, "processing"))["credits"] is None
     assert await shop.balance(user_id) == 0
     settled = await shop.refresh(session_id, user_id)
@@ -173,14 +173,14 @@ async def test_a_bank_debit_stays_processing_until_it_ends(shop):
     assert await shop.balance(user_id) == 100
 
 
-async def test_a_checkout_that_ran_out_of_time_has_expired(shop):
+async def test_a_checkout_whose_time_has_passed_is_expired(shop):
     user_id = await shop.database.user()
     session_id = await shop.sells(user_id)
     await shop.fake.do("expire_session", id=session_id)
     await shop.becomes(session_id, user_id, "expired")
 
 
-async def test_another_users_checkout_is_as_unknown_as_none(shop):
+async def test_another_users_checkout_is_answered_like_an_unknown_one(shop):
     user_id, other = await shop.database.user(), await shop.database.user()
     session_id = await shop.sells(user_id)
     await shop.fake.pay_session(session_id)

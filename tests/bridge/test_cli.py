@@ -1,4 +1,4 @@
-"""The bridge's command line: what each command prints, and the exit code it ends with."""
+"""The bridge's command line: the output and the exit code of each command."""
 
 import asyncio
 import logging
@@ -36,7 +36,7 @@ def said(monkeypatch, capsys):
         assert "hunter2" not in printed.out + printed.err
         return code, printed.out, printed.err
 
-    # A command sends this process's logs to a standard error that ends with the test.
+    # A command sends this process's logs to a standard error that is closed after the test.
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield said
@@ -99,7 +99,9 @@ def test_a_wrong_command_line_ends_with_exit_code_2(said, arguments, problem):
         (("replay", "price_1"), {"stripe_key": "rk_live_a"}, "'price_1' is not the id of an event"),
     ],
 )  # fmt: skip
-def test_what_a_command_lacks_is_named_in_one_line(said, arguments, settings, problem):
+def test_a_missing_or_wrong_setting_of_a_command_is_named_in_one_line(
+    said, arguments, settings, problem
+):
     code, out, err = said(*arguments, **settings)
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
@@ -142,7 +144,7 @@ async def test_a_key_that_may_not_make_endpoints_is_reported_without_the_key(sai
     assert "webhook endpoints: Stripe answered 401" in err
 
 
-async def test_reconcile_repairs_what_no_event_brought_and_then_finds_it_there(
+async def test_reconcile_repairs_payments_without_events_and_then_finds_them_there(
     fake, service, client, database
 ):
     user_id = await database.user()
@@ -162,7 +164,7 @@ async def test_reconcile_repairs_what_no_event_brought_and_then_finds_it_there(
     assert (replayed.returncode, replayed.stdout) == (0, f"replayed purchase stripe:{paid}\n")
 
 
-async def test_reconcile_names_what_stays_unresolved_with_exit_code_1(service, database):
+async def test_reconcile_names_unresolved_objects_with_exit_code_1(service, database):
     async with fake_stripe() as fake:
         await fake.purchase("nobody")
         (session,) = (await fake.sdk().v1.checkout.sessions.list_async()).data
@@ -196,7 +198,7 @@ async def test_reconcile_ends_with_exit_code_1_while_a_conflict_stays(service, d
             assert done.stdout.splitlines()[-1].endswith("1 conflicts, 0 unresolved")
 
 
-async def test_serve_says_its_version_where_it_listens_and_where_credits_go(service):
+async def test_serve_prints_its_version_its_address_and_its_credit_service(service):
     with bridge_process("http://127.0.0.1:9", service.target) as process:
         bridge_url(process)
         process.wait_for(f"^stripe-bridge {VERSION} listens on ")

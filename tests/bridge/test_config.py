@@ -1,4 +1,4 @@
-"""The bridge's settings: what each takes, what each refuses and in which words."""
+"""The bridge's settings: the values that each takes or refuses, and the words of refusals."""
 
 import os
 
@@ -29,7 +29,7 @@ def read(monkeypatch):
 
 @pytest.fixture
 def refused(read, monkeypatch, capsys):
-    """Starts the command line with these variables; returns the one line with which it refuses."""
+    """Starts the command line with these variables; returns the one line of its refusal."""
 
     def refused(**variables):
         for name, value in variables.items():
@@ -46,7 +46,7 @@ def refused(read, monkeypatch, capsys):
     return refused
 
 
-def test_without_any_variable_it_serves_this_machine_and_trusts_no_caller(read):
+def test_without_any_variable_it_serves_this_machine_only_and_trusts_no_caller(read):
     settings = read()
     assert settings.listen == "127.0.0.1:8081"
     assert settings.secrets() == ()
@@ -92,7 +92,7 @@ def test_a_variable_sets_its_setting(read, name, text, value):
         ("test:whsec_a,test:whsec_a", [("whsec_a", False), ("whsec_a", False)]),
     ],
 )
-def test_each_secret_belongs_to_a_mode_and_the_space_around_it_does_not_count(read, text, secrets):
+def test_each_secret_belongs_to_a_mode_and_the_space_around_it_is_ignored(read, text, secrets):
     assert read(WEBHOOK_SECRETS=text).secrets() == tuple(
         Secret(value, live) for value, live in secrets
     )
@@ -169,7 +169,7 @@ def test_a_value_that_cannot_be_used_is_refused_in_one_line(refused, name, text,
         ("sk_live_a", "test:whsec_a", False),
     ],
 )
-def test_key_and_secrets_are_of_one_mode(read, key, secret, fit):
+def test_key_and_secrets_must_be_of_one_mode(read, key, secret, fit):
     if fit:
         assert read(STRIPE_KEY=key, WEBHOOK_SECRETS=secret).secrets()
         return
@@ -194,7 +194,7 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name(refused):
     assert "hunter2" not in line
 
 
-def test_the_policy_is_what_catalogue_and_settings_say(read, tmp_path):
+def test_the_policy_comes_from_catalogue_and_settings(read, tmp_path):
     file = tmp_path / "packs.toml"
     file.write_text('[[price]]\nprice = "price_1"\ncredits = 7\n')
     policy = read(
@@ -219,9 +219,7 @@ def test_a_catalogue_that_cannot_be_used_is_refused_by_name(read, tmp_path):
         read(CATALOG=str(missing)).policy()
 
 
-def test_settings_are_shown_as_the_environment_takes_them_and_without_secrets(
-    read, monkeypatch, capsys
-):
+def test_settings_are_shown_as_environment_variables_and_without_secrets(read, monkeypatch, capsys):
     read()
     for name, value in {
         "WEBHOOK_SECRETS": "live:whsec_hunter2,live:whsec_hunter3",

@@ -1,6 +1,6 @@
-"""What a dispute's result leaves in the book, with an account in another currency than its charges.
+"""The effect of a dispute's result on the book, for charges in a currency other than the account's.
 
-Stripe takes and gives back at the rates of two different days, and its fee may be a withdrawal.
+Stripe takes and returns money at the rates of two different days, and its fee may be a withdrawal.
 """
 
 import itertools
@@ -68,7 +68,7 @@ async def test_events_of_a_won_dispute_end_in_one_balance_in_every_order(stage):
         ("lose", {"returned": 1_850}, "dispute_lost_and_returned", 1_000),
     ],
 )
-async def test_money_that_came_back_in_part_or_against_the_result_calls_a_person_once(
+async def test_money_that_came_back_in_part_or_contrary_to_the_result_calls_a_person_once(
     stage, action, result, reason, left
 ):
     user, dispute = await disputed(stage, **IN_EUROS)
@@ -81,7 +81,7 @@ async def test_money_that_came_back_in_part_or_against_the_result_calls_a_person
     assert await stage.balance(user) == left
 
 
-async def test_a_dispute_that_is_won_after_a_return_in_part_gives_back_the_rest(stage):
+async def test_a_dispute_that_is_won_after_a_partial_return_gives_back_the_rest(stage):
     user, dispute = await disputed(stage, **IN_EUROS)
     await stage.fake.do("reinstate", id=dispute, amount=925)
     await stage.tell(*await stage.events(dispute))

@@ -1,4 +1,4 @@
-"""How requests fail: secrets, signatures, bodies, connections, foreign events; what is revealed."""
+"""How requests fail: secrets, signatures, bodies, connections, foreign events, revealed data."""
 
 import asyncio
 import gzip
@@ -102,7 +102,7 @@ def test_28_the_300th_second_is_the_last_good_one_in_both_directions(seconds, go
 
 
 def touched(body):
-    """Bodies and headers that were changed on the way."""
+    """Bodies and headers that were changed in transit."""
     good, other = signature(body), body.replace(b"livemode", b"livemodf", 1)
     text = json.loads(body)
     digits = b"t=" + b"1" * 5000 + b",v1=" + good.partition("v1=")[2].encode()
@@ -128,7 +128,7 @@ def touched(body):
     }
 
 
-async def test_29_whatever_was_touched_on_the_way_is_a_400_and_no_entry(stage):
+async def test_29_anything_changed_in_transit_is_a_400_and_no_entry(stage):
     user = await stage.user()
     body = await bytes_of_a_purchase(stage, user)
     before = await stage.database.book()
@@ -144,7 +144,7 @@ async def test_29_whatever_was_touched_on_the_way_is_a_400_and_no_entry(stage):
     assert (await post(stage, body, signed(body))).status_code == 200
 
 
-async def test_30_what_is_signed_and_no_event_is_a_400(stage):
+async def test_30_a_signed_body_that_is_not_an_event_is_a_400(stage):
     for body in (
         b"",
         b"not JSON",
@@ -167,7 +167,7 @@ async def test_30_what_is_signed_and_no_event_is_a_400(stage):
         assert (await post(stage, body, signed(body))).status_code == 400, body[:80]
 
 
-async def test_30_an_event_that_says_no_time_is_settled_like_any_other(stage):
+async def test_30_an_event_without_a_time_is_settled_like_any_other(stage):
     user = await stage.user()
     event = event_of(paid_session(user))
     del event["created"]
@@ -178,7 +178,7 @@ async def test_30_an_event_that_says_no_time_is_settled_like_any_other(stage):
     assert await stage.entries(user) == [100]
 
 
-async def test_30_what_is_signed_and_misshapen_inside_is_never_a_500_and_no_entry(stage):
+async def test_30_a_signed_event_with_a_malformed_object_is_never_a_500_and_no_entry(stage):
     good = paid_session(uuid4())
     before = await stage.database.book()
     for field in good:
@@ -208,7 +208,7 @@ async def test_30_ids_may_be_whole_objects(stage):
     assert await stage.entries(user) == [100, -50]
 
 
-# So much time, on a slow machine too, that what is sent at once has arrived.
+# Enough time, even on a slow machine, for bytes that are sent at once to arrive.
 SHORT_READS = Limits(read_seconds=patience(0.5), budget_seconds=patience(4))
 
 
@@ -279,7 +279,7 @@ async def test_45_an_unknown_type_is_a_200_and_no_entry(stage):
     assert len(await stage.database.book()) == len(before) + 1  # the user
 
 
-async def test_45_a_dispute_of_an_unknown_status_takes_what_its_transactions_say(stage):
+async def test_45_a_dispute_of_an_unknown_status_follows_its_transactions(stage):
     user = await stage.user()
     dispute = await stage.fake.dispute(await stage.bought(user))
     await stage.fake.do("change_dispute", id=dispute["id"], status="appeal_of_2099")
@@ -289,14 +289,16 @@ async def test_45_a_dispute_of_an_unknown_status_takes_what_its_transactions_say
     assert await stage.entries(user) == [100, -100]
 
 
-async def test_45_an_event_of_an_unknown_version_is_taken(stage):
+async def test_45_an_event_of_an_unknown_version_is_accepted(stage):
     user = await stage.user()
     new = event_of(paid_session(user, novelty={"of": 2099}), api_version="2099-01-01.unheard")
     assert await stage.tell(new) == [(200, "purchase")]
     assert await stage.entries(user) == [100]
 
 
-async def test_48_with_a_clock_10_minutes_wrong_the_refusals_alarm_and_nothing_is_lost(stage):
+async def test_48_with_a_clock_10_minutes_off_the_refusals_raise_an_alarm_and_nothing_is_lost(
+    stage
+):
     users = await stage.users(2)
     for user, skew in zip(users, (600, -600), strict=True):
         before = counted("alerts", reason="signature_timestamp")

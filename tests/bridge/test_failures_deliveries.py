@@ -1,4 +1,4 @@
-"""How deliveries fail: events that come twice, at once, beside each other, or lose their sender."""
+"""How deliveries fail: events that come twice, at once, concurrently, or lose their sender."""
 
 import asyncio
 import itertools
@@ -160,7 +160,7 @@ async def test_11_a_call_that_commits_beyond_its_deadline_is_a_503_and_its_repea
             answer = await bridge.deliver(event)
             return (answer.status_code, answer.json().get("outcome")) == (200, "replayed")
 
-        # The hasty bridge may again be too early on a busy machine.
+        # The hasty bridge may again give up too early on a busy machine.
         await eventually(is_replayed)
     assert await stage.entries(user) == [100]
 

@@ -1,4 +1,4 @@
-"""How grants fail: what is not paid, what is not for credits, what is priced or written wrongly."""
+"""How grants fail: payments that are missing, not for credits, or wrongly priced or written."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -98,14 +98,14 @@ SOLD = {
 
 
 @pytest.mark.parametrize("name", SOLD)
-async def test_36_credits_are_the_catalogues_times_the_quantity_whatever_was_paid(stage, name):
+async def test_36_credits_are_the_catalogues_times_the_quantity_for_any_amount_paid(stage, name):
     lines, fields, credits_ = SOLD[name]
     user = await stage.user()
     await stage.fake.price(7900, id="price_large")
     await stage.fake.price(1500, id="price_mug")
     catalog = Catalog(by_price={**POLICY.catalog.by_price, "price_large": Listed(1000)})
     session = await stage.fake.do("session", **priced_by_lines(user, *lines, **fields))
-    # The fake has no shipping, which is one more part of what is paid.
+    # The fake has no shipping, which is another part of the amount paid.
     shipped = {"amount_total": session["amount_total"] + 490}
     await stage.fake.do("edit", id=session["id"], fields=shipped)
     paid = (await stage.fake.pay_session(session["id"]))["payment_intent"]
@@ -162,7 +162,7 @@ async def test_37_an_unknown_price_waits_for_a_person_then_is_parked_and_granted
     ],
     ids=repr,
 )
-async def test_38_credits_that_are_no_plain_whole_number_are_refused(stage, written):
+async def test_38_credits_that_are_not_a_plain_whole_number_are_refused(stage, written):
     user = await stage.user()
     metadata = {"credit_user_id": str(user), "credits": written, "credits_v": "1"}
     session = await stage.fake.session(
@@ -202,7 +202,7 @@ async def test_39_a_months_invoice_gives_its_lines_once_in_both_layouts(stage, n
     assert await stage.entries(user) == entries
 
 
-async def test_40_a_checkout_payment_that_makes_an_invoice_too_is_one_grant_and_no_alert(stage):
+async def test_40_a_checkout_payment_that_also_makes_an_invoice_is_one_grant_and_no_alert(stage):
     user = await stage.user()
     before = counted("alerts", reason="billing_reason")
     await stage.delivering()

@@ -1,4 +1,4 @@
-"""How money goes back wrongly: refunds and disputes in any order, number, state and currency."""
+"""How money goes back: refunds and disputes in any order, number, state and currency."""
 
 import itertools
 
@@ -112,7 +112,7 @@ async def test_21_a_won_dispute_gives_the_credits_back_once_in_either_order(stag
         assert await stage.entries(user) == ([100, -100, 100] if step == 1 else [100])
 
 
-async def test_22_a_lost_dispute_of_which_a_part_came_back_takes_only_the_rest(stage):
+async def test_22_a_lost_dispute_with_a_partial_return_takes_only_the_rest(stage):
     for step, user in zip((1, -1), await stage.users(2), strict=True):
         dispute = await stage.fake.dispute(await stage.bought(user))
         await stage.fake.lose_dispute(dispute["id"], returned=225)
@@ -179,7 +179,7 @@ async def test_26_credits_that_were_spent_become_debt_that_the_next_purchase_pay
     ("currency", "amount"),
     [("jpy", 900), ("kwd", 9_000), ("huf", 350_000), ("isk", 1300), (EURO, 999_999_999_999)],
 )
-async def test_34_the_currency_and_the_size_of_the_amount_change_no_credits(
+async def test_34_the_currency_and_the_size_of_the_amount_do_not_change_the_credits(
     stage, currency, amount
 ):
     user = await stage.user()
@@ -193,7 +193,7 @@ async def test_34_the_currency_and_the_size_of_the_amount_change_no_credits(
         assert await stage.balance(user) == left
 
 
-async def test_35_a_refund_is_a_share_of_its_charge_whatever_currency_the_session_shows(stage):
+async def test_35_a_refund_is_a_share_of_its_charge_in_any_currency_of_the_session(stage):
     user = await stage.user()
     await stage.fake.settings(api_version="2024-06-20")
     shown = {"amount": 1_234, "currency": "usd", "fx_rate": "1.37"}
@@ -208,7 +208,9 @@ async def test_35_a_refund_is_a_share_of_its_charge_whatever_currency_the_sessio
     assert await stage.entries(user) == [100, -50]
 
 
-async def test_35_a_dispute_in_another_currency_than_its_charge_takes_its_share_of_the_whole(stage):
+async def test_35_a_dispute_in_a_currency_other_than_its_charge_s_takes_its_share_of_the_whole(
+    stage
+):
     user = await stage.user()
     dispute = await stage.fake.dispute(await stage.bought(user))
     await stage.fake.lose_dispute(dispute["id"], returned=450)

@@ -1,4 +1,4 @@
-"""How whole parts fail: the credit service, its database, Stripe's API, its events, the bridge."""
+"""How components fail: the credit service, its database, Stripe's API, its events, the bridge."""
 
 import asyncio
 import re
@@ -21,7 +21,7 @@ from stripe_bridge.request_bodies import Limits
 
 
 async def sell(stage, users):
-    """Sells to all at once, and refunds half of it; returns the payment intents."""
+    """Sells to all at once, and refunds half of the payments; returns the payment intents."""
     sold = await stage.fake.batch(*(("purchase", bought(user, 100, 900)) for user in users))
     paid = [each["payment_intent"] for each in sold]
     await stage.fake.batch(*(("refund", {"payment": each, "amount": 450}) for each in paid))
@@ -40,7 +40,7 @@ def service_at(stage, port):
 
 
 async def refused_all(stage, payments):
-    """Waits until a delivery about each payment has been answered, and always 503."""
+    """Waits until a delivery about each payment has been answered; all answers must be 503."""
 
     async def is_refused():
         found = [await stage.statuses(each) for each in payments]
@@ -127,7 +127,7 @@ async def test_13_a_restart_of_the_database_under_load_loses_and_doubles_nothing
     before = (await stage.fake.counts())["attempts"]
     await stage.delivering()
     await stage.fake.batch(*(("purchase", bought(user, 100, 900)) for user in users[:20]))
-    # What a restart is to those who are connected and to those who would be.
+    # A restart, as open and new connections see it.
     await owner.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
     await owner.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name
@@ -146,7 +146,7 @@ async def test_13_a_restart_of_the_database_under_load_loses_and_doubles_nothing
 
 
 def reconciled(stage):
-    """Runs `stripe-bridge reconcile`; returns how many it repaired and did not resolve."""
+    """Runs `stripe-bridge reconcile`; returns the numbers of repaired and unresolved objects."""
     command = ("reconcile", "--since", "35d")
     with bridge_process(stage.fake.url, stage.service.target, *command) as process:
         code = process.wait()
@@ -157,7 +157,7 @@ def reconciled(stage):
     return repaired, unresolved
 
 
-async def test_41_reconcile_repairs_what_no_event_brought_and_a_second_one_nothing(stage):
+async def test_41_reconcile_repairs_payments_without_events_and_a_second_one_nothing(stage):
     lost, never_made, while_away, delivered = await stage.users(4)
     await sell(stage, [lost])
     await stage.fake.faults(unmade=1.0)
@@ -221,7 +221,7 @@ async def test_43_a_failure_of_stripes_api_is_a_503_and_right_when_it_passes(sta
         async def is_granted():
             return await stage.tell(event, bridge=bridge) == [(200, "reversal")]
 
-        # Stripe, too, sends it again while a busy machine needs longer than the budget.
+        # Like Stripe, send it again while a busy machine needs longer than the budget.
         await eventually(is_granted)
     assert await stage.entries(user) == [100, -50]
 

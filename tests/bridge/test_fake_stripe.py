@@ -1,4 +1,4 @@
-"""The API of the fake Stripe against Stripe's own SDK: the bridge sees what the real one shows."""
+"""The fake Stripe's API, used by Stripe's own SDK: the bridge sees it as the real one."""
 
 import json
 from collections import Counter
@@ -64,7 +64,7 @@ async def test_lists_come_newest_first_and_page_in_both_directions(fake, sdk):
     assert ([each.id for each in last.data], last.has_more) == (made[2::-1], False)
 
 
-async def test_lists_are_filtered_as_the_bridge_asks(fake, sdk):
+async def test_lists_have_the_filters_that_the_bridge_uses(fake, sdk):
     intent = await fake.purchase(uuid4())
     other = await fake.session(uuid4())
     sessions = sdk.v1.checkout.sessions
@@ -100,7 +100,7 @@ async def test_a_lost_answer_is_tried_again_by_the_sdk_and_makes_one_session(fak
     assert (await fake.counts())["objects"]["checkout.session"] == before + 1
 
 
-async def test_refusals_have_the_shapes_that_the_sdk_makes_its_errors_of(fake, sdk):
+async def test_refusals_have_the_shapes_that_the_sdk_turns_into_its_errors(fake, sdk):
     sessions = sdk.v1.checkout.sessions
     with pytest.raises(stripe.AuthenticationError):
         await fake.sdk("nonsense").v1.refunds.list_async()
@@ -206,7 +206,7 @@ async def test_a_refund_can_fail_days_later_and_gives_the_money_back_to_the_char
     assert kinds[-1] == "refund.failed"
 
 
-async def test_a_disputes_transactions_show_what_was_withdrawn_and_returned(fake, sdk):
+async def test_a_disputes_transactions_show_withdrawals_and_returns(fake, sdk):
     async def moved(dispute):
         read = await sdk.v1.disputes.retrieve_async(dispute["id"])
         return read.status, [each.amount for each in read.balance_transactions]

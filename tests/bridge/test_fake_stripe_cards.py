@@ -36,7 +36,7 @@ async def test_a_saved_card_is_charged_when_the_intent_is_confirmed(fake, sdk):
     assert (charge.paid, charge.metadata["order"]) == (True, "7")
 
 
-async def test_cards_of_a_customer_are_listed_newest_first_and_not_once_they_are_detached(
+async def test_cards_of_a_customer_are_listed_newest_first_and_no_longer_after_they_are_detached(
     fake, sdk
 ):
     customer = (await fake.do("customer"))["id"]
@@ -86,7 +86,7 @@ async def test_a_decline_is_a_card_error_and_the_intent_waits_for_a_payment_meth
     assert left.last_payment_error.code == code
 
 
-async def test_a_customer_who_is_there_is_asked_to_authenticate(fake, sdk):
+async def test_a_customer_who_is_present_is_asked_to_authenticate(fake, sdk):
     intent, card = await intent_with(fake, sdk, ASKING)
     asked = await sdk.v1.payment_intents.confirm_async(intent, {"payment_method": card})
     assert asked.status == "requires_action"

@@ -1,4 +1,4 @@
-"""How the fake Stripe delivers events: at least once, signed as the SDK wants it, or badly."""
+"""How the fake Stripe delivers events: at least once, signed as the SDK requires, or badly."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ async def test_events_carry_a_signature_that_the_sdk_accepts_for_each_secret(fak
             stripe.Webhook.construct_event(body, headers["stripe-signature"], "whsec_other")
 
 
-async def test_whatever_is_not_2xx_is_tried_again_with_a_fresh_signature(fake, receiver):
+async def test_a_delivery_not_answered_2xx_is_tried_again_with_a_fresh_signature(fake, receiver):
     receiver.answers = [500, 400, 301, None]
     event = await fake.event("customer.created", {"id": "cus_1", "object": "customer"})
     await eventually(lambda: receiver.requests)
@@ -45,7 +45,7 @@ async def test_whatever_is_not_2xx_is_tried_again_with_a_fresh_signature(fake, r
     assert [each["status"] for each in attempts] == [500, 400, 301, None, 200]
 
 
-async def test_what_is_held_is_delivered_later_and_what_is_lost_never(fake, sdk, receiver):
+async def test_held_events_are_delivered_later_and_lost_ones_never(fake, sdk, receiver):
     await fake.hold()
     held = await fake.purchase(uuid4())
     assert (await fake.idle())["held"] == 3
@@ -93,7 +93,7 @@ async def test_events_of_one_change_come_in_another_order(fake, receiver):
     assert len(orders) > 1
 
 
-async def test_a_delayed_event_comes_after_what_happened_later(fake, receiver):
+async def test_a_delayed_event_comes_after_later_events(fake, receiver):
     await fake.faults(delay=1, delay_seconds=60)
     first = await fake.event("customer.created", {"id": "cus_1", "object": "customer"})
     await fake.faults()
@@ -131,7 +131,7 @@ async def test_a_cut_connection_is_a_failed_try(fake, receiver, fault):
     attempts = await fake.deliveries(object=event)
     assert attempts[0]["fault"] == fault
     assert (attempts[-1]["status"], attempts[-1]["fault"]) == (200, None)
-    # Only the whole request reaches the receiver; that its answer was lost, it cannot know.
+    # Only the whole request reaches the receiver, which cannot know that its answer was lost.
     assert (reached == 0) == (fault == "cut_sending")
     assert receiver.events[-1]["id"] == event
 
@@ -149,7 +149,7 @@ async def test_noise_has_no_valid_signature_and_is_not_tried_again(fake, receive
     assert (good, len(receiver.requests)) == (3, 6)
 
 
-async def test_a_killed_fake_goes_on_where_it_was(tmp_path):
+async def test_a_killed_fake_resumes_where_it_stopped(tmp_path):
     arguments = ("--keep", str(tmp_path / "stripe"), "--port", str(free_port()))
     key = {"idempotency_key": "order-1"}
     wanted = {"mode": "payment", **bought(uuid4(), 100, 900)}
@@ -173,7 +173,7 @@ async def test_a_killed_fake_goes_on_where_it_was(tmp_path):
     assert (again.id, len(charges.data)) == (session, 1)
 
 
-async def test_a_thousand_events_at_once_all_arrive_and_once_each(fake):
+async def test_a_thousand_events_at_once_all_arrive_exactly_once(fake):
     async with receiving(fake, enabled_events=["payment_intent.succeeded"]) as receiver:
         await fake.hold()
         await fake.batch(*[("purchase", bought(uuid4(), 100, 900)) for _ in range(1000)])

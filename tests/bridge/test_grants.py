@@ -1,4 +1,4 @@
-"""Which credits a session, payment intent or invoice gives, to whom, and when it gives none."""
+"""The credits that a session, payment intent or invoice gives, the user, and cases without any."""
 
 import re
 from dataclasses import replace
@@ -50,7 +50,7 @@ def granted(name, amount, amount_minor):
         (INVOICE, (1000, 1900)),
     ],
 )
-def test_what_was_paid_is_granted_in_every_api_version(name, amounts):
+def test_paid_credits_are_granted_in_every_api_version(name, amounts):
     assert judged(thing(name), BY_PRICE_ID) == granted(name, *amounts)
 
 
@@ -64,7 +64,7 @@ def test_what_was_paid_is_granted_in_every_api_version(name, amounts):
         ("2022-08-01/invoice.paid-manual", "billing_reason"),
     ],
 )
-def test_what_was_not_paid_for_credits_gives_nothing(name, reason):
+def test_a_payment_that_is_missing_or_not_for_credits_gives_nothing(name, reason):
     verdict = judged(thing(name))
     assert isinstance(verdict, Nothing)
     assert verdict.reason == reason
@@ -92,9 +92,7 @@ def test_a_session_and_its_payment_intent_give_the_same_grant(version):
     captured=st.integers(0, 10**12),
     currency=st.sampled_from(["eur", "JPY", "kwd"]),
 )
-def test_a_session_and_its_intent_agree_whatever_was_bought(
-    user, bought, total, captured, currency
-):
+def test_a_session_and_its_intent_agree_for_every_purchase(user, bought, total, captured, currency):
     fields = {"metadata": frozen_metadata(user, bought), "currency": currency}
     session = thing(PAID, amount_total=total, **fields)
     intent = thing(INTENT, amount=total, amount_received=captured, **fields)
@@ -112,7 +110,7 @@ def test_a_session_and_its_intent_agree_whatever_was_bought(
         *(1000, 10.0, True, None, ["5"], {}),
     ],
 )
-def test_credits_that_are_no_plain_whole_number_in_range_wait_for_a_person(name, written):
+def test_credits_that_are_not_a_plain_whole_number_in_range_wait_for_a_person(name, written):
     metadata = thing(name)["metadata"] | {"credits": written}
     assert unresolved(thing(name, metadata=metadata)) == "credits_malformed"
 
@@ -140,7 +138,7 @@ def test_metadata_of_another_version_waits_for_a_person(name, version):
         *(USER.replace("3", "\u0663"), USER[:-1], f"{USER}0", 5, ["x"], {}, True),
     ],
 )
-def test_a_user_that_is_no_uuid_waits_for_a_person(written):
+def test_a_user_that_is_not_a_uuid_waits_for_a_person(written):
     for name in (PAID, INTENT):
         metadata = thing(name)["metadata"] | {"credit_user_id": written}
         assert unresolved(thing(name, metadata=metadata)) == "user_malformed"
@@ -158,7 +156,7 @@ def test_a_user_may_be_written_in_upper_case(name):
 
 
 @pytest.mark.parametrize("metadata", [None, {}, [], {"order": "1107"}, {"credits": "5"}, "x", 7])
-def test_what_nothing_of_ours_marks_is_not_ours(metadata):
+def test_an_object_without_any_of_our_marks_is_not_ours(metadata):
     items = [{"price": {"id": STORAGE, "lookup_key": None}, "quantity": 1}]
     assert judged(thing(PAID, metadata=metadata), listed=items) == Nothing("not_ours")
     assert judged(thing(INTENT, metadata=metadata)) == Nothing("not_ours")
@@ -173,7 +171,7 @@ def test_a_session_of_another_product_costs_no_read_without_a_catalogue():
     assert needed(shop) == ("line_items", shop["id"])
 
 
-def test_listed_prices_give_credits_times_their_quantity_and_others_none():
+def test_listed_prices_give_their_credits_times_the_quantity_and_others_none():
     session = thing(PAID, metadata={"credit_user_id": USER})
     assert needed(session) == ("line_items", session["id"])
     shirt = {"price": {"id": "price_shirt", "lookup_key": None}, "quantity": 1}
@@ -192,7 +190,7 @@ def test_line_items_that_came_with_the_session_are_not_read_again():
     assert judged(partial, listed=PACKS * 2).credits == 6000
 
 
-def test_frozen_credits_count_whatever_the_catalogue_says_today():
+def test_frozen_credits_count_even_after_the_catalogue_has_changed():
     assert judged(thing(PAID), listed=PACKS).credits == 1000
 
 
@@ -205,7 +203,7 @@ def test_a_user_of_ours_with_no_listed_price_waits_for_a_person():
 
 
 @pytest.mark.parametrize("quantity", [None, -1, 1.0, "1", True, CREDITS_MAX + 1, 10**400, []])
-def test_a_quantity_that_is_no_whole_number_waits_for_a_person(quantity):
+def test_a_quantity_that_is_not_a_whole_number_waits_for_a_person(quantity):
     items = [*PACKS, PACKS[0] | {"quantity": quantity}]
     ours = thing(PAID, metadata={"credit_user_id": USER})
     assert unresolved(ours, listed=items) == "quantity_malformed"
@@ -225,7 +223,7 @@ def test_a_purchase_above_the_limit_waits_for_a_person(quantity, largest):
     assert unresolved(ours, policy, more) == "credits_above_limit"
 
 
-def test_no_limit_lets_a_purchase_be_larger_than_an_amount_may_be():
+def test_no_limit_allows_a_purchase_above_the_maximum_of_an_amount():
     ours = thing(PAID, metadata={"credit_user_id": USER})
     policy = replace(POLICY, max_credits_per_purchase=CREDITS_MAX * 2)
     more = [PACKS[0] | {"quantity": 10**9 + 1}]
@@ -246,17 +244,17 @@ def test_a_currency_that_is_not_allowed_waits_for_a_person(name):
     ("name", "field"), [(PAID, "amount_total"), (INTENT, "amount"), (INVOICE, "amount_paid")]
 )
 @pytest.mark.parametrize("amount", [None, -1, 9.0, "900", True, 2**63, 10**400, [], {"a": 1}])
-def test_an_amount_that_is_none_waits_for_a_person(name, field, amount):
+def test_a_malformed_amount_waits_for_a_person(name, field, amount):
     assert unresolved(thing(name, **{field: amount}), BY_PRICE_ID) == "amount_malformed"
 
 
 @pytest.mark.parametrize("name", [PAID, INTENT, INVOICE])
 @pytest.mark.parametrize("malformed", [None, "", "pi 1", "pi_1\n", "a" * 121, 5, [], "pi_\u00e9"])
-def test_an_id_that_is_none_waits_for_a_person(name, malformed):
+def test_a_malformed_id_waits_for_a_person(name, malformed):
     assert unresolved(thing(name, id=malformed), BY_PRICE_ID) == "id_malformed"
 
 
-def test_a_payment_may_be_expanded_and_is_malformed_only_when_it_is_no_id():
+def test_a_payment_may_be_expanded_and_is_malformed_only_without_an_id():
     expanded = thing(PAID, payment_intent=thing(INTENT))
     assert judged(expanded) == judged(thing(PAID))
     for malformed in ("", 5, [], {"id": None}, {}):
@@ -282,7 +280,7 @@ def test_a_session_of_an_unknown_mode_gives_nothing(mode):
 
 
 @pytest.mark.parametrize("status", ["paid", "no_payment_required"])
-def test_a_free_order_gives_credits_only_where_they_are_allowed_and_by_its_own_id(status):
+def test_a_free_order_gives_credits_only_if_they_are_allowed_and_by_its_own_id(status):
     free = thing("2026-10-28.endive/checkout.session.completed-free", payment_status=status)
     assert judged(free) == Nothing("free_order")
     grant = judged(free, replace(POLICY, allow_free_orders=True))
@@ -290,14 +288,14 @@ def test_a_free_order_gives_credits_only_where_they_are_allowed_and_by_its_own_i
 
 
 @pytest.mark.parametrize("name", [PAID, INTENT])
-def test_an_order_of_nothing_gives_nothing_even_where_it_has_an_intent(name):
+def test_an_order_of_nothing_gives_nothing_even_if_it_has_an_intent(name):
     field = "amount_total" if name == PAID else "amount"
     free = thing(name, **{field: 0})
     assert judged(free) == Nothing("free_order")
     assert judged(free, replace(POLICY, allow_free_orders=True)).credits == 1000
 
 
-def test_an_item_that_cost_nothing_gives_nothing_whatever_else_was_paid():
+def test_a_free_item_gives_nothing_even_beside_paid_ones():
     ours = thing(PAID, metadata={"credit_user_id": USER})
     free, paid = PACKS[0] | {"amount_total": 0}, PACKS[0] | {"amount_total": 900}
     assert judged(ours, listed=[free]) == Nothing("free_order")
@@ -310,12 +308,12 @@ def test_a_paid_session_that_names_no_payment_waits_for_a_person():
         assert unresolved(thing(PAID, payment_intent=None), policy) == "payment_missing"
 
 
-def test_no_payment_required_now_gives_nothing_when_a_payment_is_still_to_come():
+def test_no_payment_required_now_gives_nothing_if_a_payment_is_still_to_come():
     later = thing(PAID, payment_status="no_payment_required")
     assert judged(later, replace(POLICY, allow_free_orders=True)) == Nothing("unpaid")
 
 
-def test_a_client_reference_names_the_user_only_where_that_is_allowed():
+def test_a_client_reference_names_the_user_only_if_that_is_allowed():
     link = thing(LINK)
     assert link["client_reference_id"] == USER
     assert needed(link, POLICY, PACKS) == ("customer", link["customer"])
@@ -348,7 +346,7 @@ def test_the_customer_names_the_user_when_nothing_else_does(name):
         assert unresolved(obj | {"customer": malformed}) == "id_malformed"
 
 
-def test_an_intent_leaves_to_its_session_what_only_the_session_names():
+def test_an_intent_waits_for_its_session_if_only_the_session_names_the_user():
     no_credits = thing(INTENT, metadata={"credit_user_id": USER})
     assert judged(no_credits) == Nothing("session_decides")
     no_user = thing(INTENT, metadata={"credits": "1000", "credits_v": "1"}, customer="cus_1")
@@ -378,7 +376,7 @@ BODIES = [name for name in names() if thing(name)["object"] in KINDS]
 
 
 def decisive(value):
-    """Every place of a decisive field inside, as the object that has it and its name."""
+    """Every decisive field inside, as the object that has it and its name."""
     if isinstance(value, dict):
         yield from ((value, name) for name in value.keys() & DECISIVE)
         value = list(value.values())
@@ -396,9 +394,7 @@ def decisive(value):
         [POLICY, BY_REFERENCE, NO_CATALOGUE, replace(POLICY, allow_free_orders=True)]
     ),
 )
-def test_no_shape_of_json_raises_anything_but_what_it_lacks_or_who_must_act(
-    name, edits, listed, policy
-):
+def test_any_shape_of_json_raises_only_needs_or_unresolved(name, edits, listed, policy):
     obj = thing(name)
     for place, value in edits:
         fields = sorted(decisive(obj), key=lambda field: field[1])

@@ -1,4 +1,4 @@
-"""The webhook on a real socket: what is answered when, and what is logged of it."""
+"""The webhook on a real socket: its answers, and its log lines."""
 
 import asyncio
 import gzip
@@ -57,7 +57,7 @@ async def test_credits_are_there_when_stripe_is_answered_and_a_repeat_is_one_mor
     assert not await database.faults()
 
 
-async def test_what_is_not_for_us_is_a_200_and_no_write(bridge, database):
+async def test_an_event_that_is_not_for_us_is_a_200_and_no_write(bridge, database):
     session = paid_session(await database.user())
     before = await database.book()
     for event in (
@@ -92,7 +92,9 @@ async def test_a_payment_with_other_values_later_is_a_200_and_an_alert_and_the_f
     assert await balance(client, user_id) == 100
 
 
-async def test_what_a_person_must_resolve_is_a_422_and_after_a_day_a_counted_200(bridge, database):
+async def test_an_event_that_a_person_must_resolve_is_a_422_and_after_a_day_a_counted_200(
+    bridge, database
+):
     now = int(time.time())
     bad = paid_session("nobody")
     before = alerts("user_malformed"), alerts("user_not_found")
@@ -109,7 +111,7 @@ async def test_what_a_person_must_resolve_is_a_422_and_after_a_day_a_counted_200
     assert REGISTRY.get_sample_value("stripe_bridge_parked_total", parked) == counted + 1
 
 
-async def test_what_cannot_be_read_from_stripe_is_a_503_while_stripe_is_away(alone):
+async def test_an_event_that_needs_a_read_is_a_503_while_stripe_is_away(alone):
     thin = {
         **event_of({}, "v1.checkout.session.completed"),
         "object": "v2.core.event",
@@ -221,7 +223,7 @@ REFUSED = [
 ]
 
 
-async def test_what_stripe_did_not_sign_as_an_event_is_a_400_that_reveals_nothing(alone):
+async def test_a_request_that_stripe_did_not_sign_is_a_400_that_reveals_nothing(alone):
     for body, headers in REFUSED:
         answer = await alone.http.post("/stripe/webhooks", content=body, headers=headers)
         assert status_and_outcome(answer) == (400, "refused")

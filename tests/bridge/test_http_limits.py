@@ -1,4 +1,4 @@
-"""What a request to the bridge may be, and how long and how many at a time."""
+"""The limits of requests to the bridge: their form, size, duration and number at a time."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from credit_service.runtime import http
 from stripe_bridge.request_bodies import Limits
 
 
-async def test_what_is_no_http_is_a_400_and_the_end(alone):
+async def test_a_request_that_is_not_http_is_a_400_and_the_end(alone):
     start = b"POST /stripe/webhooks HTTP/1.1\r\nHost: a\r\n"
     for sent in (
         b"\x00\x01\x02\r\n\r\n",
@@ -96,7 +96,7 @@ async def test_a_request_in_hand_is_not_cut_as_a_connection_that_sends_no_head(
     assert await balance(client, user_id) == 100
 
 
-async def test_strangers_with_slow_bodies_take_no_place_of_an_event():
+async def test_unsigned_slow_bodies_take_no_place_of_an_event():
     limits = Limits(requests_in_flight=1)
     async with running_bridge(bridge_settings(NOWHERE, limits=limits)) as bridge:
         slow = [await Raw.to(bridge, head(100) + b"{") for _ in range(5)]
@@ -122,7 +122,7 @@ async def test_more_events_than_may_be_in_flight_are_a_503_until_one_ends(servic
     await holder.close()
 
 
-async def test_bodies_that_arrive_never_take_more_memory_than_they_may():
+async def test_arriving_bodies_never_take_more_memory_than_the_limit():
     limits = Limits(arriving_bytes=10_000)
     async with running_bridge(bridge_settings(NOWHERE, limits=limits)) as bridge:
         half = await Raw.to(bridge, head(9_999) + b" " * 9_990)
@@ -139,7 +139,7 @@ async def test_bodies_that_arrive_never_take_more_memory_than_they_may():
         await eventually(has_room)
 
 
-async def test_a_request_is_answered_within_its_budget_and_the_repeat_finds_what_it_did(
+async def test_a_request_is_answered_within_its_budget_and_the_repeat_finds_its_effect(
     service, database, client
 ):
     user_id = await database.user(1)

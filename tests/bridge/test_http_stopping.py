@@ -1,4 +1,4 @@
-"""How the bridge starts and stops: its port, readiness, signals, and what it has begun."""
+"""How the bridge starts and stops: its port, readiness, signals, and the requests in flight."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ from stripe_bridge.settle import Settler
 from stripe_bridge.stripe_api import StripeReads, stripe_client
 
 
-async def test_what_was_begun_is_finished_though_the_sender_hangs_up(database):
+async def test_a_request_is_finished_although_the_sender_hangs_up(database):
     user_id = await database.user(1)
     holder = await locked(database, user_id)
     body = json.dumps(event_of(paid_session(user_id))).encode()
@@ -75,7 +75,7 @@ async def test_a_server_that_cancels_its_handler_leaves_nothing_half_done(
     await holder.close()
 
 
-async def test_a_bridge_that_stops_answers_what_it_has_and_takes_no_more(database):
+async def test_a_bridge_that_stops_answers_its_requests_and_takes_no_more(database):
     user_id = await database.user(1)
     await database.wait_longer_for_locks()
     holder = await locked(database, user_id)

@@ -1,4 +1,4 @@
-"""Invoices that several payments paid, or money from outside of Stripe, and what is reversed."""
+"""Invoices paid by several payments or outside of Stripe, and their reversals."""
 
 import itertools
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Shop:
         )
 
     async def invoiced(self, user, *payments):
-        """An invoice paid in these parts; returns it and the payment intents of the parts."""
+        """Makes an invoice paid in these parts; returns it and the payment intents of the parts."""
         invoice = await self.fake.invoice(
             [{"price": self.price}],
             metadata={"credit_user_id": str(user)},
@@ -137,7 +137,7 @@ async def test_a_part_payment_given_back_before_the_invoice_is_paid_is_reversed_
     assert not await database.faults()
 
 
-async def test_money_from_outside_of_stripe_counts_as_paid_and_a_refund_takes_only_its_share(
+async def test_money_paid_outside_of_stripe_counts_as_paid_and_a_refund_takes_only_its_share(
     shop, database
 ):
     user = await database.user()
@@ -179,7 +179,7 @@ async def test_a_payment_of_several_invoices_waits_for_a_person(shop, database):
     assert await shop.balance(user) == 500
 
 
-async def test_the_invoice_of_a_charge_without_intent_is_known_from_an_old_event(shop, database):
+async def test_the_invoice_of_a_charge_without_an_intent_is_found_by_an_old_event(shop, database):
     user = await database.user()
     invoice, _ = await shop.invoiced(user, *IN_TWO)
     await shop.settler.replay(invoice["id"])

@@ -1,4 +1,4 @@
-"""Monthly credits: which lines of a subscription's invoice count, in the old and the new layout."""
+"""Monthly credits: the lines of a subscription's invoice that count, in the old and new layout."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -53,12 +53,12 @@ def april(day):
     return int(datetime(2025, 4, day, tzinfo=UTC).timestamp())
 
 
-def test_a_proration_that_bills_a_listed_price_gives_its_credits_in_the_share_of_the_time():
+def test_a_proration_that_bills_a_listed_price_gives_the_share_of_its_credits():
     for invoice, read in changed_plan(billing_reason="subscription_update"):
         assert judged(invoice, BY_PRICE_ID, read).credits == 250
 
 
-def test_a_proration_is_read_with_its_price_where_the_layout_does_not_show_it():
+def test_a_proration_is_read_with_its_price_if_the_layout_does_not_show_it():
     (new, _), (old, _) = changed_plan()
     assert needed(new, BY_PRICE_ID) == ("invoice_lines", new["id"])
     assert judged(old, BY_PRICE_ID).credits == 250
@@ -94,7 +94,7 @@ def test_a_proration_of_an_unlisted_price_and_one_that_gives_back_give_no_credit
 
 
 @pytest.mark.parametrize("reason", ["subscription_create", "subscription_update"])
-def test_a_paid_plan_change_calls_a_person_where_its_billing_reason_is_not_allowed(reason):
+def test_a_paid_plan_change_calls_a_person_if_its_billing_reason_is_not_allowed(reason):
     policy = replace(BY_PRICE_ID, invoice_billing_reasons=frozenset({"subscription_cycle"}))
     for invoice, read in changed_plan(billing_reason=reason):
         assert judged(invoice, policy, read) == Nothing("billing_reason", alerts=True)
@@ -121,7 +121,7 @@ def test_a_listed_pack_that_is_billed_once_gives_its_credits_beside_the_subscrip
 
 
 @pytest.mark.parametrize("name", [OLD, NEW])
-def test_what_is_billed_once_and_not_listed_is_of_no_concern(name):
+def test_an_unlisted_line_that_is_billed_once_is_ignored(name):
     invoice = thing(name)
     if name == OLD:
         lines(invoice)[0]["proration"] = False
@@ -138,7 +138,7 @@ def test_what_is_billed_once_and_not_listed_is_of_no_concern(name):
 @pytest.mark.parametrize(
     "free", [{"amount": 0}, {"discount_amounts": [{"amount": 1900, "discount": "di_1"}]}]
 )
-def test_a_line_that_cost_nothing_gives_nothing_whatever_else_was_paid(name, free):
+def test_a_free_line_gives_nothing_even_beside_paid_ones(name, free):
     invoice = thing(name)
     lines(invoice)[0]["amount"] = 500
     lines(invoice)[1] |= free
@@ -154,7 +154,7 @@ def test_a_line_that_cost_nothing_gives_nothing_whatever_else_was_paid(name, fre
 def test_a_month_paid_from_the_customers_balance_gives_its_credits(name):
     invoice = thing(name, amount_paid=0)
     assert judged(invoice, BY_PRICE_ID).credits == 500
-    # What a credit note took off was never paid.
+    # The amount of a credit note was never paid.
     invoice |= {"pre_payment_credit_notes_amount": invoice["total"]}
     del lines(invoice)[0]
     assert judged(invoice, BY_PRICE_ID) == Nothing("free_order")
@@ -208,7 +208,7 @@ def test_an_invoice_that_is_not_paid_gives_nothing(status):
         (NEW, {"amount_paid_off_stripe": 2000}),
     ],
 )
-def test_an_invoice_paid_past_stripe_gives_nothing(name, fields):
+def test_an_invoice_paid_outside_of_stripe_gives_nothing(name, fields):
     assert judged(thing(name, **fields), BY_PRICE_ID) == Nothing("out_of_band", alerts=True)
     assert judged(thing(name, **fields), NO_CATALOGUE) == Nothing("out_of_band")
 
@@ -219,7 +219,7 @@ def test_an_invoice_paid_at_least_partly_through_stripe_counts(off_stripe):
     assert judged(invoice, BY_PRICE_ID).credits == 500
 
 
-def test_an_invoice_of_nothing_gives_credits_only_where_free_orders_do():
+def test_an_invoice_of_nothing_gives_credits_only_if_free_orders_do():
     trial = thing(NEW, amount_paid=0, total=0)
     del lines(trial)[0]
     assert judged(trial, BY_PRICE_ID) == Nothing("free_order")
@@ -227,7 +227,7 @@ def test_an_invoice_of_nothing_gives_credits_only_where_free_orders_do():
     assert (grant.credits, grant.amount_minor) == (500, 0)
 
 
-def test_a_subscription_names_its_user_before_the_lines_and_the_customer():
+def test_the_user_of_a_subscription_takes_precedence_over_lines_and_customer():
     customer = {"id": "cus_1", "object": "customer", "metadata": {"credit_user_id": OTHER_USER}}
     new = unowned(NEW, customer=customer, parent=by_subscription(USER))
     old = unowned(OLD, customer=customer, **by_subscription(USER))
@@ -239,7 +239,7 @@ def test_a_subscription_names_its_user_before_the_lines_and_the_customer():
 
 
 @pytest.mark.parametrize("name", [OLD, NEW])
-def test_a_customer_names_the_user_of_an_invoice_when_nothing_else_does(name):
+def test_a_customer_names_the_user_of_an_invoice_if_nothing_else_does(name):
     customer = {"id": "cus_1", "object": "customer", "metadata": {"credit_user_id": USER}}
     assert needed(unowned(name, customer="cus_1"), BY_PRICE_ID) == ("customer", "cus_1")
     assert judged(unowned(name, customer=customer), BY_PRICE_ID).user_id == UUID(USER)
@@ -270,7 +270,7 @@ def test_metadata_of_another_version_on_a_subscription_waits_for_a_person():
     assert unresolved(invoice, BY_PRICE_ID) == "credits_version"
 
 
-def test_a_seat_of_which_none_is_bought_gives_nothing():
+def test_a_quantity_of_zero_seats_gives_nothing():
     invoice = thing(NEW)
     lines(invoice)[1]["quantity"] = 0
     assert judged(invoice, BY_PRICE_ID) == Nothing("no_credits")

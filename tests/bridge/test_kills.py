@@ -1,4 +1,4 @@
-"""Bridge, service, database and fake Stripe as processes of their own, each killed in turn."""
+"""Bridge, service, database and fake Stripe as separate processes, each killed in turn."""
 
 import asyncio
 import random
@@ -30,7 +30,7 @@ CREDITS, AMOUNT = 100, 900
 
 
 class Town:
-    """The four processes, each at an address that it has again after its death."""
+    """The four processes, each at an address that it keeps after a restart."""
 
     def __init__(self, directory):
         self.cluster = Cluster(directory)
@@ -78,7 +78,7 @@ class Town:
 
     @asynccontextmanager
     async def opened(self):
-        """Starts all of them, and ends them all."""
+        """Starts all of them, and ends all of them."""
         try:
             await asyncio.gather(self.start("database"), self.start("stripe"))
             url = self.cluster.database.owner_url
@@ -99,7 +99,7 @@ class Town:
 @pytest.fixture
 def directory():
     made = Path(tempfile.mkdtemp(prefix="credit-town-"))
-    made.chmod(0o755)  # where root runs this, the database is `nobody`
+    made.chmod(0o755)  # if root runs this, the database runs as `nobody`
     yield made
     shutil.rmtree(made)
 
@@ -132,7 +132,7 @@ def should_be(payments):
     return {each.ref: each.credits_left for each in payments}
 
 
-async def test_whichever_process_is_killed_amid_deliveries_every_payment_is_credited_once(town):
+async def test_every_payment_is_credited_once_if_any_process_is_killed_during_deliveries(town):
     database, payments = town.cluster.database, []
     free, stuck = await database.user(1), await database.user(1)
     for victim in VICTIMS:
@@ -140,7 +140,7 @@ async def test_whichever_process_is_killed_amid_deliveries_every_payment_is_cred
         async with database.locked(stuck):
             payments += await sell(town.fake, [free, stuck] * 6, payments[-8:-4])
 
-            # Those of the locked account are under way then.
+            # Calls on the locked account are then in flight.
             async def in_the_middle(done=done):
                 return len(await booked(database)) > done
 
@@ -154,7 +154,7 @@ async def test_whichever_process_is_killed_amid_deliveries_every_payment_is_cred
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-async def test_killed_at_random_moments_again_and_again_every_payment_is_credited_once(town):
+async def test_every_payment_is_credited_once_despite_repeated_kills_at_random_moments(town):
     database, payments, lots = town.cluster.database, [], random.Random()
     users = [await database.user(1) for _ in range(6)]
     await town.fake.faults(delay=1.0, delay_seconds=1.0, duplicate=0.2, reorder=0.5)
@@ -166,7 +166,7 @@ async def test_killed_at_random_moments_again_and_again_every_payment_is_credite
             payments += await sell(town.fake, buyers, refunded)
             await asyncio.sleep(lots.uniform(0, 1.2))
             await town.kill(victim)
-            # Now and then longer than any caller waits for an answer.
+            # Sometimes longer than any caller waits for an answer.
             await asyncio.sleep(lots.choice([0, 0, 1, 9]))
             await town.start(victim)
         await town.fake.idle(60)

@@ -1,4 +1,4 @@
-"""How long purchased credits live: what a catalogue or checkout says, and what lines show."""
+"""The lifetime of purchased credits, by the catalogue, the checkout and the lines."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -24,7 +24,7 @@ PERIOD = Validity(by_period=True)
 CARRIED = Validity(by_period=True, carry_over=2)
 CAPPED = Validity(by_period=True, carry_over=1, cap=750)
 MONTHLY = {"interval": "month", "interval_count": 1}
-# The month that the invoices of both layouts are for, and two later ones.
+# The month of the invoices of both layouts, and two later ones.
 END = datetime(2026, 5, 1, tzinfo=UTC)
 LATER = datetime(2026, 7, 1, tzinfo=UTC)
 SERIES = "stripe:sub_studio"
@@ -52,7 +52,7 @@ def invoices(*lines, **changes):
 
 
 def shaped(name, price=STUDIO, *, once=False, proration=False, **fields):
-    """A line in the layout of a body; for April unless it says otherwise."""
+    """A line in the layout of a body; for April unless `fields` change it."""
     old = name == OLD
     line = thing(name)["lines"]["data"][0 if once and not old else 1]
     whole = {"id": price, "object": "price", "recurring": None if once else MONTHLY}
@@ -72,14 +72,14 @@ def seconds(*date):
 
 
 def lives(rules, *lines, **changes):
-    """How long the credits of these lines live, the same in both layouts."""
+    """The lifetime of the credits of these lines, which must be the same in both layouts."""
     found = {judged(invoice, rules, read).life for invoice, read in invoices(*lines, **changes)}
     (life,) = found
     return life
 
 
 @pytest.mark.parametrize("name", [PAID, INTENT])
-def test_what_a_checkout_fixed_lives_as_long_as_it_said(name):
+def test_a_lifetime_fixed_by_a_checkout_counts(name):
     frozen = frozen_metadata(UUID(USER), 100, timedelta(days=365))
     assert frozen["credits_valid_for"] == "365d"
     assert judged(thing(name, metadata=frozen)).life == Life(valid_for=timedelta(days=365))
@@ -90,18 +90,18 @@ def test_what_a_checkout_fixed_lives_as_long_as_it_said(name):
 @pytest.mark.parametrize(
     "text", ["", "1y", "365", "-5d", "0d", "3654d", "99999w", "1m", 365, ["1d"]]
 )
-def test_a_malformed_life_of_a_checkout_waits_for_a_person(name, text):
+def test_a_malformed_lifetime_in_a_checkout_waits_for_a_person(name, text):
     frozen = frozen_metadata(UUID(USER), 100) | {"credits_valid_for": text}
     assert unresolved(thing(name, metadata=frozen)) == "valid_for_malformed"
 
 
 @given(st.integers(1, 9999), st.sampled_from("mhdw"))
-def test_a_length_of_time_reads_the_same_after_it_was_written(count, unit):
+def test_a_duration_reads_back_as_it_was_written(count, unit):
     duration = duration_or_none(f"{count}{unit}")
     assert duration_or_none(written(duration)) == duration
 
 
-def test_what_a_session_sold_lives_as_long_as_its_price_that_lives_longest():
+def test_credits_of_a_session_last_as_long_as_its_price_with_the_longest_lifetime():
     items = [
         {"price": {"id": price}, "quantity": 1, "amount_total": 900} for price in (STUDIO, STORAGE)
     ]
@@ -151,7 +151,7 @@ def test_the_rest_of_a_period_lapses_with_it_and_makes_nothing_lapse():
     assert both == Life(datetime(2026, 7, 1, tzinfo=UTC), rollover=Rollover(SERIES, 750))
 
 
-def test_a_pack_on_the_invoice_of_a_plan_lengthens_the_life_of_all_and_is_in_no_series():
+def test_a_pack_on_the_invoice_of_a_plan_lengthens_all_lifetimes_and_is_in_no_series():
     pack = {"price": STORAGE, "once": True}
     created = seconds(2026, 4, 2)
     rules = policy(studio=CAPPED, storage=YEAR)
@@ -161,7 +161,7 @@ def test_a_pack_on_the_invoice_of_a_plan_lengthens_the_life_of_all_and_is_in_no_
     assert lives(policy(studio=CAPPED, storage=Validity()), {}, pack) == FOREVER
 
 
-def test_a_free_line_lengthens_no_life():
+def test_a_free_line_lengthens_no_lifetime():
     free = {"price": STORAGE, "amount": 0}
     assert lives(policy(studio=PERIOD, storage=Validity()), {}, free) == Life(expire_time=END)
 
@@ -173,7 +173,7 @@ def test_a_plan_that_shows_no_period_waits_for_a_person(broken):
         assert judged(invoice, policy(studio=Validity()), read).life == FOREVER
 
 
-def test_a_price_is_read_whole_only_where_its_interval_is_needed():
+def test_a_price_is_read_whole_only_if_its_interval_is_needed():
     invoice = thing(NEW)
     assert judged(invoice, policy(studio=PERIOD)).life.expire_time == datetime.fromtimestamp(
         invoice["lines"]["data"][1]["period"]["end"], UTC
@@ -181,7 +181,7 @@ def test_a_price_is_read_whole_only_where_its_interval_is_needed():
     assert needed(invoice, policy(studio=CARRIED)) == ("invoice_lines", invoice["id"])
 
 
-def test_a_life_is_no_part_of_which_credits_a_user_gets():
+def test_the_lifetime_does_not_change_the_number_of_credits():
     session = thing(PAID)
     frozen = session["metadata"] | {"credits_valid_for": "9d"}
     limited = judged(thing(PAID, metadata=frozen))

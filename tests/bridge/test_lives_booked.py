@@ -1,4 +1,4 @@
-"""Credits with a life in the ledger: packs that lapse, and plans with a carry-over and a cap."""
+"""Credits with an expiry in the ledger: packs that lapse, and plans with a carry-over and a cap."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ from stripe_bridge.stripe_api import StripeReads
 
 @dataclass
 class Shop:
-    """Sells a pack that lives for a year, and months of 100 and 1,000 credits."""
+    """Sells a pack whose credits last a year, and months of 100 and 1,000 credits."""
 
     fake: FakeStripe
     reads: StripeReads
@@ -28,7 +28,7 @@ class Shop:
     large: str
 
     def settler(self, validity):
-        """Settles for plans whose credits live so long."""
+        """A settler for plans whose credits have this lifetime."""
         catalog = Catalog(
             by_price={
                 self.pack: Listed(70, Validity(timedelta(days=365))),
@@ -50,7 +50,7 @@ class Shop:
             assert (await settler.listed_event(event)).outcome == "committed"
 
     async def grants(self, user):
-        """What is left of each open grant of a user, the oldest first, and when it lapses."""
+        """The rest of each open grant of a user, the oldest first, and the time when it lapses."""
         found = [each async for each in self.client.list_grants(user)]
         return [
             (each.remaining, each.expire_time.ToDatetime(UTC))
@@ -68,11 +68,11 @@ async def shop(fake, reads, client, database):
 
 
 def end_of(invoice):
-    """When the period of an invoice's last line ends."""
+    """The end of the period of an invoice's last line."""
     return datetime.fromtimestamp(invoice["lines"]["data"][-1]["period"]["end"], UTC)
 
 
-async def test_a_pack_lives_for_its_time_from_the_purchase_on(shop):
+async def test_a_pack_s_credits_last_for_its_time_from_the_purchase_on(shop):
     settler = shop.settler(Validity())
     before = datetime.now(UTC)
     frozen = frozen_metadata(await shop.database.user(), 70, timedelta(days=365))
@@ -100,7 +100,7 @@ async def test_a_month_of_a_plan_lapses_with_it_and_a_second_event_changes_nothi
     assert await shop.grants(user) == months
 
 
-async def test_a_renewal_keeps_of_earlier_months_what_the_cap_allows(shop):
+async def test_a_renewal_keeps_credits_of_earlier_months_up_to_the_cap(shop):
     settler = shop.settler(Validity(by_period=True, carry_over=2, cap=130))
     user, subscription, first = await shop.begun(shop.small)
     await shop.settle(settler, first)
@@ -111,7 +111,7 @@ async def test_a_renewal_keeps_of_earlier_months_what_the_cap_allows(shop):
     assert await balance(shop.client, user) == 230
 
 
-async def test_with_a_cap_of_nothing_a_month_lives_until_the_next_one_is_paid(shop):
+async def test_with_a_cap_of_zero_a_month_s_credits_last_until_the_next_one_is_paid(shop):
     settler = shop.settler(Validity(by_period=True, carry_over=1, cap=0))
     user, subscription, first = await shop.begun(shop.small)
     await shop.settle(settler, first)
@@ -122,7 +122,7 @@ async def test_with_a_cap_of_nothing_a_month_lives_until_the_next_one_is_paid(sh
     assert await balance(shop.client, user) == 100
 
 
-async def test_a_change_of_plan_makes_nothing_lapse_and_up_and_down_wins_nothing(shop):
+async def test_a_change_of_plan_makes_nothing_lapse_and_up_and_down_gains_nothing(shop):
     settler = shop.settler(Validity(by_period=True, carry_over=1, cap=0))
     user, subscription, first = await shop.begun(shop.small)
     await shop.settle(settler, first)

@@ -1,4 +1,4 @@
-"""Payments of which less was captured than authorized: the entries that remain."""
+"""Payments captured for less than was authorized, and their entries."""
 
 import itertools
 from datetime import UTC, datetime, timedelta
@@ -10,12 +10,12 @@ from stripe_bridge.reconcile import reconcile
 
 pytestmark = pytest.mark.shared
 
-# Until 2025-03-31 Stripe made a refund of what was not captured.
+# Until 2025-03-31 Stripe made a refund of the amount that was not captured.
 VERSIONS = ("2022-08-01", "2024-10-28.acacia", "2026-10-28.endive")
 
 
 async def captured(fake, user, amount, **session):
-    """A payment of 900 for 100 credits that is captured by hand; returns session and intent."""
+    """Captures `amount` of a payment of 900 for 100 credits; returns session and intent."""
     made = await fake.session(user, **session)
     paid = await fake.pay_session(made["id"], when="authorized")
     await fake.do("capture", id=paid["payment_intent"], amount=amount)
@@ -30,7 +30,7 @@ async def version(request, fake):
 
 
 @pytest.mark.usefixtures("version")
-async def test_what_was_not_received_gives_no_credits_in_any_order_of_its_events(
+async def test_money_not_received_gives_no_credits_in_any_order_of_events(
     fake, reads, settler, database, client
 ):
     user = await database.user()
@@ -62,7 +62,7 @@ async def test_a_refund_as_large_as_the_rest_is_distinguished_from_the_rest(
     assert await balance(client, user) == 50
 
 
-async def test_a_session_that_is_read_later_or_walked_counts_only_what_was_received(
+async def test_a_session_that_is_read_later_or_reconciled_counts_only_the_money_received(
     fake, reads, settler, database, client
 ):
     replayed, walked = await database.user(), await database.user()
@@ -90,7 +90,7 @@ async def test_of_two_amounts_received_the_larger_one_counts(
         assert await balance(client, user) == 67
 
 
-async def test_a_partial_capture_of_others_writes_nothing(fake, reads, settler, database):
+async def test_a_partial_capture_that_is_not_ours_writes_nothing(fake, reads, settler, database):
     book = await database.book()
     _, intent = await captured(fake, None, 300)
     settled = await settler.payment_intent(await reads.read(intent))

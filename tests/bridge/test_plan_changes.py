@@ -1,4 +1,4 @@
-"""Changes of plan within a month: what the new plan gives, and what the old one gives back."""
+"""Changes of plan within a month: the new plan's credits, and those that the old one gives back."""
 
 import itertools
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class Shop:
         return user, first_line(invoice)["subscription"], invoice
 
     async def change(self, subscription, price, left=100, **fields):
-        """Changes the plan when so many percent of the month are left; returns the invoice."""
+        """Changes the plan with `left` percent of the month left; returns the invoice."""
         return await self.fake.do(
             "change_plan", subscription=subscription, price=price, left=left, **fields
         )
@@ -109,7 +109,7 @@ async def test_an_upgrade_gives_the_rest_of_the_new_month_and_takes_the_rest_of_
     assert await shop.entries(user) == [100, 400, -40]
 
 
-async def test_up_spend_down_and_up_again_wins_no_credits(shop):
+async def test_up_spend_down_and_up_again_gains_no_credits(shop):
     user, subscription, first = await shop.begun(shop.basic)
     up = await shop.change(subscription, shop.big)
     await shop.settle(first, up)
@@ -125,7 +125,7 @@ async def test_up_spend_down_and_up_again_wins_no_credits(shop):
     assert await shop.balance(user) == 0
 
 
-async def test_twenty_changes_in_a_month_never_give_more_than_the_time_that_was_paid(shop):
+async def test_twenty_changes_in_a_month_never_give_more_than_the_paid_time(shop):
     user, subscription, first = await shop.begun(shop.basic)
     await shop.settle(first)
     most = 100
@@ -136,7 +136,7 @@ async def test_twenty_changes_in_a_month_never_give_more_than_the_time_that_was_
         most += (credits_ - per_month) * left / 100
         per_month = credits_
         await shop.settle(await shop.change(subscription, price, left=left))
-        # A reversal takes whole credits, and so may leave a part of one.
+        # A reversal takes whole credits, so it may leave a fraction of one.
         assert most - count <= await shop.balance(user) <= most + count
 
 
@@ -156,7 +156,7 @@ async def test_changes_end_in_one_balance_in_every_order_and_version(shop, versi
     assert (await shop.reconcile()).repaired == 0
 
 
-async def test_reconcile_finds_changes_of_which_no_event_came(shop):
+async def test_reconcile_finds_changes_without_events(shop):
     user, subscription, first = await shop.begun(shop.basic)
     up = await shop.change(subscription, shop.big, left=50)
     down = await shop.change(subscription, shop.basic, left=25)
@@ -170,14 +170,14 @@ async def test_reconcile_finds_changes_of_which_no_event_came(shop):
 async def test_changes_that_are_billed_with_the_next_month_count_once(shop, unattributed):
     user, subscription, first = await shop.begun(shop.basic)
     await shop.change(subscription, shop.big, left=60, bill="later")
-    # What was never billed is billed and given back on one invoice.
+    # The part that was never billed is billed and given back on one invoice.
     await shop.change(subscription, shop.basic, left=30, bill="later", unattributed=unattributed)
     month = await shop.fake.do("renew", subscription=subscription)
     await shop.settle(month, first, month)
     assert await shop.balance(user) == 40 + 300 + 30 + 100
 
 
-async def test_what_else_is_on_the_credited_invoice_does_not_change_what_is_given_back(shop):
+async def test_other_lines_of_the_credited_invoice_do_not_change_the_credits_given_back(shop):
     more = [{"price": shop.seat, "quantity": 3}, {"price": shop.pack, "item": True}]
     user, subscription, first = await shop.begun(shop.basic, more=more)
     up = await shop.change(subscription, shop.big, left=50)
@@ -213,7 +213,7 @@ async def test_a_credit_line_that_names_nothing_waits_for_a_person_and_the_rest_
     assert (up["id"], "credit_unattributed") in found
 
 
-async def test_what_is_given_back_of_an_unpaid_invoice_waits_until_it_is_paid(shop):
+async def test_a_part_given_back_of_an_unpaid_invoice_waits_until_it_is_paid(shop):
     user, subscription, first = await shop.begun(shop.basic)
     up = await shop.change(subscription, shop.big, left=50, status="open")
     down = await shop.change(subscription, shop.basic, left=50)
@@ -229,7 +229,7 @@ async def test_what_is_given_back_of_an_unpaid_invoice_waits_until_it_is_paid(sh
     assert await shop.balance(user) == 50 + 50
 
 
-async def test_what_is_given_back_of_a_void_invoice_takes_nothing(shop):
+async def test_a_part_given_back_of_a_void_invoice_takes_nothing(shop):
     user, subscription, first = await shop.begun(shop.basic)
     up = await shop.change(subscription, shop.big, left=50, status="void")
     down = await shop.change(subscription, shop.basic, left=50)
@@ -248,7 +248,7 @@ async def test_refunds_of_all_the_money_take_all_the_credits_of_a_changed_plan(s
     assert await shop.balance(user) == 0
 
 
-async def test_a_refund_takes_its_share_beside_what_was_given_back(shop):
+async def test_a_refund_takes_its_share_beside_the_part_given_back(shop):
     user, subscription, first = await shop.begun(shop.basic)
     up = await shop.change(subscription, shop.big, left=50)
     await shop.settle(first, up)
@@ -311,7 +311,7 @@ async def test_taxes_change_no_share(shop):
     assert await shop.balance(user) == 1_000 + 100 - 500 - 100
 
 
-async def test_where_its_billing_reason_is_not_allowed_a_change_gives_nothing_and_calls_a_person(
+async def test_a_change_whose_billing_reason_is_not_allowed_gives_nothing_and_calls_a_person(
     shop,
 ):
     user, subscription, first = await shop.begun(shop.basic)
@@ -324,7 +324,7 @@ async def test_where_its_billing_reason_is_not_allowed_a_change_gives_nothing_an
     for event in await shop.events(first, up):
         settled = await settler.listed_event(event)
     assert settled.alerts
-    # What was given back is taken all the same.
+    # The part given back is taken nevertheless.
     assert await shop.entries(user) == [100, -50]
 
 

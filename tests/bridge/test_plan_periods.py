@@ -29,7 +29,7 @@ def period(start, end):
         ("2026-04-16", "2026-04-23", WEEK, Fraction(1)),
         ("2026-04-22", "2026-04-23", WEEK, Fraction(1, 7)),
         ("2026-01-01", "2026-01-02", Interval(0, 3), Fraction(1, 92)),
-        # Longer than a period, which no plan is: all of it at most.
+        # Longer than a period, which no plan is: at most the whole.
         ("2026-03-01", "2026-05-01", MONTH, Fraction(1)),
     ],
 )
@@ -37,7 +37,7 @@ def test_a_share_of_a_period_is_the_share_of_its_time(start, end, interval, shar
     assert share_of(period(start, end), interval, None) == share
 
 
-def test_what_was_billed_decides_between_the_days_on_which_a_month_may_have_begun():
+def test_the_billed_amount_decides_between_the_possible_first_days_of_a_month():
     rest = period("2026-02-14", "2026-02-28")
     # It began on 28, 29, 30 or 31 January, and the longest gives the least.
     assert share_of(rest, MONTH, None) == Fraction(14, 31)

@@ -1,4 +1,4 @@
-"""Random changes of plan, delivered in every faulty way, compared with shares of months.
+"""Random changes of plan, delivered with every fault, compared with shares of months.
 
 Every run draws the same lives and deliveries. With `--long` there are more, some of them drawn
 differently each time.
@@ -30,7 +30,7 @@ PLANS = ((1_000, 100), (10_000, 1_000), (3_500, 777), (2_000, 0))
 
 
 def _month(drawn):
-    """Changes in the order of time: less and less of the month is left."""
+    """Changes in the order of time, with less and less of the month left."""
     return tuple(sorted(drawn, key=lambda change: -change.left))
 
 
@@ -53,7 +53,7 @@ _LIVES = st.builds(
 
 @dataclass(frozen=True)
 class Example:
-    """What happens, in which version it comes, whether events are lost, and in what order."""
+    """Lives of subscriptions, the version of the events, their losses, and their order."""
 
     lives: list[PlanLife]
     version: str
@@ -96,11 +96,11 @@ async def postmen(fake, database, service):
 
 async def balances_are_shares_of_months(postmen, drawn):
     lots = random.Random(drawn.seed)
-    # Each example has weeks of its own in which nothing else happened.
+    # Each example has weeks of its own, without other events.
     ahead = next(_weeks) * _WEEK_SECONDS
     await postmen.fake.settings(clock_offset_seconds=ahead, api_version=drawn.version)
     since = datetime.fromtimestamp(time.time() + ahead - 60, UTC)
-    # The twins live alike, and one of them gets every event once and in the order of time.
+    # The twins have the same life, and one of them gets every event once and in the order of time.
     users = [await postmen.database.user() for _ in drawn.lives]
     twins = [await postmen.database.user() for _ in drawn.lives]
     played = [
@@ -120,7 +120,7 @@ async def balances_are_shares_of_months(postmen, drawn):
     found = await postmen.balances(users)
     assert found == await postmen.balances(twins)
     for balance, invoices in zip(found, played, strict=True):
-        # Each invoice gives whole credits for each line, and takes whole ones once for all.
+        # Each invoice gives whole credits for each line, and takes whole ones once for all lines.
         tolerance = sum(len(invoice.lines) + 1 for invoice in invoices)
         assert abs(balance - sum(each.credits_left for each in invoices)) < tolerance
     assert (await postmen.reconcile(since)).repaired == 0

@@ -1,6 +1,6 @@
-"""Random payments, refunds and disputes, delivered in every faulty way, compared with sums.
+"""Random payments, refunds and disputes, delivered with every fault, compared with sums.
 
-Every run draws the same lives and deliveries (derandomized); how they interleave is up to the race.
+Every run draws the same lives and deliveries (derandomized); they interleave at random.
 With `--long` there are more, some of them drawn differently each time.
 """
 
@@ -42,7 +42,7 @@ _REFUNDS = st.builds(
     status=st.sampled_from(["succeeded", "succeeded", *sorted(HELD), "failed", "canceled"]),
     later=st.sampled_from([None, None, None, "succeeded", "failed", "canceled"]),
 )
-# Mostly of a part, for what takes all hides what else is taken.
+# Mostly of a part, because a full refund hides the others.
 _DISPUTES = st.builds(
     Dispute, share=st.sampled_from([40, 40, 15, 100]), moves=st.sampled_from(DISPUTES)
 )
@@ -73,14 +73,14 @@ async def postmen(fake, database, service):
 
 @dataclass(frozen=True)
 class Example:
-    """What happens, in which version it is delivered, and how it comes.
+    """Lives of payments, the version of the events, and the manner of their delivery.
 
     Attributes:
-        sales: who buys, and the life of what is bought.
-        version: of the events.
-        trouble: loss: nothing comes about most objects, and a reconcile makes it good; walk: a
+        sales: the buyer and the life of each payment.
+        version: the API version of the events.
+        trouble: loss: no events come about most objects, and a reconcile repairs that; walk: a
             reconcile runs at the same time.
-        seed: of order and repetition.
+        seed: the seed for order and repetition.
     """
 
     sales: list[tuple[int, Life]]
@@ -98,7 +98,7 @@ _EXAMPLES = st.builds(
 )
 
 
-# Few examples are drawn in an ordinary run, and these have what few of them would.
+# An ordinary run draws few examples; these contain cases that few of them would.
 _STEPS = (
     Refund(33),
     Refund(33, "pending"),
@@ -119,7 +119,7 @@ def listed_price(postmen):
 
 async def balances_equal_the_model(postmen, drawn):
     lots = random.Random(drawn.seed)
-    # Each example has weeks of its own in which nothing else happened.
+    # Each example has weeks of its own, without other events.
     ahead = next(_weeks) * _WEEK_SECONDS
     await postmen.fake.settings(clock_offset_seconds=ahead, api_version=drawn.version)
     since = datetime.fromtimestamp(time.time() + ahead - 60, UTC)
@@ -141,7 +141,7 @@ async def balances_equal_the_model(postmen, drawn):
     assert not await postmen.database.faults()
 
 
-# A failure found in a race may not come back while it is shrunk, so it is shown as it was found.
+# A failure of a race may not come back while it is shrunk, so it is shown as it was found.
 _RACES = settings(
     database=None,
     phases=[Phase.explicit, Phase.generate],
@@ -153,9 +153,7 @@ _RACES = settings(
 @example(drawn=Example(_OF_EVERY_KIND, "2026-10-28.endive", "loss", 1))
 @example(drawn=Example(_OF_EVERY_KIND, "2022-08-01", "none", 2))
 @given(drawn=_EXAMPLES)
-async def test_50_balances_equal_the_model_whatever_is_paid_or_refunded_and_however_it_is_delivered(
-    postmen, drawn
-):
+async def test_50_balances_equal_the_model_for_all_payments_refunds_and_deliveries(postmen, drawn):
     await balances_equal_the_model(postmen, drawn)
 
 

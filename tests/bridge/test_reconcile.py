@@ -28,7 +28,7 @@ _weeks = itertools.count(1)
 async def ahead(fake):
     """Seconds by which Stripe's clock is ahead: a week for each test, so that it sees only its own.
 
-    The one fake serves them all, and starting it takes longer than most of them.
+    One fake serves all tests, because starting it takes longer than most of them.
     """
     seconds = next(_weeks) * 7 * 86_400
     await fake.settings(clock_offset_seconds=seconds)
@@ -41,7 +41,7 @@ def policy(price=None):
 
 
 def walking(reads, ahead, retry_seconds=(0.01, 0.01)):
-    """Reconciles with a settler the time of this test."""
+    """A reconcile of this test's time, with a settler."""
 
     async def walked(settler, progress=lambda _name, _summary: None):
         since = datetime.fromtimestamp(time.time() + ahead - 60, UTC)
@@ -89,7 +89,7 @@ def counts(summary):
     return found
 
 
-async def test_everything_that_was_lost_is_repaired_and_a_second_walk_repairs_nothing(
+async def test_everything_lost_is_repaired_and_a_second_walk_repairs_nothing(
     fake, reads, ahead, database, client
 ):
     walked = walking(reads, ahead)
@@ -128,7 +128,7 @@ async def test_walks_and_a_poller_at_once_with_the_events_credit_everything_once
     assert not await database.faults()
 
 
-async def test_what_needs_a_person_is_named_once_and_stops_nothing(
+async def test_an_object_that_needs_a_person_is_named_once_and_stops_nothing(
     fake, reads, ahead, database, client
 ):
     user = await database.user()
@@ -149,7 +149,7 @@ async def test_what_needs_a_person_is_named_once_and_stops_nothing(
     assert await balances(client, [user]) == [100]
 
 
-async def test_a_failure_of_ours_with_one_object_does_not_hide_the_others(
+async def test_an_internal_failure_with_one_object_does_not_hide_the_others(
     fake, reads, ahead, database, client
 ):
     users = [await database.user() for _ in range(12)]
@@ -219,7 +219,7 @@ async def test_an_object_that_stripe_fails_to_show_is_tried_again_and_then_unres
     assert await balances(client, [user]) == [50]
 
 
-async def test_a_walk_tries_nothing_again_from_when_nothing_can_be_settled_until_something_can():
+async def test_a_walk_retries_nothing_while_nothing_can_be_settled():
     tried = []
 
     async def settle(obj):
@@ -250,7 +250,7 @@ async def test_a_walk_without_the_credit_service_ends_with_all_unresolved(
 
 
 def window(ahead):
-    """Has a poller look at the events of this test."""
+    """Limits a poller to the events of this test."""
     return {"look_back_seconds": 60 - ahead, "grace_seconds": -60 - ahead}
 
 
@@ -258,7 +258,7 @@ def polled(outcome, reason):
     return metrics.POLLED.labels(outcome, reason)._value.get()
 
 
-async def test_a_poller_settles_what_never_came_and_each_event_once(
+async def test_a_poller_settles_events_that_never_came_and_each_once(
     fake, reads, ahead, database, client
 ):
     users = [await database.user() for _ in range(6)]
@@ -301,7 +301,7 @@ async def test_an_event_that_could_not_be_settled_waits_for_the_next_poll(
     assert await balances(client, users) == [100, 0]
 
 
-async def test_a_poller_asks_for_no_event_that_stripe_lists_no_more(
+async def test_a_poller_reads_no_event_that_stripe_lists_no_more(
     fake, reads, ahead, client, monkeypatch
 ):
     await fake.dispute(await fake.purchase(STRANGER))
@@ -336,7 +336,9 @@ async def test_a_poll_ends_early_when_nothing_can_be_settled(fake, reads, ahead,
     assert 0 < len(tried) < 20
 
 
-async def test_what_only_a_person_resolves_alarms_once(fake, reads, ahead, database, client):
+async def test_an_event_that_only_a_person_resolves_alarms_once(
+    fake, reads, ahead, database, client
+):
     await fake.purchase(STRANGER)
     poller = Poller(reads, Settler(reads, client, policy()), **window(ahead))
     alerts = metrics.ALERTS.labels("user_not_found")._value
@@ -358,7 +360,7 @@ async def polling(poller):
         await asyncio.wait({task})
 
 
-async def test_a_poller_outlives_whatever_fails(fake, reads, ahead, database, client):
+async def test_a_poller_outlives_every_failure(fake, reads, ahead, database, client):
     class Failing(Poller):
         failed = False
 

@@ -1,4 +1,4 @@
-"""What refunds and disputes reverse, exactly and in whole numbers."""
+"""The reversals of refunds and disputes, exact and in whole numbers."""
 
 from fractions import Fraction
 
@@ -65,7 +65,7 @@ def moves(*amounts, currency="usd"):
         (FOREIGN, 1, 900, f"dispute fraudulent, {FOREIGN_REASON}"),
     ],
 )
-def test_every_api_version_shows_what_was_refunded(name, revision, reversed_minor, reason):
+def test_every_api_version_shows_the_refunded_amount(name, revision, reversed_minor, reason):
     obj = thing(name)
     notices = {FOREIGN: Notice.OTHER_CURRENCY, PARTLY: Notice.PARTLY_RETURNED}
     notice = notices.get(name)
@@ -73,7 +73,7 @@ def test_every_api_version_shows_what_was_refunded(name, revision, reversed_mino
 
 
 @pytest.mark.parametrize(("name", "amounts"), [("2019-12-03", {300, 200}), ("2022-08-01", {900})])
-def test_refunds_embedded_in_a_charge_count_each_for_itself(name, amounts):
+def test_refunds_embedded_in_a_charge_count_separately(name, amounts):
     charge = thing(f"{name}/charge.refunded")
     found = [judged(refund, charge) for refund in charge["refunds"]["data"]]
     assert {each.reversed_minor for each in found} == amounts
@@ -89,7 +89,7 @@ def test_a_refund_takes_its_share_until_it_is_known_to_have_failed(status):
 
 
 @pytest.mark.parametrize("status", ["succeeded", "pending", "failed", None])
-def test_an_event_of_a_failure_gives_the_share_back_whatever_the_status_says(status):
+def test_an_event_of_a_failure_gives_the_share_back_for_any_status(status):
     refund = thing(PENDING, status=status)
     assert judged(refund, failed=True) == reversal(refund, 2, 0, "refund failed")
 
@@ -98,7 +98,7 @@ def test_a_refund_takes_no_more_than_the_charge():
     assert judged(thing(PENDING, amount=901)).reversed_minor == 900
 
 
-def test_the_base_is_the_amount_of_the_charge_however_much_of_it_was_captured_or_refunded():
+def test_the_base_is_the_whole_amount_of_the_charge_even_after_captures_and_refunds():
     charge = CHARGE | {"amount_captured": 600, "amount_refunded": 300}
     assert judged(thing(PENDING), charge) == judged(thing(PENDING))
 
@@ -206,12 +206,12 @@ RESULTS = [
     ((-2000, -1500, 2000), "won", 0, None),
     ((-1500, -2000, 2000), "won", 0, None),
     ((-2000, -1500), "lost", 2000, None),
-    # The money decides when: a result whose money has not moved changes nothing yet.
+    # The money decides: a result whose money has not moved changes nothing yet.
     ((-1850,), "won", 2000, None),
     ((-1850, 12), "won", 2000, None),
     ((-1850, 1840), "under_review", 0, None),
     ((-1850, 1840, -1835), "lost", 2000, None),
-    # A person should look at money that returned in part, or against the result.
+    # A person should look at money that returned in part, or contrary to the result.
     ((-2000, 900), "lost", 1100, Notice.PARTLY_RETURNED),
     ((-2000, -1500, 1000), "lost", 1000, Notice.PARTLY_RETURNED),
     ((-2000, 900), "under_review", 1100, Notice.PARTLY_RETURNED),
@@ -221,7 +221,7 @@ RESULTS = [
 
 
 @pytest.mark.parametrize(("amounts", "status", "reversed_minor", "notice"), RESULTS, ids=str)
-def test_a_dispute_takes_all_that_is_disputed_or_nothing_unless_money_came_back_in_part(
+def test_a_dispute_takes_the_disputed_part_or_nothing_unless_money_came_back_in_part(
     amounts, status, reversed_minor, notice
 ):
     charge = CHARGE | {"amount": 2000, "currency": "usd"}
@@ -233,7 +233,7 @@ def test_a_dispute_takes_all_that_is_disputed_or_nothing_unless_money_came_back_
     assert (found.reversed_minor, found.notice) == (reversed_minor, notice)
 
 
-def test_winning_after_a_return_in_part_is_a_later_state_than_the_return():
+def test_winning_after_a_partial_return_is_a_later_state_than_the_return():
     listed = moves(-990, 440)
     before = judged(thing(WITHDRAWN, balance_transactions=listed))
     won = judged(thing(WITHDRAWN, status="won", balance_transactions=listed))
@@ -266,12 +266,12 @@ def test_transactions_in_several_currencies_wait_for_a_person():
         ("x" * 41, "dispute"),
     ],
 )
-def test_the_reason_contains_only_a_word_of_stripes(why, reason):
+def test_the_reason_contains_nothing_but_a_word_of_stripe_s(why, reason):
     assert judged(thing(WITHDRAWN, reason=why)).reason == reason
 
 
 @pytest.mark.parametrize("amount", [None, -1, 4.0, "400", True, 2**63, 10**400, []])
-def test_an_amount_that_is_none_waits_for_a_person(amount):
+def test_a_malformed_amount_waits_for_a_person(amount):
     assert unresolved(thing(PENDING, amount=amount)) == "amount_malformed"
     assert unresolved(thing(WITHDRAWN, amount=amount)) == "amount_malformed"
     for obj in (thing(PENDING), thing(FAILED), thing(WITHDRAWN)):
@@ -280,7 +280,7 @@ def test_an_amount_that_is_none_waits_for_a_person(amount):
 
 
 @pytest.mark.parametrize("listed", [{}, "x", 5, [None], ["txn_1"], moves(None), moves(True), [{}]])
-def test_transactions_that_are_none_wait_for_a_person(listed):
+def test_malformed_transactions_wait_for_a_person(listed):
     dispute = thing(WITHDRAWN, balance_transactions=listed)
     assert unresolved(dispute) == "amount_malformed"
 
@@ -298,7 +298,7 @@ AMOUNTS = st.integers(1, 10**12)
     ),
     order=st.randoms(use_true_random=False),
 )
-def test_a_dispute_takes_an_exact_share_within_what_was_paid_in_any_order_of_its_transactions(
+def test_a_dispute_takes_an_exact_share_of_the_payment_in_any_order_of_its_transactions(
     first, returned, amounts, told_as, order
 ):
     (disputed, paid), (currency, status) = amounts, told_as
@@ -325,9 +325,7 @@ def test_a_dispute_takes_an_exact_share_within_what_was_paid_in_any_order_of_its
     status=st.sampled_from(["needs_response", "lost", "won", "later"]),
     order=st.randoms(use_true_random=False),
 )
-def test_whatever_a_dispute_moves_stays_within_what_was_paid_and_depends_on_no_order(
-    listed, status, order
-):
+def test_a_dispute_never_takes_more_than_was_paid_and_depends_on_no_order(listed, status, order):
     listed = moves(*listed)
     found = judged(thing(WITHDRAWN, status=status, balance_transactions=listed))
     order.shuffle(listed)
@@ -338,7 +336,7 @@ def test_whatever_a_dispute_moves_stays_within_what_was_paid_and_depends_on_no_o
 
 @settings(derandomize=True, max_examples=100)
 @given(amount=st.integers(0, 10**12), paid=AMOUNTS, failed=st.booleans())
-def test_a_refund_takes_what_it_is_of_within_what_was_paid(amount, paid, failed):
+def test_a_refund_takes_its_amount_up_to_the_payment(amount, paid, failed):
     found = judged(thing(PENDING, amount=amount), CHARGE | {"amount": paid}, failed=failed)
     assert (found.revision, found.paid_minor) == (2 if failed else 1, paid)
     assert found.reversed_minor == (0 if failed else min(amount, paid))
@@ -367,9 +365,7 @@ FIELDS = st.sampled_from(
     changes=st.dictionaries(FIELDS, JSON, max_size=3),
     of_charge=st.dictionaries(FIELDS, JSON, max_size=1),
 )
-def test_no_shape_of_json_raises_anything_but_what_it_lacks_or_who_must_act(
-    name, changes, of_charge
-):
+def test_any_shape_of_json_raises_only_needs_or_unresolved(name, changes, of_charge):
     try:
         found = judged(thing(name, **changes), CHARGE | of_charge)
     except (Needs, Unresolved):

@@ -1,4 +1,4 @@
-"""What a payment, or any event of Stripe's, does to the book: the service and a fake Stripe."""
+"""The effect of Stripe's payments and events on the book, with the service and a fake Stripe."""
 
 import asyncio
 import itertools
@@ -35,7 +35,7 @@ async def test_session_and_intent_of_a_payment_are_one_purchase_in_any_order(
         assert await balance(client, user) == 100
 
 
-async def test_a_paid_session_of_our_checkout_takes_no_read_from_stripe(
+async def test_a_paid_session_of_our_checkout_needs_no_read_from_stripe(
     fake, reads, settler, database
 ):
     session = await fake.session(await database.user())
@@ -59,7 +59,7 @@ async def test_a_session_without_frozen_credits_is_priced_by_all_of_its_lines(
     assert await balance(client, user) == 120 * 3 * 7
 
 
-async def test_a_delayed_payment_counts_though_its_event_still_says_unpaid(
+async def test_a_delayed_payment_counts_although_its_event_still_says_unpaid(
     fake, reads, settler, database, client
 ):
     user = await database.user()
@@ -186,7 +186,9 @@ async def test_replay_settles_every_kind_of_id(fake, reads, settler, database, c
         assert await refuse(settler.replay(id_)) == "stripe_object_missing"
 
 
-async def test_an_event_is_replayed_with_its_object_as_it_now_is(fake, reads, settler, database):
+async def test_an_event_is_replayed_with_the_current_state_of_its_object(
+    fake, reads, settler, database
+):
     session = await fake.session(await database.user())
     await fake.pay_session(session["id"], when="later")
     (event,) = await events_about(fake, reads, session["id"])
@@ -221,7 +223,7 @@ async def test_when_stripe_is_away_nothing_is_written_and_later_everything(fake,
     assert await balance(client, user) == 0
 
 
-async def test_a_short_failure_of_stripe_is_tried_again_at_once(fake, client, database):
+async def test_a_call_is_retried_at_once_after_a_short_failure_of_stripe(fake, client, database):
     refund = await fake.refund(await fake.purchase(await database.user()))
     await fake.api_faults({"path": "charges", "status": 500, "count": 1})
     async with stripe_client(KEY, address=fake.url) as sdk:

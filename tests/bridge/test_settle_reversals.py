@@ -1,4 +1,4 @@
-"""What refunds and disputes do to the book, with the service and a fake Stripe."""
+"""The effect of refunds and disputes on the book, with the service and a fake Stripe."""
 
 import asyncio
 import itertools
@@ -73,7 +73,7 @@ async def test_a_refund_of_a_known_purchase_reads_only_its_charge(fake, settler,
     assert await requests(fake) == before + 1
 
 
-async def test_a_failed_refund_gives_back_whatever_its_status_says(fake, settler, database, client):
+async def test_a_failed_refund_gives_back_for_any_status(fake, settler, database, client):
     user = await database.user()
     refund = await fake.refund(await fake.purchase(user))
     assert refund["status"] == "succeeded"
@@ -187,7 +187,7 @@ async def test_one_refund_that_cannot_be_settled_does_not_stop_the_others(
     assert await balance(client, user) == 70
 
 
-async def test_what_stripe_shows_now_decides_and_not_the_charge_that_an_old_event_brings(
+async def test_the_current_charge_at_stripe_decides_and_not_the_charge_of_an_old_event(
     fake, settler, database, client
 ):
     user = await database.user()

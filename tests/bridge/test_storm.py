@@ -1,4 +1,4 @@
-"""Thousands of events at once, and thousands with every fault; 20,000 of those with `--full`."""
+"""Thousands of events at once, and thousands (20,000 with `--full`) with every fault."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from model.stripe import balance
 
 MEGABYTE = 1024  # of /proc's kilobytes
 
-# All that Stripe's retries and the second event of each change make good.
+# All faults that Stripe's retries and the second event of each change repair.
 FAULTS = {
     "duplicate": 0.1,
     "twin": 0.05,
@@ -45,7 +45,7 @@ WRONG_SHARE = 0.0001
 
 
 def peak_memory(program):
-    """The most memory that a process has had, in kilobytes."""
+    """The peak memory of a process, in kilobytes."""
     status = Path(f"/proc/{program.popen.pid}/status").read_text(encoding="ascii")
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
@@ -59,7 +59,7 @@ async def test_47_a_spike_of_1000_events_is_answered_2xx_or_503_and_all_is_grant
         target = f"127.0.0.1:{await asyncio.to_thread(service.wait_until_listening)}"
         async with fake_stripe() as fake:
             await fake.settings(concurrency=1000)
-            # First a bridge that must refuse some, for the answers are counted from the start.
+            # First a bridge that must refuse some, because the answers are counted from the start.
             for at_once in ("100", "1000"):
                 sold = [("purchase", bought(users[n % 50], 100, 900)) for n in range(1000)]
                 with bridge_process(fake.url, target, requests_in_flight=at_once) as bridge:
@@ -82,7 +82,7 @@ async def test_47_a_spike_of_1000_events_is_answered_2xx_or_503_and_all_is_grant
 
 
 def a_life(lots):
-    """A payment as they mostly are: at once and for good."""
+    """A typical payment: paid at once, and for good."""
     steps = []
     if lots.random() < 0.15:
         statuses = ("succeeded", "succeeded", "pending", "failed")
@@ -99,7 +99,7 @@ def a_life(lots):
 
 
 async def sell(fake, users, count, lots):
-    """Lets so many payments live, a few at a time, and never far ahead of the deliveries."""
+    """Plays `count` payments, a few at a time, and never far ahead of the deliveries."""
     lives, payments = iter([a_life(lots) for _ in range(count)]), []
 
     async def seller(some):
@@ -144,7 +144,7 @@ class Town:
         self._running[name].close()
 
     async def restart(self, lots, stop):
-        """Ends one of them now and then, in order or on the spot, and starts it again."""
+        """Now and then stops or kills one of them, and starts it again."""
         while not stop.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(lots.uniform(*RESTART_PAUSE)):
@@ -170,7 +170,7 @@ class Town:
 
 
 async def wrong(database, payments):
-    """The payments whose effect is not there or not right, and those credited more than once."""
+    """The payments whose effect is missing or wrong, and those credited more than once."""
     book = await booked(database)
     due = {each.ref: each.credits_left for each in payments if each.paid}
     sold = {each.ref: each.credits for each in payments if each.paid}
@@ -211,7 +211,7 @@ async def test_with_every_fault_retries_set_right_9999_events_in_10000_and_recon
         assert len(late) <= max(1, WRONG_SHARE * len(payments))
 
         await fake.faults()
-        # Without those that hang, for a walk waits for each of them.
+        # Without those that hang, because a walk waits for each of them.
         await fake.api_faults(*API_FAULTS[:-1])
         await fake.lose()
         payments += await sell(fake, users, LOST_PAYMENTS, lots)

@@ -1,4 +1,4 @@
-"""What reading from Stripe gives and how it fails, with Stripe's own SDK and a fake Stripe."""
+"""Reading from Stripe and its failures, with Stripe's own SDK and a fake Stripe."""
 
 import pytest
 from kit.programs import free_port

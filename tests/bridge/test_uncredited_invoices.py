@@ -1,4 +1,4 @@
-"""Paid invoices that give nothing, or less than they might: free lines, packs, other reasons."""
+"""Paid invoices that give no or fewer credits: free lines, packs, other billing reasons."""
 
 from datetime import UTC, datetime, timedelta
 

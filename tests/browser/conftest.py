@@ -1,4 +1,4 @@
-"""Chromium, and the whole demo, for the tests that look at a page as a user does."""
+"""Chromium and the whole demo, for the tests that look at a page like a user."""
 
 import shutil
 import signal
@@ -11,7 +11,7 @@ from kit.programs import Command, free_port
 from kit.waiting import patience
 from playwright.async_api import async_playwright, expect
 
-# Without them Chromium looks for its maker's servers at every start.
+# Without them Chromium contacts its maker's servers at every start.
 _ARGUMENTS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -25,7 +25,7 @@ _ARGUMENTS = (
 
 @pytest.fixture(scope="session")
 async def chromium():
-    # The build without windows takes a third of the other's processor time for a page.
+    # The headless build needs a third of the other's processor time for a page.
     path = shutil.which("chromium-headless-shell") or shutil.which("chromium")
     if path is None:
         pytest.skip("neither chromium-headless-shell nor chromium is installed")

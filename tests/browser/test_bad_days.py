@@ -1,4 +1,4 @@
-"""What a page shows while something is away, late, over or hostile: only what it knows."""
+"""Pages while a server is away, late, stopped or hostile: they show only what they know."""
 
 import re
 import time
@@ -99,7 +99,7 @@ async def test_offline_and_online(chromium, service, database, client):
         await expect(details(page)).to_have_text("")
 
 
-async def test_what_could_not_be_read_is_read_again_after_an_outage(
+async def test_elements_that_could_not_be_read_are_read_again_after_an_outage(
     chromium, service, database, client
 ):
     user_id = await database.user(100)
@@ -128,7 +128,7 @@ async def test_what_could_not_be_read_is_read_again_after_an_outage(
 
 
 def soon():
-    """The end of a token whose stream ends in a moment: 5 s before the token does."""
+    """The expiry of a token whose stream ends in a moment: 5 s before the token."""
     return time.time() + 5 + patience(0.5)
 
 
@@ -138,7 +138,7 @@ async def sign_in_until(page, site, user_id, expires_at):
     await page.evaluate("document.querySelector('credits-provider').reset()")
 
 
-async def test_a_token_that_is_about_to_end_is_renewed_without_a_trace_on_the_page(
+async def test_a_token_that_is_about_to_expire_is_renewed_without_a_trace_on_the_page(
     chromium, service, database, client
 ):
     user_id = await database.user(100)
@@ -157,7 +157,7 @@ async def test_a_token_that_is_about_to_end_is_renewed_without_a_trace_on_the_pa
         assert await shown(page) <= {UNKNOWN, "100", "99"}
 
 
-async def test_a_token_that_has_ended_is_renewed_once_by_the_call_that_finds_out(
+async def test_an_expired_token_is_renewed_once_by_the_call_that_notices(
     chromium, service, database, client
 ):
     user_id = await database.user(100)
@@ -227,7 +227,7 @@ async def test_low_credits_are_shown_until_there_are_enough_again(
         await expect(low).to_have_text("Only 1 credit is left.")
         await client.spend_credits(user_id, amount=1)
         await expect(low).to_have_text("No credits are left.")
-        # Credits would not help a frozen account, and the balance says that it is frozen.
+        # Credits would not help a frozen account, and the balance element says that it is frozen.
         await client.set_account_policy(user_id, frozen=True)
         await expect(low).to_have_text("")
         await client.set_account_policy(user_id, frozen=False)
@@ -296,7 +296,7 @@ async def test_a_webhook_that_comes_late_or_never_delays_no_credit_and_doubles_n
         await expect(balance(page)).to_have_text("110")
 
 
-async def test_a_bank_that_takes_days_is_shown_as_processing_until_it_has_paid(chromium, shop):
+async def test_a_payment_that_takes_days_is_shown_as_processing_until_it_is_paid(chromium, shop):
     async with buying(chromium, shop, "lose") as (page, *_):
         session = page.url.rpartition("/")[2]
         await shop.fake.pay_session(session, when="later")
@@ -310,7 +310,7 @@ async def test_a_bank_that_takes_days_is_shown_as_processing_until_it_has_paid(c
         await expect(balance(page)).to_have_text("110")
 
 
-async def test_a_checkout_that_was_left_is_open_and_an_unknown_one_is_unknown(chromium, shop):
+async def test_an_abandoned_checkout_is_open_and_an_unknown_one_is_unknown(chromium, shop):
     async with buying(chromium, shop, "lose") as (page, *_):
         session = page.url.rpartition("/")[2]
         address = f"http://127.0.0.1:{shop.port}/?checkout="
@@ -321,9 +321,7 @@ async def test_a_checkout_that_was_left_is_open_and_an_unknown_one_is_unknown(ch
         await expect(balance(page)).to_have_text("10")
 
 
-async def test_while_the_bridge_is_away_the_page_promises_nothing_and_goes_on_asking(
-    chromium, shop
-):
+async def test_while_the_bridge_is_away_the_page_promises_nothing_and_keeps_asking(chromium, shop):
     await shop.fake.settings(mode="lose")
     user_id = await shop.database.user(10)
     site = Site()
@@ -344,7 +342,7 @@ async def test_while_the_bridge_is_away_the_page_promises_nothing_and_goes_on_as
                 await expect(balance(page)).to_have_text("110")
 
 
-async def test_the_billing_portal_is_followed_to_hosts_of_its_own(chromium, shop):
+async def test_the_page_follows_the_billing_portal_to_its_own_hosts(chromium, shop):
     user_id = await shop.database.user(10)
     await shop.fake.do("customer", metadata={"credit_user_id": str(user_id)})
     site = Site()
@@ -422,7 +420,7 @@ async def test_a_strict_content_security_policy_reports_nothing(chromium, shop):
         await expect(message(page)).to_have_text("Paid. 100 credits were added.")
         assert await page.evaluate("violations") == []
         assert site.reports == []
-    # The collector works: what the policy forbids is reported.
+    # The collector works: it gets a report of something that the policy forbids.
     async with (
         shop.site(site) as url,
         opened(chromium, url, expected=("Applying inline style",)) as page,

@@ -14,13 +14,13 @@ from playwright.async_api import expect
 
 from credit_service.client import CreditClient
 
-# What a refusal and a signed-out user bring about, which the browser itself writes to its console.
+# The browser itself writes these to its console after a refusal and for a signed-out user.
 _EXPECTED = ("402", "Payment Required")
 
 
 @asynccontextmanager
 async def page_of(chromium, demo, credits_=25, **options):
-    """A page on which a new user with so many credits is signed in; nothing may go wrong on it."""
+    """A page on which a new user with `credits_` is signed in; it must have no errors."""
     user = uuid.uuid4()
     async with CreditClient(demo.service) as client:
         await client.grant_credits(user, credits_, reason="a test", idempotency_key="grant:1")
@@ -104,7 +104,7 @@ async def test_a_running_job_holds_its_credits_and_a_killed_worker_gives_them_ba
         demo.program.wait_for(f"failed: its worker, process {worker}, was ended by signal 9")
 
 
-async def test_two_tabs_show_every_change_and_a_closed_one_hands_over(chromium, demo):
+async def test_two_tabs_show_every_change_and_a_closed_one_hands_over_its_stream(chromium, demo):
     async with page_of(chromium, demo) as first:
         second = await first.context.new_page()
         await second.goto(demo.page)

@@ -1,4 +1,4 @@
-"""The page of docs/web.md: its HTML, styles and texts as printed, beside the mounted gateway."""
+"""The page of docs/web.md, with its printed HTML, styles and texts, beside the mounted gateway."""
 
 from datetime import UTC, datetime
 
@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse
 
 WEB = ROOT / "docs" / "web.md"
 
-# What Supabase's own module gives the page that is printed.
+# Supabase's own module provides this session to the printed page.
 PAGE = """<!doctype html>
 <html lang="de"><meta charset="utf-8"><title>Credits</title><link rel="icon" href="data:,">
 <style>{css}</style>

@@ -24,7 +24,7 @@ from credit_service.gateway import problem_response
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 HERE = Path(__file__).parent / "react_app"
-# Development builds, because only those warn; the server's packages are not bundled.
+# Development builds, because only they warn; the server's packages are not bundled.
 BUNDLE = ("npx", "esbuild", "--bundle", "--format=esm", "--jsx=automatic", "--log-level=warning")
 DEVELOPMENT = '--define:process.env.NODE_ENV="development"'
 ON_A_SERVER = ("--platform=node", "--packages=external")
@@ -97,7 +97,7 @@ async def test_a_page_rendered_on_a_server_is_hydrated_without_a_warning_and_liv
         await page.get_by_role("button", name="Start").click()
         await expect(balance).to_have_text("5")
         await expect(page.locator(".credits-balance")).to_contain_text("10 held for running jobs")
-        # React's advice to install its developer tools is no warning.
+        # React's advice to install its developer tools is not a warning.
         assert [line for line in said if line[0] in {"error", "warning", "thrown"}] == []
         await page.get_by_role("button", name="Start").click()
         shortfall = page.locator(".credits-shortfall")

@@ -90,7 +90,7 @@ def refused():
     ]
 
 
-async def test_a_cookie_is_enough_on_the_own_origin_and_worth_nothing_on_another(
+async def test_a_cookie_is_enough_on_its_own_origin_and_useless_on_another(
     chromium, service, database, client
 ):
     user_id = await database.user(100)

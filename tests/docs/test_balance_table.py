@@ -1,4 +1,4 @@
-"""The example that keeps a table of balances from the stream: right after every kill."""
+"""The example that keeps a table of balances from the stream is right after every kill."""
 
 import asyncio
 import contextlib

@@ -111,7 +111,7 @@ class Bench:
 
 @pytest.fixture
 def bench():
-    # Not in pytest's own directory, which the user cannot reach as whom PostgreSQL runs for root.
+    # Not in pytest's own directory: if root runs this, PostgreSQL's user cannot reach it.
     directory = Path(tempfile.mkdtemp(prefix="bench-test-", dir="/tmp"))
     directory.chmod(0o755)
     runs = []
@@ -129,7 +129,7 @@ def bench():
 
 
 def cells(table):
-    """The lines of the table, each by its columns."""
+    """The lines of the table, as columns."""
     head, _, *rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in table.splitlines()
@@ -139,7 +139,7 @@ def cells(table):
 
 
 @pytest.mark.long
-def test_a_short_run_prints_each_row_with_its_target_and_writes_the_same_as_json(bench, tmp_path):
+def test_a_short_run_prints_each_row_with_its_target_and_writes_the_same_to_json(bench, tmp_path):
     run = bench("--only", "hot", "--only", "latency", "--json", str(tmp_path / "found.json"))
     code, table = run.end()
     assert code == 0, "".join(run.progress)
@@ -180,7 +180,7 @@ async def test_a_ledger_that_does_not_add_up_fails_the_run(bench):
 
 
 @pytest.mark.long
-def test_a_run_that_is_interrupted_ends_what_it_started_and_leaves_nothing(bench):
+def test_an_interrupted_run_ends_its_programs_and_leaves_nothing(bench):
     run = bench("--only", "latency", "--seconds", "60")
     run.wait_until_it_measures()
     run.process.send_signal(signal.SIGINT)
@@ -191,7 +191,7 @@ def test_a_run_that_is_interrupted_ends_what_it_started_and_leaves_nothing(bench
 
 
 @pytest.mark.long
-def test_a_row_that_does_not_exist_is_refused_with_those_that_do(bench):
+def test_an_unknown_row_is_refused_with_a_list_of_the_known_ones(bench):
     run = bench("--only", "everything")
     code, _ = run.end()
     assert code == 2
@@ -226,7 +226,7 @@ def report(*lines, book_adds_up=True):
     )
 
 
-def test_rates_are_compared_turn_by_turn_and_the_middle_one_counts():
+def test_rates_are_compared_turn_by_turn_and_the_median_counts():
     samples = {
         "ours": [sample(400), sample(100), sample(150)],
         "theirs": [sample(200), sample(10), sample(100)],
@@ -269,7 +269,7 @@ def test_a_quantile_is_a_time_that_was_measured():
     assert quantile_ms([7000], 0.999) == 7
 
 
-def test_refusals_and_missed_deadlines_of_a_crowd_are_figures_and_other_failures_void_it():
+def test_refusals_and_missed_deadlines_of_a_crowd_are_reported_and_other_failures_void_it():
     refusals = {"UNAVAILABLE OVERLOADED": 6, "CANCELLED": 4, "UNAVAILABLE LEDGER_UNAVAILABLE": 1}
     crowd = sample(80, **refusals, DEADLINE_EXCEEDED=2)
     crowd.waited_us.extend([1] * 187)
@@ -286,13 +286,13 @@ def test_refusals_and_missed_deadlines_of_a_crowd_are_figures_and_other_failures
         assert line.verdict == "calls failed"
 
 
-def test_the_model_of_growth_predicts_what_its_costs_say():
+def test_the_model_of_growth_predicts_by_its_costs():
     one, wide = Measured(rate=4000, cost=440, batch=40), Measured(rate=2000, cost=800, batch=4)
     known = costs(one, wide)
     assert (known.each, known.transaction) == pytest.approx((400, 1600))
     assert known.processors == pytest.approx(1.76)
     assert known.rate(Deployment(1, 1)) == pytest.approx(one.rate)
-    # Ten in a transaction: 400 + 160 us each.
+    # Ten spends in a transaction: 400 + 160 us each.
     assert known.rate(Deployment(1, 4)) == known.rate(Deployment(2, 2))
     assert known.rate(Deployment(1, 4)) == pytest.approx(1.76e6 / 560)
     # A transaction has at least one spend.
@@ -328,13 +328,13 @@ async def test_a_flood_is_answered_or_refused_call_by_call(database):
 
 
 def calls_together():
-    """How many requests of calls that go together were answered by services of this process."""
+    """How many requests with several calls the services of this process answered."""
     labels = {"method": "CallMany", "code": "OK", "reason": ""}
     return REGISTRY.get_sample_value("credit_calls_total", labels) or 0
 
 
 @pytest.mark.parametrize("coalesces", [False, True])
-async def test_the_client_under_load_coalesces_where_its_plan_says_so(database, coalesces):
+async def test_the_client_under_load_coalesces_if_its_plan_says_so(database, coalesces):
     await fill(database.owner_url, 0, 20)
     counted = calls_together()
     async with running(server_settings(database.service_url)) as service:

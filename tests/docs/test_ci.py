@@ -1,4 +1,4 @@
-""".ci/run: what fails it besides a failing test, and what it says."""
+""".ci/run: the causes that fail it besides a failing test, and its output."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from kit.paths import ROOT
 
-# What .ci/run itself calls. The tools that tests need are not among them.
+# The programs that .ci/run itself calls, without the tools that tests need.
 TOOLS = ["bash", "cat", "dirname", "env", "mkdir", "mktemp", "rm", "sleep", "timeout"]
 WANTED = ["grpcurl", "pgbouncer", "curl", "npm", "nginx", "openssl", "chromium-headless-shell"]
 OLDEST = "/usr/lib/postgresql/15/bin"
@@ -30,7 +30,7 @@ class Clone:
         (place / "scripts").mkdir()
         self.script(place / "scripts/check")
         self.skip("this machine has no IPv6")
-        # What the machine has must not matter here.
+        # The test must not depend on the tools of this machine.
         run = place / ".ci/run"
         text = run.read_text().replace(OLDEST, str(self.programs))
         run.write_text(text.replace(":/usr/local/sbin:/usr/sbin", ""))
@@ -42,7 +42,7 @@ class Clone:
         path.chmod(0o755)
 
     def skip(self, reason: str) -> None:
-        """Makes the tests skip one of theirs for this reason."""
+        """Makes the tests report a skipped test with this reason."""
         report = f'<testsuites><testcase><skipped message="{reason}"/></testcase></testsuites>'
         write = f"case $argument in --junitxml=*) echo '{report}' >${{argument#--junitxml=}};; esac"
         self.script(self.place / "scripts/test", f'for argument in "$@"; do {write}; done')

@@ -33,13 +33,13 @@ RIGHTS_GIVEN = "credit_service may read and add entries, and change none"
 PAYMENT = pb.Payment(ref="pi_1", amount_minor=499, currency="eur")
 
 
-# The embedded server has these, and a database of your own does not.
+# The embedded server has these; a database of your own does not.
 FORGET = "DROP DATABASE credit;\nDROP ROLE credit_service;\n"
 
 
 @dataclass
 class Site:
-    """Where the service is installed: a cluster, and a shell in an empty directory."""
+    """The place where the service is installed: a cluster, and a shell in an empty directory."""
 
     cluster: Cluster
     shell: Shell
@@ -68,7 +68,7 @@ class Site:
             yield service, service.wait_until_listening()
 
     def copy(self, directory: Path) -> "Site":
-        """The same site with a shell of its own, which starts in the present state of this one."""
+        """The same site with a separate shell, which starts in the present state of this one."""
         directory.mkdir(exist_ok=True)
         files = shutil.ignore_patterns("data")
         shutil.copytree(self.shell.directory, directory, dirs_exist_ok=True, ignore=files)
@@ -78,7 +78,7 @@ class Site:
 
 @contextlib.contextmanager
 def reachable_directory():
-    """A directory that can be entered by the user as whom PostgreSQL runs for root."""
+    """A directory that PostgreSQL's user can enter if root runs this."""
     with tempfile.TemporaryDirectory(prefix="deploy-") as name:
         directory = Path(name)
         directory.chmod(0o755)
@@ -133,7 +133,7 @@ async def test_a_database_of_your_own_is_fully_protected_and_knows_the_users_you
         assert "protection missing" not in service.output
     assert "CREDIT_MIGRATE_URL" not in site.shell.settings
 
-    # The section on deletion, for this user: what is deleted, and what remains.
+    # The section on deletion, for this user: the rows deleted, and those that remain.
     (delete,) = snippets(DEPLOY, "Retention and deletion", "sql")
     await site.sql(delete, "credit_owner", "credit")
     count = "SELECT count(*) FROM credit_transactions"
@@ -373,7 +373,7 @@ def pooling(site):
             configuration = configuration.replace(printed, real)
         (directory / "userlist.txt").write_text('"credit_service" "service-password"\n')
         (directory / "pgbouncer.ini").write_text(f"{configuration}unix_socket_dir =\n")
-        # It changes its user by itself: with user= Popen forks, which gRPC does not survive.
+        # It changes its user itself: with user= Popen would fork, which gRPC does not survive.
         run_as = ("-u", ROOTS_STAND_IN) if os.geteuid() == 0 else ()
         arguments = [program, *run_as, "--quiet", directory / "pgbouncer.ini"]
         with subprocess.Popen(arguments, stderr=subprocess.DEVNULL, cwd="/") as pooler:
@@ -397,7 +397,7 @@ async def test_it_serves_behind_pgbouncer(site):
         return credit.balance, len(credit.transaction_history)
 
     with pooling(site), site.serving(serve) as (service, port):
-        # Lanes and reads share the pooler's connections, and so also each other's statements.
+        # Lanes and reads share the pooler's connections, and so each other's statements.
         async with CreditClient(f"127.0.0.1:{port}") as client:
             shown = await asyncio.gather(*(story(client, user_id) for user_id in users))
         assert "protection missing" not in service.output

@@ -1,4 +1,4 @@
-"""The documents: what they name exists, and what they list is complete and true."""
+"""The documents: the things that they name exist, and their lists are complete and true."""
 
 import importlib
 import re
@@ -36,8 +36,8 @@ from stripe_bridge import config as bridge_config
 
 CONFIGS = (config, gateway_config, bridge_config)
 
-# Names that documents quote and that are not ours: of PostgreSQL, Linux, gRPC, Supabase, Stripe and
-# Benthos.
+# Names that documents quote and that are not ours: names of PostgreSQL, Linux, gRPC, Supabase,
+# Stripe and Benthos.
 NAMES_OF_OTHERS = {
     "PGPASSFILE",
     "SCHED_BATCH",
@@ -85,7 +85,7 @@ def test_every_file_a_document_names_exists(document):
     assert not missing
 
 
-# The sections whose snippets are run by what does not read them from the document.
+# The sections whose snippets are run by a file that does not read them from the document.
 RUN_BY = {
     "A table of balances": "tests/docs/test_balance_table.py",
     "In a browser": "tests/browser/test_demo_web.py",
@@ -104,7 +104,7 @@ def test_every_printed_snippet_is_run_by_a_test(document):
     tests = [path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
     text = "".join(path.read_text() for path in tests)
     parts = re.split(r"^##+ (.+)$", document.read_text(), flags=re.MULTILINE)
-    # A block without a language is a drawing.
+    # A block without a language is a diagram.
     printed = {
         heading
         for heading, part in zip(parts[1::2], parts[2::2], strict=True)
@@ -206,13 +206,13 @@ SOURCES = sources()
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_name_a_document_quotes_exists(document):
-    """Fields, reasons, codes, classes, calls, metrics: what has an underscore or capitals."""
+    """Fields, reasons, codes, classes, calls, metrics: words with an underscore or capitals."""
     quoted = re.findall(r"`([A-Za-z][\w.]*)`", prose(document))
     names = {part for name in quoted for part in name.split(".")}
     names = {name for name in names if re.search(r"_|[a-z][A-Z]|^[A-Z]+$", name)}
     known = SOURCES | {f"{word}_total" for word in SOURCES} | NAMES_OF_OTHERS
     known |= {settings.variable(name) for settings in CONFIGS for name in fields_of(settings)}
-    # The bridge counts a refusal of the service under its reason in lower case.
+    # The bridge counts a refusal of the service by its reason in lower case.
     known |= {kind.reason.lower() for kind in status.CODES}
     assert names <= known, f"unknown: {sorted(names - known)}"
 
@@ -240,7 +240,7 @@ def test_every_decision_is_listed():
 
 
 async def answer(call):
-    """What a call is answered, in the words of the table of a hold's states."""
+    """The answer to a call, in the words of the table of a hold's states."""
     try:
         response = await call
     except Refusal as refusal:
@@ -250,7 +250,7 @@ async def answer(call):
     return "`OK`, replayed" if getattr(response, "replayed", False) else "`OK`"
 
 
-async def test_the_table_of_a_holds_states_is_what_the_service_answers(client, database):
+async def test_the_table_of_a_holds_states_shows_the_service_s_answers(client, database):
     (_, *rows) = next(table for table in tables(DESIGN) if table[0][0] == "state")
     rich, poor = await database.user(1000), await database.user(10)
 

@@ -1,4 +1,4 @@
-"""docs/events.md: its examples run as printed and print what the page says."""
+"""docs/events.md: its examples run as printed and give the printed output."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ from credit_service.rules.top_up_values import TopUpChange, TopUpRequest
 EVENTS = ROOT / "docs" / "events.md"
 
 
-async def test_the_example_of_a_reader_prints_what_the_page_says(
+async def test_the_example_of_a_reader_gives_the_printed_output(
     database, service, client, tmp_path, monkeypatch
 ):
     user_id = await database.user()
@@ -43,7 +43,7 @@ async def test_the_example_of_a_reader_prints_what_the_page_says(
     assert (tmp_path / "credits.cursor").exists()
 
 
-async def test_the_statement_that_finds_what_holds_the_feed_up_finds_it(database):
+async def test_the_statement_finds_the_transaction_that_holds_up_the_feed(database):
     (statement,) = snippets(EVENTS, "When the feed waits", "sql")
     holder = await database.connect()
     try:
@@ -65,7 +65,7 @@ def at(minute, second=0):
 
 
 def sent():
-    """What the relay sends for what the examples tell of, by type."""
+    """The relay's events for the cases of the examples, by type."""
     user_id = UUID("3f2b8c1e-9d4a-4f6b-8a57-0c1d2e3f4a5b")
     bought = Entry(
         user_id=user_id,
@@ -124,7 +124,7 @@ def sent():
     return {made.type: json.loads(made.body) for made in rendered}
 
 
-def test_the_examples_are_what_the_relay_sends():
+def test_the_examples_are_events_as_the_relay_sends_them():
     assert examples()
     for example in examples():
         assert example == sent()[example["type"]]

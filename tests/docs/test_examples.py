@@ -150,7 +150,7 @@ async def test_a_file_that_cannot_be_split_costs_nothing(database, target, tmp_p
     assert not await database.faults()
 
 
-async def test_a_user_is_welcomed_once_however_often_it_is_asked_for(database, target):
+async def test_a_user_is_welcomed_once_however_often_the_example_runs(database, target):
     user_id = await database.user(0)
     for _ in range(2):
         code, lines, complaints = await run("free_credits.py", user_id, "--target", target)

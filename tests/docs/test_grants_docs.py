@@ -1,4 +1,4 @@
-"""docs/grants.md: its examples run as printed and print what the page says."""
+"""docs/grants.md: its examples run as printed and give the printed output."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ USER_ID = "3f2b8c1e-9d4a-4f6b-8a57-0c1d2e3f4a5b"
 
 @pytest.fixture
 async def said(service, database):
-    """Runs a snippet in the names of those before it and returns what it prints."""
+    """Runs a snippet with the names of those before it and returns its output."""
     user_id = str(await database.user())
     printed = []
     names = {"USER_ID": user_id, "print": lambda text: printed.append(f"{text}\n")}
@@ -35,13 +35,13 @@ async def said(service, database):
         ("Plans with rollover",),
     ],
 )
-async def test_an_example_prints_what_the_page_says(headings, said):
+async def test_an_example_gives_the_printed_output(headings, said):
     for heading in headings:
         (printed,) = snippets(GRANTS, heading, "text")
         assert await said(heading) == printed
 
 
-async def test_finance_reads_what_is_left_of_an_allowance(said):
+async def test_finance_reads_the_rest_of_an_allowance(said):
     await said("Allowances")
     report = await said("What finance reads")
     assert ": 0 paid, 15 promotional\n" in report

@@ -50,12 +50,12 @@ ENVIRONMENT = dict(pair.split("=", 1) for pair in arguments_of("ENV", FINAL)[0])
 
 @dataclass
 class Image:
-    """What the first stage leaves for the second.
+    """The files that the first stage leaves for the second.
 
     Attributes:
-        directory: takes the place of the target directory of the installation.
+        directory: stands for the target directory of the installation.
         place: a directory where its user may write.
-        account: its user, in the words of `subprocess`.
+        account: its user, as arguments of `subprocess`.
     """
 
     directory: Path
@@ -92,7 +92,7 @@ def image() -> Iterator[Image]:
 
 
 def install(place: Path) -> Image:
-    """Takes the steps of the first stage in `place`, and then the sources away."""
+    """Runs the steps of the first stage in `place`, and then removes the sources."""
     place.chmod(0o755)
     clone, source, home = place / "clone", place / "source", place / "home"
     copy_checkout(clone)
@@ -126,7 +126,7 @@ def install(place: Path) -> Image:
     return Image(place / "image", home, account)
 
 
-def test_the_linter_has_nothing_to_say() -> None:
+def test_the_linter_reports_nothing() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     linted = subprocess.run(
         [hadolint, ROOT / "Dockerfile"], capture_output=True, text=True, check=False
@@ -134,7 +134,7 @@ def test_the_linter_has_nothing_to_say() -> None:
     assert linted.returncode == 0, linted.stdout
 
 
-def test_every_copied_source_is_tracked_and_let_through() -> None:
+def test_every_copied_source_is_tracked_and_not_ignored() -> None:
     let_through = (ROOT / ".dockerignore").read_text().splitlines()
     tracked = [str(path.relative_to(ROOT)) for path in tracked_files()]
     for *sources, _ in COPIES:
@@ -143,7 +143,7 @@ def test_every_copied_source_is_tracked_and_let_through() -> None:
             assert any(name == source or name.startswith(f"{source}/") for name in tracked)
 
 
-def test_the_second_stage_takes_what_the_first_installed_and_nothing_else() -> None:
+def test_the_second_stage_takes_only_the_first_one_s_installation() -> None:
     assert arguments_of("COPY", FINAL) == [["--from=build", TARGET, TARGET]]
     assert ENVIRONMENT["PATH"] == f"{TARGET}/bin:$PATH"
 
@@ -154,7 +154,7 @@ def test_it_runs_as_a_fixed_user_who_is_not_root() -> None:
 
 
 @pytest.mark.long
-def test_it_serves_says_so_to_the_health_check_and_stops_in_order(image: Image) -> None:
+def test_it_serves_passes_the_health_check_and_stops_cleanly(image: Image) -> None:
     identities = image.place / "identities.toml"
     program, *entry = command_of("ENTRYPOINT")
     probe, *ask = command_of("HEALTHCHECK")
@@ -208,7 +208,7 @@ def test_it_holds_the_whole_package_and_the_generated_code(image: Image) -> None
 
 
 @pytest.mark.long
-def test_the_package_in_it_names_its_licence_and_brings_the_text(image: Image) -> None:
+def test_the_package_in_it_names_its_licence_and_contains_the_text(image: Image) -> None:
     shown = image.run(
         "python",
         "-c",
@@ -223,7 +223,7 @@ def test_the_package_in_it_names_its_licence_and_brings_the_text(image: Image) -
 
 
 @pytest.mark.long
-def test_it_holds_only_what_its_lock_names(image: Image) -> None:
+def test_it_holds_only_packages_of_its_lock(image: Image) -> None:
     lock = (ROOT / "scripts" / "image-requirements.lock").read_text()
     named = set(re.findall(r"^([a-z0-9-]+)(?:\[.*\])?==", lock, re.MULTILINE))
     listing = (

@@ -1,4 +1,4 @@
-"""scripts/install_locked.py: what it installs, from where, and what it does without uv."""
+"""scripts/install_locked.py: the packages it installs, their sources, and its way without uv."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from kit.packages import make_wheel, package_index
 from kit.paths import ROOT
 
 UV = Path(sys.executable).with_name("uv")
-# A machine without settings of pip or TLS: a test adds those that it is about.
+# A machine without settings of pip or TLS; each test adds its own.
 BARE = {k: v for k, v in clean_environment().items() if not re.match(r"PIP_|SSL_|.*_BUNDLE$", k)}
 
 
@@ -40,7 +40,7 @@ class Place:
             lock.write(f"{name}=={version} --hash=sha256:{digest or made}\n")
 
     def install(self, *options, **environment):
-        """Returns what the installer said, and whether it succeeded."""
+        """Returns the installer's output, and whether it succeeded."""
         done = subprocess.run(
             [
                 *(self.installer, "-I", ROOT / "scripts/install_locked.py", self.lock),
@@ -156,7 +156,7 @@ def test_uv_takes_wheels_from_pips_folders_and_asks_no_index(place, uv, tmp_path
     assert_uv_installed(place, *place.install(PIP_NO_INDEX="1", PIP_FIND_LINKS=folders))
 
 
-def test_uvs_own_settings_win_over_pips():
+def test_uvs_own_settings_override_pips():
     settings = {"index-url": "https://pip", "timeout": "7"}
     environment = uv_environment(settings, {"UV_DEFAULT_INDEX": "https://uv"})
     assert environment["UV_DEFAULT_INDEX"] == "https://uv"
@@ -164,8 +164,10 @@ def test_uvs_own_settings_win_over_pips():
 
 
 @pytest.mark.parametrize("tool", ["uv", "pip"])
-def test_nothing_but_the_lock_decides_what_is_installed_and_where(request, place, tool, tmp_path):
-    """Neither what a package depends on, nor versions and places that are set elsewhere."""
+def test_only_the_lock_decides_which_packages_are_installed_and_where(
+    request, place, tool, tmp_path
+):
+    """Neither a package's dependencies nor versions and places that are set elsewhere count."""
     if tool == "uv":
         request.getfixturevalue("uv")
     place.pin("pinned", requires=["extra[more]>=1"])
@@ -207,7 +209,7 @@ def test_without_uv_pip_installs_the_rest_of_the_lock(place):
     assert place.installed == {"pinned": "1.0"}
 
 
-def test_where_uv_cannot_run_pip_installs(place, installer):
+def test_if_uv_cannot_run_pip_installs(place, installer):
     uv = installer.with_name("uv")
     uv.write_text("#!/bin/sh\necho wrong processor >&2\nexit 126\n")
     uv.chmod(0o755)
@@ -221,14 +223,14 @@ def test_where_uv_cannot_run_pip_installs(place, installer):
     assert place.installed == {"pinned": "1.0"}
 
 
-def test_uv_installs_without_a_cache_where_it_may_not_write(place, uv):
+def test_uv_installs_without_a_cache_if_it_may_not_write_one(place, uv):
     place.pin("pinned")
     environment = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(place.wheels)}
     assert_uv_installed(place, *place.install(UV_CACHE_DIR="/proc/none", **environment))
 
 
 @pytest.mark.parametrize("tool", ["uv", "pip"])
-def test_a_project_is_installed_without_a_look_at_any_index(request, place, tool, tmp_path):
+def test_a_project_is_installed_without_asking_any_index(request, place, tool, tmp_path):
     if tool == "uv":
         request.getfixturevalue("uv")
     make_wheel(tmp_path, "ours", "3.0", requires=["pinned"])

@@ -1,4 +1,4 @@
-"""The lock files: they name everything that is installed, whatever is published later."""
+"""The lock files pin everything that is installed, regardless of later releases."""
 
 import importlib.metadata
 import re
@@ -34,11 +34,11 @@ def pins(lock: Path) -> list[re.Match[str]]:
 
 @dataclass
 class Market:
-    """A folder of empty wheels: what the locks pin, and a later version of each.
+    """A folder of empty wheels: the pinned versions, and a later version of each.
 
     Attributes:
-        folder: where they lie.
-        hashes: of the pinned ones, by name.
+        folder: the folder of the wheels.
+        hashes: the hashes of the pinned wheels, by name.
     """
 
     folder: Path
@@ -105,7 +105,7 @@ def pip_of_this_python(tmp_path_factory):
 
 
 def resolve(pip, market, text, tmp_path, *options):
-    """Asks pip what it would install; returns the names and versions, or what it objects to."""
+    """Asks pip what it would install; returns the names and versions, or its error."""
     lock = tmp_path / "asked.lock"
     lock.write_text(text)
     asked = subprocess.run(
@@ -141,7 +141,7 @@ def resolve(pip, market, text, tmp_path, *options):
     ],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_a_lock_resolves_to_its_own_versions_when_later_ones_exist(
+def test_a_lock_resolves_to_its_own_versions_even_if_later_ones_exist(
     request, market, lock, pip, tmp_path
 ):
     chosen = resolve(request.getfixturevalue(pip), market, market.lock(lock), tmp_path)

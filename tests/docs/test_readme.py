@@ -23,7 +23,7 @@ OPERATOR, WORKER = "An operator, with grpcurl", "A worker, in Python"
 
 @pytest.fixture(scope="module")
 def port():
-    """The port of a service started as scripts/serve does, with its own database."""
+    """The port of a service started like scripts/serve, with its own database."""
     directory = Path(tempfile.mkdtemp(prefix="readme-"))
     directory.chmod(0o755)
     with process("serve", "--migrate", CREDIT_DATA_DIR=str(directory / "data")) as service:
@@ -67,15 +67,13 @@ def test_the_operators_commands_run_as_printed(shell, credited):
     assert '"per_day": "1000"' in shell.run(limit).replace("perDay", "per_day")
 
 
-def test_the_command_for_those_without_grpcurl_runs_as_printed(shell, credited):
+def test_the_command_for_machines_without_grpcurl_runs_as_printed(shell, credited):
     *_, buf = snippets(README, OPERATOR, "sh")
     shell.directory = ROOT
     assert '"replayed": true' in shell.run(buf).replace('"replayed":true', '"replayed": true')
 
 
-async def test_the_worker_does_and_pays_for_its_job_once_however_often_it_runs(
-    shell, client, credited
-):
+async def test_the_worker_does_its_job_and_pays_once_however_often_it_runs(shell, client, credited):
     (worker,) = snippets(README, WORKER, "python")
     before = await balance(client)
     assert shell.python(worker).splitlines() == [

@@ -1,4 +1,4 @@
-"""docs/schema.sql is the schema that the migrations make, and it is SQL that makes it again."""
+"""docs/schema.sql is the schema that the migrations make, as SQL that makes it again."""
 
 import schema
 

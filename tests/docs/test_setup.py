@@ -1,4 +1,4 @@
-"""scripts/setup in a fresh checkout: with each Python that is here, twice, and two at once."""
+"""scripts/setup in a fresh checkout: with each installed Python, twice, and two at once."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import pytest
 from kit.checkouts import clean_environment, copy_checkout
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-# What scripts/setup may call; no other Python is to be found beside them.
+# The programs that scripts/setup may call; no other Python is beside them.
 TOOLS = ["bash", "cat", "dirname", "env", "find", "flock", "grep", "mkdir", "rm"]
 
 
@@ -20,7 +20,7 @@ def interpreter(version: str) -> Path | None:
     places = [*os.environ["PATH"].split(os.pathsep), *versions.glob(f"{version}.*/bin")]
     for place in places:
         python = Path(place, f"python{version}")
-        # A shim of pyenv's is there for every version and runs only those that are chosen.
+        # pyenv has a shim for every version, but it runs only the chosen ones.
         works = "import ensurepip, sys; print(sys.executable)"
         if python.exists() and "shims" not in python.parts:
             said = subprocess.run([python, "-c", works], capture_output=True, check=False)
@@ -54,7 +54,7 @@ def start(checkout: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("version", PYTHONS)
-def test_a_fresh_checkout_is_set_up_once_by_two_at_a_time(version, tmp_path):
+def test_a_fresh_checkout_is_set_up_once_by_two_runs_at_once(version, tmp_path):
     python = interpreter(version)
     if python is None:
         pytest.skip(f"Python {version} is not installed")
@@ -90,7 +90,7 @@ def test_a_fresh_checkout_is_set_up_once_by_two_at_a_time(version, tmp_path):
     assert re.search(r"^\d+ passed", tested.stdout, re.MULTILINE)
 
 
-def test_without_a_fitting_python_it_says_what_to_install(tmp_path):
+def test_without_a_suitable_python_it_says_what_to_install(tmp_path):
     checkout = copy_checkout(tmp_path / "checkout")
     fake = tmp_path / "python3"
     fake.write_text(

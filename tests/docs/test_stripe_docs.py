@@ -29,7 +29,7 @@ def test_the_settings_and_commands_it_names_exist():
     assert set(re.findall(r"(?:`|^|/)stripe-bridge ([a-z][a-z-]+)", text, re.MULTILINE)) <= set(app)
 
 
-def test_its_table_of_metrics_is_what_the_bridge_exports():
+def test_its_table_of_metrics_lists_the_bridge_s_metrics():
     rows = section(STRIPE, "Running it").partition("| metric |")[2]
     exported = {"stripe_bridge_build_info"} | {
         metric._name + ("_total" if isinstance(metric, Counter) else "")
@@ -43,7 +43,7 @@ def test_its_table_of_metrics_is_what_the_bridge_exports():
     assert documented <= exported
 
 
-def test_its_table_of_events_is_what_the_bridge_handles():
+def test_its_table_of_events_lists_the_events_that_the_bridge_handles():
     named = set()
     for row in section(STRIPE, "What becomes of an event").splitlines():
         family = ""

@@ -1,4 +1,4 @@
-"""What a new call, refusal or statement must come with, so that nothing is half done."""
+"""The parts that a new call, refusal or statement needs, so that nothing is left unfinished."""
 
 import ast
 import inspect
@@ -70,7 +70,7 @@ def test_every_call_has_rights_a_servicer_a_client_and_a_test(method):
     unanswered = getattr(pb_grpc.CreditServiceServicer, method)
     assert getattr(CreditServicer, method) is not unanswered
     if method == "CallMany":
-        return  # the client makes it of single calls; it has no method for it
+        return  # the client makes it from single calls, without a method of its own
     name = snake_case(method)
     call = inspect.getattr_static(CreditClient, name)
     assert inspect.isfunction(call)
@@ -152,7 +152,7 @@ def test_the_contract_names_the_refusals_of_a_call_and_they_exist(method):
     assert ("INVALID_REQUEST" in named) == takes_fields
 
 
-def test_every_statement_is_used_by_the_store_and_says_what_it_is_for():
+def test_every_statement_is_used_by_the_store_and_has_a_comment():
     for statements, modules in (
         (store.SQL, (*STORES, feed, feed_lag)),
         (relay_store.SQL, RELAY_STORES),
@@ -191,7 +191,7 @@ async def test_every_statement_prepares_for_the_service_on_a_migrated_database(d
         for name, text in (*store.SQL.items(), *relay_store.SQL.items()):
             prepared = await connection.prepare(text)
             kinds = {kind.name for kind in prepared.get_parameters()}
-            # What a distributed engine takes too.
+            # The types that a distributed engine also takes.
             allowed = {"uuid", "int8", "text", "bytea", "bool", "timestamptz"}
             assert kinds <= allowed | {f"{kind}[]" for kind in allowed}, name
     finally:
@@ -204,7 +204,7 @@ def python_files() -> list[Path]:
 
 
 @pytest.mark.parametrize("path", python_files(), ids=lambda path: f"{path.relative_to(ROOT)}")
-def test_a_module_is_short_and_says_what_it_contains(path):
+def test_a_module_is_short_and_has_a_docstring(path):
     text = path.read_text()
     assert len(text.splitlines()) < LINES_MAX
     assert ast.get_docstring(ast.parse(text))

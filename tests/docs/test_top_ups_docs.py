@@ -1,4 +1,4 @@
-"""docs/top-ups.md: its examples run as printed and print what the page says."""
+"""docs/top-ups.md: its examples run as printed and give the printed output."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ TOP_UPS = ROOT / "docs" / "top-ups.md"
 USER_ID = "3f2b8c1e-9d4a-4f6b-8a57-0c1d2e3f4a5b"
 
 
-async def test_the_examples_print_what_the_page_says(service, database):
+async def test_the_examples_give_the_printed_output(service, database):
     user_id = str(await database.user())
     printed = []
     names = {"print": lambda *values: printed.append(" ".join(map(str, values)) + "\n")}

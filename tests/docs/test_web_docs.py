@@ -28,7 +28,7 @@ async def issuer():
 
 
 def run(snippet, swaps, **names):
-    """Runs a snippet of Python with these names; returns all names that are then there."""
+    """Runs a snippet of Python with these names; returns all names that then exist."""
     for printed, real in swaps.items():
         assert printed in snippet
         snippet = snippet.replace(printed, real)
@@ -157,7 +157,7 @@ async def test_a_gateway_that_sells_packs_is_made_as_printed(client, database):
     ):
         http.headers = bearer(user_id)
         assert (await http.get("/account")).status_code == 200
-        # There is no bridge, which is known only when it is asked.
+        # There is no bridge, which shows only when it is called.
         answer = await http.get("/packs")
         assert (answer.status_code, answer.json()["reason"]) == (503, "BRIDGE_UNAVAILABLE")
 

@@ -48,7 +48,7 @@ async def test_the_printed_event_has_the_fields_of_a_real_one_and_the_commands_r
             await eventually(lambda: len(hook.taken) == 2)
         shown, real = json.loads(printed), hook.taken[1].event
         assert list(shown) == list(real)
-        # The version of the price list is another one in every configuration.
+        # The version of the price list differs in every configuration.
         assert shown["data"].keys() == real["data"].keys() - {"price_version"}
         for name in ("type", "amount", "balance_change", "balance_after", "reference", "seq"):
             assert shown["data"][name] == real["data"][name]

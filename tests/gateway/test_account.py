@@ -1,4 +1,4 @@
-"""What a user reads: the account, history, holds, prices, quotes, usage."""
+"""The reads of a user: the account, history, holds, prices, quotes, usage."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -34,7 +34,7 @@ def gateway(shared):
     return shared[2]
 
 
-async def test_the_account_shows_what_can_be_spent(database, client, gateway):
+async def test_the_account_shows_the_credits_that_can_be_spent(database, client, gateway):
     user_id = await database.user(100)
     await client.hold_credits(user_id, amount=30)
     await client.set_account_policy(user_id, min_balance=5)
@@ -64,7 +64,7 @@ async def test_the_account_says_whether_it_is_low(database, client, gateway):
         assert (shown["alert_below"], shown["low"]) == (threshold, low)
 
 
-async def test_the_account_shows_what_expires_next(database, client, gateway):
+async def test_the_account_shows_the_credits_that_expire_next(database, client, gateway):
     user_id = await database.user(100)
     times = [datetime(2027, month, 1, tzinfo=UTC) for month in (3, 4)]
     for time in times:
@@ -100,7 +100,7 @@ async def test_a_user_whom_the_service_does_not_know_yet_has_an_empty_account(ga
     assert (quote["total"], quote["affordable"], quote["shortfall"]) == (5, False, 5)
 
 
-async def test_history_shows_what_a_user_may_see_and_nothing_else(database, client, gateway):
+async def test_history_shows_only_fields_that_a_user_may_see(database, client, gateway):
     user_id = await database.user()
     await client.purchase_credits(
         user_id,

@@ -1,4 +1,4 @@
-"""Bad days and bad people: what is away, too large, too slow, too much, or forged."""
+"""Failures and attacks: servers that are away, and requests too large, slow, many, or forged."""
 
 import asyncio
 import contextlib
@@ -81,14 +81,12 @@ async def test_a_gateway_that_the_service_refuses_blames_no_user(database, tmp_p
                 await page.shows(100)
 
 
-async def test_a_token_that_ends_in_the_middle_ends_the_stream_and_a_fresh_one_goes_on(
-    service, database
-):
+async def test_a_token_that_expires_ends_its_stream_and_a_fresh_one_goes_on(service, database):
     user_id = await database.user(100)
     async with running_issuer() as issuer:
         settings = gateway_settings(service.target, users=SupabaseUsers(issuer.url), limits=LIMITS)
         async with running_gateway(settings) as gateway:
-            # The stream ends 5 s before its token, however much of that the machine needs.
+            # The stream ends 5 s before its token, even if the machine needs part of that time.
             soon = issuer.token(user_id, exp=int(time.time() + 6 + patience(0.5)))
             headers = {"Authorization": f"Bearer {soon}"}
             async with opened_page(gateway.http, headers) as page:
@@ -97,7 +95,7 @@ async def test_a_token_that_ends_in_the_middle_ends_the_stream_and_a_fresh_one_g
             headers = {"Authorization": f"Bearer {issuer.token(user_id)}"}
             async with opened_page(gateway.http, headers) as page:
                 await page.shows(100)
-                # The issuer goes away under an open stream, which does not need it.
+                # The issuer goes away during an open stream, which does not need it.
                 issuer.mode = "away"
                 assert (await gateway.http.get("/account", headers=headers)).status_code == 200
             forged = await gateway.http.get("/account", headers=bearer(user_id))
@@ -128,7 +126,7 @@ async def test_a_bridge_that_comes_back_sells_again(service):
             async with running_bridge(replace(settings, listen=f"127.0.0.1:{port}")):
                 first = await gateway.post(user_id, "/checkouts", order, **key)
                 assert first.status_code == 201
-                # As after a lost answer: the same key finds the same checkout.
+                # Like a repeat after a lost answer: the same key finds the same checkout.
                 again = await gateway.post(user_id, "/checkouts", order, **key)
                 assert again.json() == first.json()
                 await fake.api_faults({"kind": "status", "status": 500})
@@ -191,7 +189,7 @@ async def test_a_malformed_body_is_refused(content, gateway):
     assert problem(answer) == (400, "INVALID_REQUEST")
 
 
-async def test_more_streams_than_the_process_takes_are_refused_and_the_others_live(
+async def test_streams_beyond_the_process_limit_are_refused_and_the_others_live_on(
     service, database, client
 ):
     limits = replace(LIMITS, streams=50)
@@ -226,10 +224,10 @@ def ended_slow():
     return REGISTRY.get_sample_value("credit_gateway_stream_ends_total", slow) or 0
 
 
-async def test_a_reader_that_takes_nothing_is_closed_and_costs_the_others_nothing(
+async def test_a_stream_that_is_not_read_is_closed_and_does_not_delay_the_others(
     service, database, client, monkeypatch
 ):
-    # Signs of life that fill what the two ends of a connection hold back.
+    # Heartbeats that fill the buffers at both ends of a connection.
     monkeypatch.setattr(streams, "_HEARTBEAT", b": " + b"x" * 100_000 + b"\n\n")
     limits = replace(LIMITS, write_seconds=patience(0.25), heartbeat_seconds=0.05)
     user_id = await database.user(10)

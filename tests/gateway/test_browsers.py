@@ -1,4 +1,4 @@
-"""The headers that browsers need, and which pages may ask."""
+"""The headers that browsers need, and the pages that may send requests."""
 
 import socket
 from uuid import uuid4
@@ -16,7 +16,7 @@ USER = uuid4()
 
 
 async def cookie_users(request):
-    """Accepts the cookie of a session, as an app with its own server does."""
+    """Accepts the cookie of a session, like an app with its own server."""
     if request.cookies.get("session") == "good":
         return User(USER)
     return await named_users(request)
@@ -29,7 +29,7 @@ async def gateway(_shared_service):
         yield gateway
 
 
-async def test_every_answer_forbids_guessing_framing_and_keeping(gateway):
+async def test_every_answer_forbids_sniffing_framing_and_caching(gateway):
     for path, status in (("/account", 200), ("/nothing", 404), ("/config", 200), ("/healthz", 200)):
         answer = await gateway.get(USER, path)
         assert answer.status_code == status
@@ -45,7 +45,7 @@ async def test_every_answer_forbids_guessing_framing_and_keeping(gateway):
     assert refused.headers["cache-control"] == "no-store, no-transform"
 
 
-async def test_a_listed_origin_may_ask_and_no_other(gateway):
+async def test_only_a_listed_origin_may_send_requests(gateway):
     answer = await gateway.http.get("/account", headers=bearer(USER) | {"Origin": PAGE})
     assert answer.headers["access-control-allow-origin"] == PAGE
     assert answer.headers["access-control-allow-credentials"] == "true"
@@ -60,12 +60,12 @@ async def test_a_listed_origin_may_ask_and_no_other(gateway):
         assert "access-control-allow-origin" not in answer.headers
         assert "Origin" in answer.headers["vary"]
     refused = await gateway.http.get("/account", headers={"Origin": PAGE})
-    # The page reads why it was refused.
+    # The page can read the reason of the refusal.
     assert problem(refused) == (401, "UNAUTHENTICATED")
     assert refused.headers["access-control-allow-origin"] == PAGE
 
 
-async def test_a_preflight_allows_what_the_page_sends(gateway):
+async def test_a_preflight_allows_the_headers_that_the_page_sends(gateway):
     asked = {
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization,content-type,idempotency-key",
@@ -91,7 +91,7 @@ async def test_a_preflight_allows_what_the_page_sends(gateway):
         {"Origin": "https://evil.example.com"},
         {"Origin": "null", "Sec-Fetch-Site": "cross-site"},
         {},
-        # Browsers add these by themselves where a proxy asks for a password.
+        # Browsers add these by themselves if a proxy asks for a password.
         {"Authorization": "Basic dXNlcjpwYXNz", "Sec-Fetch-Site": "cross-site"},
         {"Authorization": "Negotiate YII=", "Origin": "null"},
     ],
@@ -101,12 +101,12 @@ async def test_a_cookie_is_accepted_only_from_a_page_of_this_origin(path, browse
     assert problem(await gateway.http.get(path, headers=headers)) == (403, "CROSS_ORIGIN")
 
 
-async def test_a_cookie_from_a_page_that_may_ask_is_accepted(gateway):
+async def test_a_cookie_from_a_page_of_a_listed_origin_is_accepted(gateway):
     for browser in ({"Sec-Fetch-Site": "same-origin"}, {"Origin": PAGE}):
         headers = {"Cookie": "session=good", **browser}
         assert (await gateway.http.get("/account", headers=headers)).status_code == 200
     headers = {"Cookie": "session=good", "Sec-Fetch-Site": "same-origin"}
-    # A form of another page can post texts, but no JSON.
+    # A form of another page can post text but not JSON.
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         answer = await gateway.http.post(
             "/quotes", content=b'{"items": []}', headers={**headers, "Content-Type": kind}
@@ -142,7 +142,7 @@ async def developing(service, monkeypatch):
         yield gateway
 
 
-async def test_a_development_user_is_the_one_that_the_token_names(developing):
+async def test_a_development_user_is_the_user_that_the_token_names(developing):
     assert (await developing.get(uuid4(), "/account")).status_code == 200
     same = {"Sec-Fetch-Site": "same-origin"}
     assert (await developing.http.get("/account", headers=same)).status_code == 200
@@ -195,7 +195,7 @@ def outer_address():
         return None if address.startswith("127.") else address
 
 
-def test_development_users_must_be_asked_for(monkeypatch):
+def test_development_users_must_be_allowed_by_a_setting(monkeypatch):
     monkeypatch.delenv("CREDIT_GATEWAY_DEVELOPMENT", raising=False)
     with pytest.raises(DevelopmentError, match="CREDIT_GATEWAY_DEVELOPMENT=true"):
         DevelopmentUsers()

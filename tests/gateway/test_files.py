@@ -1,4 +1,4 @@
-"""The files that pages load: kept as long as they may be, and never longer."""
+"""The files that pages load: cached as long as allowed, and never longer."""
 
 import gzip
 import hashlib
@@ -26,7 +26,7 @@ async def http(monkeypatch):
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "identity"])
-async def test_a_plain_name_is_asked_for_again_and_costs_nothing_then(encoding, http):
+async def test_a_plain_name_is_revalidated_without_sending_the_file_again(encoding, http):
     headers = {"Accept-Encoding": encoding}
     first = await http.get("/credits.js", headers=headers)
     assert first.content == SCRIPT
@@ -41,7 +41,7 @@ async def test_a_plain_name_is_asked_for_again_and_costs_nothing_then(encoding, 
     assert again.headers["cache-control"] == "no-cache"
 
 
-async def test_a_hashed_name_is_kept_for_ever_and_has_one_content(http):
+async def test_a_hashed_name_is_cached_for_ever_and_has_one_content(http):
     answer = await http.get(f"/credits.{DIGEST}.js")
     assert answer.content == SCRIPT
     assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"

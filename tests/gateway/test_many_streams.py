@@ -1,4 +1,4 @@
-"""Ten thousand streams asked for at once: as many as fit are served, the rest refused early."""
+"""Ten thousand streams requested at once: as many as fit are served, the rest refused early."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ USERS = 500
 
 @pytest.fixture
 def open_files():
-    """Lets this process and those it starts open so many files."""
+    """Lets this process and those that it starts open enough files."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = ASKED + 2_000
     if before[1] != resource.RLIM_INFINITY and before[1] < wanted:
@@ -30,7 +30,7 @@ def open_files():
 
 
 class Asking:
-    """One connection that asks for a stream: how it was answered, and what came since."""
+    """One connection that requests a stream: the answer, and the events since."""
 
     def __init__(self) -> None:
         self.status = 0

@@ -76,7 +76,7 @@ async def host(request, client):
         yield gateway, http
 
 
-async def test_its_routes_live_below_the_mount(host, database):
+async def test_its_routes_are_below_the_mount(host, database):
     _, http = host
     user_id = await database.user(100)
     answer = await http.get("/credits/account", headers=bearer(user_id))
@@ -87,7 +87,7 @@ async def test_its_routes_live_below_the_mount(host, database):
     assert problem(await http.get("/credits/nothing", headers=bearer(user_id)))[0] == 404
     assert problem(await http.get("/credits/account/", headers=bearer(user_id)))[0] == 404
     assert (await http.get("/credits/openapi.json")).json()["openapi"] == "3.1.0"
-    # The host's own answers are its own affair.
+    # The host's own answers stay as they are.
     own = await http.get("/")
     assert "home" in own.text
     assert "content-security-policy" not in own.headers
@@ -130,11 +130,11 @@ async def test_an_apps_own_route_refuses_in_the_same_words(client):
 
 @contextlib.asynccontextmanager
 async def uvicorn(target, *options):
-    """Plain uvicorn in a process of its own, which knows nothing of streams."""
+    """Plain uvicorn in a separate process, which knows nothing of streams."""
     port = free_port()
     path = os.pathsep.join([str(ROOT / "tests"), *sys.path])
     environment = {"HOST_APP_TARGET": target, "PYTHONPATH": path}
-    # Longer than httpx keeps a connection, or it might send on one that was just closed.
+    # Longer than httpx keeps a connection, because it might otherwise use one that was just closed.
     kept = ("--timeout-keep-alive", "75")
     arguments = ("--factory", "kit.host_app:made", "--port", str(port), *kept, *options)
     program = Program("uvicorn", arguments, environment)
@@ -174,7 +174,7 @@ async def test_plain_uvicorn_stops_with_a_hundred_open_streams(options, number, 
         for page in pages:
             await page.shows(10)
         if number is signal.SIGINT:
-            # As Ctrl-C does: to the whole group.
+            # Like Ctrl-C, to the whole group.
             os.killpg(program.popen.pid, number)
         else:
             program.signal(number)

@@ -64,7 +64,7 @@ async def test_a_page_that_leaves_is_forgotten_and_one_that_stays_is_sent_the_en
         assert await page.ends() == "stopping"
 
 
-async def test_answers_for_one_user_are_never_kept(proxied, database, client):
+async def test_answers_for_one_user_are_never_cached(proxied, database, client):
     first, second = await database.user(100), await database.user(55)
     for balance in (100, 99):
         for path in ("/account", "/transactions", "/holds", "/prices", "/usage"):
@@ -82,7 +82,7 @@ async def test_answers_for_one_user_are_never_kept(proxied, database, client):
     assert "HIT" not in [answer.headers["x-cache"] for answer in probes]
 
 
-async def test_files_are_kept_under_their_hashed_names_and_asked_for_under_plain_ones(proxied):
+async def test_files_are_cached_under_hashed_names_and_revalidated_under_plain_ones(proxied):
     (module,) = [each for each in files.packaged() if each.is_script]
     for encoding in ("identity", "gzip"):
         headers = {"Accept-Encoding": encoding}

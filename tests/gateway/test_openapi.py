@@ -53,7 +53,7 @@ def test_every_reason_of_the_gateway_is_documented():
 
 
 def test_a_schema_refuses_unknown_answers():
-    # Otherwise no test that checks an answer against the document would prove anything.
+    # Otherwise a check of an answer against the document would prove nothing.
     with pytest.raises(ValidationError):
         check_schema({"$ref": "#/components/schemas/Account"}, {"balance": 1})
     assert operation_of("GET", "/checkouts/cs_1234567890/refresh") is None

@@ -20,7 +20,7 @@ def concrete_errors():
 
 
 def sample(kind):
-    """An error whose facts are all different, so that none can be mistaken for another."""
+    """An error whose facts all differ, so that none can be mistaken for another."""
     facts = {
         field.name: 1000 + place if field.type == "int" else f"the {field.name}"
         for place, field in enumerate(dataclasses.fields(kind))
@@ -48,8 +48,8 @@ def test_every_error_of_the_service_has_a_row(kind):
     assert body.keys() - known == set(row.figures)
     for name in row.figures:
         assert body[name] == getattr(error, name)
-    # What is not among the figures is not in the sentence either, unless the sentence is the
-    # error's own.
+    # A fact that is not among the figures is not in the sentence either, unless the sentence is
+    # the error's own.
     if row.detail is not None:
         hidden = {field.name for field in dataclasses.fields(kind)} - set(row.figures)
         for name in hidden:
@@ -57,7 +57,7 @@ def test_every_error_of_the_service_has_a_row(kind):
     assert ("retry-after" in response.headers) == (row.status in {429, 503})
 
 
-def test_no_row_is_of_an_error_that_never_comes():
+def test_no_row_is_for_an_error_that_never_occurs():
     reasons = {kind.reason for kind in concrete_errors()}
     assert {reason for source, reason in ROWS if source == "service"} == reasons
 
@@ -94,20 +94,20 @@ def test_an_apps_own_routes_answer_in_the_same_words(error, status, figures):
         assert "detail" not in body
 
 
-def test_a_limit_tells_when_to_ask_again():
+def test_a_limit_says_when_to_retry():
     response, body = rendered(errors.SpendLimitExceeded("hour", 100, 90, 1_500))
     assert (response.status_code, response.headers["retry-after"]) == (429, "2")
     assert (body["window"], body["limit"], body["spent"]) == ("hour", 100, 90)
 
 
-def test_a_refusal_that_is_not_known_is_a_refusal_without_its_words():
+def test_an_unknown_refusal_is_answered_without_its_words():
     response, body = rendered(
         errors.UnknownRefusal("UNHEARD_OF", "words of a proxy", {"figure": "1"})
     )
     assert (response.status_code, body["reason"]) == (409, "REFUSED")
     assert "proxy" not in body["detail"]
     assert "figure" not in body
-    # A proxy that refuses the gateway has no reason but a status code.
+    # A proxy that refuses the gateway sends only a status code, without a reason.
     response, _ = rendered(errors.UnknownRefusal("UNAUTHENTICATED", "words of a proxy", {}))
     assert response.status_code == 503
 

@@ -39,7 +39,7 @@ JWT = {
 
 @contextlib.asynccontextmanager
 async def serving(service, **settings):
-    """The program beside a service, for development users."""
+    """Runs the program beside a service, for development users."""
     options = {
         "LISTEN": "127.0.0.1:0",
         "CREDIT_TARGET": service.target,
@@ -121,7 +121,7 @@ async def test_a_signal_ends_a_hundred_streams_and_the_program(number, service, 
     assert "Traceback" not in started.output
 
 
-async def test_it_says_that_it_stops_before_it_does(service):
+async def test_it_is_unready_before_it_stops(service):
     async with serving(service, UNREADY_SECONDS="60") as (started, http):
         started.signal(signal.SIGTERM)
         started.wait_for("no longer ready")
@@ -134,7 +134,7 @@ async def test_it_says_that_it_stops_before_it_does(service):
 
 @pytest.fixture
 def refused(monkeypatch, capsys):
-    """Runs a command with these settings; returns the one line with which it refuses."""
+    """Runs a command with these settings; returns the one line of its refusal."""
     # The tests' own log stays where it is.
     monkeypatch.setattr(cli.logs, "configure", lambda **_: None)
 
@@ -218,7 +218,7 @@ def test_every_setting_is_printed_and_secrets_are_not(monkeypatch, capsys):
         },
     ],
 )
-async def test_every_way_to_know_users_starts(settings, service):
+async def test_it_starts_with_every_way_to_identify_users(settings, service):
     options = {"LISTEN": "127.0.0.1:0", "CREDIT_TARGET": service.target, **SELLING, **settings}
     with gateway_program(**options) as started:
         match = started.wait_for(r"listens on (\S+:\d+)")
@@ -253,7 +253,7 @@ def test_every_metric_is_documented():
     assert set(re.findall(r"`(credit_gateway_[a-z_]+)`", text)) == made
 
 
-def test_the_files_can_be_written_for_ones_own_cdn(tmp_path, capsys):
+def test_the_files_can_be_written_for_a_cdn(tmp_path, capsys):
     with contextlib.suppress(SystemExit):
         cli.main(["files", str(tmp_path / "cdn")])
     written = {path.name: path.read_bytes() for path in (tmp_path / "cdn").iterdir()}

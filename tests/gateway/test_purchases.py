@@ -40,7 +40,7 @@ class Shop:
         )
 
     async def becomes(self, user_id, checkout_id, state, path=""):
-        """Waits until the state is so; Stripe is read again only after two seconds."""
+        """Waits for a state; the bridge reads Stripe again only after two seconds."""
 
         async def reached():
             address = f"/checkouts/{checkout_id}{path}"
@@ -71,7 +71,7 @@ def bridge_of(shop_url, fake_url, **changes):
 
 @pytest.fixture(scope="module", autouse=True)
 def patient():
-    """The gateway does not give up on the bridge because this machine is slow."""
+    """Lets the gateway wait for the bridge on a slow machine too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bridge, "_SECONDS", patience(9))
         yield
@@ -144,7 +144,7 @@ async def test_clicks_in_one_tick_are_one_checkout_and_too_many_are_refused(shop
     refused = [answer for answer in opened if answer.status_code != 201]
     assert len(taken) >= 20
     assert len({answer.json()["id"] for answer in taken}) == 1
-    # Beyond a user's burst; another user has a bucket of one's own.
+    # Beyond a user's burst; another user has a separate bucket.
     assert {problem(answer) for answer in refused} == {(429, "TOO_MANY_REQUESTS")}
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
     assert (await shop.opens(uuid4(), key)).status_code == 201
@@ -232,7 +232,7 @@ async def test_the_portal_opens_for_a_user_who_is_a_customer(shop):
     assert without_body.status_code == 200
 
 
-async def test_the_configuration_says_what_is_offered(shop):
+async def test_the_configuration_shows_what_is_offered(shop):
     answer = await shop.gateway.http.get("/config")
     assert answer.json() == {
         "checkout_hosts": [shop.fake.url.removeprefix("http://")],
@@ -258,7 +258,7 @@ async def test_a_bridge_that_is_away_or_refuses_the_gateway_is_503(shop):
         assert problem(answer) == (503, "MISCONFIGURED")
 
 
-async def test_no_buyer_is_led_to_a_host_that_is_not_configured(shop):
+async def test_no_buyer_is_sent_to_a_host_that_is_not_configured(shop):
     async with another_gateway(shop, checkout_hosts=("checkout.stripe.com",)) as gateway:
         answer = await gateway.post(uuid4(), "/checkouts", {"pack": "starter"}, Idempotency_Key="k")
         assert problem(answer) == (503, "MISCONFIGURED")

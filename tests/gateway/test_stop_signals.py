@@ -1,4 +1,4 @@
-"""The handlers of SIGTERM in a program that several gateways are mounted in."""
+"""The handlers of SIGTERM in a program with several mounted gateways."""
 
 import asyncio
 import signal
@@ -19,12 +19,12 @@ def programs_own():
         signal.signal(number, handler)
 
 
-async def test_a_gateway_that_was_closed_keeps_no_signal_from_the_program(programs_own):
+async def test_a_closed_gateway_keeps_no_signal_from_the_program(programs_own):
     stopped, loop = [], asyncio.get_running_loop()
     first, second = StopSignals(), StopSignals()
     first.chain(loop, lambda: stopped.append("first"))
     second.chain(loop, lambda: stopped.append("second"))
-    # The handler of the second calls that of the first, which cannot be removed under it.
+    # The second gateway's handler calls the first one's, which therefore cannot be removed.
     first.release()
     signal.raise_signal(signal.SIGTERM)
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Live balances: a snapshot first, then every newest state, and an end that says why."""
+"""Live balances: a snapshot first, then every newest state, and an end with its reason."""
 
 import contextlib
 from dataclasses import replace
@@ -19,7 +19,7 @@ LIMITS = Limits(link_seconds=0.2, streams_opened=Rate(1000, 1000))
 
 @pytest.fixture
 async def gateway(service):
-    # The service is never away here, however slow the machine is.
+    # The service must not seem away here, even on a slow machine.
     limits = replace(LIMITS, link_seconds=patience(10))
     async with running_gateway(gateway_settings(service.target, limits=limits)) as gateway:
         yield gateway
@@ -40,7 +40,7 @@ async def test_a_page_is_sent_a_snapshot_and_then_every_change(database, client,
     assert seqs == sorted(seqs)
 
 
-async def test_all_pages_of_a_user_share_one_watch_and_no_other_user_hears(
+async def test_all_pages_of_a_user_share_one_watch_and_no_other_user_gets_its_events(
     database, client, gateway
 ):
     user_id, other = await database.user(100), await database.user(55)
@@ -79,7 +79,7 @@ async def test_the_seventh_page_replaces_the_oldest(database, client, gateway):
 
 async def test_a_stream_ends_before_its_token_does(database, gateway):
     user_id = await database.user(100)
-    # The stream ends 5 s before its token, however much of that the machine needs to open it.
+    # The stream ends 5 s before its token, even if opening it takes part of that time.
     async with gateway.page(user_id, expires_at=unix_time(5 + patience(0.5))) as page:
         assert await page.ends() == "token_expiring"
     expired = await gateway.http.get("/account/stream", headers=bearer(user_id, unix_time(-1)))
@@ -101,7 +101,7 @@ async def test_a_stream_ends_by_age(service, database):
         assert await page.ends() == "max_age"
 
 
-async def test_a_user_unknown_until_the_first_purchase_sees_it(make_database):
+async def test_an_unknown_user_sees_the_first_purchase(make_database):
     database = await make_database()
     limits = replace(LIMITS, link_seconds=patience(10))
     async with (
@@ -116,7 +116,7 @@ async def test_a_user_unknown_until_the_first_purchase_sees_it(make_database):
         assert not page.all("link")
 
 
-async def test_pages_hear_that_the_service_is_away_and_back(database, client):
+async def test_pages_are_sent_that_the_service_is_away_and_back(database, client):
     user_id = await database.user(100)
     target = f"127.0.0.1:{free_port()}"
     settings = server_settings(database.service_url, drain_seconds=0.1)
@@ -127,7 +127,7 @@ async def test_pages_hear_that_the_service_is_away_and_back(database, client):
         page_open = gateway.page(user_id)
         page = await page_open.__aenter__()
         await page.shows(100)
-    # A busy machine may have shown it as away before its first answer, too.
+    # On a busy machine it may also have been shown as away before its first answer.
     await eventually(lambda: page.all("link") and not page.all("link")[-1]["up"])
     away = page.all("link")[-1]
     assert away["as_of"].endswith("Z")
@@ -145,7 +145,7 @@ async def test_pages_hear_that_the_service_is_away_and_back(database, client):
             await gateway_running.__aexit__(None, None, None)
 
 
-async def test_a_page_opened_while_the_service_is_away_hears_so(database):
+async def test_a_page_opened_while_the_service_is_away_is_sent_that(database):
     user_id = await database.user(100)
     target = f"127.0.0.1:{free_port()}"
     async with (

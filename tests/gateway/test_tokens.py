@@ -1,4 +1,4 @@
-"""Who is asking: every token that must not be taken, and keys that change or cannot be had."""
+"""Identifying users: tokens that must not be accepted, and keys that change or are missing."""
 
 import asyncio
 import base64
@@ -42,7 +42,7 @@ async def users(issuer):
 
 
 async def asks(users, token):
-    """Whose request it is that carries a token."""
+    """The user of a request with this token."""
     headers = [] if token is None else [(b"authorization", f"Bearer {token}".encode("latin-1"))]
     user = await users(Request({"type": "http", "headers": headers}))
     return None if user is None else user.id
@@ -54,7 +54,7 @@ async def refusal(users, token):
     return refused.value.row.status, refused.value.row.reason
 
 
-async def test_a_users_own_token_is_taken_until_it_ends(issuer, users):
+async def test_a_users_own_token_is_accepted_until_it_expires(issuer, users):
     token = issuer.token(USER, exp=int(time.time()) + 60)
     assert await asks(users, token) == USER
     headers = [(b"authorization", f"bearer  {token}".encode())]
@@ -76,7 +76,7 @@ def unsigned(claims, **header):
 
 
 def signed_with_the_public_key(issuer):
-    """The oldest trick: the public key taken for the secret of HS256."""
+    """The classic attack: the public key used as the secret of HS256."""
     parts = [
         base64.urlsafe_b64encode(json.dumps(each).encode()).decode().rstrip("=")
         for each in ({"alg": "HS256", "kid": issuer.key.id}, issuer.claims(USER))
@@ -135,15 +135,15 @@ FORGED = {
 
 
 @pytest.mark.parametrize("name", FORGED)
-async def test_no_other_token_is_taken(name, issuer, users):
-    # Once before and once after a good one, so that nothing kept lets it in.
+async def test_no_other_token_is_accepted(name, issuer, users):
+    # Once before and once after a valid one, so that nothing cached lets it in.
     forged = FORGED[name](issuer)
     assert await asks(users, forged) is None
     assert await asks(users, issuer.token(USER)) == USER
     assert await asks(users, forged) is None
 
 
-async def test_an_algorithm_that_is_not_configured_is_not_taken_though_its_key_is_there(
+async def test_an_algorithm_that_is_not_configured_is_refused_although_its_key_is_there(
     issuer, users
 ):
     key = Key("ES384")
@@ -158,14 +158,14 @@ async def test_a_token_that_brings_its_own_key_is_not_accepted(where, issuer, us
     brings = {"jku": f"{issuer.url}/elsewhere", "x5u": f"{issuer.url}/elsewhere", "jwk": key.jwk}
     assert await asks(users, key.signs(issuer.claims(USER), **{where: brings[where]})) is None
     assert issuer.fetches == 1
-    # The header alone does no harm: a good signature stays good.
+    # The header alone does no harm: a valid signature stays valid.
     assert (
         await asks(users, issuer.key.signs(issuer.claims(USER), **{where: brings[where]})) == USER
     )
 
 
-async def test_a_token_ends_although_it_was_verified_before(issuer, users):
-    # Within the leeway of 10 s, for a moment.
+async def test_a_token_expires_although_it_was_verified_before(issuer, users):
+    # Still valid for a moment, by the leeway of 10 s.
     token = issuer.token(USER, exp=int(time.time()) - 7)
     assert await asks(users, token) == USER
 
@@ -175,7 +175,7 @@ async def test_a_token_ends_although_it_was_verified_before(issuer, users):
     await eventually(over)
 
 
-async def test_anonymous_users_are_refused_unless_they_are_wanted(issuer, users):
+async def test_anonymous_users_are_refused_unless_they_are_allowed(issuer, users):
     token = issuer.token(USER, is_anonymous=True)
     assert await refusal(users, token) == (403, "ANONYMOUS_USER")
     wanted = SupabaseUsers(issuer.url, anonymous=True)
@@ -183,7 +183,7 @@ async def test_anonymous_users_are_refused_unless_they_are_wanted(issuer, users)
     await wanted.aclose()
 
 
-async def test_keys_are_fetched_once_for_all_who_wait(issuer, users):
+async def test_keys_are_fetched_once_for_all_waiting_requests(issuer, users):
     issuer.mode = "hangs"
     waiting = [asyncio.create_task(asks(users, issuer.token(USER))) for _ in range(50)]
     await eventually(lambda: issuer.fetches)
@@ -198,7 +198,7 @@ async def test_a_rotated_key_is_found_at_once_and_the_old_one_forgotten(issuer, 
     issuer.rotates()
     assert await asks(users, issuer.token(USER)) == USER
     assert issuer.fetches == 2
-    # The old token was verified, by a key that is no longer there.
+    # The old token was verified by a key that is no longer there.
     assert await refusal(users, old) == (503, "ISSUER_UNAVAILABLE")
 
 
@@ -214,7 +214,7 @@ async def test_thousands_of_unknown_key_ids_fetch_the_keys_once_in_thirty_second
             answers.append(await asks(users, token))
         except Problem as problem:
             answers.append(problem.row.reason)
-    # The first one was looked for; the others are unknown until the next look is allowed.
+    # The first id was looked up; the others stay unknown until the next fetch is allowed.
     assert answers == [None] + ["ISSUER_UNAVAILABLE"] * (len(strangers) - 1)
     assert issuer.fetches == 2
     assert await asks(users, issuer.token(USER)) == USER
@@ -250,7 +250,7 @@ async def test_the_old_keys_serve_for_a_while_when_the_issuer_is_away(issuer, us
 
 
 @pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")
-async def test_keys_that_may_not_verify_are_left_out(issuer, users):
+async def test_keys_that_are_not_for_verifying_are_left_out(issuer, users):
     short, twice, encrypting = Key("RS256", bits=1024), Key(), Key()
     second = Key(key_id=twice.id)
     secret = {"kty": "oct", "kid": "secret", "alg": "HS256", "k": "c2VjcmV0"}
@@ -284,7 +284,7 @@ async def asks_or_reason(users, token):
         return problem.row.reason
 
 
-async def test_any_issuer_will_do_with_its_own_rules(issuer):
+async def test_any_issuer_can_be_configured_with_its_own_rules(issuer):
     rules = {
         "issuer": issuer.name,
         "audience": "credits",
@@ -318,7 +318,7 @@ def test_only_asymmetric_algorithms_can_be_configured(algorithms):
         JwtUsers("i", "a", "https://i/keys", algorithms=algorithms, user_id=uuid_claim())
 
 
-def test_keys_come_by_tls_alone():
+def test_keys_are_fetched_by_tls_only():
     with pytest.raises(ValueError, match="must be https"):
         JwtUsers("i", "a", "http://i/keys", algorithms=("ES256",), user_id=uuid_claim())
     with pytest.raises(ValueError, match="must be https"):
@@ -347,7 +347,7 @@ async def test_the_auth_server_verifies_tokens_that_a_shared_secret_signed(issue
     assert await asks(asking, forged) is None
     assert await asks(asking, forged) is None
     assert issuer.asked == 2
-    # What cannot be a token is never asked about.
+    # The auth server is never asked about text that cannot be a token.
     for changes in (
         {"role": "service_role"},
         {"aud": "anon"},
@@ -362,9 +362,7 @@ async def test_the_auth_server_verifies_tokens_that_a_shared_secret_signed(issue
     assert issuer.asked == 2
 
 
-async def test_the_auth_server_is_asked_eight_times_at_once_and_no_more(
-    issuer, asking, monkeypatch
-):
+async def test_the_auth_server_gets_at_most_eight_requests_at_once(issuer, asking, monkeypatch):
     monkeypatch.setattr(supabase, "_ASK_SECONDS", patience(5))
     tokens = [shared(issuer, uuid4()) for _ in range(50)]
     assert None not in await asyncio.gather(*(asks(asking, token) for token in tokens))

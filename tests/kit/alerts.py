@@ -1,4 +1,4 @@
-"""What makes alerts, run by a test, and the alerts that are in the ledger."""
+"""The maker of alerts, run by a test, and the alerts that are in the ledger."""
 
 import asyncio
 from collections import defaultdict
@@ -103,7 +103,7 @@ async def announced_of(database: Database, user_id: UUID) -> list[tuple[str, int
 
 
 async def all_is_read(database: Database) -> None:
-    """Waits until everything that is in the ledger by now was compared."""
+    """Waits until everything now in the ledger has been compared."""
 
     async def reader_is_past() -> bool:
         (behind,) = await database.fetch(
@@ -119,7 +119,7 @@ async def all_is_read(database: Database) -> None:
 
 
 async def nothing_waits(database: Database) -> None:
-    """Waits until every cool-down that something waits for has ended."""
+    """Waits until no alert waits for a cool-down any more."""
 
     async def none() -> bool:
         return not await database.fetch(
@@ -130,9 +130,9 @@ async def nothing_waits(database: Database) -> None:
 
 
 async def histories(database: Database, terms: Terms) -> dict[UUID, list[Seen]]:
-    """What the model sees of each account: after each transaction and each change of a policy.
+    """The states of each account for the model: after each transaction and each policy change.
 
-    Times are in microseconds, and the number of a policy change is below zero.
+    Times are in microseconds; policy changes have negative numbers.
     """
     rows = await database.fetch(
         """

@@ -1,4 +1,4 @@
-"""A server that gives prepared answers, and every call of the client, to be made against it."""
+"""A server that gives prepared answers, and every call of the client to make against it."""
 
 import asyncio
 import time
@@ -36,10 +36,10 @@ class Received:
 
 @dataclass
 class Answering:
-    """A server that gives prepared answers, in order, and keeps what it was asked.
+    """A server that gives prepared answers, in order, and keeps the calls that it receives.
 
-    An answer is an error, a status with details, a status code without, or "none": the caller waits
-    in vain. When they are used up, every call gets the answer `always`; None: it is OK.
+    An answer is an error, a status with details, a status code without, or "none": the caller gets
+    no answer. When they are used up, every call gets the answer `always`; None: it is OK.
     """
 
     target: str
@@ -107,7 +107,7 @@ def keyed_writes(client: CreditClient, **arguments):
 
 
 def keyless_writes(client: CreditClient):
-    """Every call that changes something and has no key: repeating it does no harm."""
+    """Every call that changes something and has no key, because repeating it does no harm."""
     return {
         "ExtendHold": lambda: client.extend_hold(USER, f"{USER}-2"),
         "ReversePurchase": lambda: client.reverse_purchase(
@@ -131,7 +131,7 @@ def keyless_writes(client: CreditClient):
 
 
 def reads(client: CreditClient):
-    """Every call that changes nothing, but the reports, which have a deadline of their own."""
+    """Every call that changes nothing, except the reports, which have a deadline of their own."""
     return {
         "GetUserCredit": lambda: client.get_user_credit(USER),
         "GetTransactionHistory": lambda: anext(client.get_transaction_history(USER), None),

@@ -1,4 +1,4 @@
-"""Items of a batch, and what a batch is answered with."""
+"""Items of a batch, and the answers to a batch."""
 
 from uuid import uuid4
 
@@ -24,7 +24,7 @@ def errors(results):
 
 
 async def refusal(client, items, mode=INDEPENDENT):
-    """What the call itself is refused with."""
+    """The refusal of the call itself."""
     with pytest.raises(InvalidRequest) as failure:
         await client.batch_spend_credits(items, mode=mode)
     return failure.value

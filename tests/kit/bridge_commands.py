@@ -1,4 +1,4 @@
-"""The bridge's command line as a program of its own."""
+"""The bridge's command line as a separate program."""
 
 import asyncio
 import os
@@ -7,7 +7,7 @@ from kit.programs import run_module
 
 
 async def ran(*arguments, **settings):
-    """Runs a command with these settings and no others; it may refuse, but never fail."""
+    """Runs a command with these settings and no others; it may refuse, but must not crash."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("STRIPE_BRIDGE_")}
     given = {f"STRIPE_BRIDGE_{name.upper()}": value for name, value in settings.items()}
     done = await asyncio.to_thread(

@@ -1,4 +1,4 @@
-"""What the tests of the bridge's HTTP share: requests byte by byte, answers, a locked account."""
+"""Helpers for the tests of the bridge's HTTP: requests in bytes, answers, a locked account."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ async def balance(client, user_id):
 
 
 class Raw:
-    """A connection that sends what no HTTP library would."""
+    """A connection that sends bytes that no HTTP library would send."""
 
     @classmethod
     async def to(cls, bridge, sent=b""):
@@ -38,7 +38,7 @@ class Raw:
         return int(lines.split()[1])
 
     async def end(self):
-        """Waits until the other side closes; returns all that it had sent."""
+        """Waits until the other side closes; returns everything that it sent."""
         async with asyncio.timeout(patience(10)):
             sent = await self.reader.read()
         self.close()

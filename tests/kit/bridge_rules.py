@@ -17,7 +17,7 @@ NO_CATALOGUE = Policy(catalog=Catalog())
 
 
 def judged(obj, policy=POLICY, listed=None):
-    """What the function for an object of this kind says of it."""
+    """The verdict of the function for objects of this kind."""
     match obj["object"]:
         case "checkout.session":
             return session_rules.of_session(obj, line_items=listed, policy=policy)
@@ -36,7 +36,7 @@ def unresolved(obj, policy=POLICY, listed=None):
 
 
 def needed(obj, policy=POLICY, listed=None):
-    """What must be read from Stripe first."""
+    """The objects that must be read from Stripe first."""
     with pytest.raises(Needs) as raised:
         judged(obj, policy, listed)
     return raised.value.what, raised.value.id

@@ -53,7 +53,7 @@ class Stage:
         return (await self.client.get_user_credit(user_id)).balance
 
     async def entries(self, user_id: UUID) -> list[int]:
-        """What each entry of the account changed, oldest first."""
+        """The change of balance of each entry of the account, oldest first."""
         rows = await self.database.fetch(
             "SELECT balance_change FROM credit_transactions WHERE user_id = $1 ORDER BY seq",
             user_id,
@@ -86,7 +86,7 @@ class Stage:
         return paid
 
     async def refused_once(self) -> None:
-        """Waits until the service has given up to wait for a lock; the bridge asks again then."""
+        """Waits until the service has given up waiting for a lock; the bridge then retries."""
         labels = {
             "method": "PurchaseCredits",
             "code": "UNAVAILABLE",
@@ -104,7 +104,7 @@ class Stage:
         await self.fake.settings(mode="on", **pace)
 
     async def statuses(self, about: str) -> list[int | None]:
-        """What was answered to the deliveries about an object or of an event."""
+        """The answers to the deliveries about an object or of an event."""
         return [each["status"] for each in await self.fake.deliveries(object=about)]
 
     @asynccontextmanager
@@ -131,7 +131,7 @@ class Stage:
         return Settler(self.reads, self.client, policy)
 
     async def calm(self) -> None:
-        """Sets Stripe as it was at first."""
+        """Puts Stripe back into its first state."""
         url = f"{self.bridge.http.base_url}/stripe/webhooks"
         await self.fake.do("endpoint", id=self.endpoint, url=url, secrets=[SECRET])
         await self.fake.settings(
@@ -160,7 +160,7 @@ class Hasty(CreditService):
 
 
 class Line:
-    """A way to the credit service that can carry the calls and keep the answers."""
+    """A line to the credit service that passes calls on and can keep the answers."""
 
     def __init__(self, port: int) -> None:
         self._port = port

@@ -22,7 +22,7 @@ from stripe_bridge.request_bodies import Limits
 from stripe_bridge.server import CreditService
 from stripe_bridge.webhook import Secret
 
-# Nothing listens there; enough for tests that need no credits or no Stripe.
+# Nothing listens there; this is enough for tests that need no credits or no Stripe.
 NOWHERE = "127.0.0.1:9"
 
 PACKS = """
@@ -65,7 +65,7 @@ class Bridge:
 
 
 def signature(body: bytes, secret: str = SECRET, at: int | None = None) -> str:
-    """Signs a body at a time, by default now; bytes that are no UTF-8 as if they were Latin-1."""
+    """Signs a body as of a time, by default now; bytes that are not UTF-8 are taken as Latin-1."""
     try:
         text = body.decode()
     except UnicodeDecodeError:
@@ -87,9 +87,9 @@ class PatientCreditService(CreditService):
 
 
 def bridge_settings(credit_target: str, **changes: object) -> server.Settings:
-    """Settings of a bridge on any free port, without a Stripe because most tests ask none.
+    """Settings of a bridge on any free port, without a Stripe because most tests need none.
 
-    It is as patient as the machine is slow: a test about its limits sets them.
+    Its time limits grow with the slowness of the machine; a test about a limit sets it.
     """
     return replace(
         server.Settings(

@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager
 from kit.waiting import patience
 from playwright.async_api import Browser, BrowserContext, Locator, Page
 
-# What Chromium itself writes about requests that fail; the page's own words are none of these.
+# Chromium itself writes these about requests that fail; the page writes none of them.
 _BY_THE_BROWSER = ("Failed to load resource", "net::ERR_")
 
 
 async def new_context(chromium: Browser, **options: object) -> BrowserContext:
-    """A profile of its own, with deadlines that follow the machine."""
+    """A separate profile, with deadlines that grow with the slowness of the machine."""
     context = await chromium.new_context(**options)
     context.set_default_timeout(patience(30) * 1000)
     return context
@@ -26,12 +26,12 @@ async def opened(
     expected: tuple[str, ...] = (),
     cookies: Sequence[dict] = (),
 ) -> AsyncIterator[Page]:
-    """Opens a page for the length of the block; no script of it may throw.
+    """Opens a page for the length of the block; none of its scripts may throw.
 
     Args:
         chromium: the browser.
-        url: of the site.
-        path: of the page.
+        url: the site's address.
+        path: the page's path.
         expected: parts of the messages that may be on its console.
         cookies: those that the browser has for the site.
     """

@@ -19,8 +19,8 @@ class CallProxy:
         target: where it listens.
         received: the calls that came, by name and request.
         without: the calls that it answers with UNIMPLEMENTED.
-        flowing: while it is not set, calls that come are kept and not passed on.
-        cancelled: the calls that the client gave up before their end.
+        flowing: while it is not set, arriving calls wait here.
+        cancelled: the calls that the client cancelled before their end.
     """
 
     target: str
@@ -67,7 +67,7 @@ class CallProxy:
 
 
 def singles(request: Message) -> list[Message]:
-    """The requests of the single calls that a request makes."""
+    """The requests of the single calls that a request contains."""
     if not hasattr(request, "items"):
         return [request]
     return [getattr(item, item.WhichOneof("call")) for item in request.items]

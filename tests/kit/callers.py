@@ -67,7 +67,7 @@ class Door:
         ]
 
     async def reflection_refusal(self, metadata=()):
-        # Asks nothing: to send on a stream that is already refused can fail in the client itself.
+        # Sends nothing: sending on a stream that is already refused can fail in the client itself.
         call = reflection_pb2_grpc.ServerReflectionStub(self.channel).ServerReflectionInfo(
             metadata=metadata, timeout=patience(10)
         )

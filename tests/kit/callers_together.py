@@ -1,6 +1,6 @@
 """A process whose callers spend, hold and capture through one client, until its input ends.
 
-It says what each call asks before it is made, and what became of it: one line for each.
+It prints one line with each request before the call, and one with the result after it.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ class Callers:
         self._keys = (f"{name}:{number}" for number in itertools.count())
 
     async def call(self, over: asyncio.Event) -> None:
-        """Makes one call after another until it is over."""
+        """Makes one call after another until `over` is set."""
         while not over.is_set():
             user = random.choice(self._users)
             if random.random() < 0.6:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from kit.paths import ROOT
 
-# Of the test run itself: none of it may reach what a test installs.
+# Variables of the test run itself: none of them may reach what a test installs.
 _OURS = ("CREDIT_", "COV", "PIP_CONSTRAINT", "PYTEST", "PYTHON", "UV_", "VIRTUAL_ENV")
 
 
 def tracked_files(*patterns: str) -> list[Path]:
-    """The files that git knows or would add, in order; of these patterns, or all."""
+    """The files that git tracks or would add, in order: all, or those of these patterns."""
     listing = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--")
     listed = subprocess.run(
         (*listing, *patterns), cwd=ROOT, check=True, capture_output=True, text=True
@@ -32,7 +32,7 @@ def copy_checkout(place: Path) -> Path:
 
 
 def clean_environment(**additions: str) -> dict[str, str]:
-    """This process's environment without what only concerns the tests."""
+    """This process's environment without the variables that only concern the tests."""
     return {k: v for k, v in os.environ.items() if not k.startswith(_OURS)} | additions
 
 

@@ -1,11 +1,11 @@
-"""The Citus cluster that tests run against where one is named.
+"""The Citus cluster that tests run against if one is named.
 
-TEST_CITUS_URL is the address of a database of its coordinator, as a superuser, in which the
-coordinator knows its workers. Every node must let that superuser and credit_service in, whose role
-the tests make where it is missing. What is in the database stays as it is: the tests make databases
-of their own on all nodes, and drop them.
+TEST_CITUS_URL is the address of a database on the coordinator, as a superuser; there the
+coordinator knows its workers. Every node must let that superuser and credit_service in; the tests
+make the role credit_service where it is missing. The content of the database stays as it is: the
+tests make databases of their own on all nodes, and drop them.
 
-There is no package of Citus to install, so continuous integration has none. `tests/citus-suites`
+Citus has no package to install, so continuous integration has none. `tests/citus-suites`
 names the tests that are meant for a cluster.
 """
 
@@ -24,7 +24,7 @@ from credit_service.database import distribution, migrations
 URL = "TEST_CITUS_URL"
 ROLE = "credit_service"
 
-# On every node: nothing may be connected to a database while it is copied, and Citus is.
+# Done on every node: nothing may be connected to a database while it is copied, and Citus is.
 _CLOSE = """
     UPDATE pg_database SET datallowconn = false WHERE datname = '{0}';
     SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{0}'
@@ -32,7 +32,7 @@ _CLOSE = """
 
 _QUIET = "SET client_min_messages = warning"
 
-# Not by the coordinator for all, because a node that was added later lacks it.
+# Not spread by the coordinator, because a node that was added later would lack it.
 _MAKE_ROLE = f"""
     SET citus.enable_create_role_propagation = off;
     DO $$

@@ -1,6 +1,6 @@
 """The nodes of a Citus cluster on this machine, which a test may kill and start again.
 
-TEST_CITUS_KILLS=true permits it. Whatever else uses the cluster is cut off each time.
+TEST_CITUS_KILLS=true permits it. Each kill also cuts off other users of the cluster.
 """
 
 import os
@@ -25,15 +25,15 @@ needs_killable_citus = pytest.mark.skipif(
 
 @dataclass
 class Node:
-    """A server of the cluster, found by what it says of itself.
+    """A server of the cluster, found by its own information.
 
     Attributes:
         url: its address, as a superuser.
         pid: its first process.
-        command: what started it.
+        command: the command line that started it.
         environment: its environment.
         owner: the account that it runs under.
-        directory: its data.
+        directory: its data directory.
     """
 
     url: str
@@ -63,7 +63,7 @@ class Node:
         )
 
     async def kill(self) -> None:
-        """Ends the server on the spot, with all that it had not written yet."""
+        """Kills the server at once; it loses what it had not written."""
         os.kill(self.pid, signal.SIGKILL)
         await eventually(lambda: not Path(f"/proc/{self.pid}").exists())
 

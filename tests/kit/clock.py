@@ -38,7 +38,7 @@ _MOVE = (
 
 
 async def move_clock(database: Database, user_id: UUID, seconds: float) -> None:
-    """Lets so many seconds pass for a user at once; below 0 the clock is set back."""
+    """Lets `seconds` pass for a user at once; below 0 the clock is set back."""
     async with database.kept_open() as kept:
         connection = kept.connection
         async with connection.transaction():

@@ -61,13 +61,13 @@ class Cluster:
         self.database = Database("credit", owner_url, service_url)
 
     def stop(self):
-        """Ends the server in order; clients are cut off."""
+        """Stops the server cleanly; clients are cut off."""
         if self._keeper is not None:
             self._keeper.communicate()
             self._keeper = None
 
     def kill(self):
-        """Ends the server on the spot, with all it had not yet written."""
+        """Kills the server at once; it loses what it had not written."""
         if self._keeper is not None:
             os.kill(self._pid, signal.SIGKILL)
             self.stop()

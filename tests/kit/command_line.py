@@ -6,7 +6,7 @@ from kit.programs import run_module
 
 
 def ran(*arguments, **variables):
-    """Runs a command with these settings and no others; it may refuse, but never fail."""
+    """Runs a command with these settings and no others; it may refuse, but must not crash."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("CREDIT_")}
     done = run_module("credit_service", *arguments, environment={**clean, **variables})
     assert "Traceback" not in done.stdout + done.stderr

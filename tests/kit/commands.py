@@ -1,4 +1,4 @@
-"""Commands as the servicer makes them, lanes and reads to give them to, and what came of them."""
+"""Commands as the servicer makes them, the lanes and reads that take them, and their results."""
 
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,7 +24,7 @@ from credit_service.rules.commands import (
 )
 from credit_service.rules.model import Payment
 
-# The life of credits that expire within an hour, and while a test waits.
+# The expiry of credits that last an hour, and of credits that lapse while a test waits.
 LATER = Life(valid_for=timedelta(hours=1))
 SOON = Life(valid_for=timedelta(seconds=1))
 
@@ -117,13 +117,13 @@ def reverse(user_id, payment_ref, reversal_ref="re_1", revision=1, reversed_mino
 
 
 def submit(writers, *commands, seconds=None):
-    """Puts them into the queue in one go, before the lane can take the first."""
+    """Queues all of them before the lane can take the first."""
     deadline = asyncio.get_running_loop().time() + (patience(10) if seconds is None else seconds)
     return [writers.submit(command, deadline) for command in commands]
 
 
 async def answers(futures):
-    """An outcome or what was raised, for each."""
+    """For each, the outcome or the exception."""
     async with asyncio.timeout(patience(30)):
         return await asyncio.gather(*futures, return_exceptions=True)
 
@@ -137,7 +137,7 @@ def kinds(given):
 
 
 async def written(database, *commands):
-    """How many entries have the keys of the commands."""
+    """The number of entries that have the keys of the commands."""
     keys = [command.idempotency_key for command in commands]
     rows = await database.fetch(
         "SELECT FROM credit_transactions WHERE idempotency_key = ANY($1::text[])", keys
@@ -146,7 +146,7 @@ async def written(database, *commands):
 
 
 async def transactions(database):
-    """How many transactions wrote the entries that a lane made."""
+    """The number of transactions that wrote the entries of lanes."""
     rows = await database.fetch(
         "SELECT DISTINCT xmin::text FROM credit_transactions WHERE caller = 'test'"
         " AND idempotency_key <> 'opened by the test'"

@@ -21,7 +21,7 @@ _ACTIVITY = "citus_stat_activity" if citus.URL in os.environ else "pg_stat_activ
 
 @dataclass(frozen=True)
 class Database:
-    """A migrated database of its own for one test."""
+    """A migrated database for one test alone."""
 
     name: str
     owner_url: str
@@ -58,7 +58,7 @@ class Database:
             return await connection.fetch(sql, *args)
 
     async def user(self, credits_: int = 0) -> UUID:
-        """Adds a user, with an account where it gets credits by an entry written here."""
+        """Adds a user; if it gets credits, with an account and an entry that are written here."""
         user_id = uuid4()
         async with self._connected() as connection:
             await connection.execute("INSERT INTO auth.users (id) VALUES ($1)", user_id)
@@ -81,23 +81,23 @@ class Database:
         return users
 
     async def make_anew(self, user_id: UUID, credits_: int) -> None:
-        """Deletes a user and makes the user again with credits, all in one transaction."""
+        """Deletes a user and creates the user again with credits, all in one transaction."""
         async with self._connected() as connection, connection.transaction():
             await connection.execute("DELETE FROM auth.users WHERE id = $1", user_id)
             await connection.execute("INSERT INTO auth.users (id) VALUES ($1)", user_id)
             await _open(connection, user_id, credits_)
 
     async def faults(self) -> list[str]:
-        """Everything in the book that does not add up; the last line of every race."""
+        """Everything in the book that does not add up; every race ends with it."""
         rows = await self._fetch_together(_FAULTS)
         return [f"{row[0]}: {row[1]}" for row in rows]
 
     async def book(self) -> list[str]:
-        """Every row of every table a call could change; equal books mean that nothing did."""
+        """Every row of every table that a call can change; equal books mean no change."""
         return [row[0] for row in await self._fetch_together(_BOOK)]
 
     async def _fetch_together(self, sql: str) -> list[asyncpg.Record]:
-        """Reads what joins all tables, which a distributed book only lets a copy of it do."""
+        """Runs a query that joins all tables; on a distributed book, it joins copies of them."""
         async with self._connected() as connection:
             if not await is_distributed(connection):
                 return await connection.fetch(sql)
@@ -106,7 +106,7 @@ class Database:
             await transaction.start()
             try:
                 for name in tables:
-                    # It comes before the table of the same name until the transaction ends.
+                    # It hides the table of the same name until the transaction ends.
                     copy = f"CREATE TEMPORARY TABLE {name} AS SELECT * FROM public.{name}"
                     await connection.execute(copy)
                 return await connection.fetch(sql)
@@ -114,7 +114,7 @@ class Database:
                 await transaction.rollback()
 
     async def waits_for_a_lock(self, transactions: int = 1) -> bool:
-        """Whether so many transactions wait for locks that others hold."""
+        """Whether that many transactions wait for locks that others hold."""
         waiting = await self.fetch(
             f"SELECT FROM {_ACTIVITY}"
             " WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -134,7 +134,7 @@ class Database:
             await holder.close()
 
     async def wait_longer_for_locks(self) -> None:
-        """Gives the service's next connections more time, so that a wait is there to be seen."""
+        """Gives the service's next connections more time, so that a test can see them wait."""
         for limit in ("lock_timeout", "statement_timeout"):
             await self.execute(
                 f"ALTER ROLE credit_service IN DATABASE {self.name}"
@@ -267,14 +267,14 @@ _BOOK = """
 
 
 async def add_api_roles(owner_url: str) -> None:
-    """Adds the roles of Supabase's data API, as Supabase has them; they are of the whole cluster.
+    """Adds the roles of Supabase's data API, as Supabase has them, to the whole cluster.
 
-    A test whose result depends on them calls it first, for any other test may add them meanwhile.
+    A test whose result depends on them calls it first, because any test may add them meanwhile.
     """
     connection = await asyncpg.connect(owner_url)
     try:
         for role in ("anon", "authenticated", "service_role BYPASSRLS"):
-            # Two at once fail in either of two ways.
+            # Two concurrent calls fail in one of two ways.
             with contextlib.suppress(asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError):
                 await connection.execute(f"CREATE ROLE {role} NOINHERIT")
     finally:

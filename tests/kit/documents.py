@@ -1,4 +1,4 @@
-"""The documents for tests: their sections, tables and snippets, and a shell for the snippets."""
+"""The documents, for tests: their sections, tables and snippets, and a shell for the snippets."""
 
 import os
 import re
@@ -78,7 +78,7 @@ class Shell:
 
     Attributes:
         directory: where they run.
-        swaps: what is put in place of a piece of the printed text: ports, and the database's host.
+        swaps: replacements for parts of the printed text: ports, and the database's host.
     """
 
     directory: Path

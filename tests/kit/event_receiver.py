@@ -1,7 +1,7 @@
 """A receiver of webhooks in a process of its own, which notes each event before it takes it.
 
-It can be killed at any moment: what it has noted in a whole line may have been taken, and nothing
-else was. Arguments: the port, the file of notes, and of how many requests one fails (0: none).
+It can be killed at any moment: an event noted in a whole line may have been taken, and no other
+was. Arguments: the port, the file of notes, and N, where one of N requests fails (0: none).
 """
 
 import asyncio

@@ -25,7 +25,7 @@ def table(text):
 
 @contextmanager
 def exporting(database, *arguments, **options):
-    """Starts an export; the process is killed in the end."""
+    """Starts an export; the process is killed at the end of the block."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("CREDIT_")}
     child = subprocess.Popen(
         [sys.executable, "-m", "credit_service", "export", *arguments],
@@ -43,7 +43,7 @@ def exporting(database, *arguments, **options):
 
 
 def again(complaint):
-    """The command that goes on with an export, as the last line of standard error says."""
+    """The command that resumes an export, from the last line of standard error."""
     command = shlex.split(complaint.splitlines()[-1])
     assert command[:2] == ["credit-service", "export"]
     return command[2:]

@@ -1,4 +1,4 @@
-"""How long storms and property tests last: what every change waits for, and what is longer."""
+"""How long storms and property tests last: short for every change, longer on request."""
 
 import os
 

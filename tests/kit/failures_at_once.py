@@ -1,4 +1,4 @@
-"""Prints a failure when it happens, and at the end what was still running.
+"""Prints a failure when it happens, and at the end the tests that were still running.
 
 A parallel run that is cut off never prints its report, and one that is interrupted does not say
 where it was.

@@ -1,7 +1,7 @@
 """A proxy between the service and PostgreSQL that breaks the line at a chosen message.
 
-It frames what the client sends, and knows for a prepared statement which text is being executed,
-so that a fault meets "the second COMMIT" or "the first lock" and not some packet.
+It frames the client's messages, and knows the text of each prepared statement that is executed, so
+that a fault strikes "the second COMMIT" or "the first lock" and not some packet.
 """
 
 import asyncio
@@ -34,12 +34,12 @@ _CHUNK = 1 << 16
 
 
 class Kind(StrEnum):
-    """What happens at a message."""
+    """What the fault does at a message."""
 
     CUT_BEFORE = "cut before"  # the database never gets it
-    CUT_AFTER = "cut after"  # the database gets it, the answer has nowhere to go
+    CUT_AFTER = "cut after"  # the database gets it, but the client gets no answer
     SWALLOW = "swallow the reply"  # the database has answered, the answer gets lost
-    HOLD = "hold"  # it is on its way until it is released
+    HOLD = "hold"  # it stays on its way until it is released
 
 
 class _Met(asyncio.Event):
@@ -52,7 +52,7 @@ class _Met(asyncio.Event):
 
 @dataclass(eq=False)
 class Fault:
-    """A fault that waits for the n-th matching message, and meets as many as `times` from there."""
+    """A fault that waits for the n-th matching message, and strikes `times` messages from there."""
 
     statement: str
     kind: Kind
@@ -87,7 +87,7 @@ class _Link:
 
     def cut(self) -> None:
         self.client.transport.abort()
-        # What was forwarded is still delivered, and so a COMMIT on its way is carried out.
+        # Forwarded bytes are still delivered, so a COMMIT on its way is carried out.
         self.server.close()
 
     def sql_of(self, kind: bytes, body: bytes) -> str | None:
@@ -127,17 +127,17 @@ class FaultProxy:
         return fault
 
     def forget(self) -> None:
-        """Gives up all planned faults and releases what is held."""
+        """Drops all planned faults and releases held messages."""
         for fault in self._faults:
             fault.release()
         self._faults.clear()
 
     def black_hole(self) -> None:
-        """Lets nothing through in either direction, without a word; new connections neither."""
+        """Silently lets nothing through in either direction, not even new connections."""
         self._flowing.clear()
 
     def heal(self) -> None:
-        """Gives up all faults and lets everything through again, what was stuck included."""
+        """Drops all faults and lets everything through again, stuck messages included."""
         self.forget()
         self._flowing.set()
 
@@ -161,7 +161,7 @@ class FaultProxy:
                 back = asyncio.create_task(self._to_client(link))
                 with contextlib.suppress(OSError, asyncio.IncompleteReadError):
                     await self._to_server(link)
-                # A network that swallows everything swallows the news of the end too.
+                # A network that swallows everything also swallows the end of a connection.
                 await self._flowing.wait()
                 link.cut()
                 await back
@@ -196,7 +196,7 @@ class FaultProxy:
                 return
 
     async def _pass(self, link: _Link, sql: str, message: bytes) -> bool:
-        """Forwards what executes a statement, unless a fault strikes; False ends the link."""
+        """Forwards the message of a statement, unless a fault strikes; False ends the link."""
         struck = [fault for fault in self._faults if fault.meets(sql)]
         for fault in struck:
             fault.met.set()

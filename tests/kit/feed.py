@@ -22,7 +22,7 @@ async def reading(url):
 
 
 async def read(feed, after=BEGINNING, limit=1000, **filters):
-    """Everything that can be read after a place, and the place to go on from."""
+    """Everything that can be read after a cursor, and the cursor to go on from."""
     items = []
     while True:
         page = await feed.page(after, limit, **filters)
@@ -37,7 +37,7 @@ def entries(items):
 
 
 async def reads_so_many(feed, count, after=BEGINNING):
-    """What follows a place, once it is so much: transactions of other tests may be open."""
+    """The `count` events after a cursor; waits, because transactions of other tests may be open."""
     found = []
 
     async def all_there():
@@ -49,7 +49,7 @@ async def reads_so_many(feed, count, after=BEGINNING):
 
 
 async def all_readable(database):
-    """Waits until readers can see all that was written: transactions of other tests may be open."""
+    """Waits until readers can see every write, because transactions of other tests may be open."""
 
     async def is_so():
         [(readable,)] = await database.fetch(

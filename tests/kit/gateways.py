@@ -22,7 +22,7 @@ from credit_service.gateway.users import bearer_token
 
 
 async def named_users(request):
-    """Takes the token for the user's id, and what follows an @ for the end of the token."""
+    """Takes the token as the user's id, and the part after an @ as the time when it expires."""
     user, _, expires_at = (bearer_token(request) or "").partition("@")
     user_id = uuid_or_none(user)
     if user_id is None or (expires_at and float(expires_at) <= time.time()):
@@ -66,14 +66,14 @@ class Gateway:
 
 @dataclass
 class Page:
-    """A page with an open stream; it remembers what it was sent."""
+    """A page with an open stream; it remembers the events that it received."""
 
     events: list[tuple[str, dict]] = field(default_factory=list)
     heartbeats: int = 0
     closed: bool = False
 
     def all(self, name: str) -> list[dict]:
-        """What came under a name, oldest first."""
+        """The events of a name, oldest first."""
         return [data for each, data in self.events if each == name]
 
     @property
@@ -86,7 +86,7 @@ class Page:
         await eventually(lambda: self.balance == balance)
 
     async def hears(self, name: str, count: int = 1) -> dict:
-        """Waits for so many events of a name; returns the last of them."""
+        """Waits for `count` events of a name; returns the last of them."""
         await eventually(lambda: len(self.all(name)) >= count)
         return self.all(name)[count - 1]
 
@@ -96,7 +96,7 @@ class Page:
         return self.all("end")[-1]["reason"]
 
     async def listen(self, response: httpx.Response) -> None:
-        """Takes in the stream, as "Server-sent events" of the HTML standard says."""
+        """Reads the stream, as "Server-sent events" of the HTML standard says."""
         name, data = "", ""
         with contextlib.suppress(httpx.TransportError):
             async for line in response.aiter_lines():
@@ -118,7 +118,7 @@ class Page:
 async def opened_page(
     http: httpx.AsyncClient, headers: dict[str, str], path: str = "/account/stream"
 ) -> AsyncIterator[Page]:
-    """Opens a page at any address of a stream."""
+    """Opens a page for the stream at any address."""
     page = Page()
     async with http.stream("GET", path, headers=headers, timeout=patience(60)) as response:
         assert response.status_code == 200, await response.aread()
@@ -171,7 +171,7 @@ async def running_gateway(settings: server.Settings) -> AsyncIterator[Gateway]:
 
 @contextlib.contextmanager
 def gateway_program(*arguments: str, **settings: str) -> Iterator[Program]:
-    """Runs `credit-gateway serve`, or another of its commands, as a process of its own.
+    """Runs `credit-gateway serve`, or another of its commands, in a separate process.
 
     Args:
         arguments: of the command line, `serve` where there are none.
@@ -190,7 +190,7 @@ def unix_time(seconds_from_now: float) -> float:
 
 
 def problem(response: httpx.Response) -> tuple[int, str]:
-    """Status and reason of a refusal, which is a problem as RFC 9457 has them."""
+    """Status and reason of a refusal, which must be a problem of RFC 9457."""
     assert response.headers["content-type"] == "application/problem+json", response.text
     body = response.json()
     assert body["status"] == response.status_code

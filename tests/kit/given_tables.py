@@ -1,11 +1,11 @@
-"""The two tables as they were given, with data, before the migrations take them over."""
+"""The two given tables, with data, before the migrations adopt them."""
 
 from datetime import UTC, datetime
 from uuid import uuid4
 
 from credit_service.database import migrations
 
-# As the two tables were given, with nothing added.
+# The two given tables, with nothing added.
 GIVEN = """
     CREATE SCHEMA auth;
     CREATE TABLE auth.users (id uuid PRIMARY KEY, email text);
@@ -29,7 +29,7 @@ OPENING = "Opening entry: the balance taken over less the history taken over"
 
 
 def at(minute):
-    """A time of the given tables, which know no zone."""
+    """A time of the given tables, which have no time zone."""
     return datetime(2024, 5, 1, 12, minute)  # noqa: DTZ001
 
 

@@ -1,4 +1,4 @@
-"""What movements do to grants, as rows of a table: a history in few words, and what is left."""
+"""The effects of movements on grants, as rows of a table: a short history, and what is left."""
 
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -19,7 +19,7 @@ __all__ = ["capture", "hold", "purchase", "refund", "release", "spend"]
 
 
 def at(time=None, priority=50):
-    """The life of credits that expire so long after noon."""
+    """The expiry and priority of credits that expire this long after noon."""
     return Life(None if time is None else NOON + time, None, priority)
 
 
@@ -44,7 +44,7 @@ def revoke(seq, key="revoke", **changes):
 
 
 def reverse(minor, revision=1, *, ref="pi_1", reversal="re_1", **changes):
-    """A refund or dispute of so much of the 1000 that a payment was."""
+    """A refund or dispute of this much of a payment of 1000."""
     fields = {"paid_minor": 1000, "currency": "eur", "reason": "", "validate_only": False}
     return Reverse(
         user_id=ALICE,
@@ -59,7 +59,7 @@ def reverse(minor, revision=1, *, ref="pi_1", reversal="re_1", **changes):
 
 @dataclass(frozen=True)
 class Left:
-    """What is left: the pool, and of each grant by its seq what remains and what is pinned."""
+    """What is left: the pool, and of each grant, by its seq, the remaining and pinned credits."""
 
     pool: int
     grants: dict[int, tuple[int, int]]
@@ -107,12 +107,12 @@ class Story:
         return Left(account.balance - account.in_grants, grants)
 
     def entries(self):
-        """Every entry so far: its type and the two numbers."""
+        """Every entry so far: its type and its two changes."""
         spends = sorted(self.alice.spends.items())
         return [(s.entry.type, s.entry.balance_change, s.entry.held_change) for _, s in spends]
 
     def check(self):
-        """The law: of every grant, of the account, and of the sums."""
+        """Checks the law: for every grant, the account, and the sums."""
         alice, account = self.alice, self.alice.account
         grants = alice.grants.values()
         for value in grants:
@@ -135,7 +135,7 @@ class Story:
         assert sum(pins) == account.pinned
 
     def _load(self, later):
-        """The next batch, with everything loaded and all that is due settled."""
+        """The next batch, with everything loaded and everything due settled."""
         before = self.alice
         state = BatchState.of(self.state.now + later, before.account)
         for name in ("purchases", "reversals", "latest_reversals", "returned"):

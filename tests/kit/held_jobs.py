@@ -1,4 +1,4 @@
-"""What the tests of held work share: a body that fails, an account, a hold that gets lost."""
+"""Helpers for the tests of held work: a body that fails, an account, a hold that gets lost."""
 
 from datetime import timedelta
 
@@ -11,7 +11,7 @@ SHORT = timedelta(seconds=min(patience(1), 6))
 
 
 class WorkFailedError(Exception):
-    """What goes wrong in the body."""
+    """The failure in the body."""
 
 
 async def account(client, user_id):
@@ -20,7 +20,7 @@ async def account(client, user_id):
 
 
 async def lose(database, client, user_id, work):
-    """Stops the heartbeat, as a machine does that sleeps, until the hold has expired."""
+    """Stops the heartbeat, like a machine that sleeps, until the hold has expired."""
     work._heartbeat.cancel()
 
     async def expired():

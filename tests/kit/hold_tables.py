@@ -1,6 +1,6 @@
-"""What holds do, as rows of a table: what was before, what is asked, what must come of it.
+"""The rules of holds, as rows of a table: the history, a command, the result that it must have.
 
-Every row runs with what came before loaded from the book and decided in the same batch, and each
+Every row runs twice: with its history loaded from the book, and decided in the same batch. Each
 time it is validated first, which must change nothing and give the same answer.
 """
 
@@ -89,7 +89,7 @@ class Given:
 
 
 def loaded(state, later=timedelta(0)):
-    """What the next batch has before it: due holds ended, everything earlier loaded."""
+    """The state that the next batch loads: everything earlier, with due holds ended."""
     accounts = [user.account for user in state.users.values()]
     after = BatchState.of(state.now + later, *accounts)
     after.purchases.update(state.purchases)
@@ -105,7 +105,7 @@ def loaded(state, later=timedelta(0)):
 
 
 def expire_due(user):
-    """Ends what is due, as a batch does that takes all of it."""
+    """Ends all due holds, like a batch that has room for them."""
     opened = [hold for hold in user.holds.values() if hold.state == "held"]
     due = [hold for hold in opened if hold.expires_at <= user.now]
     later = [hold.expires_at for hold in opened if hold.expires_at > user.now]
@@ -122,7 +122,7 @@ def given(balance=0, *steps, terms=TERMS):
 class Posts:
     """An entry of this type: its changes of balance and held, and both after it.
 
-    The hold it leaves, where it concerns one: its state and the credits captured.
+    The hold that it leaves, if it is about one: its state and the captured credits.
     """
 
     type: str
@@ -149,7 +149,7 @@ class Invalid:
 
 
 def policy(*, limits=NO_LIMITS, **changes):
-    """What alters the account's policy."""
+    """The change of the account row that sets its policy."""
     return {"policy": Policy(limits=limits, **changes)}
 
 
@@ -159,7 +159,7 @@ LATE = QUARTER + INSTANT
 
 
 def judge(before, command, expected, *, same_batch):
-    """Holds a row to what it says, once validated and once for real."""
+    """Checks that a row gives its result, once validated and once for real."""
     state = before.state(same_batch=same_batch)
     unchanged, entries = repr(state), dict(state.users[ALICE].spends)
     known = isinstance(command, Keyed) and remembers(state, command)
@@ -212,7 +212,7 @@ def answer(state, command, terms):
 
 
 def adds_up(state):
-    """Alice's row says what her holds say, and each hold what its entries say."""
+    """Checks that Alice's row agrees with her holds, and each hold with its entries."""
     alice = state.users[ALICE]
     account = alice.account
     open_holds = [hold for hold in alice.holds.values() if hold.state == "held"]

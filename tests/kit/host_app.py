@@ -1,4 +1,4 @@
-"""A program of another author with the gateway mounted in it, for `uvicorn kit.host_app:app`."""
+"""Another author's program with the gateway mounted in it, for `uvicorn kit.host_app:app`."""
 
 import os
 from contextlib import asynccontextmanager

@@ -19,8 +19,8 @@ class SilentReader:
     It answers the server's settings and pings, so its connection looks alive.
 
     Attributes:
-        ended: calls that have ended, which here are those that were refused.
-        streams_max: how many streams the server allows at the same time; None: it has not said.
+        ended: calls that have ended; here these are the refused ones.
+        streams_max: how many streams the server allows at the same time; None: not announced yet.
         closed: set when the server has closed the connection.
     """
 
@@ -64,13 +64,13 @@ class SilentReader:
         await self._writer.drain()
 
     async def go_away(self) -> None:
-        """Says that it ends because of an error of its own."""
+        """Sends GOAWAY with an error of the client's own."""
         reason = struct.pack(">II", 0, _INTERNAL_ERROR) + b"gone"
         self._writer.write(_frame(_GOAWAY, 0, 0, reason))
         await self._writer.drain()
 
     async def read(self) -> None:
-        """Takes what the server sends, until it closes the connection."""
+        """Reads from the server until it closes the connection."""
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = await self._reader.readexactly(9)

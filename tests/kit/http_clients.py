@@ -4,5 +4,5 @@ import httpx
 
 
 def http_client(**options: object) -> httpx.AsyncClient:
-    """A client as httpx has it, without the certificates, which take 30 ms to load."""
+    """An ordinary client of httpx, without the certificates, which take 30 ms to load."""
     return httpx.AsyncClient(verify=False, **options)

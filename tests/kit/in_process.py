@@ -10,7 +10,7 @@ async def start(
     settings: object,
     stop: asyncio.Event,
 ) -> tuple[int, asyncio.Task[Any]]:
-    """Runs `serve` until `stop` is set; returns its port once it listens, and its task."""
+    """Runs `serve` until `stop` is set; waits until it listens; returns its port and its task."""
     ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def started(port: int) -> None:

@@ -14,7 +14,7 @@ TTL = timedelta(seconds=2)
 
 
 class TimeLimit(Exception):
-    """What the signal raises."""
+    """The exception that the signal raises."""
 
 
 def strikes(*_):

@@ -6,23 +6,23 @@ import threading
 
 
 class TimeLimit(Exception):
-    """What strikes the thread."""
+    """The exception that strikes the thread."""
 
 
 def strike(thread_id: int) -> None:
-    """Raises TimeLimit in a thread that has not ended, at whatever it does next in Python."""
+    """Raises TimeLimit in a thread that has not ended, at its next step in Python."""
     strikes = ctypes.pythonapi.PyThreadState_SetAsyncExc
     assert strikes(ctypes.c_ulong(thread_id), ctypes.py_object(TimeLimit)) <= 1
 
 
 def struck_at_step(step, function) -> bool:
-    """Calls a function and raises TimeLimit at one of its steps, which no other thread could miss.
+    """Calls a function and raises TimeLimit at exactly one of its steps.
 
-    A step is an instruction of the client's own code or a line of what it calls. Python strikes a
-    thread at some of these instants only, so this is more than can happen.
+    A step is an instruction of the client's own code or a line of the code that it calls. Python
+    strikes a thread only at some of these instants, so this covers more than can happen.
 
     Returns:
-        False where the function has fewer steps.
+        False if the function has fewer steps.
     """
     steps = 0
 
@@ -48,7 +48,7 @@ def struck_at_step(step, function) -> bool:
 
 
 def struck_after(seconds, function) -> None:
-    """Calls a function in a thread of its own, which another strikes some time after its start."""
+    """Calls a function in a separate thread, which another strikes some time after its start."""
     running, ended = threading.Event(), threading.Event()
 
     def runs():

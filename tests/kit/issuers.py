@@ -71,7 +71,7 @@ class Issuer:
         return f"{self.url}/auth/v1"
 
     def claims(self, user_id: object, **changes: object) -> dict:
-        """What an access token of this issuer says; None takes a claim away."""
+        """The claims of an access token of this issuer; None removes a claim."""
         said = {
             "iss": self.name,
             "aud": "authenticated",

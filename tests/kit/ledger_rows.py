@@ -1,13 +1,13 @@
-"""Rows of every table of the ledger, written by hand: one of each, and those that are allowed."""
+"""Rows of every table of the ledger, written by hand: one of each, and further allowed ones."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 USER, STRANGER = UUID(int=1), UUID(int=2)
-# Has an account and nothing else.
+# A user with an account and nothing else.
 NEIGHBOUR = UUID(int=4)
 TIME = datetime(2024, 5, 1, tzinfo=UTC)
-# What the driver sends as -infinity and infinity, times that no answer can show.
+# The driver sends these as -infinity and infinity, times that no answer can show.
 ENDLESS = (datetime.min, datetime.max)  # noqa: DTZ901
 
 ACCOUNT = {
@@ -157,7 +157,7 @@ TOP_UP = {
     "created_at": TIME,
     "changed_at": TIME,
 }
-# What was announced: an account with more credits again, and an expiry.
+# Alerts: an account with enough credits again, and an expiry.
 ALERT_STATE = {
     "user_id": USER,
     "level": "low",
@@ -320,7 +320,7 @@ ALLOWED = [
     ("credit_top_up_changes", TURNED_ON),
 ]
 
-# What the relay keeps.
+# The rows that the relay keeps.
 LEASE = {"id": 1, "fence": 0, "holder": "", "until": TIME}
 READER = {
     "reader": "webhook/shop",

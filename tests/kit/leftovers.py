@@ -1,9 +1,9 @@
-"""The directory of one run of the tests, which goes with the run's programs however the run ends.
+"""The directory of one run of the tests, removed with the run's programs however the run ends.
 
-A keeper, which is this file run as a program, sees the end of the run by the end of a pipe, and so
-after a SIGKILL too. It kills the programs that still carry the run's mark in their environment,
-waits for the PostgreSQL servers, which Linux stops when the program that started them dies, and
-removes the directory. A keeper that was killed leaves the directory to the next run.
+A keeper, which is this file run as a program, notices the end of the run, even by SIGKILL, by the
+end of a pipe. It kills the programs that still carry the run's mark in their environment, waits for
+the PostgreSQL servers, which Linux stops when the program that started them dies, and removes the
+directory. If the keeper was killed, the next run removes the directory.
 """
 
 import contextlib
@@ -70,11 +70,11 @@ def _is_of(directory: Path, process: int, by_mark: bool) -> bool:
 
 
 def _kill(directory: Path, *, by_mark: bool) -> list[int]:
-    """Kills the processes of a run; returns which they were."""
+    """Kills the processes of a run; returns their numbers."""
     found = processes(directory, by_mark=by_mark)
     for process in found:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            # Linux gives the number of an ended process to another one; this descriptor stays.
+            # Linux reuses the number of an ended process; the descriptor stays with this process.
             descriptor = os.pidfd_open(process)
             try:
                 if _is_of(directory, process, by_mark):

@@ -12,7 +12,7 @@ POLL = "^" + re.escape(store.SQL["changed_accounts"].splitlines()[0])
 
 
 class Listener:
-    """Reads a stream and keeps what it receives."""
+    """Reads a stream and keeps the states that it receives."""
 
     def __init__(self, stream):
         self.received = []
@@ -31,7 +31,7 @@ class Listener:
         return self.received[-1] if self.received else None
 
     async def hears(self, claim):
-        """Waits until the newest state is as claimed."""
+        """Waits until the claim holds for the newest state."""
         await eventually(lambda: self.received and claim(self.received[-1]))
 
     async def stop(self):

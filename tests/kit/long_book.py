@@ -4,7 +4,7 @@ from uuid import UUID
 
 from kit.databases import Database
 
-# Entries of $2 places: a purchase of 2 in the odd ones, a spend of 1 in the even ones, and in place
+# $2 entries: a purchase of 2 in the odd places, a spend of 1 in the even ones, and in place
 # 3 the refund of the spend in place 2. $3 neighbours have the same time, as the entries of a batch
 # have; the times are a second apart. Every 100th entry has the reference `hundredth`.
 _ENTRIES = """
@@ -37,7 +37,7 @@ _ACCOUNT = """
 
 
 async def write_book(database: Database, entries: int, *, same_time: int = 1) -> UUID:
-    """Gives a new user a book of so many entries, 3 or more, `same_time` of them at a time."""
+    """Gives a new user a book of `entries` (3 or more); each `same_time` of them share a time."""
     user_id = await database.user()
     connection = await database.connect()
     try:
@@ -45,7 +45,7 @@ async def write_book(database: Database, entries: int, *, same_time: int = 1) ->
             await connection.execute(
                 "INSERT INTO user_credits (user_id, last_updated) VALUES ($1, now())", user_id
             )
-            # Triggers and foreign keys would look the same account up once for each entry.
+            # Triggers and foreign keys would look up the same account once for each entry.
             await connection.execute("SET LOCAL session_replication_role = replica")
             await connection.execute(_ENTRIES, user_id, entries, same_time)
             await connection.execute("SET LOCAL session_replication_role = origin")

@@ -1,4 +1,4 @@
-"""CallMany, and the single calls that its items are."""
+"""CallMany, and the single calls of its items."""
 
 from uuid import uuid4
 
@@ -65,7 +65,7 @@ async def results(stub, items, **options):
 
 
 async def result_of_single_call(stub, item, **options):
-    """Makes the single call that an item is, and puts its answer into a result."""
+    """Makes an item's single call, and puts its answer into a result."""
     kind = item.WhichOneof("call")
     result = pb.CallManyResult(index=item.index)
     try:
@@ -82,7 +82,7 @@ async def result_of_single_call(stub, item, **options):
 
 
 def reason(result):
-    """The reason of a result that is an error; an empty text for one that is not."""
+    """The reason of a result that is an error; otherwise an empty text."""
     if not result.HasField("error"):
         return ""
     return info(result).reason

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 
 class Scrape:
-    """What one reading of the metrics port said."""
+    """The answer to one reading of the metrics port."""
 
     def __init__(self, text):
         self.samples = {

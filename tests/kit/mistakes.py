@@ -1,4 +1,4 @@
-"""A table of callers' mistakes in every field of every call, and requests without any."""
+"""A table of callers' mistakes in every field of every call, and requests without mistakes."""
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp

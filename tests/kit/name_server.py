@@ -28,7 +28,7 @@ class _Names(asyncio.DatagramProtocol):
         (kind,) = struct.unpack_from("!H", question, len(question) - 4)
         known = question[:-4] == _encoded(NAME)
         found = self._addresses if kind == _A and known else []
-        # Each answer names what was asked by its place in the packet.
+        # Each answer refers to the name in the question by its place in the packet.
         records = [
             struct.pack("!HHHIH", 0xC000 + _HEADER.size, _A, 1, _TTL_SECONDS, len(address))
             + address

@@ -1,4 +1,4 @@
-"""The React and tRPC examples as an app of their own, with the packages of their lock file."""
+"""The React and tRPC examples as a separate app, with the packages of their lock file."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ from kit.waiting import patience
 
 
 def install_web_examples(place: Path, *further: Path) -> Path:
-    """Copies docs/examples/web, with further files beside it, and installs what it needs.
+    """Copies docs/examples/web, with further files beside it, and installs its packages.
 
     Returns:
         The app's directory; the gateway's module is where its hook imports it from.

@@ -1,4 +1,4 @@
-"""Holds answers to the gateway's OpenAPI document."""
+"""Checks answers against the gateway's OpenAPI document."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def check_schema(schema: dict, value: object) -> None:
 
 
 def operation_of(method: str, path: str) -> dict | None:
-    """The operation of a request; None where the document has none."""
+    """The operation of a request; None if the document has none."""
     for template, item in document()["paths"].items():
         pattern = "/".join(
             "[^/]+" if part.startswith("{") else re.escape(part) for part in template.split("/")

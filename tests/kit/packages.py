@@ -48,9 +48,9 @@ class PackageIndex:
     """A package index on loopback that serves a folder of wheels.
 
     Attributes:
-        url: where pip and uv look, as they know it.
+        url: the address that pip and uv are given.
         address: host and port, which also serve as an HTTP proxy to any index.
-        asked: the targets of all requests, in order.
+        asked: the paths of all requests, in order.
     """
 
     def __init__(self, folder: Path, tls: ssl.SSLContext | None) -> None:
@@ -83,7 +83,7 @@ class PackageIndex:
                 pass
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.handle_error = lambda *_: None  # a client that trusts us not hangs up
+        self.server.handle_error = lambda *_: None  # a client that does not trust us hangs up
         if tls is not None:
             self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
         port = self.server.server_address[1]

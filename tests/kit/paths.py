@@ -1,4 +1,4 @@
-"""Where the tree under test is."""
+"""The place of the tree under test."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """The PostgreSQL that tests run against: the embedded one, or another version's programs.
 
-TEST_POSTGRES_BIN names the folder of those programs, such as /usr/lib/postgresql/15/bin. What a
-test starts by the command line, `credit-service serve` without a database, stays embedded.
+TEST_POSTGRES_BIN names the folder of those programs, such as /usr/lib/postgresql/15/bin. A server
+that a test starts by `credit-service serve` without a database stays embedded.
 """
 
 import os
@@ -35,7 +35,7 @@ _POLL_SECONDS = 0.02
 def postgres(
     data: Path, settings: Mapping[str, str] | None = None
 ) -> AbstractContextManager[Cluster]:
-    """Runs a server on `data` for as long as the block lasts, as `embedded_postgres` does."""
+    """Runs a server on `data` for the length of the block, as `embedded_postgres` does."""
     directory = os.environ.get(BIN)
     if directory is None:
         return embedded_postgres(data, settings)
@@ -44,10 +44,10 @@ def postgres(
 
 @contextmanager
 def standby(data: Path, primary: Path | None) -> Iterator[Cluster]:
-    """Runs a server in recovery, which can be read and not written.
+    """Runs a server in recovery, which can be read but not written.
 
     Args:
-        data: of a former primary, or a new directory.
+        data: the data directory of a former primary, or a new one.
         primary: the socket directory of the server that a new one copies and follows.
     """
     directory = os.environ.get(BIN)

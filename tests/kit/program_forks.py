@@ -1,13 +1,13 @@
-"""Programs started by a fork of a process that has imported their modules already.
+"""Programs started by forking a process that has already imported their modules.
 
-Python takes a second of processor time to import what one of our programs needs, and the tests
+Python takes a second of processor time to import the modules of one program, and the tests
 start a thousand of them. A fork is a process like any other: it has its own session, environment,
-files and end. What a fork cannot show, because the interpreter or a library reads it as it starts,
-is started in the ordinary way; `can_fork` decides. `python -m` itself is tested with
-`credit-service --version` and its like.
+files and end. Settings that the interpreter or a library reads as it starts have no effect on a
+fork; such a program is started in the ordinary way, as `can_fork` decides. `python -m` itself is
+tested with `credit-service --version` and the like.
 
-This file run as a program is the root, which the run starts once for all its workers. For each
-module it forks a template, which imports the module's command line and forks the programs.
+This file run as a program is the root, which a test run starts once for all its workers. For each
+module the root forks a template, which imports the module's command line and forks the programs.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-# What a template imports before it forks `python -m` of a module.
+# By the module of `python -m`: the module that its template imports before it forks.
 _IMPORTS = {
     "credit_service": "credit_service.cli",
     "credit_service.gateway": "credit_service.gateway.cli",
@@ -34,8 +34,8 @@ _IMPORTS = {
     "fake_stripe": "fake_stripe.__main__",
 }
 _ROOT = "TEST_PROGRAM_FORKS"
-_PATH = "TEST_PROGRAM_FORKS_PATH"  # what PYTHONPATH was when the run started
-# The interpreter and the libraries read variables with these beginnings when they are loaded.
+_PATH = "TEST_PROGRAM_FORKS_PATH"  # PYTHONPATH as it was when the run started
+# The interpreter and the libraries read variables with these prefixes when they are loaded.
 _READ_AT_START = ("PYTHON", "GRPC_", "LD_", "LC_", "LANG", "TZ", "MALLOC_", "OPENSSL_", "COVERAGE_")
 _MESSAGE_MAX = 1 << 18
 _FILES_MAX = 1 << 12
@@ -61,7 +61,7 @@ def program_forks(directory: Path, *paths: Path) -> Iterator[None]:
     command = [sys.executable, "-P", __file__, str(address)]
     with subprocess.Popen(
         command,
-        stdin=subprocess.PIPE,  # its end is the end of the run
+        stdin=subprocess.PIPE,  # closing it ends the root
         stdout=subprocess.PIPE,
         env=environment,
         start_new_session=True,
@@ -80,7 +80,7 @@ def can_fork(module: str, environment: Mapping[str, str]) -> bool:
     """Whether a fork with this environment is as good as `python -m` of the module."""
     if _ROOT not in os.environ or module not in _IMPORTS:
         return False
-    # Where a template looks for modules. That of the fake Stripe looks in scripts/ too.
+    # The places where a template looks for modules; the fake Stripe's also looks in scripts/.
     if module != "fake_stripe" and environment.get("PYTHONPATH", "") != os.environ[_PATH]:
         return False
     names = {n for n in {*environment, *os.environ} if n.startswith(_READ_AT_START)}
@@ -138,7 +138,7 @@ class Fork:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            # It may have ended since; the template says so a little later.
+            # It may have ended meanwhile; the template reports that a little later.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
@@ -191,7 +191,7 @@ def _listener(address: str) -> socket.socket:
 
 
 def _be_root(address: str) -> tuple[str, socket.socket] | None:
-    """Makes templates until the run ends; in a template, returns what it is one of."""
+    """Makes templates until the run ends; in a template, returns its module and socket."""
     listener = _listener(address)
     made = set()
     print("ready", flush=True)
@@ -213,10 +213,10 @@ def _be_root(address: str) -> tuple[str, socket.socket] | None:
 
 
 def _be_template(module: str, listener: socket.socket) -> dict[str, object] | None:
-    """Forks programs until the run ends; in a program, returns what it is."""
+    """Forks programs until the run ends; in a program, returns its description."""
     before = dict(os.environ)
     importlib.import_module(_IMPORTS[module])
-    sys.modules.pop(f"{module}.__main__", None)  # it is run, and not only imported
+    sys.modules.pop(f"{module}.__main__", None)  # it is run, not only imported
     added = {name: value for name, value in os.environ.items() if name not in before}
     woken, wake = os.pipe()
     os.set_blocking(wake, False)

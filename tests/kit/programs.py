@@ -1,4 +1,4 @@
-"""The command line in processes of its own, and ports for programs that need a fixed one."""
+"""The command line in separate processes, and ports for programs that need a fixed one."""
 
 import contextlib
 import itertools
@@ -77,7 +77,7 @@ class Process:
         return "\n".join(self.lines)
 
     def wait_for(self, pattern: str, seconds: float = 30) -> re.Match[str]:
-        """Waits until a line of the output matches; fails with the output when none does."""
+        """Waits until a line of the output matches; fails with the output if none does."""
         expression = re.compile(pattern)
         started = time.monotonic()
         with self._more:
@@ -104,13 +104,13 @@ class Process:
         return code
 
     def close(self) -> None:
-        """Ends it with all it started, whatever state it is in."""
+        """Ends it in any state, with everything that it started."""
         if self.popen.poll() is None:
             self.popen.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.popen.wait(patience(15))
-        # A process of that number after the end is another one. While others of the group are left,
-        # the number is not given away.
+        # After the end, a process with that number is another one. The number is not reused while
+        # processes of the group are left.
         if self.popen.poll() is None or not Path(f"/proc/{self.popen.pid}").exists():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.popen.pid, signal.SIGKILL)
@@ -139,7 +139,7 @@ def process(*arguments: str, **environment: str) -> Iterator[Process]:
 def run_module(
     module: str, *arguments: object, environment: Mapping[str, str]
 ) -> "subprocess.CompletedProcess[str]":
-    """Runs `python -m` of a module to its end; returns its exit code and what it printed."""
+    """Runs `python -m` of a module to its end; returns its exit code and its output."""
     command = [str(each) for each in arguments]
     if can_fork(module, environment):
         return run_forked(module, command, environment, patience(60))
@@ -154,9 +154,9 @@ def run_module(
 
 
 def _ports() -> Iterator[int]:
-    # Below those that Linux gives to outgoing connections (ip(7), ip_local_port_range): one of
-    # theirs can be taken while the server that a test starts again is down, even by a client
-    # that looks for it. Each process that runs tests has its own.
+    # Below the ports that Linux gives to outgoing connections (ip(7), ip_local_port_range): one of
+    # those can be taken while a server is down between two starts, even by a client that looks for
+    # the server. Each process that runs tests has a range of its own.
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     first = random.randrange(10_000, 20_000, 100)
     return itertools.cycle(range(first + worker % 100, first + 10_000, 100))

@@ -14,7 +14,7 @@ from kit.paths import ROOT
 from kit.programs import free_port
 from kit.waiting import eventually
 
-# Debian keeps it out of the path of ordinary users.
+# On Debian it is not on the PATH of ordinary users.
 _PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin"))
 
 _CONFIGURATION = """

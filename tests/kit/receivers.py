@@ -1,4 +1,4 @@
-"""A receiver of webhooks on a real socket, which notes what it gets and answers as a test likes."""
+"""A receiver of webhooks on a real socket, which records requests and answers as a test chooses."""
 
 import asyncio
 import contextlib
@@ -49,14 +49,14 @@ class Delivered:
 
 @dataclass
 class Receiver:
-    """What was received, and how the next request is answered.
+    """The requests received, and the answer to the next one.
 
     Attributes:
         got: every request.
-        taken: those that were answered with 200.
+        taken: the requests that were answered with 200.
         reply: makes the answer to a request; it may wait, or break the connection.
         in_flight_max: how many requests were open at the same time.
-        overlapping: users of whom two requests were open at the same time.
+        overlapping: users with two requests open at the same time.
     """
 
     port: int = 0

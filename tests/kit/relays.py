@@ -36,7 +36,7 @@ def endpoint(name: str, port: int, types: str = '"*"', *, more: str = "", host: 
 
 
 def write_endpoints(file: Path, *endpoints: str) -> None:
-    """Writes the file as a new one, so that a change is seen whatever the clock says."""
+    """Writes the file as a new one, so that the relay sees a change regardless of the clock."""
     new = file.with_suffix(".new")
     new.write_text("\n".join(endpoints))
     new.replace(file)

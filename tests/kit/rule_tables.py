@@ -1,4 +1,4 @@
-"""The rules as rows of a table: what was before, a command in few words, what must come of it."""
+"""The rules as rows of a table: a history, a short command, the result that it must have."""
 
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -68,7 +68,7 @@ def refund(seq, amount=None, key="new", *, user=ALICE, **changes):
 
 @dataclass(frozen=True)
 class Given:
-    """Alice's account at first, then what was done; the row itself runs under `terms`."""
+    """Alice's account at first, then earlier commands; the row itself runs under `terms`."""
 
     balance: int = 0
     done: tuple[Command, ...] = ()
@@ -87,7 +87,7 @@ class Given:
 
 
 def loaded(state):
-    """What the next batch has before it."""
+    """The state that the next batch loads."""
     accounts = [user.account for user in state.users.values()]
     after = BatchState.of(state.now + timedelta(seconds=1), *accounts)
     after.purchases.update(state.purchases)
@@ -104,7 +104,7 @@ def given(balance=0, *done, **rest):
 
 @dataclass(frozen=True)
 class Writes:
-    """An entry of these two numbers, which leaves this balance."""
+    """An entry with these two changes, which leaves this balance."""
 
     balance_change: int
     held_change: int
@@ -113,7 +113,7 @@ class Writes:
 
 @dataclass(frozen=True)
 class Replays:
-    """The entry with this seq of Alice's, and her account as it is now."""
+    """Alice's entry with this seq, and her account as it is now."""
 
     seq: int
 
@@ -137,7 +137,7 @@ FAR_AWAY = Purchased(STRANGER, 7, 100, entry=None)
 
 
 def judge(before, command, expected, *, same_batch):
-    """Holds a row to what it says, once validated and once for real."""
+    """Checks that a row gives its result, once validated and once for real."""
     state = before.state(same_batch=same_batch)
     unchanged, entries = repr(state), dict(state.users[ALICE].spends)
     known = remembers(state, command)
@@ -179,7 +179,7 @@ def remembers(state, command):
 
 
 def without_kept_key(state, command):
-    """Shows the state as it was before it kept this command's key; leaves it as it is."""
+    """The state as it was before it kept this command's key; does not change the state."""
     user, key = state.users[command.user_id], command.idempotency_key
     assert user.kept_keys[-1].key == key
     kept, entry, call = user.kept_keys.pop(), user.by_key.pop(key), user.kept_calls.pop(key)

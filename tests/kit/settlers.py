@@ -1,4 +1,4 @@
-"""What the tests of settling share: events as Stripe lists them, and what has come of them."""
+"""Helpers for the tests of settling: events as Stripe lists them, and their results."""
 
 import pytest
 

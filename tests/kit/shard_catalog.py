@@ -1,7 +1,7 @@
 """The part of Citus's catalogue that the service reads, as tables of an ordinary PostgreSQL.
 
-It says where users are; the tables stay in one piece. So a test sees what the service makes of a
-map where there is no cluster. That Citus has these tables is shown on a real one.
+It says where users are; the tables stay in one piece. So a test without a cluster sees how the
+service uses a map. The tests on a real cluster show that Citus has these tables.
 """
 
 from uuid import UUID, uuid4
@@ -29,7 +29,7 @@ _TABLES = """
     RESET allow_system_table_mods
 """
 
-# As Citus refuses to lock rows on several shards.
+# Like Citus, which refuses to lock rows on several shards.
 _REFUSE = """
     CREATE FUNCTION refuse_several_shards() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
@@ -48,7 +48,7 @@ _REFUSE = """
 
 
 async def lay_out(database, layout, *, groups=(3, 7)):
-    """Says in the catalogue where the users are; Citus numbers nodes as it likes."""
+    """Writes to the catalogue where the users are; Citus may number nodes in any way."""
     ends = (*layout.starts[1:], 2**31)
     connection = await database.connect()
     try:
@@ -71,12 +71,12 @@ async def lay_out(database, layout, *, groups=(3, 7)):
 
 
 async def refuse_several_shards(database):
-    """Has the database refuse a statement that writes entries of users on several shards."""
+    """Makes the database refuse a statement that writes entries of users on several shards."""
     await database.execute(_REFUSE)
 
 
 async def user_on(database, layout, shard, credits_=100) -> UUID:
-    """Adds a user whose id leads to this shard."""
+    """Adds a user whose id belongs to this shard."""
     while layout.shard_of(user_id := uuid4()) != shard:
         pass
     await database.make_anew(user_id, credits_)

@@ -1,4 +1,4 @@
-"""Holds as the tests of their calls look at them: the states, and what the book says of them."""
+"""Holds for the tests of their calls: the states, shown and in the book."""
 
 from datetime import timedelta
 

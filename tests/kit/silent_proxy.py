@@ -1,4 +1,4 @@
-"""A proxy before the service whose connections can go silent, as behind a firewall that forgot."""
+"""A proxy before the service whose connections can go silent, as behind a forgetful firewall."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ class SilentProxy:
         ]
         self._tasks.update(ways)
         try:
-            # The client has closed it; or the service has, and the client must hear of that.
+            # The client has closed it; or the service has, and the client must be notified.
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             self.given_up += writer in self._silent and ways[0].done()
             if writer in self._silent:

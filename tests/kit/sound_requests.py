@@ -1,4 +1,4 @@
-"""A request for every call that is in order."""
+"""A valid request for every call."""
 
 from uuid import UUID
 
@@ -11,7 +11,7 @@ from credit_service.v1 import credit_service_pb2 as pb
 def sound(user_id: UUID) -> dict[str, dict[str, object]]:
     """Arguments with which every call succeeds for a user with credits and a spend in place 2.
 
-    But those about a request for a top-up, which has the time in its id: there is none.
+    Calls about a request for a top-up, whose id contains a time, do not: there is no such request.
     """
     write = {"user_id": str(user_id), "idempotency_key": "sound"}
     return {

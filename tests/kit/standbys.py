@@ -64,19 +64,19 @@ class Server:
         self.pid = said["pid"]
 
     def stop(self) -> None:
-        """Ends the server in order; clients are cut off."""
+        """Stops the server cleanly; clients are cut off."""
         if self._keeper is not None:
             self._keeper.communicate()
             self._keeper = None
 
     def ask_for_passwords(self) -> None:
-        """Makes it ask the service's role for a password, once it reloads its configuration."""
+        """Makes it ask the service's role for a password after it reloads its configuration."""
         (rules,) = self._data.glob("postgresql-*/pg_hba.conf")
         rules.write_text(f"local credit credit_service scram-sha-256\n{rules.read_text()}")
 
     @property
     def database(self) -> Database:
-        """What this server has, whatever the address leads to."""
+        """This server's database, wherever the address leads."""
         return Database("credit", self.owner_url, _as_service(self.owner_url))
 
 

@@ -1,4 +1,4 @@
-"""A run of the tests that does not end by itself, for the test that kills one."""
+"""A run of the tests that does not end by itself, for the test that kills a run."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Every statement of the ledger, prepared as a lane keeps it, with arguments for it."""
+"""Every statement of the ledger, prepared as a lane keeps it, with its arguments."""
 
 import json
 import re
@@ -181,7 +181,7 @@ class Session:
             await self._connection.execute(head + text)
 
     async def plan(self, name: str, values: list[object]) -> dict:
-        """Runs a statement, takes it back, and tells what it touched."""
+        """Runs a statement, rolls it back, and returns its plan with its rows and pages."""
         pairs = zip(values, self._kinds[name], strict=True)
         given = ", ".join(literal(value, kind) for value, kind in pairs)
         given = f"({given})" if given else ""

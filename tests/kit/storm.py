@@ -1,8 +1,8 @@
-"""Callers who buy, spend and refund without pause, and hold the service to every word it said.
+"""Callers that buy, spend and refund without pause, and compare every answer with the book.
 
-Each caller keeps one call in flight and remembers what it sent and what came back. Afterwards
-`settle` repeats, with the same key, whatever got no final answer, and `check` compares the memory
-with the book: nothing acknowledged is missing, nothing happened twice, nothing happened unasked.
+Each caller keeps one call in flight and remembers its requests and answers. Afterwards `settle`
+repeats, with the same key, each call without a final answer, and `check` compares the memory with
+the book: nothing acknowledged is missing, nothing happened twice, nothing happened unasked.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ _EXPECTED_REFUSALS = {
     "TOO_MANY_HOLDS",
 }
 
-# A caller of its own connection, which is quick to try again when the service is away.
+# For a caller with a connection of its own that reconnects quickly when the service is away.
 _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
@@ -56,13 +56,13 @@ _METHODS = {
 
 @asynccontextmanager
 async def connected(target):
-    """A bare stub: no retries, one answer per call, whatever it is."""
+    """A bare stub: no retries, exactly one answer per call."""
     async with grpc.aio.insecure_channel(target, options=_OPTIONS) as channel:
         yield pb_grpc.CreditServiceStub(channel)
 
 
 async def call(stub, request, seconds=None):
-    """Sends a write; returns its response, or what failed as an `AioRpcError`."""
+    """Sends a write; returns its response, or the failure as an `AioRpcError`."""
     try:
         return await getattr(stub, _METHODS[type(request)])(
             request, timeout=patience(10) if seconds is None else seconds
@@ -73,7 +73,7 @@ async def call(stub, request, seconds=None):
 
 @dataclass
 class _Asked:
-    """One key: what was asked under it, what was answered, and whether an answer is missing."""
+    """One key: its requests, its answers, and whether an answer is missing."""
 
     request: object
     answers: list = field(default_factory=list)
@@ -114,13 +114,13 @@ class Storm:
         await self.stop()
 
     async def stop(self):
-        """Lets every caller finish the call it is in, and ends."""
+        """Lets every caller finish its call, and ends."""
         self._stopping.set()
         await asyncio.gather(*self._tasks)
         print(self)
 
     async def more(self, count, seconds=60.0):
-        """Waits for so many further acknowledged writes."""
+        """Waits for `count` further acknowledged writes."""
         goal = self.acknowledged + count
         async with asyncio.timeout(patience(seconds)):
             while self.acknowledged < goal:
@@ -137,7 +137,7 @@ class Storm:
                     await asyncio.sleep(0.1)
 
     def _next(self):
-        """Mostly something new; now and then something asked before, answered or not."""
+        """Mostly a new request; now and then an earlier one, answered or not."""
         lots = self._lots
         if self._asked and lots.random() < 0.15:
             return lots.choice(list(self._asked.values()))
@@ -182,7 +182,7 @@ class Storm:
         return grpc.StatusCode.OK
 
     def _remember(self, entry):
-        """Keeps what later requests may refer to."""
+        """Keeps the entries that later requests may refer to."""
         if entry.type in {pb.TRANSACTION_TYPE_SPEND, pb.TRANSACTION_TYPE_CAPTURE}:
             self._spends.append(entry)
         elif entry.type == pb.TRANSACTION_TYPE_HOLD:
@@ -191,7 +191,7 @@ class Storm:
             self._grants.append(entry)
 
     async def settle(self, target=None, seconds=60.0):
-        """Repeats what has no final answer until it has one: when all is well again, all answer."""
+        """Repeats each call without a final answer until it has one, which all get in the end."""
         unanswered = [asked for asked in self._asked.values() if asked.open]
 
         async def ask_again(stub):
@@ -208,14 +208,14 @@ class Storm:
             await asyncio.gather(*(ask_again(stub) for _ in range(8)))
 
     async def check(self, database: Database):
-        """Holds the book to the answers, and the answers to each other."""
+        """Compares the book with the answers, and the answers with each other."""
         rows = await database.fetch(
             "SELECT id, idempotency_key, type, amount, balance_after FROM credit_transactions"
             " WHERE idempotency_key <> 'opened by the test'"
         )
         book = {row["idempotency_key"]: row for row in rows}
         assert len(book) == len(rows), "a key has two entries"
-        # A grant of which nothing is left is not revoked: the answer is the entry that made it.
+        # Revoking a grant with nothing left writes no entry: the answer is the entry that made it.
         happened = {
             key
             for key, asked in self._asked.items()
@@ -233,8 +233,8 @@ class Storm:
                     row["balance_after"],
                 )
             fresh = [answer for answer in asked.answers if not answer.replayed]
-            assert len(fresh) <= 1, f"{key} was done twice, so it was said"
-            assert fresh or asked.open, f"{key} was said to be a repeat"
+            assert len(fresh) <= 1, f"{key} was answered as done twice"
+            assert fresh or asked.open, f"{key} was only answered as a repeat"
         assert not await database.faults()
 
 

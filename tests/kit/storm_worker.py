@@ -10,7 +10,7 @@ from credit_service.errors import AlreadyPaid, CreditError
 
 
 def main() -> None:
-    """Says for each job what became of it."""
+    """Prints the result of each job."""
     target, ttl = sys.argv[1], timedelta(seconds=float(sys.argv[2]))
     with BlockingCreditClient(target) as client:
         print("ready", flush=True)

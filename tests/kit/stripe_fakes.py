@@ -1,4 +1,4 @@
-"""The fake Stripe and the bridge as processes of their own, and the fake's controls."""
+"""The fake Stripe and the bridge as separate processes, and the fake's controls."""
 
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -16,7 +16,7 @@ KEY = "sk_test_of_the_tests"
 
 
 class Program(Process):
-    """A Python module as a process of its own, with these environment variables and few others."""
+    """A Python module as a separate process, with these environment variables and few others."""
 
     def __init__(
         self, module: str, arguments: tuple[str, ...], environment: dict[str, str]
@@ -27,7 +27,7 @@ class Program(Process):
 
 
 class FakeStripe:
-    """What customers and banks do, through the fake's control routes.
+    """The actions of customers and banks, through the fake's control routes.
 
     Objects come back as the account's API version shows them. `payment` is the id of a session,
     payment intent, invoice or charge.
@@ -54,13 +54,13 @@ class FakeStripe:
             await http.close_async()
 
     async def do(self, action: str, **body: object) -> dict:
-        """Does one action of `fake_stripe.control`; an AssertionError says what was wrong."""
+        """Does one action of `fake_stripe.control`; an AssertionError says why it failed."""
         answer = await self._http.post(f"/_fake/{action}", json=body)
         assert answer.status_code == 200, f"{action}: {answer.text}"
         return answer.json()
 
     async def batch(self, *actions: tuple[str, dict]) -> list[dict]:
-        """Does many actions in one go, so that their events come at once."""
+        """Does many actions in one request, so that their events come together."""
         return await self.do(
             "batch", actions=[{"action": name, "body": body} for name, body in actions]
         )
@@ -124,7 +124,7 @@ class FakeStripe:
         return await self.do("endpoint", url=url, secret=secret, **fields)
 
     async def delete_endpoint(self, id_: str) -> None:
-        """Deletes an endpoint; what is still on its way to it is given up."""
+        """Deletes an endpoint; events still on their way to it are given up."""
         await self.do("delete_endpoint", id=id_)
 
     async def settings(self, **changes: object) -> dict:
@@ -140,13 +140,13 @@ class FakeStripe:
         await self.settings(mode="lose")
 
     async def deliver_all(self, seconds: float = 30) -> dict:
-        """Sends what was held and waits until all is delivered; returns the counts."""
+        """Sends held events and waits until all are delivered; returns the counts."""
         await self.do("release")
         await self.do("hurry")
         return await self.idle(seconds)
 
     async def idle(self, seconds: float = 30, most: int = 0) -> dict:
-        """Waits until at most so many are on their way; fails with the last answers else."""
+        """Waits until at most `most` events are on their way, or fails with the last answers."""
         wait = patience(seconds)
         params = {"wait": wait, "most": most}
         answer = await self._http.get("/_fake/idle", params=params, timeout=wait + 10)
@@ -167,11 +167,11 @@ class FakeStripe:
         return await self.do("events", **chosen)
 
     async def faults(self, seed: int = 1, **shares: float) -> None:
-        """Sets how often deliveries go wrong; without any, everything goes well again."""
+        """Sets how often deliveries fail; without any, all succeed again."""
         await self.do("faults", seed=seed, **shares)
 
     async def api_faults(self, *faults: dict) -> None:
-        """Sets how requests to the API fail; without any, everything goes well again."""
+        """Sets how requests to the API fail; without any, all succeed again."""
         await self.do("api_faults", faults=list(faults))
 
 
@@ -198,7 +198,7 @@ def fake_stripe_process(*arguments: str) -> Program:
 
 @asynccontextmanager
 async def fake_stripe(*arguments: str, deliver_to: str | None = None) -> AsyncIterator[FakeStripe]:
-    """Runs a fake Stripe in a process of its own for the length of the block."""
+    """Runs a fake Stripe in a separate process for the length of the block."""
     if deliver_to is not None:
         arguments = (*arguments, "--deliver-to", deliver_to, "--secret", SECRET)
     process = fake_stripe_process(*arguments)
@@ -218,10 +218,10 @@ async def fake_stripe(*arguments: str, deliver_to: str | None = None) -> AsyncIt
 def bridge_process(
     fake_url: str, credit_target: str, *arguments: str, port: int = 0, **settings: str
 ) -> Iterator[Program]:
-    """Runs `stripe-bridge serve`, or another of its commands, as a process of its own.
+    """Runs `stripe-bridge serve`, or another of its commands, in a separate process.
 
     Args:
-        fake_url: of the fake Stripe.
+        fake_url: the address of the fake Stripe.
         credit_target: host:port of the credit service.
         arguments: of the command line, `serve` where there are none.
         port: to listen on; 0 takes any free one.
@@ -255,5 +255,5 @@ def bridge_url(process: Program) -> str:
 
 
 def webhook_url(process: Program) -> str:
-    """Waits until the bridge listens and returns where events go to."""
+    """Waits until the bridge listens and returns the address for events."""
     return f"{bridge_url(process)}/stripe/webhooks"

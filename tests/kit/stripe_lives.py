@@ -7,7 +7,7 @@ from kit.http_clients import http_client
 from kit.stripe_fakes import KEY, FakeStripe
 from model.stripe import Payment
 
-# As the catalogue has it: credits and price of one unit.
+# Credits and price of one unit, as in the catalogue.
 LISTED_CREDITS, LISTED_AMOUNT = 30, 700
 
 HELD = {"pending", "requires_action", "succeeded"}  # refunds of these states hold their money
@@ -15,7 +15,7 @@ HELD = {"pending", "requires_action", "succeeded"}  # refunds of these states ho
 
 @dataclass(frozen=True)
 class Refund:
-    """A refund of a share (in percent) of what is left, its first state and a later one."""
+    """A refund of a share (in percent) of the rest, its first state and a later one."""
 
     share: int
     status: str = "succeeded"
@@ -34,7 +34,7 @@ class Refund:
 
 @dataclass(frozen=True)
 class Dispute:
-    """A dispute of a share (in percent) of the charge, and where its money went, move by move."""
+    """A dispute of a share (in percent) of the charge, and the moves of its money."""
 
     share: int
     moves: tuple[str, ...]
@@ -73,14 +73,14 @@ DISPUTES = (
     ("withdraw", "win", "withdraw", "win"),
 )
 
-# Each payment and refund of these makes two events; the others' payments in a single one.
+# Each payment and refund of these makes two events; the others' payments make one.
 TOLD_TWICE = ("at once", "later", "failed", "waiting")
 EVERY = (*TOLD_TWICE, "by app", "free", "listed", "monthly", "of others")
 
 
 @dataclass(frozen=True)
 class Life:
-    """How a payment is made, of how many credits and how much money, and what comes after."""
+    """How a payment is made, its credits and money, and its refunds and disputes."""
 
     how: str
     credits: int
@@ -88,7 +88,7 @@ class Life:
     steps: tuple[Refund | Dispute, ...] = ()
 
     async def play(self, fake: FakeStripe, user: object, price: str = "") -> Payment:
-        """Lets it happen at the fake; `price` is the one that the catalogue lists."""
+        """Plays it at the fake; `price` is the price that the catalogue lists."""
         paid_by, payment = await self._paid(fake, user, price)
         if payment.paid and payment.amount:
             for step in self.steps:
@@ -138,7 +138,7 @@ class Life:
 
 
 async def booked(database: Database) -> dict[str, int]:
-    """What the book has of every payment: the credits bought less those taken back."""
+    """The book's credits of every payment: those bought less those reversed."""
     rows = await database.fetch(
         "SELECT bought.payment_ref, bought.amount,"
         " coalesce(sum(taken.balance_change), 0) AS change"
@@ -153,7 +153,7 @@ async def booked(database: Database) -> dict[str, int]:
 
 
 async def events_as_sent(fake: FakeStripe, since: int = 0) -> list[dict]:
-    """Every event created since then, newest first, to the letter of what an endpoint is sent."""
+    """Every event created since then, newest first, exactly as an endpoint receives it."""
     asked, found, more = {"created[gte]": since, "limit": 100}, [], True
     async with http_client(headers={"Authorization": f"Bearer {KEY}"}) as http:
         while more:

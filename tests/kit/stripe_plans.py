@@ -1,8 +1,8 @@
-"""The lives of subscriptions at the fake: changes of plan, months, refunds, and what they leave.
+"""The lives of subscriptions at the fake: changes of plan, months, refunds, and their credits.
 
-What they leave is written from the words of the contract and not from the bridge's rules: each line
-that bills a share of a month gives that share of the credits, less the share given back and the
-share of the money that was refunded.
+The expected credits follow the words of the contract and not the bridge's rules: each line that
+bills a share of a month gives that share of the credits, less the share given back and the share of
+the money that was refunded.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from kit.stripe_fakes import FakeStripe
 
 @dataclass(frozen=True)
 class Plan:
-    """What a month of a plan costs and gives."""
+    """The price and the credits of a month of a plan."""
 
     price: str
     amount: int
@@ -22,7 +22,7 @@ class Plan:
 
 @dataclass
 class Billed:
-    """A line that bills a share of a month, in percent, and the share that was given back later."""
+    """A line that bills a share of a month, in percent, and the share given back later."""
 
     plan: Plan
     left: int
@@ -39,7 +39,7 @@ class Billed:
 
 @dataclass
 class Invoice:
-    """What an invoice billed, what it asked for, and what was refunded of it."""
+    """The lines of an invoice, its total, the amount paid, and the amount refunded."""
 
     id: str
     lines: list[Billed]
@@ -57,7 +57,7 @@ class Invoice:
 
 @dataclass(frozen=True)
 class Change:
-    """To which plan (its place), with how much of the month left (percent), and when billed."""
+    """The new plan (its place), the rest of the month (percent), and the time of billing."""
 
     plan: int
     left: int
@@ -71,7 +71,7 @@ class PlanLife:
     Attributes:
         first: the plan that it begins with, by its place.
         months: the changes within each month, in the order of time.
-        refunds: (which invoice, percent of its money), once a change is over.
+        refunds: (the invoice, percent of its money), after all changes.
     """
 
     first: int
@@ -79,7 +79,7 @@ class PlanLife:
     refunds: tuple[tuple[int, int], ...] = ()
 
     async def play(self, fake: FakeStripe, user: object, plans: list[Plan]) -> list[Invoice]:
-        """Lets it happen at the fake; returns its invoices as they are at the end."""
+        """Plays it at the fake; returns its invoices as they are at the end."""
         return await _Played(fake, user, plans).play(self)
 
 
@@ -94,7 +94,7 @@ class _Played:
 
     async def play(self, life: PlanLife) -> list[Invoice]:
         plan = self.plans[life.first]
-        # Not the subscription: then a month of a plan without credits would wait for a person.
+        # Not the subscription: a month of a plan without credits would then wait for a person.
         customer = await self.fake.do("customer", metadata={"credit_user_id": str(self.user)})
         begun = await self.fake.do("subscribe", price=plan.price, customer=customer["id"])
         self.subscription = begun["lines"]["data"][0]["subscription"]

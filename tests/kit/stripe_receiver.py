@@ -1,4 +1,4 @@
-"""An endpoint for the fake Stripe that keeps what it is sent."""
+"""An endpoint for the fake Stripe that keeps the requests that it receives."""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ import h11
 
 
 class Receiver:
-    """An endpoint that keeps what it is sent and answers as a test says, 200 by default."""
+    """An endpoint that keeps its requests and answers as a test chooses, by default 200."""
 
     def __init__(self):
         self.requests = []

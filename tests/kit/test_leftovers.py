@@ -13,7 +13,7 @@ from kit.leftovers import MARK, processes, run_directory
 from kit.paths import ROOT
 from kit.waiting import too_late
 
-# What a run does, in short: a program in a session of its own, which outlives the run by far.
+# A minimal run: it starts a program in a session of its own, which far outlives the run.
 RUN = """
 import signal, subprocess, sys
 from pathlib import Path
@@ -54,13 +54,13 @@ def _started(command, **variables):
 
 def _wait_until_nothing_is_left_of(directory):
     _wait_until(lambda: not directory.exists())
-    # The keeper, whose command line names the directory, ends after it.
+    # The keeper, whose command line names the directory, ends after removing it.
     for by_mark in (True, False):
         _wait_until(lambda by_mark=by_mark: not processes(directory, by_mark=by_mark))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_all_of_a_run_leaves_neither_its_directory_nor_a_program(number, tmp_path):
+def test_a_signal_to_a_whole_run_leaves_neither_its_directory_nor_a_program(number, tmp_path):
     with _started(["-c", RUN, tmp_path], PYTHONPATH=str(ROOT / "tests")) as run:
         directory = Path(run.stdout.readline().strip())
         # The kernel shows a program's environment only some time after it has been started.
@@ -83,7 +83,7 @@ def test_a_killed_pytest_leaves_neither_its_cluster_nor_a_service(tmp_path):
     _wait_until_nothing_is_left_of(directory)
 
 
-def test_a_directory_whose_keeper_was_killed_goes_at_the_next_start(tmp_path, monkeypatch):
+def test_a_directory_whose_keeper_was_killed_is_removed_at_the_next_start(tmp_path, monkeypatch):
     monkeypatch.setenv(MARK, "")
     abandoned = tmp_path / "credit-tests-abandoned"
     abandoned.mkdir()

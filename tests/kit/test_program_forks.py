@@ -38,7 +38,7 @@ def test_it_prints_and_ends_as_python_m_does(arguments):
 
 
 @pytest.mark.parametrize("variable", ["PYTHONUNBUFFERED", "GRPC_VERBOSITY", "LC_ALL", "TZ"])
-def test_what_is_read_at_the_start_makes_an_ordinary_start(variable):
+def test_a_setting_that_is_read_at_the_start_prevents_a_fork(variable):
     changed = "UTC" if os.environ.get(variable) is None else None
     environment = {k: v for k, v in os.environ.items() if k != variable}
     environment |= {} if changed is None else {variable: changed}
@@ -60,7 +60,7 @@ async def test_it_leads_a_session_and_its_end_is_known(database):
         assert service.popen.poll() == -signal.SIGKILL
 
 
-def test_one_that_hangs_is_killed_after_its_time():
+def test_a_fork_that_hangs_is_killed_after_its_time():
     environment = plain_environment(
         CREDIT_LISTEN="127.0.0.1:0", CREDIT_DATABASE_URL="postgresql:///none?host=/nowhere"
     )
@@ -68,7 +68,7 @@ def test_one_that_hangs_is_killed_after_its_time():
         run_forked("credit_service", ["serve"], environment, 0.5)
 
 
-def test_it_has_only_the_variables_that_it_is_given(monkeypatch):
+def test_a_fork_has_only_the_variables_that_it_is_given(monkeypatch):
     given = plain_environment()
     monkeypatch.setenv("CREDIT_LANES", "7")  # of the process that forks, too
     monkeypatch.setenv("TEST_PROGRAM_FORKS", "")
@@ -82,7 +82,7 @@ def test_it_has_only_the_variables_that_it_is_given(monkeypatch):
     assert "CREDIT_LANES=7" not in forked.stdout.replace(" ", "")
 
 
-def test_two_have_their_own_environment_and_files():
+def test_two_forks_have_separate_environments_and_files():
     one = Process(("settings",), {"CREDIT_LANES": "3"})
     other = Process(("settings",), {"CREDIT_LANES": "5"})
     try:

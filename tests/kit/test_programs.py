@@ -11,7 +11,7 @@ from kit.programs import Command
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
 
 
-def test_what_outlives_a_program_is_killed():
+def test_a_process_that_outlives_its_program_is_killed():
     program = Command(ROOT, "sh", "-c", "sleep 600 & echo process $!")
     left = program.wait_for(r"process (\d+)").group(1)
     program.popen.wait()

@@ -1,4 +1,4 @@
-"""A test that hangs fails, wherever it hangs, and the tests after it run."""
+"""A test that hangs fails, wherever it hangs, and the tests after it still run."""
 
 import subprocess
 import sys
@@ -82,7 +82,7 @@ def test_each_hanging_test_fails_by_itself(hanging_tests):
     assert "await asyncio.sleep(3600)" in result.stdout  # where it hung
 
 
-def test_one_that_ignores_its_end_ends_the_process(hanging_tests):
+def test_a_test_that_ignores_its_cancellation_ends_the_process(hanging_tests):
     (hanging_tests / "conftest.py").write_text(f"{_CONFTEST}\ntime_limits._GRACE_SECONDS = 1\n")
     result = run(hanging_tests, "-k", "goes_on")
     assert result.returncode == 1

@@ -1,4 +1,4 @@
-"""Deadlines of tests follow the machine, also when its load comes after the start."""
+"""Deadlines of tests follow the machine's pace, also if its load comes after the start."""
 
 import time
 
@@ -8,7 +8,7 @@ from kit import waiting
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Makes a machine that was measured at one pace and has another when it is measured again."""
+    """Fakes a machine that was measured at one pace and has another when it is measured again."""
 
     def make(at_the_start, now):
         monkeypatch.setenv("TEST_PACE", str(at_the_start))
@@ -38,13 +38,13 @@ def test_a_machine_that_became_busier_gets_more_time_and_keeps_it(machine):
     assert waiting.patience(10) == 50
 
 
-async def test_what_comes_true_after_the_first_deadline_is_waited_for_on_a_busier_machine(machine):
+async def test_a_busier_machine_waits_for_a_claim_past_the_first_deadline(machine):
     machine(0.001, now=30)
     looks = iter([False, False, True])
     assert await waiting.eventually(lambda: next(looks), seconds=1, every=0.01)
 
 
-async def test_what_never_comes_true_fails(machine):
+async def test_a_claim_that_never_comes_true_fails(machine):
     machine(0.001, now=0.001)
     with pytest.raises(AssertionError, match="never came true"):
         await waiting.eventually(lambda: False, seconds=1, every=0.01)

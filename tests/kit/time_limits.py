@@ -1,7 +1,7 @@
 """The time limit of a test, which pytest-timeout sets and which must end a test that hangs.
 
-What a signal's handler raises is lost when uvloop calls it, so the task that the loop runs for is
-cancelled instead. A test that goes on in spite of that is ended with its process.
+An exception from a signal's handler is lost when uvloop calls the handler, so the task that the
+loop runs for is cancelled instead. A test that goes on in spite of that is ended with its process.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ def pytest_timeout_set_timer(item, settings):
 
 
 def _set_timer(item, seconds):
-    """Ends the test `item` after so many seconds: by an error in it, at last with its process."""
+    """Ends the test `item` after `seconds`: first by an error in it, at last with its process."""
     strikes = 0
 
     def strike(_signal, _frame):

@@ -67,7 +67,7 @@ class TopUpStage:
     sdk: stripe.StripeClient
 
     async def user(self, card: str | None = "pm_card_visa", *, per_month: int = 100) -> UUID:
-        """A user with 100 credits, a top-up policy and, unless None, a saved card."""
+        """A user with 100 credits, a top-up policy and, unless `card` is None, a saved card."""
         user_id = await self.database.user(100)
         if card is not None:
             await self.save_card(user_id, card)
@@ -90,12 +90,12 @@ class TopUpStage:
         return (await self.fake.do("card", customer=customer, test_card=card))["id"]
 
     async def asked(self, user_id: UUID, amount: int = 60) -> pb.TopUpRequest:
-        """Spends so much that a top-up is asked for; returns the request."""
+        """Spends enough to cause a request for a top-up; returns the request."""
         await self.client.spend_credits(user_id, amount=amount, idempotency_key=uuid4().hex)
         return await self.request(user_id)
 
     async def reconcile(self) -> None:
-        """Credits what no webhook has reported."""
+        """Credits the payments that no webhook has reported."""
         reads = StripeReads(self.sdk)
         since = datetime.now(UTC) - timedelta(days=35)
         found = await reconcile(
@@ -136,7 +136,7 @@ class TopUpStage:
         ]
 
     async def paid(self, top_up_id: str) -> list[int]:
-        """What the customer was charged for a request, by its intents and by its links."""
+        """The amounts that the customer was charged for a request, by its intents and its links."""
         intents = await self.intents(top_up_id)
         linked = [each["payment_intent"] for each in await self.sessions(top_up_id)]
         for intent_id in filter(None, linked):
@@ -145,7 +145,7 @@ class TopUpStage:
 
     @asynccontextmanager
     async def bridge(self, policy: Policy = POLICY, *, retry_after: timedelta = timedelta(hours=1)):
-        """What charges top-ups in a bridge."""
+        """The part of a bridge that charges top-ups."""
         settings = server.TopUpSettings(
             pause_seconds=0.01, retry_after=retry_after, return_url=RETURN_URL
         )
@@ -154,7 +154,7 @@ class TopUpStage:
 
     @asynccontextmanager
     async def payments(self):
-        """The payments of a bridge, for a test that does some steps of one by hand."""
+        """The payments of a bridge, for a test that does some of the bridge's steps by hand."""
         async with stripe_client(KEY, address=self.fake.url, retries=0) as client:
             yield TopUpPayments(client, return_url=RETURN_URL)
 
@@ -176,7 +176,7 @@ class TopUpStage:
         return Wanted(top_up.id, UUID(top_up.user_id), created)
 
     async def round(self, user_id: UUID, bridge: TopUps) -> Worked | None:
-        """Lets a bridge work off what is open; returns what it did for the user."""
+        """Lets a bridge work off the open requests; returns what it did for the user."""
         done = [each async for each in bridge.round()]
         return next((each for each in done if each.top_up.user_id == str(user_id)), None)
 
@@ -185,7 +185,7 @@ class TopUpStage:
 def charging_bridge(
     stage: TopUpStage, catalog: Path, *, port: int = 0, **settings: str
 ) -> Iterator[Program]:
-    """Runs a bridge as a process of its own that charges top-ups, and again at once if they fail.
+    """Runs a bridge in a separate process that charges top-ups, and retries at once if they fail.
 
     Yields:
         The process, which listens.

@@ -1,6 +1,6 @@
 """How long tests wait: for a state and not for a time, and longer on a slower or busier machine.
 
-A deadline here only says when something will never come true, so it costs nothing while tests pass.
+A deadline here only decides when a test gives up, so it costs nothing while tests pass.
 """
 
 import asyncio
@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 _PACE = "TEST_PACE"
 
-# The processor time of `_work` on the machine that the literal deadlines were written on.
+# The processor time of `_work` on the machine for which the literal deadlines were written.
 _REFERENCE_SECONDS = 0.06
-# The suite itself keeps the processors busier than they are while the pace is measured.
+# The suite keeps the processors busier than they are while the pace is measured.
 _MARGIN = 2.0
 _PACE_MAX = 30.0
 
@@ -37,14 +37,14 @@ def _work() -> int:
 
 
 def patience(seconds: float) -> float:
-    """Gives a deadline in seconds, made longer by as much as this machine is slower."""
+    """Gives a deadline in seconds, lengthened by as much as this machine is slower."""
     return seconds * float(os.environ.get(_PACE, "1"))
 
 
 def too_late(started: float, seconds: float) -> bool:
     """Returns whether a deadline has passed.
 
-    Before it says so it measures the machine again, because the load may have come since the start.
+    It first measures the machine again, because the load may have come since the start.
 
     Args:
         started: when the wait began, by `time.monotonic`.
@@ -67,7 +67,7 @@ async def eventually(
         every: the seconds between two looks.
 
     Returns:
-        What the claim returned.
+        The result of the claim.
     """
     started = time.monotonic()
     while True:

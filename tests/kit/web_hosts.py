@@ -1,4 +1,4 @@
-"""Any ASGI app on a real socket, as a program of its own would serve it."""
+"""Any ASGI app on a real socket, as a separate program would serve it."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ async def serving(app: object, *, port: int = 0, **options: object) -> AsyncIter
         app,
         log_config=None,
         access_log=False,
-        # Longer than httpx keeps one, so that none is reused while it is being closed here.
+        # Longer than httpx keeps a connection, so that none is reused while this side closes it.
         timeout_keep_alive=75,
         timeout_graceful_shutdown=1,
         **options,

@@ -42,7 +42,7 @@ _PAGE = """<!doctype html>
 </credits-provider></body>
 </html>"""
 
-# The page notes every balance that it ever showed, so that a test sees what was there for a moment.
+# The page notes every balance that it ever showed, so that a test sees even a short-lived one.
 _SCRIPT = """
 globalThis.shown = [];
 globalThis.violations = [];
@@ -58,11 +58,11 @@ provider.store.subscribe(() => shown.push(balance.querySelector("[part~=value]")
 
 @dataclass
 class Site:
-    """What the page's own server gives and takes.
+    """The state of the page's own server.
 
     Attributes:
         token: the token that the page is given.
-        fresh_token: what it is given when it asks for a fresh one; it is its token from then on.
+        fresh_token: the token that it gets when it asks for a fresh one, and keeps from then on.
         renewals: how often it asked for a fresh one.
         reports: of the content security policy.
         routes: further ones of the page's own server; they come first.
@@ -111,7 +111,7 @@ async def running_site(
     """Serves the page for the length of the block; yields its address.
 
     Args:
-        site: what the page's own server gives and takes.
+        site: the state of the page's own server.
         target: host:port of the credit service.
         port: to listen on; 0 takes any free one.
         bridge: sells packs; it is closed with the site.

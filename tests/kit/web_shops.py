@@ -21,7 +21,7 @@ _TOKEN = "a token of the gateway"
 
 @dataclass
 class Shop:
-    """What a page needs to buy; the bridge runs only within `bridge()`."""
+    """The servers that a page needs to sell; the bridge runs only within `bridge()`."""
 
     database: Database
     client: CreditClient

@@ -1,4 +1,4 @@
-"""Calls as bytes, below everything that generated code would refuse to send."""
+"""Calls as bytes, which generated code would refuse to send."""
 
 from datetime import timedelta
 from uuid import UUID
@@ -24,7 +24,7 @@ def request_of(method: str) -> type[Message]:
 
 
 class Wire:
-    """Calls with bytes, below everything that generated code would refuse to send."""
+    """Sends bytes as calls, which generated code would refuse to send."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel

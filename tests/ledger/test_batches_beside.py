@@ -1,4 +1,4 @@
-"""Two batches of one lane in flight: what may begin beside another one, and what may not."""
+"""Two batches of one lane in flight: which batch may begin beside another, and which may not."""
 
 import asyncio
 import random
@@ -15,7 +15,7 @@ from credit_service.rules.model import Outcome
 
 LOSSES = [Kind.CUT_BEFORE, Kind.CUT_AFTER, Kind.SWALLOW]
 
-# As many calls as make it worth while to begin a batch beside another one, in lanes of `small`.
+# With this many queued calls, a lane of `small` begins a batch beside another one.
 MANY = 4
 
 
@@ -28,7 +28,7 @@ async def funded(database, count):
     return [await database.user(1000) for _ in range(count)]
 
 
-async def test_much_that_has_piled_up_is_served_while_a_batch_is_in_flight(database, proxy):
+async def test_many_queued_calls_are_served_while_a_batch_is_in_flight(database, proxy):
     first, *others = await funded(database, 46)
     held = proxy.on(COMMIT, Kind.HOLD)
     async with lanes(proxy.url) as clerk:
@@ -43,7 +43,7 @@ async def test_much_that_has_piled_up_is_served_while_a_batch_is_in_flight(datab
     assert not await database.faults()
 
 
-async def test_a_little_that_has_piled_up_waits_for_the_batch_in_flight(database, proxy):
+async def test_a_few_queued_calls_wait_for_the_batch_in_flight(database, proxy):
     first, *others = await funded(database, 45)
     held = proxy.on(COMMIT, Kind.HOLD)
     async with lanes(proxy.url) as clerk:
@@ -77,7 +77,7 @@ async def test_a_user_in_a_batch_in_flight_is_in_no_other(database, proxy):
     assert not await database.faults()
 
 
-async def test_those_who_were_passed_over_come_before_those_who_came_later(database, proxy):
+async def test_users_that_were_passed_over_come_before_later_ones(database, proxy):
     first, *others = await funded(database, 1 + 3 * MANY)
     order = []
     commits = [proxy.on(COMMIT, Kind.HOLD, nth=nth) for nth in (1, 2)]
@@ -116,7 +116,7 @@ async def test_a_lane_has_no_more_than_two_batches_in_flight(database, proxy):
 
 
 async def connect_both(clerk, users):
-    """Opens both connections of a lane, which may take as long as a commit is waited for."""
+    """Opens both connections of a lane, which may take as long as the wait for a commit."""
     await ask(clerk, *map(spend, users[: 2 * MANY]))
 
 
@@ -138,7 +138,7 @@ async def test_every_user_is_served_in_order_however_long_commits_take(database,
     run = Transactions.run
 
     async def slowly(self, commands, way):
-        """Runs a batch, and notes whether a user of it is in another batch already."""
+        """Runs a batch, and notes whether one of its users is already in another batch."""
         nonlocal in_flight, most
         mine = {command.user_id for command in commands}
         together.extend(mine & running.keys())
@@ -178,7 +178,7 @@ async def test_every_user_is_served_in_order_however_long_commits_take(database,
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-async def test_a_lost_commit_does_not_concern_the_batch_beside_it(database, proxy, kind):
+async def test_a_lost_commit_does_not_affect_the_batch_beside_it(database, proxy, kind):
     first, *others = await funded(database, 1 + MANY)
     commands = [spend(first, 7), *map(spend, others)]
     one, two = (proxy.on(UPDATE, Kind.HOLD, nth=nth) for nth in (1, 2))
@@ -215,7 +215,7 @@ async def test_both_commits_in_flight_may_be_lost(database, proxy, kind):
     assert not await database.faults()
 
 
-async def test_a_batch_that_fails_does_not_concern_the_one_beside_it(database, proxy):
+async def test_a_batch_that_fails_does_not_affect_the_one_beside_it(database, proxy):
     first, *others = await funded(database, 1 + MANY)
     held = proxy.on(COMMIT, Kind.HOLD)
     async with small(proxy.url) as clerk:
@@ -230,7 +230,7 @@ async def test_a_batch_that_fails_does_not_concern_the_one_beside_it(database, p
     assert not await database.faults()
 
 
-async def test_a_lane_that_closes_waits_for_both_batches_and_what_is_queued(database, proxy):
+async def test_a_lane_that_closes_waits_for_both_batches_and_the_queue(database, proxy):
     users = await funded(database, 2 * MANY)
     async with small(proxy.url) as clerk:
         await connect_both(clerk, users)

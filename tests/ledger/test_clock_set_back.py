@@ -1,7 +1,7 @@
 """The database's clock is set back and put right again, in the middle of any history.
 
-Nothing is lost, doubled or below what the law allows: the ledger adds up, what is due is shown as
-it is then recorded, and no allowance comes twice.
+Nothing is lost, doubled or below what the law allows: the ledger adds up, reads show due holds and
+lapses as they are later recorded, and no allowance comes twice.
 """
 
 from dataclasses import replace
@@ -60,7 +60,7 @@ async def nothing_is_lost_when_the_clock_goes_back(by_floor, floor, steps, moves
     assert not await database.faults()
     faults = []
     assert (await verify(database.connection, user, faults.append, print))[1] == 0, faults
-    # What is added up after the next example stays short.
+    # Keeps the sums after the next example short.
     await database.execute("DELETE FROM auth.users WHERE id = $1", user)
 
 

@@ -13,7 +13,7 @@ def test_at_first_no_user_is_contended():
     assert not contention.includes(ALICE, 0.0)
 
 
-def test_a_user_is_contended_until_the_time_is_over():
+def test_a_user_is_contended_until_the_time_has_passed():
     contention = Contention(10.0)
     contention.mark([ALICE], 100.0)
     assert contention
@@ -31,7 +31,7 @@ def test_a_user_found_locked_again_is_contended_for_longer():
     assert not contention.includes(BOB, 110.0)
 
 
-def test_forgetting_drops_those_whose_time_is_over_and_no_others():
+def test_forgetting_drops_users_whose_time_has_passed_and_no_others():
     contention = Contention(10.0)
     contention.mark([ALICE], 100.0)
     contention.mark([BOB], 105.0)
@@ -42,7 +42,7 @@ def test_forgetting_drops_those_whose_time_is_over_and_no_others():
     assert not contention
 
 
-def test_of_no_seconds_no_user_is_contended():
+def test_with_zero_seconds_no_user_is_contended():
     contention = Contention(0.0)
     contention.mark([ALICE], 100.0)
     assert not contention.includes(ALICE, 100.0)

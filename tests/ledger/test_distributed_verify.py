@@ -13,7 +13,7 @@ from credit_service.ledger import fault_store
 from credit_service.ledger.statement_texts import SQL
 
 
-def test_the_faults_that_compare_with_payments_are_known_by_their_beginning():
+def test_the_faults_that_compare_with_payments_are_recognised_by_their_beginning():
     parts = SQL["find_faults"].partition("\nSELECT\n")[2].split("\nUNION ALL\n")
     compared = {
         _sentence(part)

@@ -1,4 +1,4 @@
-"""The feed: everything once or more, of each user in order, nothing that is not committed."""
+"""The feed: everything at least once, in order per user, and nothing uncommitted."""
 
 from itertools import pairwise
 
@@ -16,7 +16,7 @@ def policy(user_id, **values):
     return SetPolicy(user_id=user_id, caller="test", **(own | values))
 
 
-async def test_all_that_happened_comes_in_pages_of_any_size_in_one_order(database):
+async def test_everything_that_happened_comes_in_one_order_in_pages_of_any_size(database):
     users = [await database.user() for _ in range(3)]
     async with lanes(database.service_url) as clerk, reading(database.service_url) as feed:
         for number in range(4):
@@ -47,7 +47,7 @@ async def test_a_change_of_policy_follows_the_entries_of_its_transaction(databas
     assert len({item.place.tx for item in items}) == 1
 
 
-async def test_only_the_asked_types_and_kinds_come_and_the_place_moves_past_the_others(database):
+async def test_only_the_requested_types_and_kinds_come_and_the_cursor_passes_the_others(database):
     user_id = await database.user()
     async with lanes(database.service_url) as clerk, reading(database.service_url) as feed:
         await ask(clerk, grant(user_id, 10), policy(user_id, frozen=False, min_balance=0))
@@ -149,7 +149,7 @@ async def test_a_batch_that_is_rolled_back_and_run_again_is_read_once(make_datab
     assert entries(items) == [(user_id, seq) for seq in range(1, written + 1)]
 
 
-async def test_what_an_older_release_writes_is_numbered_in_the_order_of_seq(database):
+async def test_writes_of_an_older_release_are_numbered_in_the_order_of_seq(database):
     user_id = await database.user(10)
     account = "SELECT tx FROM user_credits WHERE user_id = $1"
     [[before]] = await database.fetch(account, user_id)
@@ -185,7 +185,7 @@ async def test_what_an_older_release_writes_is_numbered_in_the_order_of_seq(data
     assert [row[0] for row in rows] == [before + 1000000] * 3
 
 
-async def test_the_end_is_after_all_that_can_be_read_and_before_all_that_follows(database):
+async def test_the_end_is_after_everything_readable_and_before_everything_later(database):
     user_id = await database.user(10)
     async with lanes(database.service_url) as clerk, reading(database.service_url) as feed:
         await reads_so_many(feed, 1)

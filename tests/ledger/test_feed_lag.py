@@ -64,7 +64,7 @@ async def test_entries_that_wait_for_an_open_transaction_are_counted_and_it_is_n
     await holder.close()
 
 
-async def test_a_feed_that_stands_still_is_said_once_a_minute_and_so_is_its_going_on(database):
+async def test_a_stopped_feed_is_logged_once_a_minute_and_once_when_it_goes_on(database):
     user_id = await database.user(10)
     async with lanes(database.service_url) as clerk, measuring(database.service_url) as lag:
         await database.execute("UPDATE credit_feed SET system_identifier = 7")

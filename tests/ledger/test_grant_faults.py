@@ -1,4 +1,4 @@
-"""verify names what does not add up about grants: each planted fault of an account of its own."""
+"""verify names what does not add up in grants: each fault is planted in its own account."""
 
 from uuid import uuid4
 
@@ -9,7 +9,7 @@ from credit_service.rules.commands import RevokeGrant
 
 
 async def lively(database, clerk):
-    """An account whose grants have met everything; seq 1 and 2 made grants, seq 4 a hold."""
+    """An account whose grants have seen every call; seq 1 and 2 made grants, seq 4 a hold."""
     user_id = await database.user()
     ref = uuid4().hex
     await ask(
@@ -28,7 +28,7 @@ async def lively(database, clerk):
 
 
 async def damage(database, user_id, sql):
-    """Does by hand what neither trigger nor constraint would allow."""
+    """Makes a change by hand that triggers and constraints would refuse."""
     connection = await database.connect()
     try:
         for row in await connection.fetch(

@@ -1,4 +1,4 @@
-"""Credits that expire, with the real database: what batches write of them and what reads show."""
+"""Credits that expire, on the real database: what batches write and what reads show."""
 
 import asyncio
 from dataclasses import replace
@@ -40,7 +40,7 @@ async def entries(database):
     return [tuple(row) for row in rows]
 
 
-async def test_what_is_due_counts_before_it_is_recorded_and_the_same_after(database):
+async def test_a_lapse_or_expiry_counts_the_same_before_and_after_it_is_recorded(database):
     user_id = await database.user()
     async with lanes(database.service_url) as clerk, reading(database.service_url) as reads:
         assert kinds(await ask(clerk, purchase(user_id, 50), grant(user_id, 100, life=SOON)))
@@ -64,7 +64,7 @@ async def test_what_is_due_counts_before_it_is_recorded_and_the_same_after(datab
         past = {time: await balance_at(reads, user_id, time) for time in times}
         assert past[max(times)] == (50, 0)
         await ask(clerk, Expire(user_id=user_id, caller="test"))
-        # The past is the same whether it was asked about before or after it was recorded.
+        # The past reads the same before and after it is recorded.
         assert past == {time: await balance_at(reads, user_id, time) for time in times}
         assert await balance_at(reads, user_id, before) == (120, 40)
         recorded = await reads.account(user_id)
@@ -149,7 +149,7 @@ async def passed_of(database, seq):
     return bool(rows)
 
 
-async def test_a_key_used_again_with_another_life_is_refused(database):
+async def test_a_key_used_again_with_another_expiry_is_refused(database):
     user_id = await database.user()
     async with lanes(database.service_url) as clerk:
         first, again, other, plain = [
@@ -161,7 +161,7 @@ async def test_a_key_used_again_with_another_life_is_refused(database):
         assert isinstance(plain, IdempotencyKeyReused)
 
 
-async def test_a_reversal_takes_the_purchases_own_grant_and_moves_what_holds_have_pinned(database):
+async def test_a_reversal_takes_the_purchases_own_grant_and_moves_the_pins_of_holds(database):
     user_id = await database.user()
     async with lanes(database.service_url) as clerk:
         await ask(clerk, purchase(user_id, 500), purchase(user_id, 100, ref="pi_1", life=LATER))
@@ -176,7 +176,7 @@ async def test_a_reversal_takes_the_purchases_own_grant_and_moves_what_holds_hav
     assert not await database.faults()
 
 
-async def test_a_correction_down_draws_on_grants_and_one_up_comes_to_the_pool(database):
+async def test_an_adjustment_down_draws_on_grants_and_one_up_goes_to_the_pool(database):
     user_id = await database.user()
     async with lanes(database.service_url) as clerk:
         await ask(clerk, purchase(user_id, 100), grant(user_id, 50, life=LATER))
@@ -230,8 +230,8 @@ async def test_grants_of_one_account_that_lapse_together_are_settled_in_bounded_
     assert not await database.faults()
 
 
-async def test_a_read_loads_nothing_of_what_is_due(database, monkeypatch):
-    """However much that is, the database adds it up."""
+async def test_a_read_loads_no_due_holds_or_grants(database, monkeypatch):
+    """The database adds them up, however many there are."""
     user_id = await database.user()
     async with lanes(database.service_url) as clerk, reading(database.service_url) as reads:
         await ask(clerk, purchase(user_id, 7), *(grant(user_id, 3, life=SOON) for _ in range(20)))
@@ -278,7 +278,7 @@ async def test_an_allowance_counts_in_answers_and_is_given_once(database):
             assert (await ask(clerk, spend(user_id, 5)))[0].account.balance == 15
             assert (await ask(clerk, spend(user_id, 5)))[0].account.balance == 10
             assert (await reads.account(user_id)).balance == 10
-            # Who is deleted and created again gets no second one in the period.
+            # A user who is deleted and created again gets no second one in the period.
             await database.execute(f"DELETE FROM auth.users WHERE id = '{user_id}'")
             await database.execute(f"INSERT INTO auth.users (id) VALUES ('{user_id}')")
             assert (await reads.account(user_id)).balance == 0

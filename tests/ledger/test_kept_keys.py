@@ -1,4 +1,4 @@
-"""A key that was answered OK is remembered for ever, whichever call made the entry."""
+"""A key that was answered OK is kept for ever, whichever call made the entry."""
 
 import asyncio
 from contextlib import closing
@@ -100,7 +100,7 @@ async def test_a_purchase_by_its_payment_is_found_under_its_key(database):
     assert not await database.faults()
 
 
-async def test_what_was_refused_or_only_validated_keeps_no_key(client, database):
+async def test_a_refused_or_only_validated_call_keeps_no_key(client, database):
     user_id, hold_id = await expired_hold(database, client)
     checked = await client.release_hold(user_id, hold_id, idempotency_key="k", validate_only=True)
     assert checked.replayed
@@ -111,7 +111,7 @@ async def test_what_was_refused_or_only_validated_keeps_no_key(client, database)
     assert await kept(database) == []
 
 
-async def test_a_deleted_user_takes_the_kept_keys_along(client, database):
+async def test_deleting_a_user_deletes_the_kept_keys(client, database):
     user_id, hold_id = await expired_hold(database, client)
     await client.release_hold(user_id, hold_id, idempotency_key="k")
     await database.execute("DELETE FROM auth.users WHERE id = $1", user_id)
@@ -196,7 +196,7 @@ async def test_only_a_kept_key_costs_a_statement(database):
     async def statements(*commands):
         seen.clear()
         await writer.run(list(commands), Way(expiries=500))
-        await asyncio.sleep(0)  # the driver tells of a statement in the loop's next turn
+        await asyncio.sleep(0)  # the driver reports a statement in the loop's next turn
         return list(seen)
 
     with closing(writer):

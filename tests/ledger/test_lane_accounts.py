@@ -1,4 +1,4 @@
-"""Accounts that a lane opens, and users that go away under its hands."""
+"""Accounts that a lane opens, and users that are deleted while it works."""
 
 import asyncio
 import random
@@ -67,7 +67,7 @@ async def test_two_lanes_may_open_one_account_by_one_key(database, proxy):
     assert not await database.faults()
 
 
-async def test_a_repeat_shows_the_account_that_was_opened_after_its_own_look(database, proxy):
+async def test_a_repeat_shows_the_account_that_was_opened_after_it_looked(database, proxy):
     user_id = await database.user()
     command = purchase(user_id, 10, ref="pi_1")
     held = proxy.on(LOAD_KEYS, Kind.HOLD)
@@ -279,7 +279,7 @@ async def test_users_deleted_under_load_bring_no_other_refusal_and_no_deadlock(d
     async with lanes(database.service_url) as one, lanes(database.service_url) as two:
         callers = [asyncio.create_task(pay(clerk)) for clerk in (one, two)]
         connection = await database.connect()
-        # One who deletes several users at once may meet a batch crosswise; the lane gives way.
+        # Deleting several users at once may deadlock with a batch; the lane gives way.
         await connection.execute("SET deadlock_timeout = '30s'")
         for n in range(0, 8, 2):
             await connection.execute(DELETE, users[n])

@@ -1,4 +1,4 @@
-"""A COMMIT whose answer is lost, and a key that comes more than once: one entry, reported truly."""
+"""A COMMIT whose answer is lost, and a key that comes more than once: one entry, truly reported."""
 
 import asyncio
 
@@ -29,7 +29,7 @@ LOSSES = [Kind.CUT_BEFORE, Kind.CUT_AFTER, Kind.SWALLOW]
 
 
 def new_and_replayed(given):
-    """How many of the answers say that the call did it, and how many that it was done before."""
+    """The number of answers that report a new entry, and the number of replays."""
     flags = [answer.replayed for answer in given]
     return flags.count(False), flags.count(True)
 
@@ -53,7 +53,7 @@ async def test_a_lost_commit_is_resolved_by_its_keys(database, proxy, kind, time
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-async def test_twins_behind_a_lost_commit_are_told_apart(database, proxy, kind):
+async def test_twins_behind_a_lost_commit_are_distinguished(database, proxy, kind):
     user_id = await database.user(100)
     command = spend(user_id, 7)
     proxy.on(COMMIT, kind)
@@ -92,7 +92,7 @@ async def test_a_commit_that_cannot_be_resolved_is_no_final_answer(database, pro
     assert not await database.faults()
 
 
-async def test_a_commit_that_is_still_on_its_way_is_waited_for(database, proxy):
+async def test_a_lane_waits_for_a_commit_that_is_still_on_its_way(database, proxy):
     user_id = await database.user(10)
     command = spend(user_id, 7)
     proxy.on(COMMIT, Kind.CUT_AFTER)
@@ -175,7 +175,7 @@ async def test_one_key_from_two_lanes_at_once_makes_one_entry(database, proxy):
     assert not await database.faults()
 
 
-async def test_many_lanes_on_one_account_never_pay_more_than_there_is(database):
+async def test_many_lanes_on_one_account_never_spend_more_than_there_is(database):
     user_id = await database.user(30)
 
     given = []

@@ -24,7 +24,7 @@ async def test_a_locked_account_holds_up_its_own_user_only(database):
     assert not await database.faults()
 
 
-async def test_once_an_account_was_found_locked_no_other_call_waits_for_it(database):
+async def test_after_an_account_was_found_locked_no_other_call_waits_for_it(database):
     locked, free = [await database.user(10) for _ in range(2)]
     async with lanes(database.service_url) as clerks:
         async with database.locked(locked):
@@ -39,7 +39,7 @@ async def test_once_an_account_was_found_locked_no_other_call_waits_for_it(datab
     assert not await database.faults()
 
 
-async def test_what_came_before_an_account_was_found_locked_holds_up_no_other_either(database):
+async def test_calls_from_before_an_account_was_found_locked_hold_up_no_other_either(database):
     locked, free = [await database.user(10) for _ in range(2)]
     async with lanes(database.service_url) as clerks:
         usual = clerks.of(locked)
@@ -55,7 +55,7 @@ async def test_what_came_before_an_account_was_found_locked_holds_up_no_other_ei
 
 
 def waits_for_locks():
-    """How many batches of this process waited for a lock in vain so far."""
+    """How many batches of this process have waited for a lock and not got it."""
     faults = {"fault": "LockNotAvailableError"}
     return REGISTRY.get_sample_value("credit_lane_batch_faults_total", faults) or 0
 

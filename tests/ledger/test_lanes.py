@@ -1,4 +1,4 @@
-"""The lanes against a real database: what a batch is, who it may disturb, when it answers."""
+"""The lanes on a real database: what a batch is, which calls it may disturb, when it answers."""
 
 import asyncio
 from uuid import uuid4
@@ -33,7 +33,7 @@ from credit_service.rules import decide
 from credit_service.rules.model import Account, Outcome
 
 
-async def test_what_has_piled_up_is_written_in_one_transaction(database, proxy):
+async def test_queued_calls_are_written_in_one_transaction(database, proxy):
     users = [await database.user(100) for _ in range(5)]
     held = proxy.on(COMMIT, Kind.HOLD)
     async with lanes(proxy.url) as clerk:
@@ -58,7 +58,7 @@ async def test_calls_that_had_to_wait_together_are_written_in_as_many_transactio
     settings = writer_settings(database.service_url, batch_limit=10)
     runner = BatchRunner(Transactions(settings), settings.batch_limit)
     loop = asyncio.get_running_loop()
-    # As many as a lane hands over once the row, or what was due before them, is out of the way.
+    # As many as a lane hands over after the row, or what was due before them, is out of the way.
     waiting = [
         Waiting(spend(user_id), loop.create_future(), loop.time() + patience(10)) for _ in range(35)
     ]
@@ -68,7 +68,7 @@ async def test_calls_that_had_to_wait_together_are_written_in_as_many_transactio
     assert await transactions(database) == 4
 
 
-async def test_a_user_who_stands_in_a_batch_many_times_is_served_in_order(database):
+async def test_a_user_who_is_in_a_batch_many_times_is_served_in_order(database):
     user_id = await database.user(100)
     async with lanes(database.service_url) as clerk:
         given = await ask(clerk, *(spend(user_id, amount) for amount in range(1, 14)))
@@ -130,7 +130,7 @@ async def test_a_command_the_database_rejects_fails_alone(database, poisoned):
 
 
 async def _failing(database, sqlstate, times, table, event):
-    """Makes the first such statements on a table fail."""
+    """Makes the first `times` statements on a table fail."""
     await database.execute(
         f"""
         CREATE SEQUENCE failures;
@@ -161,7 +161,7 @@ async def test_a_collision_that_passes_goes_unnoticed(database, sqlstate, statem
     assert not await database.faults()
 
 
-async def test_a_collision_that_does_not_pass_is_no_fault_of_the_neighbours(database):
+async def test_a_collision_that_does_not_pass_fails_only_its_own_call(database):
     await database.execute(
         """
         CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -246,7 +246,7 @@ async def test_columns_added_under_load_go_unnoticed(database):
     assert not await database.faults()
 
 
-async def test_a_full_queue_refuses_at_once_and_forgets_what_it_refused(database, proxy):
+async def test_a_full_queue_refuses_at_once_and_forgets_the_refused_calls(database, proxy):
     user_id = await database.user(100)
     held = proxy.on(COMMIT, Kind.HOLD)
     async with lanes(proxy.url, queue_limit=3) as clerk:
@@ -286,7 +286,7 @@ async def test_a_command_is_not_begun_when_no_caller_waits_for_it_any_more(datab
     assert await written(database, patient) == 1
 
 
-async def test_a_command_that_has_begun_is_written_though_no_caller_waits(database, proxy):
+async def test_a_command_that_has_begun_is_written_although_no_caller_waits(database, proxy):
     user_id = await database.user(100)
     held = proxy.on(BEGIN, Kind.HOLD)
     async with lanes(proxy.url) as clerk:
@@ -300,7 +300,7 @@ async def test_a_command_that_has_begun_is_written_though_no_caller_waits(databa
     assert await written(database, command) == 1
 
 
-async def test_a_lane_that_closes_writes_what_is_queued_and_takes_no_more(database, proxy):
+async def test_a_lane_that_closes_writes_the_queued_commands_and_takes_no_more(database, proxy):
     user_id = await database.user(100)
     held = proxy.on(COMMIT, Kind.HOLD)
     async with lanes(proxy.url) as clerk:

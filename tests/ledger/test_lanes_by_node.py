@@ -1,4 +1,4 @@
-"""Lanes of a distributed book: what shares a transaction, what shares a lane, and an old map."""
+"""Lanes of a distributed book: calls that share a transaction or a lane, and an old map."""
 
 import asyncio
 from collections import defaultdict
@@ -35,7 +35,7 @@ async def knowing(url):
     return address
 
 
-async def test_a_transaction_is_about_users_of_one_shard(database):
+async def test_a_transaction_has_users_of_one_shard_only(database):
     await lay_out(database, QUARTERS)
     users = await users_of_all_shards(database)
     address = await knowing(database.service_url)
@@ -131,7 +131,7 @@ async def test_the_lanes_of_a_node_that_the_map_shows_later_are_closed_too(datab
     await lay_out(database, QUARTERS)
     user_id = await user_on(database, QUARTERS, 1)
     writers = Lanes(writer_settings(database.service_url))
-    # It only knows that there are other nodes once a connection has read the map.
+    # It knows of other nodes only after a connection has read the map.
     await ask(writers, spend(await user_on(database, QUARTERS, 0)))
     waiting = submit(writers, *(spend(user_id) for _ in range(5)))
     await writers.close()
@@ -151,7 +151,7 @@ async def test_a_batch_that_an_old_map_put_together_is_divided_by_the_new_one(da
     async with lanes(database.service_url, address=address) as writers:
         assert set(kinds(await ask(writers, *map(spend, users)))) == {Outcome}
         assert address.shards.map == QUARTERS
-        # From now on all goes by the new map.
+        # From now on everything follows the new map.
         before = await transactions(database)
         assert set(kinds(await ask(writers, *map(spend, users)))) == {Outcome}
         assert await transactions(database) == before + len(QUARTERS.starts)
@@ -167,7 +167,7 @@ async def test_the_map_is_read_again_and_again(database):
         for layout in (HALVES, QUARTERS, HALVES):
             await lay_out(database, layout)
             await eventually(lambda layout=layout: address.shards.map == layout)
-        # What is wrong there for a while leaves the last map, and does not end it.
+        # While the catalog is wrong, the last map stays, and reading goes on.
         await database.execute("DELETE FROM pg_dist_placement WHERE shardid = 1")
         await asyncio.sleep(0.05)
         assert address.shards.map == HALVES
@@ -191,7 +191,7 @@ async def test_a_commit_that_a_worker_has_not_answered_is_lost_although_citus_sa
     with closing(Transactions(writer_settings(database.service_url, address=address))) as writer:
         with pytest.raises(CommitLostError) as lost:
             await writer.run([command], Way(expiries=1))
-        # This time it had happened, which the key shows.
+        # This time it was committed, as the key shows.
         again = await writer.run([command], Way(expiries=1, lost=lost.value.entries))
     assert [answer.replayed for answer in again] == [False]
     assert await written(database, command) == 1

@@ -1,4 +1,4 @@
-"""Many holds that fall due together: all are recorded, and the calls of others go on meanwhile."""
+"""Many holds that expire together: all are recorded, and the calls of others go on meanwhile."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from credit_service.rules.model import Outcome
 
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch):
-    """Lets calls wait for as long as a slow machine takes to end what is due."""
+    """Lets calls wait for as long as a slow machine takes to record what is due."""
     monkeypatch.setattr(batches, "_DUE_PATIENCE_SECONDS", patience(30))
 
 
@@ -59,7 +59,7 @@ async def test_a_user_with_more_due_than_a_batch_takes_is_served_after_all_of_it
     assert [row["type"] for row in rows] == ["expire"] * 10_000 + ["spend"]
     ends = [row["expires_at"] for row in rows[:-1]]
     assert ends == sorted(ends)
-    # In batches of no more than that, each at a time of its own.
+    # In batches of at most that many, each at a time of its own.
     sizes = [[row["timestamp"] for row in rows].count(time_) for time_ in {r[1] for r in rows}]
     assert max(sizes) <= EXPIRIES_MAX + 1
     assert not await database.faults()
@@ -72,7 +72,7 @@ async def test_callers_of_many_users_with_due_holds_are_all_served(database):
         assert sorted(kind.__name__ for kind in kinds(given)) == (
             ["InsufficientCredits"] * 30 + ["Outcome"] * 30
         )
-        # The order in which the calls of a user came is the order in which they are decided.
+        # A user's calls are decided in the order in which they came.
         assert kinds(given)[::2] == [Outcome] * 30
     assert await states(database) == ({"expired": 3000}, 3000)
     assert not await database.faults()
@@ -94,7 +94,7 @@ async def test_every_state_between_two_batches_is_right_for_an_instant(database,
     assert not await database.faults()
 
 
-async def test_a_call_that_waits_too_long_for_what_is_due_is_overloaded(database, monkeypatch):
+async def test_a_call_that_waits_too_long_for_due_holds_is_overloaded(database, monkeypatch):
     monkeypatch.setattr(batches, "EXPIRIES_MAX", 1)
     monkeypatch.setattr(batches, "_DUE_PATIENCE_SECONDS", 0.0)
     [user_id] = await add_due(database, each=20)
@@ -108,7 +108,7 @@ async def test_a_call_that_waits_too_long_for_what_is_due_is_overloaded(database
     assert not await database.faults()
 
 
-async def test_calls_that_wait_for_what_is_due_take_no_room_from_others(database, monkeypatch):
+async def test_calls_that_wait_for_due_holds_take_no_room_from_others(database, monkeypatch):
     monkeypatch.setattr(batches, "EXPIRIES_MAX", 1)
     [user_id] = await add_due(database, each=30)
     other = await database.user(100)
@@ -122,7 +122,7 @@ async def test_calls_that_wait_for_what_is_due_take_no_room_from_others(database
 
 
 async def slow_down(database, seconds):
-    """Lets every new entry take so long, and the statements of the service no longer than 0.3 s."""
+    """Makes every new entry take `seconds`, and limits the service's statements to 0.3 s."""
     await database.execute(
         "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS"
         f" $$ BEGIN PERFORM pg_sleep({seconds}); RETURN NEW; END $$"
@@ -136,7 +136,7 @@ async def slow_down(database, seconds):
     )
 
 
-async def test_expiries_that_take_longer_than_a_statement_may_are_done_in_smaller_batches(database):
+async def test_expiries_that_exceed_the_statement_timeout_are_split_into_smaller_batches(database):
     [user_id] = await add_due(database, each=EXPIRIES_MAX)
     await slow_down(database, 0.001)
     async with lanes(database.service_url) as clerk:
@@ -145,7 +145,7 @@ async def test_expiries_that_take_longer_than_a_statement_may_are_done_in_smalle
     assert not await database.faults()
 
 
-async def test_commands_that_take_longer_than_a_statement_may_are_done_in_smaller_batches(database):
+async def test_commands_that_exceed_the_statement_timeout_are_split_into_smaller_batches(database):
     user_id = await database.user(1000)
     await slow_down(database, 0.001)
     async with lanes(database.service_url) as clerk:
@@ -165,7 +165,7 @@ async def test_a_batch_whose_connection_is_lost_because_it_is_slow_is_halved(dat
     as_ever = decide.decide
 
     def slow(state, command, terms):
-        time.sleep(0.02)  # a loop that is held is what the test is about
+        time.sleep(0.02)  # the test is about a loop that is held up
         return as_ever(state, command, terms)
 
     monkeypatch.setattr(decide, "decide", slow)

@@ -1,4 +1,4 @@
-"""The statements of a distributed book, on its tables partitioned by user: each is of one shard."""
+"""The statements of a distributed book, on tables partitioned by user: each is of one shard."""
 
 import json
 import re
@@ -27,11 +27,11 @@ BY_USER = (
 )
 # `distribute` replaces it: between two users the credited payment decides.
 KEYS_WITHOUT_USER = {"one_top_up_per_payment"}
-# Statements that look at all shards, and why they may; the tests of a cluster run them.
+# The statements that look at all shards, by the reason why they may; a cluster's tests run them.
 ON_ALL_SHARDS = {
-    "a payment, or a user, is looked for wherever it is": {"load_top_ups", "find_newcomers"},
+    "a payment or a user may be on any shard": {"load_top_ups", "find_newcomers"},
     "accounts of many users are read together": {"list_known_accounts", "settled_accounts"},
-    "lists, reports and the verification are about everybody": {
+    "lists, reports and the verification are about all users": {
         *("find_accounts", "find_due_users", "find_faults", "list_accounts"),
         *("list_entries_by_time", "list_open_top_ups", "report_lapsed", "report_liability"),
         "report_usage",

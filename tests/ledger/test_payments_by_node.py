@@ -68,10 +68,10 @@ async def test_a_payment_of_a_user_who_is_gone_is_refused_as_on_one_database(dat
     assert kinds(given) == [UserDeleted, UserDeleted]
 
 
-async def test_a_payment_of_an_account_that_was_made_anew_is_refused(database):
+async def test_a_payment_of_an_account_that_was_created_again_is_refused(database):
     address = await knowing(database)
     payer, other = [await user_on(database, QUARTERS, 0) for _ in range(2)]
-    # The lock of the account's row is had, so no entry of it is under way.
+    # The test holds the lock of the account's row, so none of its entries is under way.
     await database.execute(PAYMENT, payer, 7)
     async with lanes(address.url, address=address) as writers:
         for user_id in (payer, other):

@@ -1,4 +1,4 @@
-"""What a statement touches in a long book: a handful of pages, however the plan came about."""
+"""A statement reads a handful of pages of a long book, however its plan was made."""
 
 from collections.abc import Iterator
 from datetime import UTC
@@ -42,7 +42,7 @@ TABLES = (
     "credit_feed",
     "credit_feed_advances",
 )
-# These read what they add up: entries of a period or of the accounts that are verified, all open
+# These read all rows that they add up: entries of a period or of the verified accounts, all open
 # holds once a second, or a bounded number of entries that the feed cannot show yet.
 READING_MUCH = (
     "report_usage",
@@ -119,7 +119,7 @@ def lookups(user_id: UUID, newcomer: UUID, seq: int) -> Iterator[tuple[str, list
 
 
 def faults(name: str, plan: dict) -> list[str]:
-    """What must not be in a plan."""
+    """The parts of a plan that it must not have."""
     found = [
         f"{name} reads all of {node['Relation Name']}"
         for node in nodes(plan)
@@ -131,7 +131,7 @@ def faults(name: str, plan: dict) -> list[str]:
 
 
 async def write_granted_book(database: Database, entries: int) -> UUID:
-    """A book of so many entries, the first of which made a grant."""
+    """Writes a book of `entries` entries; the first made a grant."""
     user_id = await write_book(database, entries)
     await database.execute(
         "INSERT INTO credit_grants (user_id, seq, amount, remaining, pinned, priority, expire_time,"
@@ -151,7 +151,7 @@ async def write_long_book(database: Database) -> UUID:
 
 
 async def leave_statistics_alone(database: Database) -> None:
-    """Keeps autovacuum from looking at the tables before the test says so."""
+    """Keeps autovacuum from analysing the tables before the test does."""
     for table in TABLES:
         await database.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
 
@@ -194,7 +194,7 @@ async def test_a_plan_made_for_a_short_book_does_not_read_a_whole_long_one(datab
             for _ in range(7):
                 await prepared.plan(name, values)
         long = await write_long_book(database)
-        # As autovacuum does within a minute; the plans that were kept must be made anew by it.
+        # Like autovacuum within a minute; it must cause the kept plans to be made again.
         await database.execute("ANALYZE")
         for name, values in lookups(long, newcomer, ENTRIES):
             found += faults(name, await prepared.plan(name, values))
@@ -321,9 +321,9 @@ async def test_a_service_that_saw_the_book_grow_touches_few_entries_in_any_call(
         for turn in range(10):
             await every_call(client, short, turn)
         long = await write_long_book(database)
-        # As autovacuum does within a minute; the plans that were kept must be made anew by it.
+        # Like autovacuum within a minute; it must cause the kept plans to be made again.
         await database.execute("ANALYZE")
         before = await entries_touched(database, still_open="credit_service")
         await every_call(client, long, 10)
-    # Some 50 a turn; some may have been told before.
+    # Some 50 a turn; some may have been reported before.
     assert 50 < await entries_touched(database) - before < 5_000

@@ -1,4 +1,4 @@
-"""Connections for reads: those at hand are used again, and one that broke is not."""
+"""Connections for reads: idle ones are used again, and broken ones are not."""
 
 import asyncio
 
@@ -47,7 +47,7 @@ async def test_a_reader_that_waits_gets_the_connection_before_later_ones(pool):
     assert served == ["waiting", "later"]
 
 
-async def test_a_connection_that_broke_at_hand_is_replaced(pool, database):
+async def test_a_connection_that_broke_while_idle_is_replaced(pool, database):
     broken = await backend(pool)
     owner = await database.connect()
     try:
@@ -59,14 +59,14 @@ async def test_a_connection_that_broke_at_hand_is_replaced(pool, database):
         try:
             return await backend(pool) != broken
         except LedgerUnavailable:
-            # The end had not arrived yet.
+            # The pool had not seen the end yet.
             return False
 
     await eventually(replaced, every=0.01)
     assert pool.count() == 1
 
 
-async def test_a_statement_of_a_caller_who_left_is_over_before_its_connection_is_lent(pool):
+async def test_a_connection_is_lent_only_after_the_statement_of_a_caller_who_left_has_ended(pool):
     async def read():
         async with pool.lend() as connection:
             await connection.execute("SELECT pg_sleep(60)")
@@ -88,7 +88,7 @@ async def test_a_block_that_leaves_a_transaction_open_gives_back_a_clean_connect
 async def test_nothing_is_lent_from_a_server_that_became_read_only(pool, database):
     first = await backend(pool)
     async with pool.lend() as connection:
-        # As a pooler that now leads to a standby.
+        # Like a pooler that now leads to a standby.
         await connection.execute("SET default_transaction_read_only = on")
     assert not await pool.check()
     with pytest.raises(LedgerUnavailable):

@@ -35,7 +35,7 @@ async def test_of_two_payments_at_the_same_instant_one_gets_the_reversal(databas
             given = await asyncio.gather(ask(one, asked[0]), ask(two, asked[1]))
             outcomes = kinds(given[0] + given[1])
             assert sorted(outcomes, key=str) == sorted([Outcome, ReversalReused], key=str)
-            # What follows goes to the payment that has it, and to no other.
+            # Later revisions go to the payment that has the reversal, and to no other.
             later = [reverse(*payment, ref, 3, 0) for payment in payments]
             assert kinds(await ask(two, *later)) == outcomes
     assert not await database.faults()

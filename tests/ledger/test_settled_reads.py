@@ -1,7 +1,7 @@
-"""Reads add up what is due in one statement: it is what the rules then settle, one by one.
+"""Reads add up due expiries and lapses in one statement; the rules later settle them one by one.
 
-Random histories run through the lanes, time passes, and everything is read before what is due is
-recorded and after. Every ordinary run draws the same histories (derandomized).
+Random histories run through the lanes, time passes, and everything is read before and after the
+due changes are recorded. Every ordinary run draws the same histories (derandomized).
 """
 
 from itertools import pairwise
@@ -20,7 +20,7 @@ from credit_service.rules.terms import Terms
 
 
 async def everything_read(reads, user, moments):
-    """What an account shows now, and what it and the report show of moments."""
+    """The account as it is now, and the account and the report as of each moment."""
     account, _, expiring, _ = await reads.account_with_entries(user, 0)
     shared = await reads.account(user)
     now = (account.balance, account.held, account.in_grants, account.pinned, account.open_grants)
@@ -87,7 +87,7 @@ async def reads_show_what_is_then_recorded(by_floor, floor, steps, minutes):
     if lines and account["balance"] < account["in_grants"]:
         event("with a debt")
     assert not await database.faults()
-    # What the next example reads of all users stays short.
+    # Keeps the next example's reads of all users short.
     await database.execute("DELETE FROM auth.users WHERE id = $1", user)
 
 
@@ -103,7 +103,7 @@ def _at_once(call, **fields):
     return st.builds(Step, st.just(0), st.just(call), st.fixed_dictionaries(fields), st.just(0))
 
 
-# What is done last and is all due later: credits, holds that set them aside, and debt.
+# The last steps, all due later: credits, holds that reserve them, and debt.
 _LAST = st.lists(
     st.one_of(
         _at_once("grant", amount=AMOUNTS, lasts=LENGTHS),
@@ -137,7 +137,7 @@ _IN_DEBT = [
 @example(floor=0, steps=_IN_DEBT, minutes=9)
 @settings(_HISTORIES, derandomize=True, max_examples=extent(15, 15))
 @given(**_DRAWN)
-async def test_a_read_shows_what_is_due_as_it_is_then_recorded(by_floor, floor, steps, minutes):
+async def test_a_read_shows_due_changes_as_later_recorded(by_floor, floor, steps, minutes):
     await reads_show_what_is_then_recorded(by_floor, floor, steps, minutes)
 
 
@@ -145,5 +145,5 @@ async def test_a_read_shows_what_is_due_as_it_is_then_recorded(by_floor, floor, 
 @pytest.mark.timeout(900)
 @settings(_HISTORIES, max_examples=extent(100, 500))
 @given(**_DRAWN)
-async def test_many_reads_show_what_is_due_as_it_is_then_recorded(by_floor, floor, steps, minutes):
+async def test_many_reads_show_due_changes_as_later_recorded(by_floor, floor, steps, minutes):
     await reads_show_what_is_then_recorded(by_floor, floor, steps, minutes)

@@ -1,4 +1,4 @@
-"""Reads of accounts share statements: what they show, and who may disturb whom."""
+"""Reads of accounts share statements: what they show, and which may disturb which."""
 
 import asyncio
 import re
@@ -39,13 +39,13 @@ async def held_up(client, proxy, user_id):
 
 
 async def arrived(client):
-    """Returns when the server has the calls that were begun before."""
+    """Returns when the server has received the calls that were begun before."""
     await asyncio.sleep(0)
     await client.list_prices()
 
 
 async def changes(reads, users):
-    """Whose accounts have changed since they were never seen."""
+    """The changed accounts among those of `users`, none of which was seen before."""
     changed = []
     await reads.changes(dict.fromkeys(users), changed.append)
     return [account.user_id for account in changed]
@@ -79,7 +79,7 @@ async def test_a_node_that_is_away_leaves_the_changes_of_other_nodes(proxy, data
             await changes(reads, users)
 
 
-async def test_changes_of_other_nodes_are_told_while_a_node_is_silent(proxy, database):
+async def test_changes_of_other_nodes_are_reported_while_a_node_is_silent(proxy, database):
     await lay_out(database, QUARTERS)
     users = [await user_on(database, QUARTERS, shard) for shard in (0, 1)]
     told = asyncio.Queue()
@@ -126,7 +126,7 @@ async def test_reads_that_are_asked_for_during_a_read_share_the_next_one(proxy, 
     assert statements.seen == 2
 
 
-async def test_a_read_shows_what_was_committed_before_it_was_asked_for(client, proxy, database):
+async def test_a_read_shows_writes_committed_before_the_request(client, proxy, database):
     user_id = await database.user(10)
     first, held, _ = await held_up(client, proxy, user_id)
     async with lanes(database.service_url) as clerk:
@@ -153,7 +153,7 @@ async def test_an_unknown_user_spoils_no_other_read(client, proxy, database):
     assert (empty.balance, known.balance) == (0, 10)
 
 
-async def test_a_caller_who_goes_away_takes_no_other_along(client, proxy, database):
+async def test_a_caller_who_goes_away_ends_no_other_read(client, proxy, database):
     user_id = await database.user(10)
     first, held, _ = await held_up(client, proxy, user_id)
     gone, stays = (asyncio.create_task(client.get_user_credit(user_id)) for _ in range(2))

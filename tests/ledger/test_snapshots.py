@@ -1,4 +1,4 @@
-"""An answer that takes several statements shows one moment, whatever is written between them."""
+"""An answer that takes several statements shows one moment, despite writes between them."""
 
 import asyncio
 import re
@@ -56,7 +56,7 @@ async def usage(client, user_id):
     return [line.spent for line in lines]
 
 
-# What is read, the statement that is held up, and the answer from before.
+# The read, the statement that is held up, and the answer from before.
 READS = [
     (past_balance, "count_entries_before", [100]),
     (past_balance, "load_entries", [100]),
@@ -75,7 +75,7 @@ async def client(proxy):
 
 
 async def long_ago(database, user_id):
-    """Dates what a user has back, so that it was there a second ago."""
+    """Moves the times of a user's rows back, so that they existed a second ago."""
     await database.execute(
         "ALTER TABLE credit_transactions DISABLE TRIGGER entries_never_change;"
         "UPDATE credit_transactions SET timestamp = now() - interval '1 hour';"
@@ -85,8 +85,8 @@ async def long_ago(database, user_id):
 
 
 @pytest.mark.parametrize(("read", "held_up", "answer"), READS)
-@pytest.mark.parametrize("meanwhile", ["deleted", "made anew"])
-async def test_what_is_written_between_two_statements_is_not_seen(  # noqa: PLR0917
+@pytest.mark.parametrize("meanwhile", ["deleted", "created again"])
+async def test_a_write_between_two_statements_is_not_seen(  # noqa: PLR0917
     client, database, proxy, read, held_up, answer, meanwhile
 ):
     user_id = await database.user(100)
@@ -117,7 +117,7 @@ async def test_a_report_on_a_user_shows_one_moment(client, database, proxy):
 async def test_a_user_who_appears_between_two_statements_is_never_shown_empty(
     client, database, proxy
 ):
-    """The first statement finds no account, and by the second the user has come with one."""
+    """The first statement finds no account; before the second, the user and an account exist."""
     user_id = uuid4()
     pause = proxy.on(statement("list_known_accounts"), Kind.HOLD)
     reading = asyncio.create_task(client.get_user_credit(user_id))
@@ -127,7 +127,7 @@ async def test_a_user_who_appears_between_two_statements_is_never_shown_empty(
     assert (await reading).balance == 55
 
 
-# What finds nothing looks once more, to tell an unknown user from a known one.
+# A read that finds nothing looks once more, to tell an unknown user from a known one.
 NOTHING_FOUND = [
     lambda client, user_id: client.get_transaction(user_id, transaction_id=f"{user_id}-7"),
     lambda client, user_id: client.get_transaction(user_id, idempotency_key="never used"),
@@ -184,9 +184,9 @@ async def test_reads_during_deletions_are_whole_or_not_found(client, database):
 
 
 async def test_a_hold_captured_while_the_account_is_read_is_not_shown_as_expired(client, database):
-    """The rows are read before the capture, and the time is looked at after the expiry.
+    """The rows are read before the capture, and the clock after the expiry.
 
-    What the account then seemed to have, it never had: 100 with nothing held.
+    The account then seemed to have 100 credits with none held, which it never had.
     """
     user_id = await database.user(100)
     owner = await database.connect()
@@ -215,7 +215,7 @@ async def test_a_hold_captured_while_the_account_is_read_is_not_shown_as_expired
             await eventually(lambda: waits_for_the_advisory_lock(database))
             if await owner.fetchval("SELECT now() < $1", expire_time):
                 break
-            # The machine was too slow: the read began when the hold had expired.
+            # The machine was too slow: the read began after the hold had expired.
             await owner.execute("SELECT pg_advisory_unlock(1)")
             await reading
             await owner.execute("SELECT pg_advisory_lock(1)")

@@ -16,7 +16,7 @@ from credit_service.ledger import statement_texts, store
 from credit_service.ledger.transactions import Transactions, Way
 
 MIGRATIONS = ROOT / "credit_service/database/migrations"
-# Older files were released before the rules; what has come of them is changed by a later one.
+# Older files were released before the rules; a later file changes what they made.
 FIRST_BOUND_MIGRATION = 16
 
 
@@ -38,8 +38,8 @@ def test_no_statement_selects_without_columns():
     assert not [name for name, text in statements() if re.search(r"\bSELECT\s+FROM\b", text)]
 
 
-def test_what_may_do_nothing_on_a_conflict_is_counted_by_its_rows():
-    # Citus counts rows in the tag that were not written.
+def test_a_statement_that_may_do_nothing_on_a_conflict_is_counted_by_its_rows():
+    # Citus counts rows that were not written in the tag.
     sources = "".join(
         file.read_text() for file in (ROOT / "credit_service/ledger").glob("*store.py")
     )
@@ -85,7 +85,7 @@ async def test_a_batch_without_a_key_names_a_user_when_it_asks_for_keys(database
         await writer.run([reverse(user_id, "pi_1")], Way(expiries=1))
         (await writer._connected()).add_query_logger(asked.append)
         await writer.run([reverse(user_id, "pi_1")], Way(expiries=1))
-        await asyncio.sleep(0)  # the driver tells of a statement in the loop's next turn
+        await asyncio.sleep(0)  # the driver reports a statement in the loop's next turn
     assert [query.args[:2] for query in asked if "clock.now" in query.query] == [([user_id], [])]
 
 

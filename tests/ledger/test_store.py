@@ -116,7 +116,7 @@ def test_a_write_takes_its_columns_in_the_order_of_the_fields(statement, value, 
 
 
 def moved_columns():
-    """What is written of an account of which only credits moved, after its seq is compared."""
+    """The columns written for an account in which only credits moved, after its seq is compared."""
     sql = SQL["move_accounts"]
     (taken,) = re.search(r"\) AS moved \(([^)]*)\)", sql).groups()
     pairs = re.findall(r"^    (\w+) = moved\.(\w+)", sql, re.MULTILINE)
@@ -127,7 +127,7 @@ def moved_columns():
     return written
 
 
-def test_an_account_of_which_credits_moved_is_written_in_the_order_of_its_columns():
+def test_an_account_in_which_credits_moved_is_written_in_the_order_of_its_columns():
     # A value of its own in each column, so that no two of them can be exchanged unnoticed.
     account = Account._make(range(len(Account._fields)))._replace(
         policy=Policy(), counters=SpendCounters(*"abcd")

@@ -1,4 +1,4 @@
-"""The sweeper: expiries that no call touches are recorded too, once, whatever goes wrong."""
+"""The sweeper: expiries that no call touches are recorded too, once, even after failures."""
 
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -8,7 +8,7 @@ from kit.fault_proxy import COMMIT, Kind
 from kit.services import running, server_settings
 from kit.waiting import eventually
 
-# The statement with which the sweeper looks for what is due.
+# The statement with which the sweeper looks for due holds.
 _LOOK = r"AND hold.expires_at <= \(SELECT clock_timestamp"
 
 
@@ -27,7 +27,7 @@ async def in_a_transaction(database):
         await connection.close()
 
 
-async def test_an_expiry_that_no_caller_asks_about_is_recorded(database):
+async def test_an_expiry_without_any_call_is_recorded(database):
     user_id = await database.user(100)
     async with service(database) as running_service:
         client = await running_service.client()
@@ -58,7 +58,7 @@ async def test_replicas_record_each_expiry_once_between_them(database):
         await all_are_recorded(database, 300)
 
 
-async def test_more_is_recorded_than_one_go_takes(database):
+async def test_more_expiries_than_fit_one_round_are_recorded(database):
     await add_due(database, users=1000)
     async with service(database):
         await all_are_recorded(database, 1000)
@@ -79,7 +79,7 @@ async def test_a_user_deleted_meanwhile_does_not_stop_the_sweeper(database):
     async with in_a_transaction(database) as connection:
         await connection.execute("DELETE FROM auth.users WHERE id = $1", doomed[0])
         async with service(database, lanes=1):
-            # Found while the deletion is not done yet, and gone once the lane has its turn.
+            # The account is found before the deletion commits, and gone when the lane gets to it.
             await eventually(database.waits_for_a_lock, every=0.01)
             await connection.execute("COMMIT")
             await all_are_recorded(database, 1)
@@ -87,7 +87,7 @@ async def test_a_user_deleted_meanwhile_does_not_stop_the_sweeper(database):
             await all_are_recorded(database, 2)
 
 
-async def test_an_account_that_somebody_keeps_locked_does_not_stop_the_others(database):
+async def test_an_account_that_stays_locked_does_not_stop_the_others(database):
     await add_due(database, users=20)
     (kept,) = await database.fetch("SELECT user_id FROM user_credits ORDER BY user_id LIMIT 1")
     async with service(database, lanes=1), in_a_transaction(database) as connection:
@@ -117,7 +117,7 @@ async def test_a_database_that_goes_away_does_not_stop_the_sweeper(database, pro
         await all_are_recorded(database, 3)
 
 
-async def test_a_fault_that_is_not_foreseen_does_not_stop_the_sweeper(database, proxy):
+async def test_an_unforeseen_fault_does_not_stop_the_sweeper(database, proxy):
     await database.execute("REVOKE SELECT ON credit_holds FROM credit_service")
     async with service(database, proxy.url):
         tried = proxy.on(_LOOK, Kind.HOLD, nth=10**9)

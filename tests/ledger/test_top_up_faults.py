@@ -1,4 +1,4 @@
-"""verify names what does not add up about top-ups: each planted fault of an account of its own."""
+"""verify names what does not add up in top-ups: each fault is planted in its own account."""
 
 from uuid import uuid4
 
@@ -32,7 +32,7 @@ async def lively(database, clerk):
 
 
 async def damage(database, user_id, sql):
-    """Does by hand what neither trigger nor constraint would allow."""
+    """Makes a change by hand that triggers and constraints would refuse."""
     connection = await database.connect()
     try:
         for row in await connection.fetch(

@@ -77,7 +77,7 @@ async def test_a_batch_that_closes_a_request_can_open_the_next_one(database):
             spend(user_id, 1),
         )
         assert {type(each) for each in given} == {Outcome}
-        # The second one is asked for and closed by one batch, in which it was not loaded.
+        # One batch makes and closes the second request, which it did not load.
         shown = await requests_of(database, user_id)
     assert [each[1] for each in shown] == ["succeeded", "open"]
     assert not await database.faults()
@@ -147,7 +147,7 @@ def drawn(draw, user_id, request):
 
 
 async def test_random_batches_leave_the_requests_of_the_plain_model(database):
-    """What is loaded is enough, whatever meets in a batch; months do not end meanwhile."""
+    """A batch loads enough for any mix of commands; no month ends meanwhile."""
     draw, users = random.Random(7), [await database.user(30) for _ in range(3)]
     policy = TopUp(20, "small", 1000)
     models = {user_id: TopUpModel(available=30, policy=policy) for user_id in users}

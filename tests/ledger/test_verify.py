@@ -19,7 +19,7 @@ from credit_service.v1 import credit_service_pb2 as pb
 
 
 async def run(url, *arguments):
-    """Runs the command; returns its exit code, its lines, and its complaints."""
+    """Runs the command; returns its exit code, its lines, and its error lines."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("CREDIT_")}
     variables = {**clean, "CREDIT_DATABASE_URL": url}
     ended = await asyncio.to_thread(
@@ -29,7 +29,7 @@ async def run(url, *arguments):
 
 
 async def lively(database, client):
-    """An account that has met everything, seq 1 to 14."""
+    """An account that has seen every call, seq 1 to 14."""
     user_id = await database.user()
     bought = payment(uuid4().hex)
     await client.purchase_credits(user_id, 100, payment=bought)
@@ -60,7 +60,7 @@ async def lively(database, client):
 
 @asynccontextmanager
 async def unprotected(database):
-    """The database by a connection that no trigger and no constraint of the ledger holds back."""
+    """A connection to the database without the triggers and constraints of the ledger."""
     async with database.kept_open() as kept:
         constraints = await kept.fetch(
             "SELECT conrelid::regclass::text AS tab, conname FROM pg_constraint"
@@ -261,12 +261,12 @@ DAMAGES = [
 # test_distributed_verify.py damages a book on a cluster.
 @pytest.mark.skipif(citus.URL in os.environ, reason="a Citus cluster refuses to do these damages")
 async def test_every_damage_is_found_and_its_account_named(make_database):
-    """All the damages are in one database, each to an account of its own."""
+    """All damages are in one database, each to a different account."""
     database = await make_database()
     async with running(server_settings(database.service_url)) as service:
         client = await service.client()
         whole = await lively(database, client)
-        # At once, so that many of their calls are written together.
+        # Concurrently, so that many of their calls share transactions.
         users = await asyncio.gather(*(lively(database, client) for _ in DAMAGES))
     async with unprotected(database) as open_database:
         for (sql, _), user_id in zip(DAMAGES, users, strict=True):
@@ -304,7 +304,7 @@ async def test_accounts_beyond_the_first_chunk_are_verified_too(database, monkey
         await connection.close()
     assert found == (12, 3)
     assert [line.split(":")[0] for line in said] == [str(users[n]) for n in (4, 5, 11)]
-    # On a cluster so many are looked for on each shard.
+    # On a cluster, each shard is asked for that many.
     assert progress == ([12] if citus.URL in os.environ else [5, 10, 12])
 
 
@@ -339,7 +339,7 @@ async def test_accounts_that_take_too_long_together_are_verified_in_halves(datab
     assert progress == [5]
 
 
-async def test_a_user_without_an_account_is_not_taken_for_one_that_adds_up(database):
+async def test_a_user_without_an_account_is_reported_as_missing(database):
     known = await database.user()
     for user_id in (known, uuid4()):
         code, lines, complaints = await run(database.service_url, user_id)

@@ -1,4 +1,4 @@
-"""A live balance: a snapshot and then every last state, from whichever process it comes."""
+"""A live balance: a snapshot, then always the newest state, whichever process wrote it."""
 
 import asyncio
 from datetime import timedelta
@@ -46,8 +46,8 @@ async def test_an_account_that_is_opened_meanwhile_is_shown(database, client):
         await listener.hears(lambda credit: (credit.balance, credit.seq) == (5, 1))
 
 
-async def test_a_user_who_was_deleted_and_made_anew_is_shown(database, client):
-    """The new account counts its changes from one again, below what was shown before."""
+async def test_a_user_who_was_deleted_and_created_again_is_shown(database, client):
+    """The new account counts its changes from one again, below the numbers shown before."""
     user_id = await database.user(100)
     await client.spend_credits(user_id, amount=1)
     async with listening(client, user_id) as listener:
@@ -58,7 +58,7 @@ async def test_a_user_who_was_deleted_and_made_anew_is_shown(database, client):
         await listener.hears(lambda credit: (credit.balance, credit.seq) == (5, 1))
 
 
-async def test_a_user_who_was_made_anew_at_the_same_seq_is_shown(database, client):
+async def test_a_user_who_was_created_again_at_the_same_seq_is_shown(database, client):
     user_id = await database.user(100)
     async with listening(client, user_id) as listener:
         await listener.hears(lambda credit: (credit.balance, credit.seq) == (100, 1))
@@ -76,7 +76,7 @@ async def test_an_account_whose_time_went_back_is_shown(database, client):
         await listener.hears(lambda credit: (credit.balance, credit.seq) == (55, 1))
 
 
-async def test_after_seq_takes_up_where_it_was_left(database, client):
+async def test_after_seq_resumes_where_the_stream_ended(database, client):
     user_id = await database.user(100)
     for _ in range(3):
         await client.spend_credits(user_id, amount=1)
@@ -96,7 +96,7 @@ async def test_after_seq_takes_up_where_it_was_left(database, client):
     assert current.seqs == [5]
 
 
-async def test_a_policy_set_before_a_stream_is_taken_up_is_shown(database, client):
+async def test_a_policy_set_before_a_stream_resumes_is_shown(database, client):
     user_id = await database.user(100)
     await client.set_account_policy(user_id, frozen=True)
     async with listening(client, user_id, after_seq=1) as listener:
@@ -130,7 +130,7 @@ async def test_a_change_through_another_process_arrives(database, client):
                 await listener.hears(lambda credit, n=n: credit.balance == 100 - n)
 
 
-async def test_two_hundred_watchers_all_hear_the_last_state(database, service):
+async def test_two_hundred_watchers_all_get_the_last_state(database, service):
     users = [await database.user(1000) for _ in range(8)]
     client = await service.client()
     listeners = [Listener(client.watch_user_credit(users[n % 8])) for n in range(200)]
@@ -158,7 +158,7 @@ async def test_a_watcher_that_does_not_read_delays_no_other(database, service, m
             for _ in range(30):
                 await asyncio.gather(*(client.spend_credits(user_id, amount=1) for _ in range(10)))
             await listener.hears(lambda credit: credit.balance == 9700)
-        # It misses steps and not the last one.
+        # It misses steps but not the last one.
         seqs = [1]
         while seqs[-1] != 301:
             seqs.append((await deaf.read()).credit.seq)
@@ -167,7 +167,7 @@ async def test_a_watcher_that_does_not_read_delays_no_other(database, service, m
 
 
 async def test_a_listener_that_takes_nothing_keeps_one_state():
-    """However many changes pass by, the newest takes the place of the one before."""
+    """Each change replaces the one before, however many there are."""
     user_id = uuid4()
     watchers = Watchers(None, WatchedDue(None, TERMS))
     with watchers.watch(user_id) as slow, watchers.watch(user_id) as quick:
@@ -201,7 +201,7 @@ async def test_more_listeners_than_a_process_takes_are_refused(monkeypatch):
 
 
 async def test_an_older_state_is_never_shown_after_a_newer_one(database, client, monkeypatch):
-    """A poll has read the account, and before it tells, a newcomer has read a later state."""
+    """A poll has read the account; before it reports, a new watcher has read a later state."""
     user_id = await database.user(100)
     found, release = asyncio.Event(), asyncio.Event()
     changes = Reads.changes

@@ -1,4 +1,4 @@
-"""Who watches is served by polls: what they bring, what they cost, what they outlast."""
+"""Polls serve the watchers: what they bring, what they cost, what they outlast."""
 
 from kit.fault_proxy import Kind
 from kit.listeners import POLL, Listener, listening
@@ -11,8 +11,8 @@ from credit_service.ledger import store
 from credit_service.ledger.reads import Reads
 
 
-async def test_a_drain_ends_the_streams_and_the_next_server_takes_them_up(database):
-    """What changed while nobody told of it is told first, a change of policy too."""
+async def test_a_drain_ends_the_streams_and_the_next_server_resumes_them(database):
+    """The changes of the meantime come first, a change of policy among them."""
     user_id = await database.user(100)
     port = free_port()
     settings = server_settings(database.service_url, listen=f"127.0.0.1:{port}", drain_seconds=600)
@@ -29,7 +29,7 @@ async def test_a_drain_ends_the_streams_and_the_next_server_takes_them_up(databa
             await eventually(lambda: all(listener.received for listener in listeners))
             elsewhere = server_settings(database.service_url)
             service.stop.set()
-            # Long before the time is over that calls in flight would get.
+            # Long before the end of the time that calls in flight would get.
         async with running(elsewhere) as other:
             await (await other.client()).set_account_policy(user_id, frozen=True)
         async with running(settings):
@@ -43,7 +43,7 @@ async def test_a_drain_ends_the_streams_and_the_next_server_takes_them_up(databa
         assert [credit.frozen for credit in listener.received] == [False, True, False]
 
 
-async def test_a_poll_brings_only_what_changed(database, client, monkeypatch):
+async def test_a_poll_brings_only_changed_accounts(database, client, monkeypatch):
     user_id = await database.user(100)
     brought = []
     changes = Reads.changes
@@ -73,7 +73,7 @@ async def test_a_poll_brings_only_what_changed(database, client, monkeypatch):
     assert newcomer.seqs == [2, 3]
 
 
-async def test_nobody_who_watches_means_no_poll(database, proxy):
+async def test_without_watchers_there_is_no_poll(database, proxy):
     user_id = await database.user(100)
     async with running(server_settings(proxy.url)) as service:
         client = await service.client()
@@ -107,7 +107,7 @@ async def test_one_poll_serves_all_watched_users(database, proxy):
         assert polls.seen == 1
         counted = proxy.on(POLL, Kind.HOLD, nth=2)
         polls.release()
-        # The first poll began before the spends or after; with the next one all are told.
+        # The first poll began before the spends or after; the next one reports all of them.
         await eventually(counted.met.is_set)
         await eventually(lambda: all(listener.last.balance == 99 for listener in listeners))
         proxy.forget()
@@ -137,7 +137,7 @@ async def test_writers_pay_nothing_for_watchers(database, proxy):
             return after - before
 
         async def least_statements_of_a_spend():
-            # Whatever else the process asks meanwhile only adds to them.
+            # Other statements of the process only add to them.
             return min([await statements_of_a_spend() for _ in range(5)])
 
         await client.spend_credits(user_id, amount=1)
@@ -166,7 +166,7 @@ async def test_watchers_outlast_a_database_that_is_away(database, proxy):
             await listener.hears(lambda credit: credit.balance == 99)
 
 
-async def test_watchers_outlast_a_fault_that_is_not_foreseen(database, proxy):
+async def test_watchers_outlast_an_unforeseen_fault(database, proxy):
     user_id = await database.user(100)
     async with running(server_settings(proxy.url)) as service:
         client = await service.client()

@@ -1,4 +1,4 @@
-"""What is due of a watched account is recorded in time, and many of them do not flood the lanes."""
+"""Due changes of watched accounts are recorded in time, and many of them do not flood the lanes."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -52,7 +52,7 @@ async def test_a_watched_hold_ends_and_credits_lapse_in_time_with_seqs_of_their_
     assert not await database.faults()
 
 
-async def test_an_allowance_comes_to_who_watches_with_a_seq_of_its_own(database):
+async def test_an_allowance_reaches_a_watcher_with_a_seq_of_its_own(database):
     user_id = await database.user()
     async with running(server_settings(database.service_url, terms=MONTHLY)) as service:
         client = await service.client()
@@ -72,7 +72,7 @@ async def test_an_allowance_comes_to_who_watches_with_a_seq_of_its_own(database)
     assert not await database.faults()
 
 
-async def test_what_became_due_before_a_stream_is_taken_up_is_told_as_a_new_state(database):
+async def test_a_change_due_before_a_stream_resumes_is_reported_as_a_new_state(database):
     user_id = await database.user(100)
     async with running(server_settings(database.service_url)) as service:
         client = await service.client()
@@ -86,7 +86,7 @@ async def test_what_became_due_before_a_stream_is_taken_up_is_told_as_a_new_stat
     assert listener.seqs == [3]
 
 
-async def test_an_account_that_is_kept_locked_delays_no_other(database, service):
+async def test_an_account_that_stays_locked_delays_no_other(database, service):
     users = [await database.user(100) for _ in range(5)]
     client = await service.client()
     listeners = [Listener(client.watch_user_credit(user_id)) for user_id in users]
@@ -101,7 +101,7 @@ async def test_an_account_that_is_kept_locked_delays_no_other(database, service)
 
 
 class CountedRounds:
-    """Rounds of three users; those who are in `busy` are not recorded."""
+    """Rounds of three users; those in `busy` are not recorded."""
 
     size = 3
 
@@ -141,7 +141,7 @@ def _accounts(count, time=NOON):
     return [Account(UUID(int=number), next_lapse=time) for number in range(count)]
 
 
-async def test_many_that_are_due_at_one_instant_are_recorded_in_rounds_one_after_another():
+async def test_many_accounts_due_at_one_instant_are_recorded_in_rounds_one_after_another():
     accounts = _accounts(1000)
     async with watching_over(*accounts) as (due, rounds):
         due.look(NOON - SECOND)
@@ -156,7 +156,7 @@ async def test_many_that_are_due_at_one_instant_are_recorded_in_rounds_one_after
     assert asked == [account.user_id for account in accounts]
 
 
-async def test_what_could_not_be_recorded_is_tried_again_later():
+async def test_an_account_that_could_not_be_recorded_is_tried_again_later():
     (account,) = _accounts(1)
     async with watching_over(account) as (due, rounds):
         rounds.busy.add(account.user_id)
@@ -172,7 +172,7 @@ async def test_what_could_not_be_recorded_is_tried_again_later():
         assert not due.is_planned
 
 
-async def test_more_that_is_due_than_a_batch_settles_is_asked_for_again():
+async def test_an_account_with_more_due_than_a_batch_settles_is_sent_again():
     (account,) = _accounts(1)
     async with watching_over(account) as (due, _):
         due._note = lambda answers: (WatchedDue._note(due, answers), due.plan(account))
@@ -181,7 +181,7 @@ async def test_more_that_is_due_than_a_batch_settles_is_asked_for_again():
         assert due.is_planned
 
 
-async def test_a_clock_that_is_set_back_only_makes_it_wait():
+async def test_a_clock_that_is_set_back_only_delays_the_recording():
     (account,) = _accounts(1)
     async with watching_over(account) as (due, rounds):
         due.look(NOON - SECOND)
@@ -192,7 +192,7 @@ async def test_a_clock_that_is_set_back_only_makes_it_wait():
     assert rounds.asked == [[account.user_id]]
 
 
-async def test_who_is_no_longer_watched_is_forgotten():
+async def test_a_user_who_is_no_longer_watched_is_forgotten():
     (account,) = _accounts(1)
     async with watching_over(account) as (due, rounds):
         due.remove(account.user_id)
@@ -204,7 +204,7 @@ async def test_who_is_no_longer_watched_is_forgotten():
 
 
 class SlowLedger:
-    """Counts how many of the commands that it was given wait at the same time."""
+    """Counts how many of its commands wait at the same time."""
 
     def __init__(self):
         self.waiting = self.most = 0

@@ -1,4 +1,4 @@
-"""The plain model of alerts: goes from one moment to the next and says what it would announce."""
+"""The plain model of alerts: it goes from moment to moment and says what it would announce."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ WORSE = ("fine", "low", "depleted")
 
 @dataclass(frozen=True)
 class Seen:
-    """An account after a change: time and number of the change, and what can be seen then."""
+    """An account after a change: the change's time and number, and the values that readers see."""
 
     time: int
     number: int
@@ -32,7 +32,7 @@ def announced(history: list[Seen], cool_down: int, until: float) -> list[tuple[i
     """The alerts of one account: time, level, and the number of the change behind it.
 
     Args:
-        history: the states, in order; several may be of one time.
+        history: the states, in order; several may have the same time.
         cool_down: in the unit of the times.
         until: the last moment that is looked at.
     """

@@ -164,7 +164,7 @@ def message_as_entry(message: pb.CreditTransaction) -> Entry:
 
 
 def as_refused(refusal: Refusal) -> Refused:
-    """A refusal in the model's terms: what is wrong with a field is for people."""
+    """A refusal in the model's terms, without the words about a field, which are for people."""
     facts = {name: fact for name, fact in asdict(refusal).items() if name != "problem"}
     return Refused(refusal.reason, facts)
 

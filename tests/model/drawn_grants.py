@@ -10,9 +10,9 @@ DAY = 86_400
 
 @dataclass(frozen=True)
 class Step:
-    """A request so many seconds after the one before.
+    """A request, a number of seconds after the one before.
 
-    `of` picks what it refers to among the things of its kind that were made before.
+    `of` picks the thing that it refers to among the earlier ones of that kind.
     """
 
     seconds: int
@@ -22,7 +22,7 @@ class Step:
 
 
 AMOUNTS = st.sampled_from([1, 1, 2, 3, 4, 5, 8])
-# Lives, holds and pauses of the same few lengths meet at the same instants.
+# Lifetimes, holds and pauses share a few lengths, so that they end at the same instants.
 LENGTHS = st.sampled_from([1, 2, 2, 3, 3, 5, 8, 13, DAY])
 PAUSES = st.sampled_from([0, 0, 0, 1, 1, 1, 2, 2, 3, 5])
 PAYMENTS = tuple(f"pi_{number}" for number in range(1, 9))
@@ -82,7 +82,7 @@ def _steps(*, allowances):
 
 
 def races():
-    """Steps that two services may be asked at once; times are those of the real clock."""
+    """Steps that two services may get at once; times are those of the real clock."""
     lengths = st.sampled_from([1, 1, 2, 60])
     life = {"lasts": lengths, "priority": st.sampled_from([10, 50, 50, 60])}
     part = {"amount": st.none() | AMOUNTS}
@@ -113,7 +113,7 @@ def _purchase(payment, amount, **life):
     return Step(0, "purchase", {"amount": amount, "payment": payment, **life})
 
 
-# What most histories are about: bought, given and held credits, and some that are spent.
+# Most histories are about bought, granted and held credits, some of which are spent.
 _OPENINGS = (
     [],
     [_purchase("pi_1", 8, lasts=8), Step(0, "spend", {"amount": 5}), _purchase("pi_2", 4)],
@@ -144,7 +144,7 @@ _OPENINGS = (
 
 
 def histories(*, allowances=False, shortest=10, longest=40):
-    """Lists of steps; the floor they are asked under is drawn apart."""
+    """Lists of steps; the floor is drawn separately."""
     steps = st.lists(_steps(allowances=allowances), min_size=shortest, max_size=longest)
     return st.builds(list.__add__, st.sampled_from(_OPENINGS), steps)
 
@@ -162,10 +162,10 @@ _REFERS = {
 
 
 class Told:
-    """Tells a history to a model, step by step, and knows what later steps may refer to.
+    """Gives a history to a model, step by step, and knows what later steps may refer to.
 
-    `made` lists, by kind, the seqs of what the model made: holds, spends and captures, grants,
-    and the payments that it was shown. Another teller of the same history keeps its own lists.
+    `made` lists, by kind, the seqs of the model's entries: holds, spends and captures, grants,
+    and the payments that it was given. Another run of the same history keeps its own lists.
     """
 
     def __init__(self, model):
@@ -174,10 +174,10 @@ class Told:
         self.made = {"hold": [], "spent": [], "payment": []}
 
     def request(self, step):
-        """The fields of a step's request, with places in `made` for what it refers to.
+        """The fields of a step's request; its references are places in `made`.
 
         Returns:
-            None where there is nothing yet that it could refer to.
+            None if there is nothing yet to refer to.
         """
         fields = {name: value for name, value in step.fields.items() if value is not None}
         if step.call in _REFERS:
@@ -195,7 +195,7 @@ class Told:
         return fields
 
     def named(self, call, fields):
-        """The same fields with the model's own names for what they refer to."""
+        """The same fields with the model's own names for the references."""
         if call not in _REFERS:
             return fields
         name, kind = _REFERS[call]
@@ -203,11 +203,11 @@ class Told:
         return fields | {name: made[fields[name]]}
 
     def tell(self, step):
-        """Carries a step out.
+        """Carries out a step.
 
         Returns:
-            Its fields with places and the reason of its refusal (None where it is none); or None
-            where the step refers to nothing.
+            Its fields with places, and the reason of its refusal (None if it succeeded); or None
+            if the step refers to nothing.
         """
         self.now += step.seconds
         if step.call == "look":

@@ -175,7 +175,7 @@ def as_line(entry):
 
 
 def as_refused(refusal):
-    """A refusal in the model's terms: words are for people, waits are estimates, names are seqs."""
+    """A refusal in the model's terms: no words for people, no estimated waits, seqs as names."""
     facts = asdict(refusal)
     if refusal.reason == "IDEMPOTENCY_KEY_REUSED":
         seq = parse_transaction_id(facts["transaction_id"])[1]

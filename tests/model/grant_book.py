@@ -1,6 +1,6 @@
-"""A book in memory for the rules of grants: what was written, and what a batch is given back of it.
+"""A book in memory for the rules of grants: the rows written, and those that a batch loads of them.
 
-It keeps the law after every batch, whatever a model says.
+It checks the law after every batch, independently of any model.
 """
 
 from collections import defaultdict
@@ -42,7 +42,7 @@ def time(seconds):
 
 
 def as_command(call, fields, key):
-    """A request of the model, with the rules' names for what it refers to, as a command."""
+    """A request of the model as a command, with the rules' names for its references."""
     who = {"user_id": ALICE, "caller": "test"}
     common = who | {
         "idempotency_key": key,
@@ -105,8 +105,8 @@ def _life(fields):
 class GrantBook:
     """Everything that was written about Alice.
 
-    `sparse`: a batch is given only the grants that its commands need, as a ledger loads them.
-    `limit`: how many ends and lapses a batch takes.
+    `sparse`: a batch gets only the grants that its commands need, as a ledger loads them.
+    `limit`: the maximum of expiries and lapses in a batch.
     """
 
     def __init__(self, terms, *, sparse, limit=500):
@@ -126,7 +126,7 @@ class GrantBook:
 
     @property
     def pins(self):
-        """By hold, what it has pinned of which grant: the sums of its changes."""
+        """The credits that each hold pins of each grant: the sums of its changes."""
         sums = defaultdict(lambda: defaultdict(int))
         for change in self.changes:
             if change.hold_seq is not None:
@@ -137,7 +137,7 @@ class GrantBook:
         }
 
     def state(self, now, commands, *, looked_at=True):
-        """The state of a batch at a time. What is due is settled, by batches of its own first."""
+        """The state of a batch at a time. Earlier batches have settled what is due."""
         while (state := self._state(now, commands, looked_at)).users[ALICE].more_due:
             self.write(state)
         return state
@@ -200,7 +200,7 @@ class GrantBook:
                 case Spend() | MakeHold():
                     drawn += command.charge.amount
                 case Capture():
-                    # Overage, a late capture, and the debt that the pool's part may make.
+                    # Overage, a late capture, and the debt that the pool's share may cause.
                     drawn += max(command.amount or 0, self.entries[command.hold_seq].amount)
                 case Adjust():
                     drawn += max(0, -command.amount)

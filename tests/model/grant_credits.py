@@ -1,4 +1,4 @@
-"""What the model of an account with grants is made of: each dated credit is an object."""
+"""The parts of the model of an account with grants: each credit with an expiry is an object."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -8,13 +8,13 @@ PLAIN_PRIORITY = 50
 NEVER = float("inf")
 FREE, DRAWN, LAPSED, TAKEN = "free", "drawn", "lapsed", "taken"
 
-# Stands in lists of credits for a credit of the pool.
+# A credit of the pool, in lists of credits.
 POOL = None
 
 
 @dataclass(eq=False)
 class Grant:
-    """Credits with a life; `seq` is that of the entry that made it."""
+    """Credits with an expiry; `seq` is that of the entry that made the grant."""
 
     seq: int
     priority: int
@@ -62,7 +62,7 @@ class Credit:
 
 @dataclass(eq=False)
 class Hold:
-    """Credits set aside, each of a grant or of the pool, in the order in which they were drawn."""
+    """Reserved credits, each of a grant or of the pool, in the order in which they were drawn."""
 
     seq: int
     made: float
@@ -78,10 +78,10 @@ class Hold:
 
 @dataclass(eq=False)
 class Purchase:
-    """What a payment bought, and what its reversals have done with it.
+    """The credits that a payment bought, and those that its reversals took.
 
-    `own` are the credits that they took of its own grant, `counted` those that had lapsed or were
-    revoked, `elsewhere` what they took of others.
+    `own` are the credits that they took from its own grant, `counted` those that had lapsed or were
+    revoked, `elsewhere` those that they took from others.
     """
 
     payment: str
@@ -96,7 +96,7 @@ class Purchase:
 
     @property
     def reversed_credits(self):
-        """How many credits all its reversals together take."""
+        """The number of credits that all its reversals together take."""
         if not self.revisions:
             return 0
         latest = {reversal: minor for (reversal, _), minor in sorted(self.revisions.items())}
@@ -114,7 +114,7 @@ class Line:
     balance_change: int
     held_change: int
     drawn: list[Credit] = field(default_factory=list)
-    # What a refund of it brings next is at the end.
+    # The credit that a refund of it returns next is the last.
     back: list[Credit | None] = field(default_factory=list)
 
 
@@ -127,12 +127,12 @@ class Refused(Exception):
 
 
 def burns(credit):
-    """Where a credit stands in burn order; those of the pool after every grant of priority 50."""
+    """The rank of a credit in burn order; the pool comes after every grant of priority 50."""
     return (PLAIN_PRIORITY, NEVER, True, NEVER) if credit is POOL else credit.grant.burns
 
 
 def take_last(taken):
-    """Takes from a list what goes back next: of the pool first, then the last taken."""
+    """Removes from a list the credit that goes back next: first the pool's, then the last taken."""
     if POOL in taken:
         taken.remove(POOL)
         return POOL
@@ -140,7 +140,7 @@ def take_last(taken):
 
 
 def period_end(now, period):
-    """When the period of UTC in which a time lies ends."""
+    """The end of the period in UTC that contains a time."""
     time = SINCE + timedelta(seconds=now)
     day = time.replace(hour=0, minute=0, second=0, microsecond=0)
     if period == "day":

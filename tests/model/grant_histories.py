@@ -1,7 +1,6 @@
-"""Histories of accounts with grants, with what each must end in, worked out by hand.
+"""Histories of accounts with grants, each with the end that it must have, worked out by hand.
 
-A step is a request at a time in minutes; what it refers to is named by the place of the earlier
-step.
+A step is a request at a time in minutes; it refers to an earlier step by that step's place.
 """
 
 from dataclasses import dataclass, field
@@ -38,7 +37,7 @@ class Step:
 
 @dataclass(frozen=True)
 class End:
-    """An account's end: its pool, and what remains of each grant in the order of their making."""
+    """An account's end: its pool, and the rest of each grant, in the order they were made."""
 
     pool: int
     grants: tuple[int, ...] = ()
@@ -127,7 +126,7 @@ def _two_holds_and_a_debt(*looks):
 
 
 HISTORIES = {
-    "what is captured below zero is paid by the grant before it lapses": History(
+    "a capture below zero is paid by the grant before it lapses": History(
         [hold(0, 50, 30), purchase(1, 40, expire=DAY), capture(2, 0), look(DAY)],
         End(pool=-10, grants=(0,)),
         floor=-100,
@@ -136,10 +135,12 @@ HISTORIES = {
         [purchase(0, 100), hold(1, 100, 30), grant(2, 50, priority=60), spend(3, 50)],
         End(pool=100, grants=(0,), held=100),
     ),
-    "ends and lapses, looked at in time": History(
+    "expiries and lapses, each looked at in time": History(
         _two_holds_and_a_debt(60, 75, 90), End(pool=0, grants=(0, 0))
     ),
-    "ends and lapses, looked at once": History(_two_holds_and_a_debt(), End(pool=0, grants=(0, 0))),
+    "expiries and lapses, all looked at together": History(
+        _two_holds_and_a_debt(), End(pool=0, grants=(0, 0))
+    ),
     "a purchase whose refunded work lapsed is reversed for nothing": History(
         [
             purchase(0, 100, "pi_1", expire=DAY),
@@ -190,7 +191,7 @@ HISTORIES = {
         ],
         End(pool=0, grants=(0,)),
     ),
-    "a whole reversal counts what lapsed": History(
+    "a whole reversal counts lapsed credits": History(
         [
             purchase(0, 100, "pi_1", expire=DAY),
             spend(1, 40),
@@ -241,7 +242,7 @@ HISTORIES = {
         ],
         End(pool=0, grants=(100,)),
     ),
-    "a dispute about what has lapsed is won for nothing": History(
+    "a dispute about lapsed credits is won for nothing": History(
         [
             purchase(0, 100, "pi_1", expire=DAY),
             reverse(DAY, "pi_1", 1000),
@@ -278,7 +279,7 @@ HISTORIES = {
         [grant(0, 50, expire=DAY), spend(DAY - 1, 50), refund(DAY - 1, 1, 20), look(DAY)],
         End(pool=0, grants=(0,)),
     ),
-    "what was pinned is captured at the instant of its expiry": History(
+    "pinned credits are captured at the instant of their expiry": History(
         [grant(0, 50, expire=DAY), hold(1, 30, 2 * DAY), capture(DAY, 1, 20)],
         End(pool=0, grants=(0,)),
     ),
@@ -344,7 +345,7 @@ HISTORIES = {
         ],
         End(pool=0, grants=(10,)),
     ),
-    "a dispute that is half won gives back what it took last": History(
+    "a dispute that is half won gives back the credits that it took last": History(
         [
             purchase(0, 20, "pi_1", priority=10, expire=DAY),
             spend(1, 20),
@@ -355,7 +356,7 @@ HISTORIES = {
         ],
         End(pool=0, grants=(0, 0, 10)),
     ),
-    "what a hold keeps of a reversed grant is never more than there is": History(
+    "a hold never keeps more of a reversed grant than there is": History(
         [
             purchase(0, 30),
             purchase(1, 60, "pi_1", expire=DAY),
@@ -370,7 +371,7 @@ HISTORIES = {
         ],
         End(pool=30, grants=(0, 50)),
     ),
-    "a correction takes what no hold has set aside, then debt": History(
+    "an adjustment takes credits that no hold has reserved, then makes debt": History(
         [
             purchase(0, 10),
             grant(1, 10, expire=DAY),
@@ -394,7 +395,7 @@ HISTORIES = {
         ],
         End(pool=10, grants=(1, 10)),
     ),
-    "what goes back to one reversed purchase restores what that took of another": History(
+    "credits that return to one reversed purchase restore those it took from another": History(
         [
             purchase(0, 100),
             purchase(1, 100, "pi_2", expire=DAY),

@@ -1,8 +1,8 @@
-"""What always holds of an account with grants, on the model itself."""
+"""The law of an account with grants, which the model itself must always keep."""
 
 
 def require_the_law(account):
-    """The law, on the model itaccount."""
+    """Fails if the model breaks the law."""
     assert all(
         credit.place in account._open() for g in account.grants.values() for credit in g.pinned
     )

@@ -1,4 +1,4 @@
-"""One account with grants a second time: every dated credit is an object of its own.
+"""A second implementation of one account with grants: each credit with an expiry is an object.
 
 Written from the words of the contract and not from the service's rules, so that the two can
 disagree. A credit of a grant is always in one place: free, pinned by a hold, drawn by an entry,
@@ -42,7 +42,7 @@ class ModelGrants:
         self.allowance: tuple[int, str, int] | None = None
         self.allowance_until = float("-inf")
 
-    # What the account shows.
+    # The account as it is shown.
 
     @property
     def in_grants(self):
@@ -69,7 +69,7 @@ class ModelGrants:
     # Time.
 
     def look(self, now, *, posts_allowance=True):
-        """Settles what is due at a time, in the order of its own times."""
+        """Settles what is due at a time, in the order in which it fell due."""
         self.now = now
         while (due := self._next_due(now)) is not None:
             time, _, seq = due
@@ -101,7 +101,7 @@ class ModelGrants:
     # How credits move.
 
     def _next_credit(self):
-        """The next credit in burn order; of the pool below zero where there is no other."""
+        """The next credit in burn order; if there is none, the pool, even below zero."""
         free = [grant.free[0] for grant in self._burning() if grant.free]
         before = [credit for credit in free if credit.grant.priority <= PLAIN_PRIORITY]
         if before:
@@ -134,8 +134,9 @@ class ModelGrants:
     def _put_back(self, credit):
         """Returns a credit to where it came from.
 
-        One of a purchase that was reversed meanwhile restores what the reversal took in its place.
-        One of a grant that has lapsed or was revoked opens that again, at least for the grace.
+        A credit of a purchase that was reversed meanwhile restores what the reversal took in its
+        place. A credit of a grant that has lapsed or was revoked opens the grant again, at least
+        for the grace.
         """
         if credit is POOL:
             self.pool += 1
@@ -157,7 +158,7 @@ class ModelGrants:
             grant.expire = later if grant.expire == NEVER else max(grant.expire, later)
 
     def _unpin(self, hold, line, time):
-        """Frees the pins of a hold that has ended; what has no life left goes at once."""
+        """Frees the pins of a hold that has ended; those of a grant that is over lapse at once."""
         freed = hold.pins
         for credit in freed:
             credit.place = FREE
@@ -175,18 +176,18 @@ class ModelGrants:
         return line
 
     def _may_come_back(self, line):
-        """Lists what refunds of a line bring: the pool's heap first, then the last drawn."""
+        """Lists the credits that refunds of a line return: the pool's, then the last drawn."""
         of_the_pool = max(0, line.amount - len(line.drawn))
         back = [POOL] * of_the_pool + line.drawn[::-1]
         line.back = back[: line.amount][::-1]
 
-    # What callers ask for. Every request looks first.
+    # The requests of callers. Every request looks first.
 
     def take(self, call, now, **fields):
-        """Carries a request out at a time, and returns its line.
+        """Carries out a request at a time, and returns its line.
 
         Raises:
-            Refused: it is refused, and nothing but what was due has happened.
+            Refused: it is refused, and only due changes have happened.
         """
         self.look(now)
         return getattr(self, f"_{call}")(**fields)
@@ -403,7 +404,7 @@ class ModelGrants:
                 purchase.own.append(credit)
                 more -= 1
         else:
-            # The pool is what a purchase without a life has become.
+            # The credits of a purchase without an expiry are in the pool.
             own = min(more, max(0, self.pool - (self.held - self.pinned)))
             self.pool -= own
             more -= own

@@ -1,7 +1,7 @@
-"""One account with holds a second time, as simply as possible: a list of lines, and sums over it.
+"""A second, very simple implementation of one account with holds: a list of lines, and its sums.
 
 Written from the words of the contract and not from the service's rules, so that the two can
-disagree. What is held, what became of a hold and what is left of a capture are added up for each
+disagree. The held credits, the state of a hold and the rest of a capture are added up for each
 request. Times are numbers of seconds.
 """
 
@@ -13,7 +13,7 @@ DAY_SECONDS = 24 * 3600
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A call as its caller words it; `hold` and `transaction` are places in the list of lines."""
+    """A call as its caller makes it; `hold` and `transaction` are places in the list of lines."""
 
     call: str
     key: str = ""
@@ -46,7 +46,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Done:
-    """The line that answers a request (None where it makes none), and whether it was there before.
+    """The line that answers a request (None if it makes none), and whether it was there before.
 
     `hold` is the hold concerned: its place, state and captured credits.
     """
@@ -65,7 +65,7 @@ class Refused:
 
 
 class _NoError(Exception):
-    """Ends the deciding of a request with a refusal."""
+    """Ends a decision by a refusal."""
 
 
 def _refuse(reason, **facts):
@@ -73,9 +73,9 @@ def _refuse(reason, **facts):
 
 
 class ModelHolds:
-    """The lines of one account, each beside the request that made it.
+    """The lines of one account, each with the request that made it.
 
-    `kept` has the requests that were answered with a line which another request had made.
+    `kept` has the requests that were answered with another request's line.
     """
 
     def __init__(self, unit_costs, *, floor=0, cap=100):
@@ -103,7 +103,7 @@ class ModelHolds:
         return [seq for seq in self.ends if self.state(seq) == "held"]
 
     def state(self, hold):
-        """What has become of a hold, as far as the lines say."""
+        """The state of a hold according to the lines."""
         for _, line in self.lines:
             if line.hold == hold and line.held_change < 0:
                 ended = {"capture": "captured", "release": "released", "expire": "expired"}
@@ -116,14 +116,14 @@ class ModelHolds:
         )
 
     def pass_time(self, now):
-        """Ends what is due, the soonest first."""
+        """Expires due holds, the earliest first."""
         for end, hold in sorted((self.ends[hold], hold) for hold in self.open):
             if end <= now:
                 size = self._size(hold)
                 self._write(None, self._line("expire", size, 0, -size, hold=hold))
 
     def take(self, request, now):
-        """Answers a request at a time, and writes what it asks for."""
+        """Answers a request at a time, and writes its line."""
         self.pass_time(now)
         for first, line in [*self.lines, *self.kept]:
             if first is not None and request.key and first.key == request.key:
@@ -156,7 +156,7 @@ class ModelHolds:
         return Done(answer, replayed=False, hold=answer.hold and self._shown(answer.hold))
 
     def _counts(self, line):
-        """What a line counts against the limit: a capture counts by its overage only."""
+        """The credits of a line that count against the limit: of a capture only the overage."""
         if line.type == "capture":
             return max(0, line.amount - self._size(line.hold))
         return line.amount if line.type in {"spend", "hold"} else 0
@@ -256,7 +256,7 @@ class ModelHolds:
         return self._line("hold", cost, 0, cost, key=request.key)
 
     def _unpaid(self, request):
-        """The state of the hold that a request names, where nothing was captured of it."""
+        """The state of the hold that a request names, if nothing was captured of it."""
         if request.hold not in self.ends:
             _refuse("HOLD_NOT_FOUND")
         if self.captured(request.hold):

@@ -1,4 +1,4 @@
-"""Random histories of an account with grants, told to a lane of the service."""
+"""Random histories of an account with grants, given to a lane of the service."""
 
 from datetime import timedelta
 
@@ -22,7 +22,7 @@ MINUTE = 60
 
 
 class History:
-    """Tells a history to a lane, a minute for each of its seconds."""
+    """Gives a history to a lane, a minute for each of its seconds."""
 
     def __init__(self, database, clerk, user):
         self.database = database
@@ -123,7 +123,7 @@ class History:
 
 
 def _seconds(length):
-    """The seconds of a length of a history; its longest is a day, which is an hour here."""
+    """The seconds for a duration of a history; the longest, a day, is an hour here."""
     return min(length, MINUTE) * MINUTE
 
 

@@ -1,8 +1,8 @@
-"""The ledger a second time, as simply as possible: lists of entries, and sums over them.
+"""A second, very simple implementation of the ledger: lists of entries, and sums over them.
 
 Written from the contract and not from the service's rules, so that the two can disagree. One
-request at a time, and only entries and keys are kept: balances, what is left of a spend and
-what a payment bought are added up for each request.
+request at a time, and only entries and keys are kept: balances, the rest of a spend and the
+credits that a payment bought are added up for each request.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ BALANCE_LIMIT = 1_000_000_000_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A write as its caller words it; `note` is everything that is not compared."""
+    """A write as its caller makes it; `note` is everything that is not compared."""
 
     call: str
     user: UUID
@@ -74,9 +74,9 @@ class Refused:
 
 
 class ModelLedger:
-    """The entries of every user, each beside the request that made it.
+    """The entries of every user, each with the request that made it.
 
-    `kept` has the requests that were answered with an entry which another request had made.
+    `kept` has the requests that were answered with another request's entry.
     """
 
     def __init__(self, users):
@@ -101,14 +101,14 @@ class ModelLedger:
         self.books[user].append((Request(call="adopted", user=user, key=key), entry))
 
     def delete(self, user):
-        """Removes a user with all entries; what was paid stays paid."""
+        """Removes a user with all entries; payments stay recorded."""
         for request, _ in self.books.pop(user):
             if request.payment is not None:
                 self.payments_of_the_deleted.add(request.payment)
         self.kept.pop(user)
 
     def as_of(self, user, seq, others, kept):
-        """The state when this user had so many entries and kept keys, and the others theirs."""
+        """The state when this user had `seq` entries and the `kept` keys, and `others` theirs."""
         view = ModelLedger(())
         view.books = {**others.books, user: self.books[user][:seq]}
         view.kept = kept
@@ -123,7 +123,7 @@ class ModelLedger:
         return other
 
     def take(self, request, prices):
-        """Answers a request and writes what it asks for."""
+        """Answers a request and writes its entry."""
         answer = self.answer(request, prices)
         if isinstance(answer, Done) and not request.validate_only:
             if answer.replayed:
@@ -133,7 +133,7 @@ class ModelLedger:
         return answer
 
     def keep(self, request, entry):
-        """Remembers the key of a request that was answered with the entry of another one."""
+        """Keeps the key of a request that was answered with another request's entry."""
         if request.key not in self.keys(request.user):
             self.kept[request.user].append((request, entry))
 

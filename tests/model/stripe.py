@@ -1,4 +1,4 @@
-"""What Stripe's payments should leave in the ledger: sums over payments, without a single event.
+"""The ledger that Stripe's payments must produce: sums over payments, without any event.
 
 Written from the words of the contract and not from the bridge's rules, so that the two can
 disagree.
@@ -12,10 +12,10 @@ class Payment:
     """One payment as Stripe now has it.
 
     Attributes:
-        ref: what the ledger calls it.
-        user: who paid for credits; None: for something else.
-        credits: that it buys.
-        amount: in minor units, as all money here.
+        ref: its reference in the ledger.
+        user: the user who paid for credits; None: it is for something else.
+        credits: the credits that it buys.
+        amount: in minor units, like all money here.
         paid: whether the money has come.
         refunds: the money that each refund holds, by its id.
         disputes: the money that each dispute holds, by its id.
@@ -36,7 +36,7 @@ class Payment:
 
     @property
     def credits_left(self) -> int:
-        """What the user has of it: the credits bought, less the share of the money that is gone."""
+        """The user's credits from it: those bought, less the share of the money that went back."""
         if not self.paid or self.user is None:
             return 0
         gone = min(self.amount, sum(self.refunds.values()) + sum(self.disputes.values()))

@@ -1,4 +1,4 @@
-"""The plain model of single credits: histories with ends worked out by hand, and its own law."""
+"""The plain model of single credits: histories with ends worked out by hand, and its law."""
 
 import pytest
 from hypothesis import given, settings
@@ -60,7 +60,7 @@ _LOOKS = st.dictionaries(st.integers(0, 30), st.lists(st.integers(0, 5), max_siz
 
 @settings(derandomize=True, max_examples=50)
 @given(FLOORS, histories(allowances=True), _LOOKS)
-def test_the_model_keeps_the_law_whenever_it_is_looked_at(floor, steps, looks):
+def test_the_model_keeps_the_law_at_every_look(floor, steps, looks):
     keeps_the_law_whenever_it_is_looked_at(floor, steps, looks)
 
 

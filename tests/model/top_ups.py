@@ -1,6 +1,6 @@
-"""A plain model of the top-ups of one account: it keeps what happened and counts it anew each time.
+"""A plain model of the top-ups of one account: it keeps what happened and recounts it each time.
 
-It is given what the ledger posted, and derives from that which requests there must be.
+From the entries that the ledger posted it derives the requests that there must be.
 """
 
 from dataclasses import dataclass, field
@@ -38,8 +38,8 @@ class TopUpModel:
     """One account.
 
     Attributes:
-        facts: what matters to whether top-up is on: failed, paid (a top-up), bought (another
-            purchase), set (the policy), reversed (a top-up).
+        facts: the events that decide whether top-up is on: failed, paid (a top-up), bought
+            (another purchase), set (the policy), reversed (a top-up).
         purchases: the purchase entry of each payment.
         returned: how much money of each payment went back: the latest of its one reversal, with
             its revision.

@@ -1,4 +1,4 @@
-"""Nodes of a Citus cluster that are killed under load: who is served meanwhile, and afterwards."""
+"""Nodes of a Citus cluster are killed under load: which users are served then and afterwards."""
 
 import os
 from uuid import uuid4
@@ -31,7 +31,7 @@ async def cluster():
 
 
 async def users_by_node(database, each=3):
-    """Users of each node, as many of one as of another."""
+    """Users of each node, the same number of each."""
     shards = await shards_of(database)
     users = [[] for _ in range(shards.map.node_count)]
     while any(len(found) < each for found in users):
@@ -75,13 +75,13 @@ async def test_while_a_worker_is_away_the_users_of_the_others_are_served(databas
             await storm.more(100)
         assert code_of(await call(stub, spend(away_with_it))) is grpc.StatusCode.OK
         await storm.settle()
-    # The storm knows nothing of what was asked beside it.
+    # The storm knows nothing of the other calls.
     await database.execute("DELETE FROM auth.users WHERE id = ANY($1)", [away_with_it, asked])
     await storm.check(database)
 
 
 class Purchases(Storm):
-    """Callers who purchase, each payment once."""
+    """Callers that purchase, each payment once."""
 
     def _request(self, key, user_id):
         paid = pb.Payment(ref=key, amount_minor=100, currency="eur")
@@ -112,7 +112,7 @@ async def test_a_worker_killed_during_purchases_credits_each_payment_once(databa
 
 
 async def all_are_finished(database, cluster):
-    """Whether no transaction waits between its two phases; Citus looks for them once a minute."""
+    """Whether no transaction waits between its two phases; Citus finishes them once a minute."""
     await database.execute("SELECT recover_prepared_transactions()")
     return not await prepared_transactions(database, [node.url for node in cluster])
 

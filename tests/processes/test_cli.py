@@ -138,7 +138,7 @@ def test_a_wrong_command_line_is_refused_with_exit_code_2(said, arguments, probl
 
 @pytest.mark.parametrize("name", ["worker-1", 'a "quoted" \\ name', "x" * 64])
 @pytest.mark.parametrize("role", ["worker", "operator"])
-def test_a_made_token_is_one_that_the_service_takes(said, name, role):
+def test_a_made_token_is_accepted_by_the_service(said, name, role):
     code, out, err = said("token", name, role)
     assert code == 0
     (token,) = re.findall(r"\A([\w-]{40,})\n\Z", err)
@@ -161,13 +161,13 @@ def test_no_token_is_made_twice(said):
 
 
 @pytest.mark.parametrize("name", ["", "x" * 65, "line\nbreak", "ä"])
-def test_no_token_is_made_for_a_name_that_the_service_would_not_take(said, name):
+def test_no_token_is_made_for_a_name_that_the_service_would_refuse(said, name):
     code, out, err = said("token", name, "worker")
     assert (code, out) == (2, "")
     assert err == "credit-service: a caller's name has 1 to 64 printable ASCII characters\n"
 
 
-async def test_the_exit_code_of_health_says_whether_it_serves(service):
+async def test_the_exit_code_of_health_says_whether_the_service_serves(service):
     for arguments, variables, code, printed in (
         ((service.target,), {}, 0, f"{service.target}: SERVING"),
         ((), {"CREDIT_LISTEN": f"0.0.0.0:{service.port}"}, 0, "localhost:"),
@@ -205,7 +205,7 @@ async def test_migrate_names_a_role_that_is_missing(database):
     )
 
 
-async def test_migrate_as_a_role_that_may_not_is_refused(make_database):
+async def test_migrate_as_a_role_that_may_not_create_tables_is_refused(make_database):
     database = await make_database(empty=True)
     done = ran("migrate", CREDIT_DATABASE_URL=database.service_url)
     assert done.returncode == 2

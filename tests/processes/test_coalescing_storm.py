@@ -1,4 +1,4 @@
-"""Two replicas that are killed while several processes send their calls together."""
+"""Two replicas are killed while several processes send their calls in shared requests."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ CLIENTS = 3
 
 
 class Callers:
-    """A process of callers, and what it said."""
+    """A process of callers, and its output."""
 
     def __init__(self, made):
         self._made = made
@@ -108,7 +108,7 @@ async def ask_again(client, kind, user, field, key):
 
 
 async def entries(database):
-    """How many entries each key has, and the id of one of them."""
+    """The number of entries of each key, and the id of one of them."""
     rows = await database.fetch(
         "SELECT idempotency_key, count(*), min(user_id::text || '-' || seq::text)"
         " FROM credit_transactions WHERE call <> 'PurchaseCredits' GROUP BY 1"

@@ -1,4 +1,4 @@
-"""The settings: what each takes, what each refuses and in which words, and what it changes."""
+"""The settings: the values that each takes or refuses, the words of refusals, and their effects."""
 
 import os
 from datetime import timedelta
@@ -31,7 +31,7 @@ def read(monkeypatch):
 
 @pytest.fixture
 def refused(read, monkeypatch, capsys):
-    """Starts the command line with these variables; returns the one line with which it refuses."""
+    """Starts the command line with these variables; returns the one line of its refusal."""
 
     def refused(**variables):
         for name, value in variables.items():
@@ -48,7 +48,7 @@ def refused(read, monkeypatch, capsys):
     return refused
 
 
-def test_without_any_variable_the_service_is_for_this_machine_alone(read):
+def test_without_any_variable_the_service_listens_on_this_machine_only(read):
     settings = read()
     assert settings.on_loopback
     assert settings.database_url is None
@@ -225,7 +225,7 @@ def test_the_variables_of_the_gateway_are_left_to_the_gateway(read):
         ("CREDIT_COST_PER_RENDERING", "CREDIT_COST_PER_RENDER"),
         ("credit_listen", "CREDIT_LISTEN"),
         ("CREDIT_FAVOURITE_COLOUR", None),
-        # The gateway's prefix is reserved, and only that.
+        # Only the gateway's prefix is reserved.
         ("CREDIT_GATWAY_LISTEN", "CREDIT_HEALTH_LISTEN"),
         ("credit_gateway_listen", "CREDIT_HEALTH_LISTEN"),
     ],
@@ -238,7 +238,7 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name(refused, unknown, 
     assert meant is None or f"did you mean {meant}?" in line
 
 
-def test_variables_without_our_prefix_are_none_of_our_business(read):
+def test_variables_without_our_prefix_are_ignored(read):
     assert read(CREDITS="1", LISTEN="x", MY_CREDIT_LANES="9").lanes == 1
 
 
@@ -256,14 +256,14 @@ def test_beyond_loopback_it_wants_tls_and_callers(read, refused, listen):
 
 
 @pytest.mark.parametrize("listen", BEYOND)
-def test_beyond_loopback_it_never_serves_strangers(read, refused, listen):
+def test_beyond_loopback_it_never_serves_unknown_callers(read, refused, listen):
     no_callers = "is beyond loopback and no callers are known; set CREDIT_IDENTITIES"
     assert no_callers in refused(CREDIT_LISTEN=listen, **TLS)
     assert no_callers in refused(CREDIT_ALLOW_PLAINTEXT="true")
     assert read(**CALLERS).listen == listen
 
 
-def test_plaintext_beyond_loopback_must_be_asked_for(read, refused):
+def test_plaintext_beyond_loopback_must_be_allowed_by_a_setting(read, refused):
     beyond = {"CREDIT_LISTEN": "0.0.0.0:1", **CALLERS}
     assert "CREDIT_ALLOW_PLAINTEXT=true" in refused(**beyond)
     assert "there is no TLS" in refused(CREDIT_ALLOW_PLAINTEXT="false")

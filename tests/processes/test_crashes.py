@@ -1,4 +1,4 @@
-"""Processes killed under load: the service's own, and PostgreSQL's with a durable cluster."""
+"""Processes are killed under load: the service's, and PostgreSQL's on a durable cluster."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ from credit_service.v1 import credit_service_pb2 as pb
 @pytest.fixture
 async def cluster():
     directory = Path(tempfile.mkdtemp(prefix="credit-cluster-"))
-    os.chmod(directory, 0o755)  # noqa: PTH101  # where root runs this, the server is `nobody`
+    os.chmod(directory, 0o755)  # noqa: PTH101  # if root runs this, the server runs as `nobody`
     made = Cluster(directory)
     try:
         await asyncio.to_thread(made.start)
@@ -98,7 +98,7 @@ async def test_a_server_killed_under_load_loses_nothing_and_doubles_nothing(data
 
 
 async def all_has_lapsed(database):
-    """Whether nothing is due any more; then the ledger is verified."""
+    """Whether nothing is due any more."""
     due = await database.fetch(
         "SELECT FROM user_credits WHERE next_lapse <= now() OR next_hold_expiry <= now()"
     )
@@ -106,7 +106,7 @@ async def all_has_lapsed(database):
 
 
 async def everything_happens(storm, database):
-    """Lets the callers go on until credits have lapsed, holds have ended, and so on."""
+    """Lets the callers go on until every kind of event has occurred."""
     met = set()
     while not met >= {"lapse", "expiry", "RevokeGrant", "CaptureHold"}:
         await storm.more(50)
@@ -259,7 +259,7 @@ async def test_a_server_killed_at_two_commits_of_a_lane_leaves_the_truth_in_the_
     with process("serve", CREDIT_DATABASE_URL=proxy.url, CREDIT_LANE_BATCH="4") as server:
         port = await asyncio.to_thread(server.wait_until_listening)
         async with connected(f"127.0.0.1:{port}") as stub:
-            # Opens both connections of the lane, which may take as long as a commit is waited for.
+            # Opens both connections of the lane, which may take as long as the wait for a commit.
             await asyncio.gather(*(call(stub, request) for request in first))
             commits = proxy.on(COMMIT, Kind.HOLD, times=2)
             asking = [asyncio.create_task(call(stub, request)) for request in requests]

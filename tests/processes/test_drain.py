@@ -1,4 +1,4 @@
-"""A stop in the middle of the work: the service answers what it accepted, and ends."""
+"""A stop in the middle of the work: the service answers the accepted calls, and ends."""
 
 import asyncio
 import contextlib
@@ -80,7 +80,7 @@ async def test_a_stop_waits_for_the_calls_in_flight(database, proxy, count):
             written = asyncio.create_task(call(stub, spend(user_id), 30))
             await held.met.wait()
             queued = [asyncio.create_task(call(stub, spend(user_id), 30)) for _ in range(5)]
-            # The reads go past the lane, so an answered one shows that the writes before have come.
+            # Reads bypass the lane, so an answered read shows that the earlier writes have arrived.
             await stub.GetUserCredit(
                 pb.GetUserCreditRequest(user_id=str(user_id)), timeout=patience(10)
             )
@@ -148,7 +148,7 @@ async def test_a_server_that_stops_answers_unavailable_and_never_cancelled(datab
     assert not await database.faults()
 
 
-async def test_a_stop_ends_in_time_though_the_database_never_answers(database, proxy):
+async def test_a_stop_ends_in_time_although_the_database_never_answers(database, proxy):
     user_id = await database.user(100)
     request = spend(user_id, 3)
     async with serving(proxy.url, 1, CREDIT_DRAIN_SECONDS="0.5") as (server, target):
@@ -197,7 +197,7 @@ async def test_ctrl_c_reaches_all_processes_and_counts_once(database, proxy, cou
             os.killpg(server.popen.pid, signal.SIGINT)
             await stopping_lines(server, count)
             if count == 2:
-                # The idle one ends at once, and by then the order has reached the other as well.
+                # The idle process ends at once; by then the signal has reached the other as well.
                 await eventually(lambda: len(children(server.popen.pid)) == 1)
             held.release()
             assert (await asking).credit.balance == 99
@@ -231,7 +231,7 @@ async def test_a_stop_while_a_process_is_being_replaced_still_ends(database):
         assert await asyncio.to_thread(server.wait) == 0
 
 
-async def test_processes_stop_when_the_one_that_started_them_is_gone(database):
+async def test_processes_stop_when_their_parent_is_gone(database):
     async with serving(database.service_url, 2) as (server, _):
         orphans = children(server.popen.pid)
         server.signal(signal.SIGKILL)
@@ -254,7 +254,7 @@ async def test_a_stop_while_it_waits_for_its_database_ends_it(database):
         assert await asyncio.to_thread(server.wait) == 0
 
 
-async def test_a_restart_goes_unnoticed_by_those_who_use_the_client(database):
+async def test_users_of_the_client_do_not_notice_a_restart(database):
     users = [await database.user(10_000) for _ in range(4)]
     target = f"127.0.0.1:{free_port()}"
     environment = {"CREDIT_DATABASE_URL": database.service_url, "CREDIT_LISTEN": target}

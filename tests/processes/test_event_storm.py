@@ -1,7 +1,8 @@
-"""Everybody who writes, sends or reads events is killed, and each event comes at least once.
+"""Every process that writes, sends or reads events is killed; each event comes at least once.
 
 Two services write, two relays send to two endpoints, and one process reads the stream. PostgreSQL,
-the receivers and the reader are killed too. What each received is compared with the ledger.
+the receivers and the reader are killed too. The events that each received are compared with the
+ledger.
 """
 
 import asyncio
@@ -39,7 +40,7 @@ ROUNDS = extent(1, 3)
 USERS = extent(25, 200)
 BATCH = extent(20, 100)
 CALLERS = 8
-# How far the writers may be ahead, so that kills come while everybody has work.
+# How far the writers may be ahead, so that every process has work when it is killed.
 AHEAD = ENTRIES // 4
 FAILURES = 40
 
@@ -50,14 +51,14 @@ pytestmark = pytest.mark.timeout(extent(300, 1200))
 
 
 class Notes:
-    """What one receiver or reader has noted in all its lives, checked as it comes in.
+    """The notes of one receiver or reader over all its lives, checked as they come in.
 
     Attributes:
         entries: user and seq to the key and the balance after it.
-        alerts: of each user the types, in the order in which they came first.
-        faults: what came before an earlier entry of the same user, or differently from before.
-        count: how many events came, with repeats.
-        failed: how many requests were answered with a failure on purpose.
+        alerts: the types for each user, in the order in which they first came.
+        faults: entries that came before an earlier one of the same user, or changed since.
+        count: the number of events, repeats included.
+        failed: the number of requests that were answered with a failure on purpose.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -79,13 +80,13 @@ class Notes:
         return self._directory / str(self._lives)
 
     def begin_life(self) -> None:
-        """What comes from now on is of the next life; the last line of a killed one may be cut."""
+        """Begins the notes of the next life; the last line of a killed one may be cut."""
         self.look()
         self._lives += 1
         self._read = 0
 
     def look(self) -> None:
-        """Reads what was noted since the last look."""
+        """Reads the notes since the last look."""
         if not self.file.exists():
             return
         with self.file.open("rb") as file:
@@ -131,7 +132,7 @@ class Program:
 
     async def is_killed(self):
         await asyncio.to_thread(self._kill)
-        # Not in a thread, because the notes are looked at meanwhile.
+        # Not in a thread, because the notes are read meanwhile.
         self._begin_life()
         self._running = self._start()
 
@@ -143,7 +144,7 @@ class Program:
 
 
 class Writers:
-    """Callers of both services who spend in batches, and buy for those who have nothing left."""
+    """Callers of both services that spend in batches, and buy for users with too few credits."""
 
     def __init__(self, targets, users, received):
         self._targets = targets
@@ -180,7 +181,7 @@ class Writers:
                     self.written += 1
 
     async def _spend(self, client, items):
-        """Repeats a batch until every item is decided; returns who has too few credits."""
+        """Repeats a batch until every item is decided; returns the users with too few credits."""
         poor = []
         while items:
             results = await answered(
@@ -212,7 +213,7 @@ async def answered(ask):
 @pytest.fixture
 async def cluster():
     directory = Path(tempfile.mkdtemp(prefix="credit-cluster-"))
-    os.chmod(directory, 0o755)  # noqa: PTH101  # where root runs this, the server is `nobody`
+    os.chmod(directory, 0o755)  # noqa: PTH101  # if root runs this, the server runs as `nobody`
     made = Cluster(directory)
     try:
         await asyncio.to_thread(made.start)
@@ -228,7 +229,7 @@ def kit_program(module, *arguments):
 
 
 class Stage:
-    """All who take part, and what they have received."""
+    """All processes, and the events that they received."""
 
     def __init__(self, cluster, directory, stack):
         self.steady = Notes(directory / "steady")
@@ -274,12 +275,12 @@ class Stage:
         )
 
     async def is_ready(self, database):
-        """Waits until both services listen and a relay has begun everything."""
+        """Waits until both services listen and a relay has started all its parts."""
         for number in range(2):
             await asyncio.to_thread(self.programs[f"service {number}"].wait_for, "listens on")
 
         async def begun():
-            # Alerts begin at the end of the feed, so nothing may be written before.
+            # Alerts begin at the end of the feed, so nothing may be written earlier.
             readers = await database.fetch("SELECT FROM credit_relay_readers")
             return len(readers) == len(("alerts", "steady", "failing"))
 
@@ -297,7 +298,7 @@ class Stage:
             assert not notes.faults, (name, notes.faults[:10])
 
     async def are_killed(self, cluster, writers):
-        """Kills each in its turn, at even distances of the entries that are written."""
+        """Kills each in turn, at even intervals of written entries."""
         victims = [*self.programs, "postgresql"] * ROUNDS
         random.Random(5).shuffle(victims)
         for number, victim in enumerate(victims, 1):
@@ -315,7 +316,7 @@ class Stage:
         await self.programs["receiver failing"].is_killed()
 
 
-async def test_whoever_is_killed_every_event_comes_at_least_once_and_in_order(cluster, tmp_path):
+async def test_despite_kills_every_event_comes_at_least_once_and_in_order(cluster, tmp_path):
     database = cluster.database
     started = time.monotonic()
     users = [await database.user() for _ in range(USERS)]

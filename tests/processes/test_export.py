@@ -1,4 +1,4 @@
-"""`credit-service export`, as an operator runs it: what it writes, and how it stops and goes on."""
+"""`credit-service export`, as an operator runs it: its output, and how it stops and resumes."""
 
 import asyncio
 import json
@@ -90,7 +90,7 @@ async def test_an_empty_export_has_its_head(database):
 
 
 async def test_exports_of_adjacent_times_add_up_to_the_whole(database):
-    # Three entries a second of two users, so that pages and stretches end among equal times.
+    # Three entries per second of two users, so that pages and intervals end among equal times.
     users = sorted([await write_book(database, 3300, same_time=3) for _ in range(2)])
     whole = table((await exported(database, "transactions", "--until", "2026-02-01")).stdout)
     assert len(whole) == 6600
@@ -144,12 +144,12 @@ async def test_an_entry_that_is_being_committed_when_the_export_begins_is_in_it(
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-async def test_an_export_that_is_stopped_goes_on_where_it_stopped(database, how):
+async def test_a_stopped_export_resumes_where_it_stopped(database, how):
     await write_book(database, 12_000, same_time=3)
     arguments = ("transactions", "--until", "2026-02-01", "--format", "jsonl")
     whole = (await exported(database, *arguments)).stdout
     with exporting(database, *arguments, stdout=subprocess.PIPE) as child:
-        # The pipe is full before the first page is through, so the export waits for its reader.
+        # The pipe is full before the first page is written, so the export waits for its reader.
         begun = await asyncio.to_thread(child.stdout.read, 1)
         child.send_signal(how)
         rest, complaint = await asyncio.to_thread(child.communicate, timeout=patience(60))
@@ -183,7 +183,7 @@ async def test_a_file_is_continued_after_the_last_row_before_the_cursor(database
         begun = await asyncio.to_thread(child.stdout.read, 1)
         child.send_signal(signal.SIGINT)
         rest, complaint = await asyncio.to_thread(child.communicate, timeout=patience(60))
-    # As a process leaves it that was killed in the middle of the next page.
+    # The file as left by a process that was killed in the middle of the next page.
     part = begun + rest
     path.write_bytes(part + whole.encode()[len(part) :][:5000])
     go_on = (*again(complaint.decode()), "--output", str(path))
@@ -196,7 +196,7 @@ async def test_a_file_is_continued_after_the_last_row_before_the_cursor(database
     assert "is shorter than what the export had written" in done.stderr
 
 
-async def test_what_cannot_be_exported_is_refused_in_one_line(database, tmp_path):
+async def test_an_impossible_export_is_refused_in_one_line(database, tmp_path):
     there = tmp_path / "there"
     there.write_text("mine")
     for arguments, words in (

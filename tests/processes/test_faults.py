@@ -1,4 +1,4 @@
-"""Broken connections to the database and callers that leave: once or never, as the key shows."""
+"""Broken database connections and callers that leave: once or never, as the key shows."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,7 @@ def spend(user_id, amount=1, key=None):
 
 
 async def entries(database):
-    """How many entries each key has."""
+    """The number of entries of each key."""
     rows = await database.fetch(
         "SELECT idempotency_key, count(*) FROM credit_transactions WHERE type = 'spend' GROUP BY 1"
     )
@@ -95,7 +95,7 @@ async def test_a_caller_who_hangs_up_within_a_transaction_finds_it_done(
 
 
 @pytest.mark.parametrize("statement", TRANSACTION)
-async def test_a_caller_whose_deadline_passes_within_a_transaction_learns_the_truth(
+async def test_a_caller_whose_deadline_passes_within_a_transaction_gets_the_true_result(
     database, proxy, stub, statement
 ):
     user_id = await database.user(10)
@@ -136,7 +136,7 @@ async def _pass_deadline(stub, request, seconds):
 
 
 @pytest.mark.parametrize("give_up", [_leave, _pass_deadline])
-async def test_giving_up_at_any_moment_and_asking_again_pays_exactly_once(
+async def test_giving_up_at_any_moment_and_repeating_the_call_pays_exactly_once(
     database, stub, proxy, give_up
 ):
     users = [await database.user(1000) for _ in range(3)]
@@ -190,7 +190,7 @@ async def _read(stub, user_id, seconds):
 
 
 async def _disturb(database, proxy, lots, seconds, longest_silence):
-    """One fault after the other, drawn by lot; about a quarter of the time there is none."""
+    """One random fault after the other; about a quarter of the time there is none."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     connection = await database.connect()

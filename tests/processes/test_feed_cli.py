@@ -1,4 +1,4 @@
-"""`credit-service feed`: shows whether the feed goes on, and lets it go on after a failover."""
+"""`credit-service feed`: shows whether the feed runs, and lets it go on after a failover."""
 
 import asyncio
 
@@ -17,11 +17,11 @@ async def advances(database):
 
 
 async def move_to_another_server(database):
-    """What the owner's row says is true of another server from now on."""
+    """From now on the owner's row describes another server."""
     await database.execute("UPDATE credit_feed SET system_identifier = 7")
 
 
-async def test_a_feed_that_stands_still_is_shown_and_goes_on_when_the_owner_says_so(database):
+async def test_a_stopped_feed_is_shown_and_goes_on_by_the_owner_s_command(database):
     done = await feed(database, "status", owner=False)
     assert done.returncode == 0
     assert "it goes on" in done.stdout
@@ -43,7 +43,7 @@ async def test_a_feed_that_stands_still_is_shown_and_goes_on_when_the_owner_says
     assert (await feed(database, "status")).returncode == 0
 
 
-async def test_readers_need_not_know_where_nothing_was_lost(database):
+async def test_readers_are_not_told_of_a_failover_that_lost_nothing(database):
     await move_to_another_server(database)
     done = await feed(database, "advance", "--nothing-lost")
     assert done.returncode == 0
@@ -51,14 +51,14 @@ async def test_readers_need_not_know_where_nothing_was_lost(database):
     assert (await feed(database, "status")).returncode == 0
 
 
-async def test_files_brought_back_are_what_only_the_owner_knows(database):
+async def test_only_the_owner_knows_that_files_were_restored(database):
     done = await feed(database, "advance", "--restored")
     assert done.returncode == 0
     [(_, reason)] = await advances(database)
     assert "copy of its files" in reason
 
 
-async def test_what_cannot_be_done_is_said_in_one_line(database):
+async def test_an_impossible_request_is_refused_in_one_line(database):
     done = await feed(database, "advance", "--restored", "--nothing-lost")
     assert done.returncode == 2
     assert "--restored says that transactions are gone" in done.stderr

@@ -18,7 +18,7 @@ from credit_service.rules.model import Entry
 
 
 class Reader:
-    """Reads the feed, is killed every few pages, and goes on where it last wrote its place down."""
+    """Reads the feed, is killed every few pages, and resumes from its last stored cursor."""
 
     def __init__(self, url, seed):
         self._url = url
@@ -43,7 +43,7 @@ class Reader:
                 if type(item.value) is Entry:
                     self.seqs[item.value.user_id].append(item.value.seq)
             place = page.place
-            # A reader that dies before it has written its place down gets the items again.
+            # A reader that dies before it has stored its cursor gets the items again.
             if self._random.random() < 0.7:
                 self._place = place
             await asyncio.sleep(self._random.choice((0, 0, 0.01)))
@@ -63,9 +63,7 @@ def in_order(seqs):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_readers_miss_nothing_while_two_services_write_and_everybody_is_killed(
-    database, seed
-):
+async def test_readers_miss_nothing_while_two_services_write_and_all_are_killed(database, seed):
     users = [await database.user(500) for _ in range(5)]
     ports = [free_port(), free_port()]
     readers = [Reader(database.service_url, seed * 10 + number) for number in range(3)]

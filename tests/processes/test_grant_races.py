@@ -12,7 +12,7 @@ from credit_service.errors import InsufficientCredits
 from credit_service.rules.grant_values import Allowance
 from credit_service.v1 import credit_service_pb2 as pb
 
-# A month, because no test may meet the end of a day.
+# A month, because no test may run across the end of a day.
 TWENTY = replace(TERMS, allowance=Allowance(20, "month"))
 
 
@@ -30,7 +30,7 @@ async def _spend(client, user):
         return None
 
 
-async def test_an_allowance_is_given_once_to_calls_that_come_all_at_once(database):
+async def test_an_allowance_is_granted_once_to_simultaneous_calls(database):
     user = await database.user()
     async with two_clients(database, TWENTY) as clients:
         answers = await asyncio.gather(*(_spend(clients[n % 2], user) for n in range(40)))
@@ -54,7 +54,7 @@ async def test_a_user_who_is_deleted_and_comes_back_gets_no_second_allowance(dat
     assert not await database.faults()
 
 
-async def test_an_allowance_that_is_changed_is_not_given_twice_in_a_period(database):
+async def test_an_allowance_that_is_changed_is_not_granted_twice_in_a_period(database):
     user = await database.user()
     async with two_clients(database, TWENTY) as clients:
         assert await _spend(clients[0], user) is not None
@@ -99,7 +99,7 @@ async def test_credits_that_expire_while_two_services_spend_them_are_spent_or_la
     assert not await database.faults()
 
 
-async def test_what_an_ended_hold_gave_up_is_shown_to_expire_before_that_is_recorded(database):
+async def test_credits_of_an_ended_hold_are_shown_to_expire_before_that_is_recorded(database):
     user = await database.user()
     async with two_clients(database, TERMS) as (client, other):
         await client.grant_credits(user, 10, reason="test", valid_for=timedelta(minutes=5))
@@ -121,7 +121,7 @@ async def test_what_an_ended_hold_gave_up_is_shown_to_expire_before_that_is_reco
             assert [each.amount for each in before.expiring] == [6]
 
 
-async def test_what_a_revoked_grant_lost_when_its_hold_ended_is_gone_from_that_moment(database):
+async def test_credits_that_a_revoked_grant_loses_with_its_hold_are_gone_from_that_moment(database):
     user = await database.user()
     async with two_clients(database, TERMS) as (client, other):
         given = await client.grant_credits(user, 10, reason="test", valid_for=timedelta(minutes=5))

@@ -1,8 +1,8 @@
 """Two services on one book against the model of single credits: random requests, all at once.
 
-The book says in which order they were taken; the model takes them in that order, and both must end
-in the same grants. Every moment of the account is read again afterwards, by `as_of`. Every ordinary
-run draws the same requests (derandomized); how they interleave is up to the race.
+The book has the order of their decisions; the model takes them in that order, and both must end in
+the same grants. Every moment of the account is read again afterwards, by `as_of`. Every ordinary
+run draws the same requests (derandomized); they interleave at random.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ from credit_service.ledger.verify import verify
 from credit_service.rules.model import transaction_id
 from credit_service.v1 import credit_service_pb2 as pb
 
-# Long enough that nothing which a refund opens again lapses during the test.
+# So long that no grant that a refund opens again lapses during the test.
 GRACE = timedelta(days=7)
 
 
-# Of these the book has no entry that says when they were taken, or not always.
+# The book has no entry with the time of these requests, or not always.
 _ALONE = {"revoke", "allowance"}
 _PERIODS = {
     "day": pb.ALLOWANCE_PERIOD_DAY,
@@ -38,10 +38,9 @@ _PERIODS = {
 
 
 class Race:
-    """Requests in waves, and what later waves may name: the seqs of entries that were answered.
+    """Requests in waves, and the seqs of answered entries, which later waves may name.
 
-    `unwritten` are those that the book has no entry of, with the seq and a time that each came
-    after.
+    `unwritten` are the requests without an entry in the book, each with a seq and a time before it.
     """
 
     def __init__(self, database, user, clients):
@@ -58,8 +57,8 @@ class Race:
             if step.call in _ALONE:
                 alone.append(step)
                 continue
-            # One a wave, because the book does not say in which order two revisions that moved
-            # nothing were taken.
+            # One per wave, because the book does not have the order of two revisions that moved
+            # nothing.
             if step.call == "reverse" and not reverses:
                 continue
             reverses = reverses and step.call != "reverse"
@@ -79,7 +78,7 @@ class Race:
             await self._do_alone(step)
 
     async def _do_alone(self, step):
-        """What makes no entry, or not always, is asked for when nothing else is under way."""
+        """Makes a request that may have no entry when no other one is under way."""
         fields = self._named(step)
         if fields is None:
             return
@@ -180,7 +179,7 @@ class Race:
 
 
 class Retold:
-    """The book of a user told to the model, request by request, with what the account was when."""
+    """Gives the book of a user to the model, request by request, and keeps the account's states."""
 
     def __init__(self, race, floor):
         self.asked = dict(race.asked)
@@ -189,7 +188,7 @@ class Retold:
         self.model = ModelGrants(floor=floor, grace=GRACE.total_seconds())
         # The model's seqs by the book's.
         self.seqs = {}
-        # When something was last taken, and when the book's last entry was written.
+        # The times of the last request taken, and of the book's last entry.
         self.last = None
         self.written = 0.0
         self.moments = []
@@ -227,7 +226,7 @@ class Retold:
         self.seqs[row["seq"]] = line.seq if line is not None else 0
 
     def _take_unwritten(self, seq):
-        """Takes what made no entry and came before the one at a seq."""
+        """Takes the requests without an entry that came before the entry of a seq."""
         while self.unwritten and self.unwritten[0][0] < seq:
             _, time, call, fields = self.unwritten.pop(0)
             self._reverse_nothing_until(time)
@@ -237,7 +236,7 @@ class Retold:
                 fields = {"carry_over": 0, **fields}
             now = max(self.written, self.last or 0.0)
             self._pass(now)
-            # An allowance comes with what is asked for next.
+            # An allowance comes with the next request.
             self.model.look(now, posts_allowance=False)
             getattr(self.model, f"_{call}")(**fields)
 
@@ -252,13 +251,13 @@ class Retold:
             assert self.model.lines[-1].type != "reversal" or self.model.balance == balance
 
     def _pass(self, now):
-        """Lets time pass from what was taken last, and notes what the account was between."""
+        """Lets time pass since the last request, and notes the account's states between."""
         if self.last is not None:
             self._look_between(self.last, now)
         self.last = now
 
     def _look_between(self, since, until):
-        """Notes what the account was between two requests: half way, and at each end and lapse."""
+        """Notes the states between two requests: half way, and at each expiry and lapse."""
         model = self.model
         times = {(since + until) / 2}
         times |= {hold.until for hold in model.holds.values() if hold.state == "held"}
@@ -292,7 +291,7 @@ def _seconds(time):
 
 
 def _revision(row):
-    """A recorded revision as the request that asked for it."""
+    """The request of a recorded revision."""
     _, payment, name = row["reversal_ref"].split(" ")
     return {
         "payment": payment,
@@ -319,8 +318,8 @@ async def services_agree_with_the_model(database, floor, waves):
         race = Race(database, user, [await one.client(), await other.client()])
         for wave in waves:
             await race.wave(wave)
-            # A wait of the kind in which some holds end and some credits lapse; what is asserted
-            # is right for any other.
+            # During such a wait some holds end and some credits lapse; the assertions hold for
+            # any other wait too.
             await asyncio.sleep(0.4)
         retold = await _retold(database, race, floor)
         for moment, balance, held, expiring in retold.moments:
@@ -376,7 +375,7 @@ async def _retold(database, race, floor):
 
 _WAVES = st.lists(st.lists(races(), min_size=4, max_size=12), min_size=3, max_size=5)
 _FLOORS = st.sampled_from([0, -5])
-# A failure found in a race may not come back while it is shrunk, so it is shown as it was found.
+# A failure of a race may not come back while it is shrunk, so it is shown as it was found.
 _RACES = settings(
     database=None,
     phases=[Phase.explicit, Phase.generate],

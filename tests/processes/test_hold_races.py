@@ -1,4 +1,4 @@
-"""Holds through two server processes on one book: each has one outcome, and all callers see it."""
+"""Holds in two server processes on one book: each has one outcome, and all callers see it."""
 
 import asyncio
 import random
@@ -44,7 +44,7 @@ async def clients_of(targets):
 
 
 async def at_once(*calls):
-    """The answers of calls that are made at the same instant; a refusal is an answer."""
+    """The answers to calls that are made at the same instant; a refusal is an answer."""
     answers = await asyncio.gather(*calls, return_exceptions=True)
     for answer in answers:
         assert isinstance(answer, CreditError) or not isinstance(answer, BaseException), answer
@@ -147,11 +147,11 @@ async def one_key_makes_one_hold(database, one, two):
 
 
 async def about(moment, chance):
-    """Waits until a moment, give or take a little; what is asserted holds on either side of it."""
+    """Waits until about a moment; the assertions hold on either side of it."""
     await asyncio.sleep(max(0, moment.ToMicroseconds() / 1e6 - time.time() + chance))
 
 
-async def test_what_happens_as_a_hold_expires_has_one_outcome(database):
+async def test_calls_at_the_moment_of_an_expiry_have_one_outcome(database):
     chance = random.Random(7)
     with two_processes(database.service_url) as targets:
         async with clients_of(targets) as (one, two):
@@ -216,7 +216,7 @@ async def an_extension_comes_in_time_or_is_refused(database, one, two, chance):
         assert isinstance(extended, HoldExpired)
         assert shown.state == EXPIRED
         assert shown.expire_time == hold.expire_time
-        # Whoever asked at the same time may have asked a moment too early.
+        # A call at the same time may have come a moment too early.
         assert isinstance(seen, InsufficientCredits) or seen.hold.state == HELD
     else:
         assert extended.expire_time.ToMicroseconds() > hold.expire_time.ToMicroseconds()
@@ -315,7 +315,7 @@ async def test_a_release_after_the_end_stays_a_repeat_behind_a_lost_commit(datab
 
 
 @pytest.mark.parametrize("kind", [Kind.CUT_BEFORE, Kind.CUT_AFTER, Kind.SWALLOW])
-async def test_a_life_in_one_batch_survives_a_lost_commit(database, proxy, kind):
+async def test_a_hold_s_whole_life_in_one_batch_survives_a_lost_commit(database, proxy, kind):
     user_id = await database.user(100)
     fault = proxy.on(COMMIT, kind)
     async with lanes(proxy.url) as clerk:

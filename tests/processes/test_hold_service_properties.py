@@ -1,6 +1,6 @@
 """Two services on one book against the model of holds: random requests, all at once.
 
-Every ordinary run draws the same requests (derandomized); how they interleave is up to the race.
+Every ordinary run draws the same requests (derandomized); they interleave at random.
 With `--long` there are more, drawn at random each time, and many more with `--full`.
 """
 
@@ -36,7 +36,7 @@ async def kept(database):
 
 async def services_agree_with_the_model(database, waves):
     user = await database.user()
-    # A busy machine must not make a call fail: the model does not know what it left behind.
+    # A busy machine must not make a call fail: the model cannot know whether it had an effect.
     await database.wait_longer_for_locks()
     settings_ = server_settings(database.service_url, terms=TERMS)
     earlier = []
@@ -48,7 +48,7 @@ async def services_agree_with_the_model(database, waves):
             calls = [(clients[n % 2], user, request) for n, request in enumerate(requests)]
             answers = await asyncio.gather(*(call(*each) for each in calls))
             seen += zip(requests, answers, strict=True)
-            # A wait of the kind that makes some holds end; what is asserted holds with any other.
+            # During such a wait some holds end; the assertions hold for any other wait too.
             await asyncio.sleep(0.4)
     await the_book_is_one_the_model_would_write(database, user, seen)
     assert not await database.faults()
@@ -58,7 +58,7 @@ async def services_agree_with_the_model(database, waves):
 
 
 async def the_book_is_one_the_model_would_write(database, user, seen):
-    """Takes the model along the book, line by line; each answer must be one of its states."""
+    """Runs the model over the book, line by line; each answer must match one of its states."""
     rows = await database.fetch(
         "SELECT * FROM credit_transactions WHERE user_id = $1 ORDER BY seq", user
     )
@@ -81,7 +81,7 @@ async def the_book_is_one_the_model_would_write(database, user, seen):
         if len(model.lines) < row["seq"]:
             model.take(by_key.pop(row["idempotency_key"]), time)
         if row["type"] == "hold":
-            # Extensions are not entries. The last one counts, because an end is only ever put off.
+            # Extensions are not entries. The last one counts, because it can only put off the end.
             model.ends[row["seq"]] = kept[row["seq"]]["expires_at"].timestamp()
         expected = model.lines[row["seq"] - 1][1]
         got = {
@@ -132,7 +132,7 @@ _WAVES = st.lists(
     min_size=3,
     max_size=5,
 )
-# A failure found in a race may not come back while it is shrunk, so it is shown as it was found.
+# A failure of a race may not come back while it is shrunk, so it is shown as it was found.
 _RACES = settings(
     database=None,
     phases=[Phase.explicit, Phase.generate],

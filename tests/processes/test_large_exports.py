@@ -1,4 +1,4 @@
-"""Exports of many entries: their memory is that of a page or a row group."""
+"""Exports of many entries need the memory of one page or one row group."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ async def test_memory_does_not_grow_with_the_number_of_entries(database, tmp_pat
     await write_book(database, ENTRIES, same_time=50)
 
     async def exports(format_, until):
-        """Exports what is before a time; returns the file and the peak of memory in bytes."""
+        """Exports the entries before a time; returns the file and the peak of memory in bytes."""
         path = tmp_path / f"{until}.{format_}"
         arguments = ("transactions", "--until", until, "--format", format_, "--output", str(path))
         with exporting(database, *arguments) as child:

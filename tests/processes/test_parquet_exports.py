@@ -18,7 +18,7 @@ from credit_service import export_rows
 LARGEST = 10**12
 
 
-async def test_the_file_reads_back_as_what_the_ledger_has(database, client, tmp_path):
+async def test_the_file_reads_back_as_the_entries_of_the_ledger(database, client, tmp_path):
     user_id = await database.user()
     await client.purchase_credits(user_id, LARGEST, payment=payment("pi_1"))
     spent = await client.spend_credits(user_id, operation="render", metadata={"a": "ü", "b": ""})
@@ -72,13 +72,13 @@ async def test_an_empty_export_has_its_columns(database, tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-async def test_an_export_that_is_stopped_leaves_no_file_and_begins_again(database, tmp_path, how):
+async def test_a_stopped_export_leaves_no_file_and_begins_again(database, tmp_path, how):
     await write_book(database, 30_000)
     writer = await database.connect()
     path = tmp_path / "entries.parquet"
     part = path.with_name("entries.parquet.part")
     arguments = ("transactions", "--format", "parquet", "--output", str(path))
-    # The export waits for this transaction, and so is stopped in its middle.
+    # The export waits for this transaction, so it is stopped in the middle.
     await writer.execute("BEGIN")
     await writer.execute("SELECT FROM user_credits FOR NO KEY UPDATE")
     try:
@@ -116,7 +116,7 @@ async def test_a_full_disk_leaves_no_file(database, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_what_cannot_be_parquet_is_refused_in_one_line(database, tmp_path, monkeypatch):
+async def test_an_impossible_parquet_export_is_refused_in_one_line(database, tmp_path, monkeypatch):
     there = tmp_path / "there"
     there.write_text("mine")
     for arguments, words in (

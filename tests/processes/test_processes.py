@@ -1,6 +1,6 @@
 """Several processes on one port: they share the work, and start together or not at all.
 
-How they stop, and what becomes of one that dies, is in test_drain.py.
+test_drain.py shows how they stop, and how one that dies is replaced.
 """
 
 import json
@@ -100,7 +100,7 @@ async def test_they_share_the_health_listener_too(database):
                 assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_a_database_that_both_refuse_is_one_refusal(make_database):
+async def test_a_database_that_both_processes_refuse_is_one_refusal(make_database):
     with two(await make_database(empty=True)) as running:
         line = refusal(running)
     assert line == "credit-service: a process refused to start, so all were stopped; see above"
@@ -138,7 +138,7 @@ async def test_two_services_never_share_a_port_by_mistake(database):
             assert f"cannot listen on {listen}" in refusal(third)
 
 
-async def test_what_cannot_be_shared_is_refused(database):
+async def test_ports_that_processes_cannot_share_are_refused(database):
     with two(database, CREDIT_LISTEN="127.0.0.1:0") as running:
         assert "several processes need a port to share; CREDIT_LISTEN has port 0" in refusal(
             running

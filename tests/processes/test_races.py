@@ -1,4 +1,4 @@
-"""Two server processes on one book: whatever happens at the same instant happens in some order."""
+"""Two server processes on one book: calls at the same instant take effect in some order."""
 
 import asyncio
 import random
@@ -36,7 +36,7 @@ def two_on_one_port(url):
 
 @pytest.fixture(params=[two_processes, two_on_one_port])
 async def targets(request, database):
-    """Where two processes listen, each with the other's writes on the same accounts."""
+    """The addresses of two processes that write to the same accounts."""
     with request.param(database.service_url) as found:
         yield found
 

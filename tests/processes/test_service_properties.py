@@ -1,6 +1,6 @@
 """Two services on one book against the model: random requests, repeated and all at once.
 
-Every ordinary run draws the same requests (derandomized); how they interleave is up to the race.
+Every ordinary run draws the same requests (derandomized); they interleave at random.
 With `--long` there are more, drawn at random each time.
 """
 
@@ -89,9 +89,9 @@ def explains(ledger, request, answer):
 
 
 def check_wave(ledger, requests, answers, books):
-    """Holds the answers of requests that ran at the same time against the books they left.
+    """Compares the answers of simultaneous requests with the books that they left.
 
-    The ledger is taken along, entry by entry in the order of seq. Each entry was acknowledged as
+    The model follows the books, entry by entry in the order of seq. Each entry was acknowledged as
     new to exactly one caller, and every other answer is the model's answer in some state that the
     user's account went through in the meantime.
     """
@@ -141,7 +141,7 @@ WAVES = st.lists(
 @pytest.fixture
 async def served(database):
     """A database, by one connection, and two services on it: the same for all examples."""
-    # A busy machine must not make a call fail: the model does not know what it left behind.
+    # A busy machine must not make a call fail: the model cannot know whether it had an effect.
     await database.wait_longer_for_locks()
     settings_ = server_settings(database.service_url, terms=TERMS)
     async with (
@@ -188,7 +188,7 @@ async def services_agree_with_the_model(served, waves):
     assert not await database.faults()
 
 
-# A failure found in a race may not come back while it is shrunk, so it is shown as it was found.
+# A failure of a race may not come back while it is shrunk, so it is shown as it was found.
 _RACES = settings(
     database=None,
     phases=[Phase.explicit, Phase.generate],
@@ -198,7 +198,7 @@ _RACES = settings(
 
 @settings(_RACES, derandomize=True, max_examples=unless_long(6, 12))
 @given(waves=WAVES)
-async def test_two_services_agree_with_the_model_whatever_interleaves(served, waves):
+async def test_two_services_agree_with_the_model_in_every_interleaving(served, waves):
     await services_agree_with_the_model(served, waves)
 
 

@@ -56,7 +56,7 @@ async def test_shards_that_move_under_load_lose_and_double_nothing(database, tra
             for _ in ("there", "back"):
                 await move(database, moved, transfer)
                 await storm.more(100)
-        assert shards.map == before  # it was old for as long as the shard was away
+        assert shards.map == before  # the map was old for the whole time of the move
         await storm.settle()
         assert storm.codes.keys() <= ANSWERED | AWAY
     await storm.check(database)
@@ -73,7 +73,7 @@ async def test_shards_that_split_under_load_lose_and_double_nothing(database):
             for row in (await database.fetch(SHARDS))[:3]:
                 await split(database, row["shardid"])
             await storm.more(200)
-            # No minute has passed: it was read because a batch was refused.
+            # No minute has passed: the map was read because a batch was refused.
             assert len(shards.map.starts) > len(before.starts)
         await storm.settle()
         assert storm.codes.keys() <= ANSWERED | AWAY

@@ -1,4 +1,4 @@
-"""How the service starts, from which settings, and what it refuses to start with."""
+"""How the service starts, by which settings, and with which it refuses to start."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ from credit_service.errors import InsufficientCredits
 
 @pytest.fixture
 def place():
-    """An empty directory that root's PostgreSQL can reach; pytest's own are closed."""
+    """An empty directory that root's PostgreSQL can reach; it cannot enter pytest's own."""
     place = Path(tempfile.mkdtemp(prefix="cli-"))
     place.chmod(0o755)
     yield place
@@ -125,7 +125,7 @@ def test_an_address_that_cannot_be_read_is_refused():
     assert "correct CREDIT_DATABASE_URL" in start_refused(CREDIT_DATABASE_URL=url)
 
 
-async def test_users_are_never_added_to_a_table_of_others(make_database):
+async def test_users_are_never_added_to_a_table_of_another_owner(make_database):
     database = await make_database(empty=True)
     await database.execute("CREATE SCHEMA auth")
     await database.execute("CREATE TABLE auth.users (id uuid PRIMARY KEY, email text)")
@@ -189,7 +189,7 @@ async def test_files_that_cannot_be_used_are_refused_by_name(database, tmp_path)
 
 
 @pytest.mark.parametrize("host", ["localhost", "[::1]"])
-async def test_loopback_has_other_names(host, database):
+async def test_other_names_of_loopback_count_as_loopback(host, database):
     if host == "[::1]":
         try:
             with socket.socket(socket.AF_INET6) as probe:
@@ -251,7 +251,7 @@ async def test_a_start_that_migrates_waits_for_its_database(make_database, place
         running.wait_until_listening()
 
 
-async def test_without_a_database_url_it_brings_one_and_keeps_what_was_written(place):
+async def test_without_a_database_url_it_starts_a_database_and_keeps_its_data(place):
     home = {"CREDIT_DATA_DIR": str(place / "data")}
     user_id = uuid4()
     with process("serve", "--migrate", **home) as running:
@@ -272,7 +272,7 @@ async def test_without_a_database_url_it_brings_one_and_keeps_what_was_written(p
             assert kept == bought.transaction
         line = start_refused(**home)
         assert f"in use by process {running.popen.pid}" in line
-        # Every other command runs beside the service, on the server that the service has started.
+        # Every other command can run beside the service, on the server that the service started.
         for command, said in (
             (("verify",), "1 accounts verified, 0 with faults"),
             (("export", "accounts"), str(user_id)),

@@ -21,7 +21,7 @@ async def all_of(client, user_id):
 
 
 async def at_once(*calls):
-    """The answers of calls that are made at the same instant; a refusal is an answer."""
+    """The answers to calls that are made at the same instant; a refusal is an answer."""
     answers = await asyncio.gather(*calls, return_exceptions=True)
     for answer in answers:
         assert isinstance(answer, CreditError) or not isinstance(answer, BaseException), answer

@@ -1,4 +1,4 @@
-"""Workers that are killed in the middle of their work, and a service that comes and goes."""
+"""Workers are killed in the middle of their work, and the service stops and starts."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ TTL_SECONDS = 2.0
 
 @asynccontextmanager
 async def worker(target, ttl_seconds=TTL_SECONDS):
-    """A worker in a process of its own, ready to take jobs."""
+    """A worker in a separate process, ready to take jobs."""
     made = await asyncio.create_subprocess_exec(
         sys.executable,
         str(WORKER),
@@ -53,7 +53,7 @@ async def serving(port, url):
 
 
 async def verified(url):
-    """Runs `credit-service verify`; returns its exit code and what it said."""
+    """Runs `credit-service verify`; returns its exit code and its output."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("CREDIT_")}
     ended = await asyncio.to_thread(
         subprocess.run,
@@ -100,7 +100,7 @@ async def test_the_credits_of_a_killed_worker_come_back(database):
 
 
 class Jobs:
-    """What was delivered and what was said of it."""
+    """The delivered jobs and their results."""
 
     def __init__(self, users, seed):
         self.lots = random.Random(seed)
@@ -149,7 +149,7 @@ class Jobs:
 
 
 async def storm(database, seconds, seed, workers):
-    """Workers and service die at random for so long; afterwards the book must say the truth."""
+    """For `seconds`, workers and service die at random; afterwards the book must be right."""
     print(f"seed {seed}")
     users = [await database.user(lots) for lots in (10**6, 10**6, 50)]
     jobs = Jobs(users, seed)
@@ -159,7 +159,7 @@ async def storm(database, seconds, seed, workers):
     over = asyncio.Event()
 
     def going_on():
-        # A slow machine needs longer until enough has happened.
+        # A slow machine needs longer for enough events.
         return time.monotonic() < end or len(jobs.said_paid) < 10 or jobs.killed < 3
 
     async def service():

@@ -1,4 +1,4 @@
-"""Where events may be sent: only to addresses that everybody can reach, or as a setting says."""
+"""Where events may be sent: only to globally reachable addresses, unless a setting allows more."""
 
 import asyncio
 import ipaddress
@@ -75,7 +75,7 @@ def test_an_address_that_is_not_globally_routable_is_refused(address):
         "64:ff9b::8.8.8.8",
     ],
 )
-def test_an_address_that_everybody_can_reach_is_allowed(address):
+def test_a_globally_reachable_address_is_allowed(address):
     assert is_global(ipaddress.ip_address(address))
 
 
@@ -103,12 +103,12 @@ async def test_http_to_an_address_beyond_the_private_network_is_refused():
         await Resolver().resolve("8.8.8.8", 80, private=True, only_private=True)
 
 
-async def test_an_unknown_name_says_so():
+async def test_an_unknown_name_is_reported():
     with pytest.raises(NameUnknownError, match="cannot be resolved"):
         await Resolver().resolve("unknown.invalid", 443, private=True)
 
 
-async def test_look_ups_that_hang_hold_up_no_other_resolver(monkeypatch):
+async def test_lookups_that_hang_delay_no_other_resolver(monkeypatch):
     hang = threading.Event()
     real = socket.getaddrinfo
 

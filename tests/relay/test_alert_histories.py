@@ -1,4 +1,4 @@
-"""Alerts of random histories against the plain model, while what makes them is killed."""
+"""Alerts of random histories against the plain model, while the maker of alerts is killed."""
 
 import asyncio
 import random
@@ -49,7 +49,7 @@ def commands(user_id, draw):
 
 
 async def lives(writers, user_id, draw, steps):
-    """Does things with an account, with pauses around the length of a cool-down."""
+    """Makes calls on an account, with pauses of about the length of a cool-down."""
     for _ in range(steps):
         answers = await ask(writers, *commands(user_id, draw))
         held = [made.hold.seq for made in answers if getattr(made, "hold", None) is not None]
@@ -85,7 +85,7 @@ class Workers:
 
 
 @pytest.mark.parametrize("seed", range(extent(1, 10)))
-async def test_the_alerts_are_those_of_the_model_whoever_is_killed(database, seed):
+async def test_the_alerts_are_those_of_the_model_despite_kills(database, seed):
     draw = random.Random(seed)
     workers = Workers(database)
     try:

@@ -1,4 +1,4 @@
-"""Alerts about balances from a real ledger: what is announced of an account, and what is not."""
+"""Alerts about balances from a real ledger: which states are announced, and which are not."""
 
 import asyncio
 from dataclasses import replace
@@ -67,11 +67,11 @@ async def test_an_account_that_recovers_is_announced_when_the_cool_down_has_ende
         assert (recovered.data["available"], recovered.data["seq"]) == (105, 3)
         times = await database.fetch("SELECT alerted_at FROM credit_alerts ORDER BY alert")
         assert times[1][0] - times[0][0] == SHORT
-    # A fine account needs no record.
+    # An account with enough credits needs no record.
     assert not await database.fetch("SELECT FROM credit_alert_states")
 
 
-async def test_a_change_that_is_taken_back_in_the_cool_down_is_no_alert(database, client):
+async def test_a_change_that_is_undone_in_the_cool_down_is_no_alert(database, client):
     async with making_alerts(database, cool_down=SHORT):
         user_id = await database.user(20)
         await client.spend_credits(user_id, amount=15)
@@ -82,7 +82,7 @@ async def test_a_change_that_is_taken_back_in_the_cool_down_is_no_alert(database
     assert await announced_of(database, user_id) == [("balance.low", 2)]
 
 
-async def test_a_change_from_before_the_end_of_a_cool_down_counts_though_it_commits_after(
+async def test_a_change_from_before_the_end_of_a_cool_down_counts_although_it_commits_later(
     database, client
 ):
     async with making_alerts(database, cool_down=SHORT):
@@ -124,7 +124,7 @@ async def test_a_change_from_before_the_end_of_a_cool_down_counts_though_it_comm
 async def test_a_lapse_and_an_allowance_in_one_transaction_make_no_alert(database):
     user_id = await database.user()
     monthly = replace(LOW_TERMS, allowance=Allowance(50, "month"))
-    # Nothing sweeps, so that the next call finds the lapse and gives the allowance.
+    # There is no sweeper, so the next call records the lapse and grants the allowance.
     async with lanes(database.service_url) as writers:
         await ask(writers, grant(user_id, 30, life=SOON))
 
@@ -163,7 +163,7 @@ async def test_a_raised_threshold_is_announced_and_a_lowered_one_ends_the_alert(
     ]
 
 
-async def test_a_floor_and_a_threshold_of_its_own_hold_for_an_account_that_was_never_read(
+async def test_an_account_s_own_floor_and_threshold_apply_even_if_it_was_never_read(
     database, client
 ):
     fine, low, depleted = [await database.user(100) for _ in range(3)]
@@ -192,7 +192,7 @@ async def test_nothing_is_announced_of_a_frozen_account_until_it_is_unfrozen(dat
     assert await announced_of(database, user_id) == [("balance.low", "p2")]
 
 
-async def test_an_account_without_an_entry_has_nothing_to_run_out_of(database, client):
+async def test_an_account_without_an_entry_makes_no_alert(database, client):
     user_id = await database.user()
     async with making_alerts(database):
         await client.set_account_policy(user_id, alert_below=50)
@@ -237,7 +237,7 @@ async def test_a_policy_change_of_an_account_that_was_never_read_is_compared_wit
     assert (alert.type, alert.change, alert.data["available"]) == ("balance.low", "p1", 27)
 
 
-async def test_the_alerts_of_a_deleted_user_go_and_the_next_account_begins_anew(database, client):
+async def test_the_alerts_of_a_deleted_user_go_and_the_next_account_starts_afresh(database, client):
     async with making_alerts(database):
         user_id = await database.user(20)
         await client.spend_credits(user_id, amount=15)
@@ -252,7 +252,7 @@ async def test_the_alerts_of_a_deleted_user_go_and_the_next_account_begins_anew(
     assert await announced_of(database, user_id) == [("balance.low", 1)]
 
 
-async def test_a_threshold_crossed_to_and_fro_makes_few_alerts_and_the_right_last_one(database):
+async def test_a_threshold_crossed_back_and_forth_makes_few_alerts_and_the_right_last_one(database):
     user_id = await database.user(20)
     async with making_alerts(database, cool_down=SHORT), lanes(database.service_url) as writers:
         for _ in range(50):

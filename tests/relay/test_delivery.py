@@ -1,4 +1,4 @@
-"""What endpoints get: every event, of each user in order, whatever happens to receivers."""
+"""Endpoints get every event, in order per user, despite failing receivers."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -104,7 +104,7 @@ async def test_an_event_that_fails_is_put_by_with_the_later_ones_of_its_user(dat
     assert not hook.overlapping
 
 
-async def test_while_an_endpoint_takes_nothing_its_place_does_not_move(database, file):
+async def test_while_an_endpoint_takes_nothing_its_cursor_does_not_move(database, file):
     async with client_of(database) as client, receiver() as hook:
         users = await users_with_spends(database, client, users=20, spends=1)
         down = True
@@ -191,13 +191,13 @@ async def test_a_dead_event_is_listed_and_lets_the_later_ones_of_its_user_follow
             assert hook.seqs(other) == [1, 2]
 
 
-async def test_a_removed_endpoint_ends_and_a_changed_one_goes_on_where_it_was(database, file):
+async def test_a_removed_endpoint_ends_and_a_changed_one_resumes_where_it_was(database, file):
     async with client_of(database) as client, receiver() as one, receiver() as two:
         users = await users_with_spends(database, client)
         write_endpoints(file, endpoint("one", one.port), endpoint("gone", two.port))
         async with relaying(database, file):
             await eventually(lambda: len(one.taken) == 12 and len(two.taken) == 12)
-            # The same name at another address, and the other one is gone.
+            # The same name at another address; the other endpoint is gone.
             write_endpoints(file, endpoint("one", two.port))
             with capture_logs() as lines:
                 await eventually(
@@ -210,7 +210,7 @@ async def test_a_removed_endpoint_ends_and_a_changed_one_goes_on_where_it_was(da
     assert two.taken[-1].head.startswith("POST /one ")
 
 
-async def test_a_slow_endpoint_costs_the_others_nothing(database, file):
+async def test_a_slow_endpoint_does_not_delay_the_others(database, file):
     async with client_of(database) as client, receiver() as slow, receiver() as quick:
         await users_with_spends(database, client, users=40, spends=1)
         hang = asyncio.Event()

@@ -1,4 +1,4 @@
-"""The file of endpoints: what it may say, what a mistake is answered with, and reading it again."""
+"""The file of endpoints: its contents, the report of a mistake, and reading it again."""
 
 import base64
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ types = ["entry.purchase", "balance.*"]
 
 
 def write(file, text):
-    """Writes a file as a new one, so that its time need not differ."""
+    """Writes the file as a new one, so that a change is seen even at the same time."""
     new = file.with_suffix(".new")
     new.write_text(text)
     new.replace(file)
@@ -36,7 +36,7 @@ def file(tmp_path):
     return path
 
 
-def test_an_endpoint_has_what_the_file_says(file):
+def test_an_endpoint_has_the_values_of_the_file(file):
     endpoint = EndpointsFile(file, private=False).endpoints["billing"]
     assert endpoint.url.hostname == "billing.example.com"
     assert endpoint.types == {
@@ -100,7 +100,7 @@ def test_two_endpoints_of_one_name_are_refused(file):
         EndpointsFile(file, private=False)
 
 
-def test_a_private_network_may_have_http(file):
+def test_a_private_network_may_use_http(file):
     write(file, GOOD.replace("https://", "http://"))
     assert EndpointsFile(file, private=True).endpoints["billing"].url.scheme == "http"
 
@@ -130,7 +130,7 @@ def test_while_secrets_change_a_receiver_with_either_verifies_a_request(file):
         Webhook(third).verify('{"a":1}', headers)
 
 
-def test_a_changed_file_is_read_again_and_says_which_endpoints_changed(file):
+def test_a_changed_file_is_read_again_and_the_changed_endpoints_are_reported(file):
     endpoints = EndpointsFile(file, private=False)
     assert endpoints.reload() == set()
     second = GOOD.replace("billing", "shop")
@@ -151,7 +151,7 @@ def test_a_changed_file_of_a_secret_changes_its_endpoint(file, tmp_path):
     assert endpoints.reload() == {"billing"}
 
 
-def test_a_mistake_in_a_changed_file_keeps_the_old_one_and_is_said_once(file):
+def test_a_mistake_in_a_changed_file_keeps_the_old_one_and_is_logged_once(file):
     endpoints = EndpointsFile(file, private=False)
     with capture_logs() as lines:
         write(file, GOOD.replace("entry.purchase", "entry.purchas"))

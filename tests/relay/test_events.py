@@ -1,4 +1,4 @@
-"""Events: their ids, and bodies that say what the contract's messages say."""
+"""Events: their ids, and bodies with the content of the contract's messages."""
 
 import json
 from datetime import UTC, datetime
@@ -50,7 +50,7 @@ ENTRIES = [
 
 
 def as_the_contract_says(message):
-    """The contract's JSON with numbers as numbers and names of enums as events have them."""
+    """The contract's JSON, with numbers as numbers and with the events' names of enums."""
 
     def plain(value, field):
         if field.type == field.TYPE_INT64:
@@ -70,21 +70,21 @@ def as_the_contract_says(message):
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_an_entry_says_what_the_contract_says(entry):
+def test_the_event_of_an_entry_has_the_content_of_the_contract(entry):
     made = event(Place(5, USER, KIND_ENTRY, 7), entry)
     body = json.loads(made.body)
     assert made.id == f"5.{USER}.7.entry.{entry.type}"
     assert body["type"] == made.type == f"entry.{entry.type}"
     assert body["timestamp"] == "2026-11-28T17:03:50.123456Z"
     said = body["data"]
-    # What is zero or empty is written too, so that receivers need not know the defaults.
+    # Zero and empty values are written too, so that receivers need not know the defaults.
     for name in ("held_change", "metadata", "description"):
         if not said[name]:
             del said[name]
     assert said == as_the_contract_says(responses.transaction(entry))
 
 
-def test_a_change_of_policy_says_what_the_contract_says():
+def test_the_event_of_a_policy_change_has_the_content_of_the_contract():
     policy = Policy(
         frozen=True,
         min_balance=-5,
@@ -98,7 +98,7 @@ def test_a_change_of_policy_says_what_the_contract_says():
     assert made.id == f"5.{USER}.p3.policy.changed"
     assert (data["user_id"], data["change"], data["caller"]) == (str(USER), 3, "ops")
     shown = as_the_contract_says(responses.policy(policy))
-    # Parts of the contract that are newer than this message are compared where it has them.
+    # Newer fields of the contract are compared only if the message has them.
     assert {name: data["policy"][name] for name in shown} == shown
     assert data["policy"]["alert_below"] == 50
     assert data["policy"].keys() - {"alert_below"} <= set(
@@ -106,7 +106,7 @@ def test_a_change_of_policy_says_what_the_contract_says():
     )
 
 
-def test_an_alert_and_an_advance_have_ids_of_their_own():
+def test_an_alert_and_an_advance_have_separate_ids():
     alert = Alert(USER, 2, "balance.low", TIME, {"balance": 9})
     made = event(Place(6, USER, KIND_ALERT, 2), alert)
     assert made.id == f"6.{USER}.a2.balance.low"
@@ -116,7 +116,7 @@ def test_an_alert_and_an_advance_have_ids_of_their_own():
     assert json.loads(advanced.body)["data"] == {"reason": "restored"}
 
 
-def test_a_change_of_a_top_up_says_what_the_contract_says():
+def test_the_event_of_a_top_up_has_the_content_of_the_contract():
     request = TopUpRequest(
         USER, 1, "small", "failed", "pi_1", 3, "card_declined", "https://pay.example.com", TIME,
         TIME, None,

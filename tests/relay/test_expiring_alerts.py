@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from kit.alerts import alerts_of, all_is_read, announced_of, making_alerts
 from kit.waiting import eventually
 
-# Grants of as many accounts, all of one day.
+# That many accounts, each with a grant, all expiring on one day.
 GRANTS = """
     WITH users AS (
         INSERT INTO auth.users SELECT gen_random_uuid() FROM generate_series(1, {count})
@@ -83,7 +83,7 @@ async def test_an_expiry_is_announced_once_and_a_changed_one_again(database, cli
         return len(rows) == 1
 
     await eventually(lapsed)
-    # What comes back to a grant whose time has passed lives for seven more days.
+    # Credits that return to a grant whose time has passed last for seven more days.
     await client.refund_credits(user_id, transaction_id=spent.transaction.id)
 
     async def twice():
@@ -96,10 +96,10 @@ async def test_an_expiry_is_announced_once_and_a_changed_one_again(database, cli
     assert first.data["expire_time"] < second.data["expire_time"]
 
 
-async def test_a_short_allowance_is_not_announced_whenever_it_is_given(database):
+async def test_a_short_allowance_is_not_announced_each_time_it_is_granted(database):
     await add_grants(database, 3, call="allowance", age="4 days", left="2 days")
     await add_grants(database, 2, call="allowance", age="20 days", left="2 days")
-    # The last of the walk, so that all others were looked at when it is announced.
+    # The last account of the walk: when it is announced, all others were checked.
     await add_grants(database, 1, left="5 days")
     async with making_alerts(database):
 
@@ -113,7 +113,7 @@ async def test_a_short_allowance_is_not_announced_whenever_it_is_given(database)
     assert await count(database) == 3
 
 
-async def test_thousands_that_expire_at_one_instant_are_announced_once_whatever_stops_the_walk(
+async def test_thousands_that_expire_at_one_instant_are_announced_once_despite_interruptions(
     database,
 ):
     await add_grants(database, 3000)

@@ -29,13 +29,13 @@ async def pool(database):
         yield made
 
 
-async def test_of_many_that_ask_at_once_one_has_the_lease(database):
+async def test_of_many_simultaneous_requests_one_gets_the_lease(database):
     async with pool_of(database) as one, pool_of(database) as two:
         found = await asyncio.gather(*(Lease.take(pool, "x") for pool in (one, two) * 10))
     assert sum(lease is not None for lease in found) == 1
 
 
-async def test_a_lease_that_is_given_back_is_free_at_once(pool):
+async def test_a_lease_that_is_returned_is_free_at_once(pool):
     first = await Lease.take(pool, "first")
     assert await Lease.take(pool, "second") is None
     await first.give_back()
@@ -76,7 +76,7 @@ async def test_a_lease_is_given_up_before_it_runs_out_while_the_database_is_away
         await lease.keep()
 
 
-async def test_a_reader_keeps_its_place_and_never_goes_back(pool):
+async def test_a_reader_keeps_its_cursor_and_never_goes_back(pool):
     reader = await Reader.claim(pool, "webhook/a", 1, BEGINNING)
     assert reader.place == BEGINNING
     async with reader.writing() as connection:
@@ -88,7 +88,7 @@ async def test_a_reader_keeps_its_place_and_never_goes_back(pool):
     assert again.place == Place(7, number=3)
 
 
-async def test_after_a_take_over_the_old_process_writes_nothing_more(pool):
+async def test_after_a_takeover_the_old_process_writes_nothing_more(pool):
     old = await Reader.claim(pool, "webhook/a", 1, BEGINNING)
     new = await Reader.claim(pool, "webhook/a", 2, BEGINNING)
     with pytest.raises(LeaseLostError):
@@ -101,7 +101,7 @@ async def test_after_a_take_over_the_old_process_writes_nothing_more(pool):
         await new.move(connection, Place(1))
 
 
-async def test_what_is_written_with_a_place_is_written_together_with_it_or_not_at_all(pool):
+async def test_writes_with_a_cursor_are_committed_together_with_it_or_not_at_all(pool):
     reader = await Reader.claim(pool, "webhook/a", 1, BEGINNING)
 
     async def fail():

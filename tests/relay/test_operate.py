@@ -1,4 +1,4 @@
-"""What operators ask of the relay, beside the program that prints it."""
+"""Operators' requests to the relay, without the program that prints the answers."""
 
 from uuid import UUID
 
@@ -13,7 +13,7 @@ from credit_service.relay.operate import Operator, UnknownError
 
 @pytest.fixture
 async def operator(database, tmp_path):
-    """Of one endpoint, with the lines that it says."""
+    """An operator of one endpoint, with the lines printed."""
     file = tmp_path / "endpoints.toml"
     write_endpoints(file, endpoint("one", 1))
     said = []

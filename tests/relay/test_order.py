@@ -1,4 +1,4 @@
-"""The events of a user stay in order and wait for their time, at moments easily missed."""
+"""The events of a user stay in order and wait for their time, in rare interleavings."""
 
 import asyncio
 
@@ -25,7 +25,7 @@ def refusals(name):
     return REGISTRY.get_sample_value("credit_relay_attempts_total", labels) or 0
 
 
-async def test_an_event_that_fails_while_a_page_is_looked_at_keeps_the_later_ones_back(
+async def test_an_event_that_fails_while_a_page_is_processed_holds_back_the_later_ones(
     database, file, monkeypatch
 ):
     armed = False
@@ -77,9 +77,7 @@ async def test_an_event_that_fails_while_a_page_is_looked_at_keeps_the_later_one
             assert hook.seqs(first) == [1]
 
 
-async def test_dead_events_of_a_user_that_are_sent_again_and_fail_wait_for_their_time(
-    database, file
-):
+async def test_dead_events_of_a_user_that_are_sent_again_and_fail_wait_their_time(database, file):
     async with (
         running(server_settings(database.service_url)) as service,
         receiver() as hook,
@@ -101,7 +99,7 @@ async def test_dead_events_of_a_user_that_are_sent_again_and_fail_wait_for_their
                 return len(await database.fetch(_PARKED)) == 2
 
             await eventually(put_by)
-            # As after three days, and after an operator has asked for both of them.
+            # As if three days had passed and an operator had requested both of them.
             await database.execute(
                 "UPDATE credit_parked_events SET tries = 7, next_try = clock_timestamp()"
             )

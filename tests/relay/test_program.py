@@ -1,4 +1,4 @@
-"""`credit-service relay`: it sends, stops, is taken over from, and shows what operators ask for."""
+"""`credit-service relay`: it sends, stops, hands over, and answers operators."""
 
 import asyncio
 import signal
@@ -29,7 +29,7 @@ def settings(database, file):
 
 
 def command(database, file, *arguments):
-    """Runs a command beside the receiver, which is in this process."""
+    """Runs a command while the receiver runs in this process."""
     return asyncio.to_thread(ran, "relay", *arguments, **settings(database, file))
 
 
@@ -69,7 +69,7 @@ async def test_it_sends_and_stops_when_it_is_asked_to(database, file):
         assert "credit_relay_active 1.0" in shown
         assert 'credit_relay_lag_seconds{endpoint="one"}' in shown
         assert SECRET not in started.output
-        # Its place was written when it stopped, so the next one sends nothing twice.
+        # Its cursor was stored when it stopped, so the next one sends nothing twice.
         with process("relay", **settings(database, file)) as again:
             await sends(again)
             (user_id,) = await spend(users=1, spends=0)
@@ -88,7 +88,7 @@ async def test_a_service_with_endpoints_sends_too(database, file):
             assert await asyncio.to_thread(started.wait) == 0
 
 
-async def test_of_two_one_sends_and_the_other_takes_over_when_it_is_killed(database, file):
+async def test_one_of_two_relays_sends_and_the_other_takes_over_after_a_kill(database, file):
     async with spending(database) as spend, receiver() as hook:
         write_endpoints(file, endpoint("one", hook.port))
         with process("relay", **settings(database, file)) as first:
@@ -139,7 +139,7 @@ async def test_an_operator_tries_an_endpoint(database, file):
         assert "has no endpoint two" in done.stderr
 
 
-async def test_an_operator_sees_what_is_dead_and_sends_it_again(database, file):
+async def test_an_operator_sees_dead_events_and_sends_them_again(database, file):
     async with spending(database) as spend, receiver() as hook:
         poisoned, other = await spend(users=2, spends=1)
         broken = True
@@ -193,7 +193,7 @@ async def test_an_operator_sees_what_is_dead_and_sends_it_again(database, file):
             assert "has everything, 0 put by, 0 dead" in done.stdout
 
 
-async def test_it_makes_alerts_and_sends_them_after_what_brought_them_about(database, file):
+async def test_it_makes_alerts_and_sends_them_after_the_events_that_caused_them(database, file):
     async with spending(database) as spend, receiver() as hook:
         write_endpoints(file, endpoint("one", hook.port))
         with process("relay", **settings(database, file), CREDIT_ALERT_BELOW="100"):

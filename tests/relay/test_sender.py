@@ -1,4 +1,4 @@
-"""One attempt: which answers count as taken, its limits, and that it goes where it was checked."""
+"""One attempt: the answers that count as taken, its limits, and the use of the checked address."""
 
 import asyncio
 import socket
@@ -48,7 +48,7 @@ async def attempt(url, **options):
 
 @pytest.fixture
 def names(monkeypatch):
-    """Addresses of names, one list for each look-up; the last one stays."""
+    """Addresses of names, one list for each lookup; the last one stays."""
     known = {}
     looked = []
     real = socket.getaddrinfo
@@ -103,7 +103,7 @@ async def test_a_redirect_is_not_followed():
     assert other.got == []
 
 
-async def test_of_an_answer_of_10_megabytes_little_is_read_and_the_status_counts():
+async def test_little_is_read_of_an_answer_of_10_megabytes_and_the_status_counts():
     sent = 0
 
     async def handle(reader, writer):
@@ -118,7 +118,7 @@ async def test_of_an_answer_of_10_megabytes_little_is_read_and_the_status_counts
     async with listening(handle) as port:
         ended = await attempt(f"http://127.0.0.1:{port}/")
     assert ended.taken
-    # What the sockets hold between the two comes on top.
+    # The buffers of the sockets between the two come on top.
     assert ANSWER_BYTES_MAX <= sent < 9_000_000
 
 
@@ -149,7 +149,7 @@ async def test_a_receiver_that_drips_its_answer_ends_the_attempt_in_time():
     assert ended.result is Result.TIMEOUT
 
 
-async def test_an_answer_that_is_not_http_shows_nothing_of_the_url():
+async def test_an_answer_that_is_not_http_reveals_nothing_of_the_url():
     async def handle(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"no HTTP at all\r\n\r\n")
@@ -191,13 +191,13 @@ async def test_a_name_that_changes_after_the_check_is_not_looked_up_again(names)
         assert names["looked"] == [NAME]
         assert len(hook.got) == 1
         assert elsewhere.got == []
-        # The next attempt looks it up, though the connection to the old address is open.
+        # The next attempt looks it up, although the connection to the old address is open.
         assert (await sender.send(trial("one", datetime.now(UTC)))).taken
         assert len(elsewhere.got) == 1
     assert hook.got[0].headers["host"] == f"{NAME}:{hook.port}"
 
 
-async def test_a_name_that_comes_to_lead_to_a_private_address_is_refused(names):
+async def test_a_name_that_changes_to_a_private_address_is_refused(names):
     names[NAME] = [["127.0.0.1"]]
     async with receiver() as hook, sender_to(f"http://{NAME}:{hook.port}/") as sender:
         assert (await sender.send(trial("one", datetime.now(UTC)))).taken
@@ -207,7 +207,7 @@ async def test_a_name_that_comes_to_lead_to_a_private_address_is_refused(names):
         assert len(hook.got) == 1
 
 
-async def test_of_several_addresses_one_that_does_not_answer_is_passed_over(names):
+async def test_of_several_addresses_one_that_does_not_answer_is_skipped(names):
     names[NAME] = [["127.0.0.3", "127.0.0.1"]]
     async with receiver() as hook:
         assert (await attempt(f"http://{NAME}:{hook.port}/")).taken
@@ -233,7 +233,7 @@ def tls(authority, name):
     return context
 
 
-async def test_the_certificate_is_verified_against_the_name_though_the_address_is_connected_to(
+async def test_the_certificate_is_verified_against_the_name_although_the_address_is_connected_to(
     names, authority
 ):
     names[NAME] = [["127.0.0.1"]]
@@ -284,7 +284,7 @@ async def test_connections_are_kept_and_a_cancelled_attempt_leaves_the_sender_us
                 asyncio.create_task(sender.send(trial("one", datetime.now(UTC)))) for _ in range(8)
             ]
             await eventually(lambda: len(hook.got) == 4)
-            assert hook.in_flight_max == 4  # of as many connections
+            assert hook.in_flight_max == 4  # the maximum of connections
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

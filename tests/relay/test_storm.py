@@ -1,4 +1,4 @@
-"""Two relays, receivers and the database's writers under kills: nothing is lost or out of order."""
+"""Two relays, receivers and writers are killed: nothing is lost or out of order."""
 
 import asyncio
 import random
@@ -59,7 +59,7 @@ async def test_a_receiver_that_is_killed_and_comes_back_gets_everything(database
                 await eventually(all_there, 30)
 
 
-async def test_the_place_of_an_endpoint_never_goes_back(database, tmp_path):
+async def test_the_cursor_of_an_endpoint_never_goes_back(database, tmp_path):
     file = tmp_path / "endpoints.toml"
     places = []
     await database.execute(
@@ -96,7 +96,7 @@ async def test_the_place_of_an_endpoint_never_goes_back(database, tmp_path):
     assert rows[-1]["fence"] >= 5
 
 
-async def test_the_database_that_is_away_for_a_while_holds_up_and_loses_nothing(database, tmp_path):
+async def test_a_database_outage_delays_events_and_loses_nothing(database, tmp_path):
     file = tmp_path / "endpoints.toml"
     async with running(server_settings(database.service_url)) as service, receiver() as hook:
         users = [await database.user() for _ in range(5)]
@@ -153,7 +153,7 @@ async def test_a_storm_of_kills_loses_nothing_and_keeps_the_order(database, tmp_
             await eventually(
                 lambda: all(in_order(steady, user_id, rounds + 1) for user_id in users), 120
             )
-            # What was put by is tried again after some seconds, and then after four times as many.
+            # Events put by are tried again after some seconds, and then after four times as many.
             await eventually(
                 lambda: all(in_order(flaky, user_id, rounds + 1) for user_id in users), 240
             )

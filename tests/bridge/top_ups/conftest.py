@@ -1,4 +1,4 @@
-"""A service, a fake Stripe, and bridges whose rounds a test asks for.
+"""A service, a fake Stripe, and bridges whose rounds a test starts.
 
 The tests of a module share them, and each makes its own users.
 """
@@ -17,7 +17,7 @@ async def shared_stage(make_shared_database):
 
 @pytest.fixture
 async def stage(shared_stage):
-    """The whole; when the test is over, Stripe is calm again."""
+    """The whole stage; after the test, Stripe is calm again."""
     yield shared_stage
     await shared_stage.fake.api_faults()
     await shared_stage.fake.settings(clock_offset_seconds=0, search_lag_seconds=0)
@@ -25,13 +25,13 @@ async def stage(shared_stage):
 
 @pytest.fixture
 async def bridge(stage):
-    """A bridge that tries again an hour after a failure."""
+    """A bridge that retries an hour after a failure."""
     async with stage.bridge() as made:
         yield made
 
 
 @pytest.fixture
 async def eager(stage):
-    """A bridge that tries again at once after a failure."""
+    """A bridge that retries at once after a failure."""
     async with stage.bridge(retry_after=timedelta(0)) as made:
         yield made

@@ -1,4 +1,4 @@
-"""Top-ups from the spend that asks for one to the purchase, and what can go wrong on the way."""
+"""Top-ups from the spend that asks for one to the purchase, and the failures on the way."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -46,7 +46,7 @@ async def test_a_declined_card_leads_to_a_link_and_is_tried_again_later(stage, b
     assert await stage.paid(asked.id) == [AMOUNT]
 
 
-async def test_a_bank_that_wants_to_see_the_customer_is_a_failure_with_that_reason(stage, bridge):
+async def test_a_bank_that_requires_authentication_is_a_failure_with_that_reason(stage, bridge):
     user = await stage.user(ASKING)
     await stage.asked(user)
     worked = await stage.round(user, bridge)

@@ -1,4 +1,4 @@
-"""What operators see of top-ups: `stripe-bridge top-ups`, `check-config`, settings and metrics."""
+"""Top-ups for operators: `stripe-bridge top-ups`, `check-config`, settings and metrics."""
 
 import pytest
 from kit.bridge_commands import ran
@@ -31,7 +31,7 @@ def settings(stage, catalog, **changes):
     }
 
 
-async def test_the_command_lists_what_is_open_and_charges_it_when_asked(stage, catalog):
+async def test_the_command_lists_open_requests_and_charges_them_when_asked(stage, catalog):
     user, declining = await stage.user(), await stage.user(DECLINING)
     asked, declined = await stage.asked(user), await stage.asked(declining)
     shown = await ran("top-ups", **settings(stage, catalog))
@@ -70,7 +70,7 @@ async def problems(stage, policy=POLICY):
     return [line async for line in found if "top-ups" in line]
 
 
-async def test_check_config_has_nothing_to_say_if_everything_fits(stage):
+async def test_check_config_reports_nothing_if_everything_fits(stage):
     assert await problems(stage) == []
 
 
@@ -92,7 +92,7 @@ async def test_check_config_names_the_right_that_the_key_lacks(stage, path, righ
     assert line.startswith(f"top-ups: Stripe's key may not {right}")
 
 
-async def test_check_config_names_packs_that_are_asked_for_and_cannot_be_charged(stage):
+async def test_check_config_names_requested_packs_that_cannot_be_charged(stage):
     for _ in range(2):
         await stage.asked(await stage.user())
     other = Catalog.parse(pack_with().replace("starter", "other"))
@@ -114,13 +114,13 @@ async def test_check_config_names_packs_that_are_asked_for_and_cannot_be_charged
         ({"top_up_retry_hours": "-1"}, "TOP_UP_RETRY_HOURS"),
     ],
 )
-async def test_a_setting_that_cannot_be_used_stops_the_start(stage, catalog, changes, words):
+async def test_an_unusable_setting_stops_the_start(stage, catalog, changes, words):
     done = await ran("settings", **settings(stage, catalog, **changes))
     assert done.returncode == 2
     assert words in done.stderr
 
 
-async def test_what_is_done_is_counted(stage):
+async def test_charges_are_counted(stage):
     declining = await stage.user(DECLINING)
     before = counted("top_ups", outcome="try_again", reason="generic_decline")
     await stage.asked(declining)

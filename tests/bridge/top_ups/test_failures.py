@@ -1,4 +1,4 @@
-"""Top-ups on bad days: lost answers, two bridges, lost keys, deleted users, changed prices."""
+"""Top-ups under failures: lost answers, two bridges, lost keys, deleted users, changed prices."""
 
 import asyncio
 from datetime import timedelta
@@ -39,7 +39,7 @@ async def test_whichever_answer_of_stripe_is_lost_the_customer_pays_once(
 ):
     user = await stage.user()
     asked = await stage.asked(user)
-    # The intent is made, and then confirmed.
+    # Two requests: the intent is made, then confirmed.
     await stage.fake.api_faults(
         {"kind": kind, "method": "POST", "count": 1, "skip": passed, "seconds": 0.1}
     )
@@ -105,7 +105,7 @@ async def test_of_two_intents_the_noted_one_is_charged_and_the_other_is_cancelle
     pack = POLICY.catalog.pack("starter")
     async with stage.payments() as payments:
         noted = await payments.find_or_make(stage.wanted(asked), pack)
-        # Only a bridge that was halted for a day could do this.
+        # Only a bridge that was suspended for a day could do this.
         await stage.fake.settings(clock_offset_seconds=A_DAY + 60, search_lag_seconds=10 * A_DAY)
         other = await payments.find_or_make(stage.wanted(asked), pack)
     assert other != noted
@@ -152,7 +152,7 @@ async def test_a_request_given_up_before_a_kill_keeps_its_reason_and_its_link(st
     asked = await stage.asked(user)
     for _ in range(2):
         await stage.round(user, eager)
-    # The third failure: cancelled, and then killed.
+    # After the third failure: cancelled, then killed.
     async with stage.payments() as payments:
         [intent] = await stage.intents(asked.id)
         await payments.close_links(intent)
@@ -176,7 +176,7 @@ async def test_the_amount_stays_when_the_price_changes_after_the_payment_was_mad
     assert await stage.balance(user) == 40 + CREDITS
 
 
-async def test_a_pack_that_has_left_the_catalogue_is_still_charged_once_its_payment_was_made(
+async def test_a_pack_that_has_left_the_catalogue_is_still_charged_if_its_payment_was_made(
     stage, eager
 ):
     user = await stage.user(DECLINING)
@@ -191,7 +191,7 @@ async def test_a_pack_that_has_left_the_catalogue_is_still_charged_once_its_paym
     assert await stage.paid(asked.id) == [AMOUNT]
 
 
-async def test_a_request_is_charged_as_soon_as_it_is_due_once_its_pack_is_in_the_catalogue(stage):
+async def test_a_due_request_is_charged_as_soon_as_its_pack_is_in_the_catalogue(stage):
     user = await stage.user()
     await stage.asked(user)
     pause = timedelta(seconds=0.3)
@@ -232,7 +232,7 @@ async def test_a_user_who_was_deleted_is_not_charged(stage, bridge):
     assert intent["status"] == "canceled"
 
 
-async def test_the_month_s_maximum_is_not_passed(stage, bridge):
+async def test_the_month_s_maximum_is_not_exceeded(stage, bridge):
     user = await stage.user(per_month=1)
     first = await stage.asked(user)
     assert (await stage.round(user, bridge)).outcome == "credited"
@@ -251,7 +251,7 @@ async def test_a_wrong_price_of_the_pack_does_not_hide_a_decline(stage):
     assert (await stage.request(user)).link == ""
 
 
-async def test_stripe_being_away_counts_as_no_failure(stage, bridge):
+async def test_an_outage_of_stripe_does_not_count_as_a_failure(stage, bridge):
     user = await stage.user()
     await stage.asked(user)
     await stage.fake.api_faults({"status": 503})

@@ -13,13 +13,13 @@ from credit_service.v1 import credit_service_pb2 as pb
 
 OPEN, SUCCEEDED = pb.TOP_UP_STATE_OPEN, pb.TOP_UP_STATE_SUCCEEDED
 
-# Before Stripe does what the request says, and after it has.
+# Before Stripe carries out the request, and after.
 MOMENTS = ("hang", "late_answer")
 
-# Made, confirmed.
+# The requests: intent made, confirmed.
 PAID = [(moment, place) for moment in MOMENTS for place in range(2)]
 
-# Made, confirmed, link made, link recorded; then twice: link closed, confirmed, link made,
+# Intent made, confirmed, link made, link recorded; then twice: link closed, confirmed, link made,
 # link recorded; and cancelled.
 DECLINED = [(moment, place) for moment in MOMENTS for place in range(13)]
 
@@ -40,7 +40,7 @@ class Bridge:
         await asyncio.to_thread(started)
 
     async def kill_at(self, fault):
-        """Kills it once a request has met the fault."""
+        """Kills it after a request has met the fault."""
         name = f"api_{fault['kind']}"
         before = (await self._stage.fake.counts())["faults"].get(name, 0)
         await self._stage.fake.api_faults({**fault, "method": "POST", "count": 1, "seconds": 30})
@@ -68,7 +68,7 @@ async def process(stage, tmp_path):
 
 
 async def killed(stage, process, user, moment, place):
-    """Lets the user ask for a top-up, and kills the bridge amid it; returns the request."""
+    """Lets the user need a top-up, and kills the bridge in the middle; returns the request."""
     struck = await process.kill_at({"kind": moment, "skip": place})
     asked = await stage.asked(user)
     await eventually(struck)
@@ -107,7 +107,7 @@ async def test_killed_at_any_moment_of_a_decline_the_customer_pays_once_at_most(
         if then == "another card":
             await stage.save_card(user)
         if then == "pays by the link":
-            # Only by one that the customer was given.
+            # Only by a link that the customer was given.
             link = (await stage.request(user)).link
             for session in await stage.sessions(asked.id):
                 if session["url"] == link and session["status"] == "open":

@@ -1,4 +1,4 @@
-"""Payment intents of top-ups at Stripe: found again whatever is lost, paid once, links closed."""
+"""Payment intents of top-ups at Stripe: found again after any loss, paid once, links closed."""
 
 import asyncio
 from dataclasses import replace
@@ -80,7 +80,7 @@ async def test_bridges_at_the_same_time_find_one_intent_and_one_customer(client,
     assert await intents_of(client, top_up) == [made[0]]
 
 
-async def test_an_intent_is_found_when_its_key_is_forgotten(fake, client, payments):
+async def test_an_intent_is_found_after_its_key_is_forgotten(fake, client, payments):
     top_up = wanted()
     made = await payments.find_or_make(top_up, PACK)
     await fake.settings(clock_offset_seconds=A_DAY + 60, search_lag_seconds=60)
@@ -123,7 +123,7 @@ async def test_a_pack_with_another_price_meanwhile_keeps_the_intent_and_its_amou
     assert (await payments.read(made))["amount"] == 900
 
 
-async def test_a_confirmation_is_paid_once_under_any_key(client, payments):
+async def test_a_confirmed_intent_is_paid_once_under_any_key(client, payments):
     top_up = wanted()
     card = await with_card(client, top_up)
     intent = await payments.read(await payments.find_or_make(top_up, PACK))
@@ -174,7 +174,7 @@ async def test_a_try_whose_decline_was_lost_is_not_repeated_with_a_newer_card(cl
     assert declined.value.reason == "generic_decline"
 
 
-async def test_the_card_is_the_default_one_and_else_the_newest(fake, client, payments):
+async def test_the_card_is_the_default_one_or_else_the_newest(fake, client, payments):
     top_up = wanted()
     intent = await payments.read(await payments.find_or_make(top_up, PACK))
     assert await payments.card_of(intent) is None
@@ -237,7 +237,7 @@ async def test_every_link_that_bridges_have_opened_is_closed(client, payments):
     assert states == ["expired"] * 3
 
 
-async def test_an_amount_that_stripe_does_not_take_is_a_failure_with_that_reason(fake, payments):
+async def test_an_amount_that_stripe_refuses_is_a_failure_with_that_reason(fake, payments):
     await fake.api_faults(
         {"path": "payment_intents", "method": "POST", "status": 400, "code": "amount_too_small"}
     )

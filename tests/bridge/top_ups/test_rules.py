@@ -1,4 +1,4 @@
-"""What the bridge does next about a top-up, for every state of its request and its payment."""
+"""The bridge's next step for a top-up, for every state of its request and its payment."""
 
 from itertools import product
 
@@ -22,7 +22,7 @@ from stripe_bridge.top_up_rules import (
 YES_NO = (True, False)
 EVERY = [Situation(*each) for each in product(YES_NO, YES_NO, YES_NO, Payment, YES_NO, Link)]
 
-# Open, needed, due, payment, declined, link, and the step; None stands for any value.
+# Open, needed, due, payment, declined, link, and the step; None means any value.
 TABLE = [
     (None, None, None, Payment.PAID, None, None, Step.CREDIT),
     (None, None, None, Payment.PROCESSING, None, None, Step.WAIT),
@@ -68,13 +68,13 @@ def test_a_card_is_charged_only_for_an_open_request_that_is_needed_and_has_no_li
         assert (now.payment, now.link) == (Payment.UNPAID, Link.CLOSED)
 
 
-def test_a_request_is_closed_only_once_its_payment_is_cancelled():
+def test_a_request_is_closed_only_after_its_payment_is_cancelled():
     closing = {Step.GIVE_UP, Step.NOT_NEEDED, Step.PAID_BY_LINK}
     states = {each.payment for each in EVERY if next_step(each) in closing}
     assert states == {Payment.CANCELED}
 
 
-def test_a_paid_payment_is_credited_whatever_became_of_its_request():
+def test_a_paid_payment_is_credited_in_every_state_of_its_request():
     assert {next_step(each) for each in EVERY if each.payment is Payment.PAID} == {Step.CREDIT}
 
 
@@ -128,7 +128,7 @@ def test_the_status_of_a_link(session, state):
     assert link_of(session) is state
 
 
-def test_of_several_links_the_one_that_forbids_the_most_counts():
+def test_of_several_links_the_most_restrictive_one_counts():
     assert gravest([]) is Link.CLOSED
     assert gravest([Link.CLOSED, Link.OPEN]) is Link.OPEN
     assert gravest([Link.OPEN, Link.PROCESSING, Link.CLOSED]) is Link.PROCESSING

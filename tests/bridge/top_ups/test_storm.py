@@ -32,7 +32,7 @@ FAULTS = (
 
 
 class Storm:
-    """Two bridges, what happens to them, and what customers do meanwhile."""
+    """Two bridges, their faults, and the actions of customers meanwhile."""
 
     def __init__(self, stage, directory, lots):
         self.stage = stage
@@ -75,9 +75,9 @@ class Storm:
             await self.start(which)
 
     async def customers(self, users):
-        """Customers pay by their links, and their banks change their minds."""
+        """Customers pay by their links, and banks decline and accept."""
         while self.acts:
-            # The faults meet the tests as well, and a link may expire at this very moment.
+            # The faults also strike the test's requests, and a link may expire at this moment.
             with suppress(stripe.StripeError, AssertionError):
                 await self._act(self.lots.choice(users))
             await asyncio.sleep(0.005)
@@ -90,7 +90,7 @@ class Storm:
             await self.stage.save_card(user)
 
     async def blow(self, users, seconds):
-        """Everything goes wrong at once for a while; then both bridges close every request."""
+        """For a while all faults strike together; then both bridges close every request."""
         self.rages = self.acts = True
         await self.stage.fake.api_faults(*FAULTS)
         killing = asyncio.create_task(self.killing())
@@ -133,7 +133,7 @@ async def spend(stage, user):
 
 
 async def payments_by_request(stage):
-    """How often each request was paid, by its intents and by its links."""
+    """The number of payments of each request, by its intents and by its links."""
     paid, linked = Counter(), {}
     sessions = await stage.sdk.v1.checkout.sessions.list_async({"limit": 100})
     async for session in sessions.auto_paging_iter():
@@ -149,11 +149,11 @@ async def payments_by_request(stage):
 
 
 @pytest.mark.timeout(900)
-async def test_no_request_is_paid_twice_whatever_is_killed_and_lost(stage, storm):
+async def test_no_request_is_paid_twice_despite_kills_and_losses(stage, storm):
     database, lots = stage.database, storm.lots
     users = [await stage.user(lots.choice(CARDS), per_month=1000) for _ in range(USERS)]
     for turn in range(ROUNDS):
-        # Every second turn Stripe has forgotten all keys.
+        # In every second turn Stripe has forgotten all keys.
         await stage.fake.settings(clock_offset_seconds=(turn // 2) * (KEYS_KEPT + 60))
         await asyncio.gather(*(spend(stage, user) for user in users))
         await storm.blow(users, seconds=extent(3, 15))

@@ -1,8 +1,7 @@
-"""The release before grants: its contract, calls as it answered them, and the book that they left.
+"""The release before grants: its contract, calls with its answers, and the book that they left.
 
 `PYTHONPATH=tests .venv/bin/python -m kit.previous_release REVISION` writes the files from that
-release's own code; run it when a release becomes the previous one, and say here which is its last
-migration.
+release's own code; run it when a release becomes the previous one, and set its last migration here.
 """
 
 import json
@@ -17,7 +16,7 @@ from google.rpc import error_details_pb2, status_pb2
 FOLDER = Path(__file__).resolve().parent
 LAST_MIGRATION = 8
 
-# What the calls were asked with, and what they were answered; without a user each.
+# The requests of the calls and their answers, each without a user.
 CALLS = FOLDER / "calls.jsonl"
 BOOK = FOLDER / "book.sql"
 CONTRACT = FOLDER / "contract.binpb"
@@ -28,14 +27,14 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
 
 
 class Contract:
-    """The calls of that release, on messages that know nothing newer."""
+    """The calls of that release, on messages without newer fields."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
         self._methods = _pool().FindServiceByName(_SERVICE).methods_by_name
 
     def ask(self, method: str, request: dict) -> dict:
-        """Makes a call; returns its (of a stream the first) response or its refusal."""
+        """Makes a call; returns its response (of a stream, the first) or its refusal."""
         described = self._methods[method]
         asked = message_factory.GetMessageClass(described.input_type)()
         json_format.ParseDict(request, asked, descriptor_pool=_pool())
@@ -65,7 +64,7 @@ def calls() -> list[tuple[str, dict, dict]]:
 
 
 def without_times(answer: dict) -> dict:
-    """The answer with every time replaced, because another run has others."""
+    """The answer with every time replaced, because each run has other times."""
     return json.loads(_TIME.sub("a time", json.dumps(answer)))
 
 
@@ -80,7 +79,7 @@ def _refusal(failure: grpc.RpcError) -> dict:
 
 @cache
 def _pool() -> descriptor_pool.DescriptorPool:
-    """A pool of that release's messages alone, apart from those of the present one."""
+    """A pool with only that release's messages, separate from the present ones."""
     pool = descriptor_pool.DescriptorPool()
     for file in descriptor_pb2.FileDescriptorSet.FromString(CONTRACT.read_bytes()).file:
         pool.Add(file)

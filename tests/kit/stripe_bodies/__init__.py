@@ -1,6 +1,6 @@
 """Bodies of Stripe events as several API versions shape them, written for the tests.
 
-One folder per API version, one file per event, named by its type and what is special about it.
+One folder per API version, one file per event, named by its type and its peculiarity.
 """
 
 import json
