@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import os
 import signal
 import socket
 import time
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from credit_service.runtime.start_errors import StartRefusedError
+from credit_service.runtime.stop_signals import stop_on_signals
 from credit_service.server import Settings, serve
 
 if TYPE_CHECKING:
@@ -46,20 +46,13 @@ async def run_one(settings: Settings, started: Callable[[int], None]) -> None:
         StartRefusedError: as `serve` does.
     """
     stop = asyncio.Event()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            _log.error("second stop signal, not draining")
-            os._exit(1)
-        stop.set()
-
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, on_signal)
     parent = multiprocessing.parent_process()
     if parent is None:
-        loop.add_signal_handler(signal.SIGINT, on_signal)
+        stop_on_signals(stop)
     else:
+        stop_on_signals(stop, [signal.SIGTERM])
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        loop = asyncio.get_running_loop()
         sentinel = parent.sentinel
 
         def on_orphaned() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
+import structlog
 import uvloop
 from cyclopts import App, Parameter
 
@@ -22,6 +22,8 @@ from credit_service.relay import operate
 from credit_service.relay.endpoints import EndpointsFile
 from credit_service.relay.relay import AlertSettings, RelaySettings, relaying
 from credit_service.runtime import build_info, metrics_port
+from credit_service.runtime.build_info import VERSION
+from credit_service.runtime.stop_signals import stop_on_signals
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from credit_service.relay.operate import Operator
 
 app = App(name="relay")
+
+_log = structlog.get_logger()
 
 
 @app.default
@@ -145,15 +149,16 @@ async def _require_feed(address: Address) -> None:
 
 
 async def _serve(made: RelaySettings, metrics_host: str, port: int | None) -> None:
+    """Sends until SIGTERM or SIGINT; a second one ends the process at once."""
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop_on_signals(stop)
     metrics_port.serve_metrics(metrics_host, port, setting="CREDIT_METRICS_PORT")
     build_info.expose("credit_build_info")
     async with relaying(made):
-        print(f"credit-service relay sends to {len(made.endpoints.endpoints)} endpoints")
+        print(f"credit-service {VERSION} relay sends to {len(made.endpoints.endpoints)} endpoints")
         await stop.wait()
+        _log.info("stopping: events in flight are recorded, no new ones sent")
+    _log.info("stopped")
 
 
 def _with_operator(work: Callable[[Operator], Awaitable[None]]) -> None:

@@ -9,13 +9,11 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import asyncio
 import re
-import signal
 import sys
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
-import structlog
 from cyclopts import App, Parameter
 
 from credit_service.errors import CreditError
@@ -23,6 +21,7 @@ from credit_service.runtime import logs
 from credit_service.runtime.build_info import VERSION
 from credit_service.runtime.environment import ConfigurationError, described
 from credit_service.runtime.start_errors import StartRefusedError
+from credit_service.runtime.stop_signals import stop_on_signals
 from stripe_bridge import config, config_check, server
 from stripe_bridge.durations import duration_or_none
 from stripe_bridge.model import Settled, Unresolved
@@ -53,8 +52,6 @@ app = App(
     version=lambda: f"stripe-bridge {VERSION}",
     version_flags=["--version"],
 )
-
-_log = structlog.get_logger()
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -213,16 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
 async def _serve(settings: Settings, made: server.Settings) -> None:
     """Serves until SIGTERM or SIGINT; a second one ends the process at once."""
     stop = asyncio.Event()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            _log.error("second stop signal, not draining")
-            os._exit(1)
-        stop.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    stop_on_signals(stop)
 
     async def started(port: int) -> None:
         host = settings.listen.rpartition(":")[0]

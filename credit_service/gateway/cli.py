@@ -8,7 +8,6 @@ import os
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import asyncio
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +26,7 @@ from credit_service.runtime import logs
 from credit_service.runtime.build_info import VERSION
 from credit_service.runtime.environment import ConfigurationError, described
 from credit_service.runtime.start_errors import StartRefusedError
+from credit_service.runtime.stop_signals import stop_on_signals
 
 if TYPE_CHECKING:
     from credit_service.gateway.config import Settings
@@ -98,16 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
 async def _serve(settings: Settings, made: server.Settings) -> None:
     """Serves until SIGTERM or SIGINT; a second one ends the process at once."""
     stop = asyncio.Event()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            _log.error("second stop signal, not draining")
-            os._exit(1)
-        stop.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    stop_on_signals(stop)
 
     async def started(port: int) -> None:
         host = settings.listen.rpartition(":")[0]

@@ -1,4 +1,4 @@
-"""What the programs share: settings from the environment, logs."""
+"""What the programs share: settings, logs, metrics, stop signals, errors at the start, HTTP."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Settings from the environment: read, checked, and shown again, for the service and the bridge.
+"""Settings from the environment: read, checked, and shown again, for all programs.
 
 Each program has one class of settings; its fields are its variables, behind a prefix of its own. A
 variable that has the prefix and is not a setting stops the start, because it is a misspelt setting.

@@ -78,6 +78,26 @@ async def test_it_sends_and_stops_when_it_is_asked_to(database, file):
     assert all(hook.seqs(user_id) == [1, 2, 3, 4] for user_id in users)
 
 
+async def test_a_second_sigterm_ends_it_at_once(database, file):
+    async with receiver() as hook:
+        arrived = asyncio.Event()
+
+        async def reply(_request):
+            arrived.set()
+            await asyncio.Event().wait()
+
+        hook.reply = reply
+        write_endpoints(file, endpoint("one", hook.port))
+        await database.user(100)
+        with process("relay", **settings(database, file)) as started:
+            await eventually(arrived.is_set, 30)
+            started.signal(signal.SIGTERM)
+            await asyncio.to_thread(started.wait_for, "stopping")
+            started.signal(signal.SIGTERM)
+            assert await asyncio.to_thread(started.wait) == 1
+            await asyncio.to_thread(started.wait_for, "second stop signal")
+
+
 async def test_a_service_with_endpoints_sends_too(database, file):
     async with receiver() as hook:
         write_endpoints(file, endpoint("one", hook.port))
