@@ -107,3 +107,29 @@ def test_tests_without_a_report_fail_the_run(clone):
 def test_a_failure_fails_the_run_anywhere(clone, script):
     clone.script(clone.place / "scripts" / script, "exit 3")
     assert clone.run()[0] == 1
+
+
+def test_a_run_of_the_tests_names_the_missing_tools_before_it_begins(clone):
+    place = clone.place
+    text = (ROOT / "scripts/test").read_text().replace(":/usr/local/sbin:/usr/sbin", "")
+    clone.script(place / "scripts/test", text)
+    clone.script(place / "scripts/setup")
+    clone.script(place / ".venv/bin/pytest")
+    clone.script(clone.programs / "node")
+
+    def missing():
+        done = subprocess.run(
+            [place / "scripts/test", "-k", "refund"],
+            env={"PATH": str(clone.programs)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return [line.split()[0] for line in done.stderr.splitlines()]
+
+    assert missing() == []
+    for tool in [*WANTED, "node"]:
+        (clone.programs / tool).unlink()
+    assert sorted(missing()) == sorted([*WANTED, "node"])
+    clone.script(clone.programs / "chromium")
+    assert "chromium-headless-shell" not in missing()

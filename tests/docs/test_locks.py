@@ -24,7 +24,7 @@ OLDEST_PIP_SHA256 = "236bcb61156d76c4b8a05821b988c7b8c35bf0da28a4b614e8d6ab5212c
 DEBIANS_PIP = Path(f"/usr/share/python-wheels/pip-{OLDEST_PIP}-py3-none-any.whl")
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-MACHINES = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu")
+MACHINES = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin")
 LATER = "9999.9"
 
 
