@@ -55,11 +55,11 @@ def relay() -> None:
 def status(
     endpoint: str | None = None, *, events: Annotated[bool, Parameter(negative="")] = False
 ) -> None:
-    """Print which process sends, and for each endpoint its place and its events put by or dead.
+    """Print which process sends, and for each endpoint its place and its parked and dead events.
 
     Args:
         endpoint: Only this endpoint; by default all.
-        events: Also list dead events, and the first thousand events that are put by, each with its
+        events: Also list dead events, and the first thousand events that are parked, each with its
             problem.
     """
     _with_operator(lambda operator: operator.show(endpoint, events=events))
@@ -67,7 +67,7 @@ def status(
 
 @app.command
 def retry(endpoint: str, event: str | None = None) -> None:
-    """Have the relay send dead events again, in each user's order, and try put-by events now.
+    """Have the relay send dead events again, in each user's order, and try parked events now.
 
     Args:
         endpoint: The endpoint's name.

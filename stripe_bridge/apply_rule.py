@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _Decision = TypeVar("_Decision")
 
 
-async def decide(
+async def apply_rule(
     stripe: StripeReads, rule: Callable[[Object, list[Object] | None], _Decision], obj: Object
 ) -> _Decision:
     """Applies a rule to an object, and again after each read that the rule asks for.

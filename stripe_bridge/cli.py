@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-# gRPC reads this when it is imported. Its own lines would stand between the JSON lines of the log.
+# gRPC reads this when it is imported. Otherwise its own lines mix with the JSON lines of the log.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import asyncio

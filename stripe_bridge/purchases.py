@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stripe_bridge import invoice_rules, session_rules
-from stripe_bridge.decide import decide
+from stripe_bridge.apply_rule import apply_rule
 from stripe_bridge.fields import child, id_of, optional_id
 from stripe_bridge.model import Grant, Nothing, Settled, Unresolved
 
 if TYPE_CHECKING:
     from stripe_bridge.catalog import Policy
-    from stripe_bridge.credit_api import CreditWrites
+    from stripe_bridge.credit_writes import CreditWrites
     from stripe_bridge.fields import Object
     from stripe_bridge.payments import PaidInvoice, Payments
     from stripe_bridge.stripe_api import StripeReads
@@ -135,20 +135,20 @@ class Purchases:
         def rule(obj: Object, items: list[Object] | None) -> Grant | Nothing:
             return session_rules.of_session(obj, line_items=items, policy=self._policy)
 
-        return await decide(self._stripe, rule, session)
+        return await apply_rule(self._stripe, rule, session)
 
     async def _of_payment_intent(self, intent: Object) -> Grant | Nothing:
         def rule(obj: Object, _: list[Object] | None) -> Grant | Nothing:
             return session_rules.of_payment_intent(obj, policy=self._policy)
 
-        return await decide(self._stripe, rule, intent)
+        return await apply_rule(self._stripe, rule, intent)
 
     async def _of_invoice(self, invoice: Object) -> Grant | Nothing:
         def rule(obj: Object, lines: list[Object] | None) -> Grant | Nothing:
             return invoice_rules.of_invoice(obj, lines=lines, policy=self._policy)
 
-        found = await decide(self._stripe, rule, invoice)
+        found = await apply_rule(self._stripe, rule, invoice)
         if isinstance(found, Grant) and not invoice_rules.shows_off_stripe(invoice):
             # Read only now, because most invoices of other products need no read.
-            found = await decide(self._stripe, rule, await self._stripe.read(found.paid_by))
+            found = await apply_rule(self._stripe, rule, await self._stripe.read(found.paid_by))
         return found

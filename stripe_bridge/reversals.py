@@ -6,13 +6,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from stripe_bridge import dispute_rules, plan_change_rules, refund_rules
-from stripe_bridge.decide import decide
+from stripe_bridge.apply_rule import apply_rule
 from stripe_bridge.fields import child, id_of, optional_id
 from stripe_bridge.model import Nothing, Settled, Unresolved
 
 if TYPE_CHECKING:
     from stripe_bridge.catalog import Policy
-    from stripe_bridge.credit_api import CreditWrites
+    from stripe_bridge.credit_writes import CreditWrites
     from stripe_bridge.fields import Object
     from stripe_bridge.model import Basis, Reversal
     from stripe_bridge.payments import Payments
@@ -212,7 +212,7 @@ class Reversals:
         def decided(obj: Object, _: list[Object] | None) -> Reversal | Nothing:
             return rule(obj, basis=basis)
 
-        reversal = await decide(self._stripe, decided, obj)
+        reversal = await apply_rule(self._stripe, decided, obj)
         if isinstance(reversal, Nothing):
             return Settled("nothing", reversal.reason)
         return await self._writes.reverse(reversal)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from stripe_bridge.credit_api import CreditWrites
+from stripe_bridge.credit_writes import CreditWrites
 from stripe_bridge.fields import Object, child, id_of, optional_id
 from stripe_bridge.model import Settled
 from stripe_bridge.payments import Payments

@@ -14,11 +14,11 @@ from credit_service.gateway import files
 from credit_service.gateway.account_routes import AccountRoutes
 from credit_service.gateway.browsers import Browsers
 from credit_service.gateway.endpoint import Door, PersonalEndpoint, PublicEndpoint
+from credit_service.gateway.mounted_signals import MountedSignals
 from credit_service.gateway.problems import Problem, problem_response
 from credit_service.gateway.purchase_routes import PurchaseRoutes
 from credit_service.gateway.rate_limits import Bucket, Limits, Rate
 from credit_service.gateway.site_routes import Probes, Site
-from credit_service.gateway.stop_signals import StopSignals
 from credit_service.gateway.streams import Streams
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Gateway:
         self._door = Door(users, self._browsers)
         self._users = users
         self._streams = Streams(client, self._limits)
-        self._signals = StopSignals()
+        self._signals = MountedSignals()
         self._logs = logs
         self._account = AccountRoutes(
             client, self._streams, self._limits, grant_descriptions=grant_descriptions

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class StopSignals:
+class MountedSignals:
     """Calls a function before the handlers of SIGTERM and SIGINT, if the program has any."""
 
     def __init__(self) -> None:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from credit_service.relay.alert_store import Horizon
     from credit_service.relay.lease import Reader
     from credit_service.relay.store import Connection
-    from credit_service.rules.alerts import Alert, Announced
+    from credit_service.rules.alerts import Announced, BalanceAlert
     from credit_service.rules.feed_values import Place
     from credit_service.rules.terms import Terms
 
@@ -153,7 +153,7 @@ class Alerts:
                 await self._compare(connection, changes)
                 await reader.move(connection, place)
         if not page.caught_up:
-            # A page without items means that the feed stands still, perhaps for long.
+            # A page without items means that the feed waits, perhaps for long.
             return bool(page.items)
         more = await self._end_cool_downs(reader, page.boundary)
         await self._walk.step(reader)
@@ -269,7 +269,7 @@ def _compared(page: Page, before: Place) -> tuple[list[_Compared], Place]:
     return changes, page.place
 
 
-def _new_alert(user_id: UUID, alert: Alert) -> NewAlert:
+def _new_alert(user_id: UUID, alert: BalanceAlert) -> NewAlert:
     state, change = alert.state, alert.state.change
     return NewAlert(
         user_id,

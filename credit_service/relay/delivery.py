@@ -2,8 +2,8 @@
 
 An endpoint takes an event with an answer of 2xx. One that fails blocks its user. As soon as the
 endpoint takes an event of another user, blocked events are tried once more, and one that fails
-although others were taken since its first try is put by, with all later events of its user. While
-the endpoint takes nothing, nothing is put by and its place in the feed does not move.
+although others were taken since its first try is parked, with all later events of its user. While
+the endpoint takes nothing, nothing is parked and its place in the feed does not move.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from credit_service.errors import LedgerUnavailable
 from credit_service.relay import metrics, parked_store
 from credit_service.relay.events import event, event_time, event_type
 from credit_service.relay.lease import LeaseLostError
+from credit_service.relay.parked_retries import ParkedRetries
 from credit_service.relay.parked_store import Parking
-from credit_service.relay.retries import Retries
 from credit_service.relay.sender import Attempt, Result, Sender
 from credit_service.relay.window import Slot, Window
 
@@ -51,7 +51,7 @@ WINDOW_MAX = 5_000
 _BLOCKED_MAX = 16
 _TRIED_AT_A_TIME = 4
 
-# The maximum number of log lines for events that are put by at the same time.
+# The maximum number of log lines for events that are parked at the same time.
 _LOGGED_MAX = 10
 
 
@@ -90,7 +90,7 @@ class Delivery:
             endpoint, private=private, connections=IN_FLIGHT, attempt_seconds=timing.attempt
         )
         self._window = Window(reader.place)
-        self._retries = Retries(endpoint, reader, pool, feed, timing, sending=self)
+        self._retries = ParkedRetries(endpoint, reader, pool, feed, timing, sending=self)
         self._sending: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._stopping = False
@@ -286,18 +286,18 @@ class Delivery:
         return moved and time.monotonic() - self._saved_at >= self._timing.save
 
     async def _save(self) -> None:
-        """Records the events to be put by and the endpoint's place, in one transaction."""
+        """Records the events to be parked and the endpoint's place, in one transaction."""
         window = self._window
         slots = list(window.parking.values())
         place = window.reached_without(slots)
         async with self._reader.writing() as connection:
             if slots:
-                await self._put_by(connection, slots)
+                await self._park(connection, slots)
             await self._reader.move(connection, place)
         window.parked(slots)
         self._saved_at = time.monotonic()
 
-    async def _put_by(self, connection: Connection, slots: list[Slot]) -> None:
+    async def _park(self, connection: Connection, slots: list[Slot]) -> None:
         name, timing = self._endpoint.name, self._timing
         rows = [
             Parking(
@@ -314,7 +314,7 @@ class Delivery:
         failed = [slot for slot in slots if slot.first_try is not None]
         for slot in failed[:_LOGGED_MAX]:
             _log.warning(
-                "event put by",
+                "event parked",
                 endpoint=name,
                 type=slot.type,
                 user_id=str(slot.place.user_id),

@@ -26,7 +26,6 @@ from standardwebhooks import Webhook
 from credit_service.relay.event_types import UnknownTypeError, matching
 
 if TYPE_CHECKING:
-    from datetime import datetime
     from pathlib import Path
 
 _log = structlog.get_logger()
@@ -68,10 +67,6 @@ class Endpoint:
     secrets: tuple[Webhook, ...]
     from_beginning: bool = False
     ca: Path | None = None
-
-    def signature(self, event_id: str, now: datetime, body: str) -> str:
-        """Signs a request, once with each secret, as the `webhook-signature` header has it."""
-        return " ".join(secret.sign(event_id, now, body) for secret in self.secrets)
 
     @property
     def shown_url(self) -> str:

@@ -15,12 +15,12 @@ ATTEMPT_SECONDS = Histogram(
 )
 LAG_SECONDS = Gauge(
     "credit_relay_lag_seconds",
-    "Age of the oldest event that was neither taken nor put by; 0 if there is none.",
+    "Age of the oldest event that was neither taken nor parked; 0 if there is none.",
     ("endpoint",),
 )
 PARKED = Gauge(
     "credit_relay_parked_events",
-    "Events that are put by and tried again later; counted up to 100,000.",
+    "Parked events, which are tried again later; counted up to 100,000.",
     ("endpoint",),
 )
 DEAD = Gauge(

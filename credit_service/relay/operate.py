@@ -80,7 +80,7 @@ class Operator:
 
         Args:
             endpoint: its name; None: all.
-            events: whether to list dead events and some of those that are put by.
+            events: whether to list dead events and some of those that are parked.
 
         Raises:
             UnknownError: there is no such endpoint.
@@ -106,7 +106,7 @@ class Operator:
             counts = await parked_store.count_parked(connection, name)
         self._say(
             f"{name}: {endpoint.shown_url}, {await self._lag(place)},"
-            f" {counts.parked} put by, {counts.dead} dead"
+            f" {counts.parked} parked, {counts.dead} dead"
         )
         if not events:
             return
@@ -115,7 +115,7 @@ class Operator:
                 self._say(f"  dead {_shown(listed)}")
         async for page in self._listed(name, dead=False):
             for listed in page:
-                self._say(f"  put by {_shown(listed)}")
+                self._say(f"  parked {_shown(listed)}")
             break
 
     async def _lag(self, place: Place | None) -> str:
@@ -130,7 +130,7 @@ class Operator:
         return f"is at {since.isoformat(timespec='seconds')}"
 
     async def retry(self, endpoint: str, event: str | None) -> None:
-        """Lets dead events be sent again, or one event that is dead or put by.
+        """Lets dead events be sent again, or one event that is dead or parked.
 
         Args:
             endpoint: its name.
@@ -147,7 +147,7 @@ class Operator:
                 if place is None or not await parked_store.revive_parked(
                     connection, endpoint, place
                 ):
-                    raise UnknownError(f"{endpoint} has no event {event} that is dead or put by")
+                    raise UnknownError(f"{endpoint} has no event {event} that is dead or parked")
             self._say("1 event is sent again")
             return
         count = 0

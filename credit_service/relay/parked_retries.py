@@ -57,8 +57,8 @@ class Sending(Protocol):
         """Sends an event once."""
 
 
-class Retries:
-    """The events that are put by for one endpoint.
+class ParkedRetries:
+    """The events that are parked for one endpoint.
 
     Attributes:
         users: those with an event that is being sent from here.

@@ -1,4 +1,4 @@
-"""The events that are put by: one function per statement, values in, values out."""
+"""The events that are parked: one function per statement, values in, values out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COUNT_MAX = 100_000
 
 
 class Parking(NamedTuple):
-    """An event to put by.
+    """An event to park.
 
     Attributes:
         type: of the event.
@@ -41,7 +41,7 @@ class Parked(NamedTuple):
 
     Attributes:
         tries: how often it was tried.
-        age_seconds: how long it has been put by.
+        age_seconds: how long it has been parked.
     """
 
     place: Place
@@ -50,7 +50,7 @@ class Parked(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """An event that is put by or dead, as it is shown to operators."""
+    """An event that is parked or dead, as it is shown to operators."""
 
     place: Place
     type: str
@@ -62,7 +62,7 @@ class Listed(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How many events are put by, and how many are dead; both up to `COUNT_MAX`."""
+    """How many events are parked, and how many are dead; both up to `COUNT_MAX`."""
 
     parked: int
     dead: int
@@ -71,7 +71,7 @@ class Counts(NamedTuple):
 async def find_parked_users(
     connection: Connection, endpoint: str, user_ids: Collection[UUID]
 ) -> set[UUID]:
-    """Finds which of the users have events that are put by and not dead."""
+    """Finds which of the users have events that are parked and not dead."""
     rows = await connection.fetch(SQL["find_parked_users"], endpoint, list(user_ids))
     return {row[0] for row in rows}
 
@@ -113,7 +113,7 @@ async def find_due_users(
 
 
 async def first_parked(connection: Connection, endpoint: str, user_id: UUID) -> Parked | None:
-    """Finds the first event of a user that is put by and not dead."""
+    """Finds the first event of a user that is parked and not dead."""
     row = await connection.fetchrow(SQL["first_parked"], endpoint, user_id)
     return None if row is None else Parked(Place(*row[:4]), row[4], row[5])
 
@@ -151,7 +151,7 @@ async def forget_dead(connection: Connection, endpoint: str, seconds: float) -> 
 
 
 async def count_parked(connection: Connection, endpoint: str) -> Counts:
-    """Counts the events that are put by, and those that are dead."""
+    """Counts the events that are parked, and those that are dead."""
     rows = await connection.fetch(SQL["count_parked"], endpoint, COUNT_MAX)
     return Counts(*rows[0])
 
@@ -164,7 +164,7 @@ async def list_parked(
     Args:
         connection: to the database.
         endpoint: its name.
-        dead: whether to list dead events; otherwise those that are put by.
+        dead: whether to list dead events; otherwise those that are parked.
         after: the last one of the page before.
         limit: how many.
     """

@@ -78,7 +78,7 @@ class Relay:
     """Sends webhooks whenever it is this process's turn."""
 
     def __init__(self, settings: RelaySettings) -> None:
-        """Connects to nothing as yet."""
+        """Connects to nothing yet."""
         self._settings = settings
         self._pool = ReadPool(settings.address, _CONNECTIONS)
         self._feed = Feed(self._pool)

@@ -17,6 +17,7 @@ import aiohttp
 from yarl import URL
 
 from credit_service.relay import addresses
+from credit_service.relay.signatures import signature
 from credit_service.runtime.build_info import VERSION
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class Sender:
             "user-agent": f"credit-service/{VERSION}",
             "webhook-id": event.id,
             "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": endpoint.signature(event.id, now, event.body),
+            "webhook-signature": signature(endpoint.secrets, event.id, now, event.body),
         }
         for place, address in enumerate(found, start=1):
             try:

@@ -19,9 +19,9 @@ class Timing:
         attempt: how long an attempt may take in all.
         pause: the first pause before an endpoint that takes nothing is tried again; each further
             one is twice as long, up to `pause_max`.
-        retry: the first wait before an event that was put by is tried again; each further wait is
+        retry: the first wait before an event that was parked is tried again; each further wait is
             four times as long, up to `retry_max`.
-        dead: how long until an event that was put by is given up.
+        dead: how long until an event that was parked is given up.
         kept: how long an event that was given up is listed.
         drain: how long requests in flight may take to end when the relay stops.
     """

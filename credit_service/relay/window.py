@@ -50,7 +50,7 @@ class Window:
         read: how far the feed was read.
         in_flight: users who have an event in flight.
         blocked: users whose first event has failed, and that event.
-        parking: slots to be put by, because the endpoint takes other events.
+        parking: slots to be parked, because the endpoint takes other events.
     """
 
     def __init__(self, place: Place) -> None:
@@ -90,7 +90,7 @@ class Window:
 
         Args:
             slot: the event.
-            park: whether an earlier event of the user is put by, so that this one must be too.
+            park: whether an earlier event of the user is parked, so that this one must be too.
         """
         self._order.append(slot)
         user_id = slot.place.user_id
@@ -103,7 +103,7 @@ class Window:
             self._free.append(user_id)
 
     def parking_users(self) -> set[UUID]:
-        """The users with events that are still to be put by."""
+        """The users with events that are still to be parked."""
         return {place.user_id for place in self.parking}
 
     def take(self, busy: Container[UUID]) -> Slot | None:
@@ -159,13 +159,13 @@ class Window:
         self._free.appendleft(slot.place.user_id)
 
     def park(self, user_id: UUID) -> None:
-        """Lets all events of a blocked user be put by."""
+        """Lets all events of a blocked user be parked."""
         self.blocked.pop(user_id, None)
         for slot in self._users.pop(user_id):
             self.parking[slot.place] = slot
 
     def parked(self, slots: list[Slot]) -> None:
-        """Notes which events have been put by."""
+        """Notes which events have been parked."""
         for slot in slots:
             del self.parking[slot.place]
             slot.done = True
@@ -176,7 +176,7 @@ class Window:
         self.blocked.clear()
 
     def reached_without(self, slots: list[Slot]) -> Place:
-        """The place up to which all events are done once these have been put by."""
+        """The place up to which all events are done once these have been parked."""
         putting = {slot.place for slot in slots}
         reached = self.reached
         for slot in self._order:

@@ -86,7 +86,7 @@ class Announced(NamedTuple):
 NOTHING_ANNOUNCED = Announced()
 
 
-class Alert(NamedTuple):
+class BalanceAlert(NamedTuple):
     """An alert about a balance.
 
     Attributes:
@@ -120,7 +120,7 @@ def _by_figures(state: State) -> Level:
 
 def compare(
     last: Announced, state: State, cool_down: timedelta
-) -> tuple[Announced, tuple[Alert, ...]]:
+) -> tuple[Announced, tuple[BalanceAlert, ...]]:
     """Compares a new state of an account with the last announcement.
 
     Args:
@@ -132,7 +132,7 @@ def compare(
         The last announcement now, and the alerts, in order: that of a cool-down that had ended
         before the change, and that of the change.
     """
-    earlier: tuple[Alert, ...] = ()
+    earlier: tuple[BalanceAlert, ...] = ()
     if last.cools_until is not None and last.cools_until <= state.change.time:
         last, earlier = end_cool_down(last, cool_down)
     level = level_of(state)
@@ -146,7 +146,9 @@ def compare(
     return last, earlier + alerts
 
 
-def end_cool_down(last: Announced, cool_down: timedelta) -> tuple[Announced, tuple[Alert, ...]]:
+def end_cool_down(
+    last: Announced, cool_down: timedelta
+) -> tuple[Announced, tuple[BalanceAlert, ...]]:
     """Compares the state that has waited for the end of the cool-down, if one has.
 
     Args:
@@ -160,5 +162,5 @@ def end_cool_down(last: Announced, cool_down: timedelta) -> tuple[Announced, tup
 
 def _announce(
     level: Level, state: State, time: datetime, cool_down: timedelta
-) -> tuple[Announced, tuple[Alert, ...]]:
-    return Announced(level, time + cool_down), (Alert(_TYPES[level], state, time),)
+) -> tuple[Announced, tuple[BalanceAlert, ...]]:
+    return Announced(level, time + cool_down), (BalanceAlert(_TYPES[level], state, time),)

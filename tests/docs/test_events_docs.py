@@ -16,8 +16,7 @@ from credit_service.relay.alerts import _new_alert
 from credit_service.relay.event_types import EVENT_TYPES
 from credit_service.relay.events import event
 from credit_service.relay.expiring import _alerts
-from credit_service.rules.alerts import Alert as BalanceAlert
-from credit_service.rules.alerts import Change, State
+from credit_service.rules.alerts import BalanceAlert, Change, State
 from credit_service.rules.feed_values import Advanced, Alert, Place
 from credit_service.rules.model import Entry, Payment, Policy, PolicyChange, SpendLimits
 from credit_service.rules.top_up_values import TopUpChange, TopUpRequest

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from credit_service.gateway.stop_signals import StopSignals
+from credit_service.gateway.mounted_signals import MountedSignals
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def programs_own():
 
 async def test_a_closed_gateway_keeps_no_signal_from_the_program(programs_own):
     stopped, loop = [], asyncio.get_running_loop()
-    first, second = StopSignals(), StopSignals()
+    first, second = MountedSignals(), MountedSignals()
     first.chain(loop, lambda: stopped.append("first"))
     second.chain(loop, lambda: stopped.append("second"))
     # The second gateway's handler calls the first one's, which therefore cannot be removed.

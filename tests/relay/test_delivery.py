@@ -66,7 +66,7 @@ async def test_every_endpoint_gets_every_event_of_its_types_in_order(database, f
     assert last.head.startswith("POST /one HTTP/1.1")
 
 
-async def test_an_event_that_fails_is_put_by_with_the_later_ones_of_its_user(database, file):
+async def test_an_event_that_fails_is_parked_with_the_later_ones_of_its_user(database, file):
     async with client_of(database) as client, receiver() as hook:
         users = await users_with_spends(database, client)
         poisoned = str(users[1])
@@ -80,27 +80,27 @@ async def test_an_event_that_fails_is_put_by_with_the_later_ones_of_its_user(dat
         async with relaying(database, file, retry=0.2):
             await eventually(lambda: len(hook.taken) == 8)
 
-            async def put_by():
+            async def is_parked():
                 return await parked(database)
 
-            assert await eventually(put_by) == [(users[1], seq) for seq in (1, 2, 3, 4)]
+            assert await eventually(is_parked) == [(users[1], seq) for seq in (1, 2, 3, 4)]
             # A later event of the same user waits behind them, and one of another user does not.
             await client.spend_credits(users[1], amount=1)
             await client.spend_credits(users[2], amount=1)
             await eventually(lambda: hook.seqs(users[2]) == [1, 2, 3, 4, 5])
 
-            async def all_put_by():
+            async def all_parked():
                 return len(await parked(database)) == 5
 
-            await eventually(all_put_by)
+            await eventually(all_parked)
             assert {one.seq for one in hook.got if one.user == poisoned} == {1}
             broken = False
             await eventually(lambda: hook.seqs(users[1]) == [1, 2, 3, 4, 5])
 
-            async def none_put_by():
+            async def none_parked():
                 return await parked(database) == []
 
-            await eventually(none_put_by)
+            await eventually(none_parked)
     assert not hook.overlapping
 
 
@@ -122,11 +122,11 @@ async def test_while_an_endpoint_takes_nothing_its_cursor_does_not_move(database
             assert place[0][0] == -1
             down = False
             await eventually(lambda: all(hook.seqs(user_id) == [1, 2] for user_id in users))
-    assert not [line for line in lines if line["event"] == "event put by"]
+    assert not [line for line in lines if line["event"] == "event parked"]
     assert await parked(database) == []
 
 
-async def test_an_event_alone_that_fails_is_put_by_when_another_is_taken(database, file):
+async def test_an_event_alone_that_fails_is_parked_when_another_is_taken(database, file):
     async with client_of(database) as client, receiver() as hook:
         (first,) = await users_with_spends(database, client, users=1, spends=0)
 
@@ -141,10 +141,10 @@ async def test_an_event_alone_that_fails_is_put_by_when_another_is_taken(databas
             (second,) = await users_with_spends(database, client, users=1, spends=0)
             await eventually(lambda: hook.seqs(second) == [1])
 
-            async def put_by():
+            async def is_parked():
                 return await parked(database)
 
-            assert await eventually(put_by) == [(first, 1)]
+            assert await eventually(is_parked) == [(first, 1)]
 
 
 async def test_events_behind_thousands_of_a_failing_user_are_found(database, file):
@@ -168,10 +168,10 @@ async def test_events_behind_thousands_of_a_failing_user_are_found(database, fil
         async with relaying(database, file):
             await eventually(lambda: hook.seqs(second) == [1])
 
-            async def put_by():
+            async def is_parked():
                 return len(await parked(database)) == 1_501
 
-            await eventually(put_by)
+            await eventually(is_parked)
 
 
 async def test_a_dead_event_is_listed_and_lets_the_later_ones_of_its_user_follow(database, file):
@@ -241,10 +241,10 @@ async def test_events_of_a_user_who_is_deleted_are_dropped(database, file):
         write_endpoints(file, endpoint("one", hook.port))
         async with relaying(database, file):
 
-            async def put_by():
+            async def is_parked():
                 return await parked(database)
 
-            await eventually(put_by)
+            await eventually(is_parked)
             await database.execute("DELETE FROM auth.users WHERE id = $1", poisoned)
 
             async def gone():

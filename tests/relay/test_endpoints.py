@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 
 from credit_service.relay.endpoints import EndpointsError, EndpointsFile
 from credit_service.relay.event_types import EVENT_TYPES
+from credit_service.relay.signatures import signature
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 OTHER = "whsec_" + base64.b64encode(bytes(range(1, 33))).decode()
@@ -121,7 +122,7 @@ def test_while_secrets_change_a_receiver_with_either_verifies_a_request(file):
     headers = {
         "webhook-id": "1.u.2.entry.purchase",
         "webhook-timestamp": str(int(now.timestamp())),
-        "webhook-signature": endpoint.signature("1.u.2.entry.purchase", now, '{"a":1}'),
+        "webhook-signature": signature(endpoint.secrets, "1.u.2.entry.purchase", now, '{"a":1}'),
     }
     for secret in (SECRET, OTHER):
         assert Webhook(secret).verify('{"a":1}', headers) == {"a": 1}

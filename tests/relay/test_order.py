@@ -70,8 +70,8 @@ async def test_an_event_that_fails_while_a_page_is_processed_holds_back_the_late
             go_on.set()
 
             async def came_out():
-                put_by = [(row[0], row[1]) for row in await database.fetch(_PARKED)]
-                return put_by == [(first, 2), (first, 3)] or hook.seqs(first) != [1]
+                parked = [(row[0], row[1]) for row in await database.fetch(_PARKED)]
+                return parked == [(first, 2), (first, 3)] or hook.seqs(first) != [1]
 
             await eventually(came_out)
             assert hook.seqs(first) == [1]
@@ -95,10 +95,10 @@ async def test_dead_events_of_a_user_that_are_sent_again_and_fail_wait_their_tim
         write_endpoints(file, endpoint("one", hook.port))
         async with relaying(database, file, retry=600, retry_max=600):
 
-            async def put_by():
+            async def is_parked():
                 return len(await database.fetch(_PARKED)) == 2
 
-            await eventually(put_by)
+            await eventually(is_parked)
             # As if three days had passed and an operator had requested both of them.
             await database.execute(
                 "UPDATE credit_parked_events SET tries = 7, next_try = clock_timestamp()"
@@ -116,7 +116,7 @@ async def test_dead_events_of_a_user_that_are_sent_again_and_fail_wait_their_tim
             assert due == []
 
 
-async def test_an_event_that_the_relay_cannot_render_is_put_by_and_others_go_on(
+async def test_an_event_that_the_relay_cannot_render_is_parked_and_others_go_on(
     database, file, monkeypatch
 ):
     rendered = []
@@ -142,9 +142,9 @@ async def test_an_event_that_the_relay_cannot_render_is_put_by_and_others_go_on(
                 await client.spend_credits(other, amount=1)
                 await eventually(lambda seq=seq: seq in hook.seqs(other))
 
-            async def put_by():
+            async def is_parked():
                 return [row[0] for row in await database.fetch(_PARKED)] == [first]
 
-            await eventually(put_by)
+            await eventually(is_parked)
             assert hook.seqs(first) == []
             assert rendered.count(first) < 10

@@ -171,14 +171,14 @@ async def test_an_operator_sees_dead_events_and_sends_them_again(database, file)
         write_endpoints(file, endpoint("one", hook.port))
         done = await command(database, file, "status")
         assert "no relay runs" in done.stdout
-        assert f"one: http://127.0.0.1:{hook.port}, has not begun, 0 put by" in done.stdout
+        assert f"one: http://127.0.0.1:{hook.port}, has not begun, 0 parked" in done.stdout
         with process("relay", **settings(database, file)):
             await eventually(lambda: hook.seqs(other) == [1, 2], 30)
 
-            async def put_by():
+            async def is_parked():
                 return await database.fetch("SELECT FROM credit_parked_events HAVING count(*) = 2")
 
-            await eventually(put_by)
+            await eventually(is_parked)
             # Three days pass for the first of them.
             await database.execute(
                 "UPDATE credit_parked_events SET parked_at = now() - interval '4 days',"
@@ -192,7 +192,7 @@ async def test_an_operator_sees_dead_events_and_sends_them_again(database, file)
 
             await eventually(dead, 30)
             done = await command(database, file, "status", "one", "--events")
-            assert "1 put by, 1 dead" in done.stdout
+            assert "1 parked, 1 dead" in done.stdout
             assert "sends, lease 1" in done.stdout
             (line,) = [one for one in done.stdout.splitlines() if one.startswith("  dead ")]
             assert f".{poisoned}.1.entry.purchase since " in line
@@ -210,7 +210,7 @@ async def test_an_operator_sees_dead_events_and_sends_them_again(database, file)
             done = await command(database, file, "retry", "one")
             assert done.stdout == "0 events are sent again\n"
             done = await command(database, file, "status", "one")
-            assert "has everything, 0 put by, 0 dead" in done.stdout
+            assert "has everything, 0 parked, 0 dead" in done.stdout
 
 
 async def test_it_makes_alerts_and_sends_them_after_the_events_that_caused_them(database, file):

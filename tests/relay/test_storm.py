@@ -153,7 +153,7 @@ async def test_a_storm_of_kills_loses_nothing_and_keeps_the_order(database, tmp_
             await eventually(
                 lambda: all(in_order(steady, user_id, rounds + 1) for user_id in users), 120
             )
-            # Events put by are tried again after some seconds, and then after four times as many.
+            # Parked events are tried again after some seconds, and then after four times as many.
             await eventually(
                 lambda: all(in_order(flaky, user_id, rounds + 1) for user_id in users), 240
             )

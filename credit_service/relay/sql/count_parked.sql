@@ -1,4 +1,4 @@
--- How many events of an endpoint are put by and not dead, and how many are dead, up to a number.
+-- How many events of an endpoint are parked and not dead, and how many are dead, up to a number.
 SELECT
     (
         SELECT count(*) FROM (

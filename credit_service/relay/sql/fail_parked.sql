@@ -1,4 +1,4 @@
--- Notes a failed attempt to send an event that is put by; from now on it is dead, or tried later.
+-- Notes a failed attempt to send an event that is parked; from now on it is dead, or tried later.
 -- An operator may have asked for later events of the same user. They wait for this one again:
 -- otherwise they would be due all the time, and this one would be tried without a pause.
 WITH others AS (

@@ -1,4 +1,4 @@
--- Which of the users have events that are put by for an endpoint and not dead.
+-- Which of the users have events that are parked for an endpoint and not dead.
 SELECT wanted.user_id
 FROM unnest($2::uuid[]) AS wanted (user_id)
 WHERE

@@ -1,4 +1,4 @@
--- The first event of a user that is put by and not dead.
+-- The first event of a user that is parked and not dead.
 SELECT
     tx,
     user_id,

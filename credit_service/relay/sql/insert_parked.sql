@@ -1,4 +1,4 @@
--- Puts events by. One that is put by already, or dead, stays as it is.
+-- Parks events. One that is parked already, or dead, stays as it is.
 INSERT INTO credit_parked_events (
     endpoint, user_id, tx, kind, number, type, parked_at, tries, next_try, problem
 )

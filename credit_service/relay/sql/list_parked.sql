@@ -1,4 +1,4 @@
--- Events that are dead, or put by, after a place in the order of their user.
+-- Events that are dead, or parked, after a place in the order of their user.
 SELECT
     tx,
     user_id,
