@@ -23,9 +23,9 @@ app = App(name="feed", help="Show the feed of transactions, or let it go on afte
 
 @app.command
 def status() -> None:
-    """Print how far the feed can be read, whether it stands still, and why.
+    """Print how far the feed can be read, whether it waits for `advance`, and why.
 
-    Exit code 1 if it stands still. Connects by CREDIT_DATABASE_URL.
+    Exit code 1 if it waits. Connects by CREDIT_DATABASE_URL.
     """
 
     async def run(connection: asyncpg.Connection) -> int:
@@ -35,7 +35,7 @@ def status() -> None:
         if not numbers.problem:
             print("it goes on")
             return 0
-        print(f"it stands still: {numbers.problem}")
+        print(f"it waits: {numbers.problem}")
         print("run `credit-service feed advance`, or `credit-service feed advance --nothing-lost`")
         return 1
 

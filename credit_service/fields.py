@@ -129,7 +129,7 @@ def metadata(pairs: Mapping[str, str]) -> dict[str, str]:
     for key, value in pairs.items():
         if not key:
             raise InvalidRequest("metadata", "has a pair without a key.")
-        # PostgreSQL's jsonb takes no NUL, and the other control characters are unreadable.
+        # PostgreSQL's jsonb cannot store NUL, and the other control characters are unreadable.
         _text("metadata", key, METADATA_BYTES_MAX)
         _text("metadata", value, METADATA_BYTES_MAX)
         size += len(key.encode()) + len(value.encode())

@@ -43,7 +43,7 @@ class Numbers:
         feed_id: names the feed; a copy of the database has the same.
         offset: the number added to the ids of transactions when the owner last let readers go on.
         leap: the number added for each timeline since.
-        passed: how many leaps the owner has not acknowledged; the feed stands still unless it is 0.
+        passed: how many leaps the owner has not acknowledged; the feed waits unless it is 0.
         system: the server that the offset is for, by its system identifier.
         timeline: the timeline of that server's write-ahead log.
         server_system: the system identifier of the present server.
@@ -63,7 +63,7 @@ class Numbers:
 
     @property
     def problem(self) -> str:
-        """Why the feed stands still; empty where it does not."""
+        """Why the feed waits; empty if it does not."""
         if not self.passed:
             return ""
         if self.server_system != self.system:

@@ -65,7 +65,7 @@ class Absence(Enum):
 
     ELSEWHERE = "another server, or this one later: the connection is dropped"
     BUSY = "this server, a little later: the connection stays"
-    REFUSED = "not before somebody changes the address or the server: the connection is dropped"
+    REFUSED = "not before the address or the server is changed: the connection is dropped"
 
 
 # The absence that each SQLSTATE means or, where the state is not listed, its class.

@@ -81,7 +81,7 @@ class FeedLag:
             self._said = now
             if passed:
                 _log.warning(
-                    "the feed stands still after a failover or restore of the database: see"
+                    "the feed waits after a failover or restore of the database: see"
                     " `credit-service feed status`, then run `credit-service feed advance`"
                 )
             else:

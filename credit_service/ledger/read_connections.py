@@ -74,7 +74,7 @@ class ReadPool:
     """
 
     def __init__(self, address: Address, size: int) -> None:
-        """Connects to nothing as yet.
+        """Connects to nothing yet.
 
         Args:
             address: the database, as the service's role.

@@ -105,7 +105,7 @@ class Transactions:
     """One connection, made when it is needed, with no more than one transaction on it."""
 
     def __init__(self, settings: WriterSettings) -> None:
-        """Connects to nothing as yet."""
+        """Connects to nothing yet."""
         self._address = settings.address
         self._terms = settings.terms
         self._adds_users = settings.adds_users

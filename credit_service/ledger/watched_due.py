@@ -107,7 +107,7 @@ class WatchedDue:
             self._note(answers)
 
     def _note(self, answers: Mapping[UUID, Outcome | BaseException]) -> None:
-        """Plans the users that were tried again, and ends the waits for them."""
+        """Plans when each user is due next, and ends the waits for it."""
         faults = []
         for user_id, answer in answers.items():
             if isinstance(answer, Outcome):

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
-# The maximum of answers that wait to be sent, in bytes; a longer one may wait alone.
+# The maximum size of the answers that wait to be sent, in bytes; a longer answer may wait if it is
+# the only one.
 CONNECTION_UNSENT_BYTES_MAX = 4 * 1024 * 1024
 PROCESS_UNSENT_BYTES_MAX = 256 * 1024 * 1024
 

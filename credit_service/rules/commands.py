@@ -157,7 +157,7 @@ class Refund(Keyed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GiveCredits(Keyed):
-    """Gives `amount` credits without a payment; `paid`: they still count as paid credits."""
+    """Gives `amount` credits without a payment; with `paid` they count as paid credits."""
 
     call = "GrantCredits"
     amount: int

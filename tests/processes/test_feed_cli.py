@@ -28,7 +28,7 @@ async def test_a_stopped_feed_is_shown_and_goes_on_by_the_owner_s_command(databa
     await move_to_another_server(database)
     done = await feed(database, "status", owner=False)
     assert done.returncode == 1
-    assert "stands still: the database is on another server" in done.stdout
+    assert "it waits: the database is on another server" in done.stdout
     assert "credit-service feed advance" in done.stdout
     done = await feed(database, "advance")
     assert done.returncode == 0
