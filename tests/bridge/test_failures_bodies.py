@@ -297,7 +297,7 @@ async def test_45_an_event_of_an_unknown_version_is_accepted(stage):
 
 
 async def test_48_with_a_clock_10_minutes_off_the_refusals_raise_an_alarm_and_nothing_is_lost(
-    stage
+    stage,
 ):
     users = await stage.users(2)
     for user, skew in zip(users, (600, -600), strict=True):

@@ -209,7 +209,7 @@ async def test_35_a_refund_is_a_share_of_its_charge_in_any_currency_of_the_sessi
 
 
 async def test_35_a_dispute_in_a_currency_other_than_its_charge_s_takes_its_share_of_the_whole(
-    stage
+    stage,
 ):
     user = await stage.user()
     dispute = await stage.fake.dispute(await stage.bought(user))

@@ -1,4 +1,4 @@
--- What alerts need of the policy that an account had before a transaction; no row: it never had one.
+-- What alerts need of the policy that an account had before a transaction; no row: it had none.
 SELECT
     asked.user_id,
     change.frozen,
@@ -6,7 +6,7 @@ SELECT
     change.alert_below
 FROM unnest($1::uuid[], $2::bigint[]) AS asked (user_id, tx)
 CROSS JOIN
-    LATERAL (
+    LATERAL ( -- noqa: ST05
         SELECT
             earlier.frozen,
             earlier.min_balance,

@@ -15,16 +15,16 @@ SELECT
     state.waiting_held,
     state.waiting_floor,
     state.waiting_alert_below
-FROM unnest(
-    $1::uuid[], $2::text[], $3::timestamptz[], $4::bigint[], $5::boolean[], $6::bigint[],
-    $7::timestamptz[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[]
-) AS state (
-    user_id, level, cools_until, waiting_tx, waiting_is_policy, waiting_number, waiting_time,
-    waiting_balance, waiting_held, waiting_floor, waiting_alert_below
-)
+FROM
+    unnest(
+        $1::uuid[], $2::text[], $3::timestamptz[], $4::bigint[], $5::boolean[], $6::bigint[],
+        $7::timestamptz[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[]
+    ) AS state (
+        user_id, level, cools_until, waiting_tx, waiting_is_policy, waiting_number, waiting_time,
+        waiting_balance, waiting_held, waiting_floor, waiting_alert_below
+    )
 INNER JOIN user_credits AS account ON state.user_id = account.user_id
-ON CONFLICT (user_id) DO UPDATE
-SET
+ON CONFLICT (user_id) DO UPDATE SET
     level = excluded.level,
     cools_until = excluded.cools_until,
     waiting_tx = excluded.waiting_tx,
