@@ -82,7 +82,7 @@ def test_a_star_chooses_every_type(file):
         ("[[endpoint]]", "[[endpoints]]", "must hold [[endpoint]] tables"),
         ("[[endpoint]]", "[[endpoint]", "is not TOML"),
         ("types", 'start = "then"\ntypes', "neither now nor beginning"),
-        ("types", 'ca = "none.pem"\ntypes', "no file of authorities"),
+        ("types", 'ca = "none.pem"\ntypes', "not a file of authorities"),
     ],
 )
 def test_a_mistake_is_named_without_the_secret(file, old, new, problem):
