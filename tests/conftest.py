@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from kit import citus, time_limits
 from kit.citus import database_url
-from kit.databases import Database
+from kit.databases import Database, IdleConnections
 from kit.extent import FULL, LONG
 from kit.failures_at_once import FailuresAtOnce
 from kit.fault_proxy import fault_proxy
@@ -244,7 +244,7 @@ async def make_shared_database(cluster_owner):
 
 @contextlib.asynccontextmanager
 async def _databases(cluster_owner):
-    made = []
+    made = {}
     addresses = os.environ[_NODES].split()
 
     async def everywhere(statement):
@@ -255,7 +255,7 @@ async def _databases(cluster_owner):
 
     async def make(*, empty=False):
         name = f"test_{os.getpid()}_{next(_numbers)}"
-        made.append(name)
+        made[name] = IdleConnections()
         template = "template1" if empty else os.environ[_TEMPLATE]
         # Copying the files takes a third of the time of logging every page.
         await everywhere(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
@@ -263,10 +263,12 @@ async def _databases(cluster_owner):
             name,
             database_url(os.environ[_OWNER_URL], name),
             database_url(os.environ[_SERVICE_URL], name),
+            idle=made[name],
         )
 
     yield make
-    for name in made:
+    for name, idle in made.items():
+        await idle.close()
         await everywhere(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 from benchmark import book, machine, rows
 from benchmark.children import BenchmarkError, environment
-from benchmark.report import Report
+from benchmark.report import Report, table
 from benchmark.testbed import Extent, testbed
 from credit_service.database.embedded import EmbeddedPostgresError, embedded_postgres
 
 if TYPE_CHECKING:
+    from benchmark.lines import Line
     from credit_service.database.embedded import Cluster
 
 _USERS = 100_000
@@ -80,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         " beside a bare server and one transaction per call, and prints a table of ratios."
         " About three minutes on 2 cores.",
     )
-    parser.add_argument("--full", action="store_true", help="the long run: about an hour")
+    parser.add_argument("--full", action="store_true", help="the long run: one to two hours")
     parser.add_argument(
         "--only",
         action="append",
@@ -171,8 +172,16 @@ def _run(arguments: argparse.Namespace) -> Report:
         database = asyncio.run(book.settings(cluster.owner_url))
         if off := [name for name in book.DURABILITY if database[name] != "on"]:
             raise BenchmarkError(f"commits are not durable: {', '.join(off)} is off")
-        with testbed(extent, cluster, directory, say) as running:
-            lines = rows.measure(running, arguments.only or rows.NAMES)
+        lines: list[Line] = []
+        try:
+            with testbed(extent, cluster, directory, say) as running:
+                for measured in rows.measure(running, arguments.only or rows.NAMES):
+                    lines += measured
+        except (BenchmarkError, KeyboardInterrupt):
+            if lines:
+                say("not finished; the rows that were measured:")
+                print("\n".join(table(lines)))
+            raise
         say("verifying the book")
         verified = {name: _verify(cluster, name) for name in running.databases}
         return Report(

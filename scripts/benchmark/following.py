@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from benchmark.testbed import Testbed
 
 _PAGE_SIZE = 1000
+_TURN_SECONDS = 20.0
 _MESSAGE_BYTES_MAX = 8 * 1024 * 1024
 
 
@@ -29,10 +31,13 @@ def feed(testbed: Testbed) -> list[Line]:
     target = testbed.service.target
     load = testbed.load(testbed.service, "spend", 100)
     load(testbed.extent.seconds)  # so that there is something to catch up with
-    rates, entries, cursor = [], 0, ""
-    for turn in range(testbed.extent.turns):
-        entries, seconds, cursor = asyncio.run(_catch_up(target))
-        rates.append(entries / seconds)
+    # The first turn reads to the end, however long the feed of this run has become.
+    entries, seconds, cursor = asyncio.run(_catch_up(target))
+    rates = [entries / seconds]
+    testbed.say(f"turn 1 of {testbed.extent.turns}: read: {rates[-1]:,.0f}/s")
+    for turn in range(1, testbed.extent.turns):
+        read, seconds, _ = asyncio.run(_catch_up(target, _TURN_SECONDS))
+        rates.append(read / seconds)
         testbed.say(f"turn {turn + 1} of {testbed.extent.turns}: read: {rates[-1]:,.0f}/s")
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(load, testbed.extent.seconds)
@@ -59,13 +64,17 @@ def feed(testbed: Testbed) -> list[Line]:
     ]
 
 
-async def _catch_up(target: str) -> tuple[int, float, str]:
-    """Reads all items; returns their number, the seconds, and the cursor."""
+async def _catch_up(target: str, seconds_max: float = math.inf) -> tuple[int, float, str]:
+    """Reads from the first item and returns the count of items, the seconds and the cursor.
+
+    It ends at the last item, or with the first page after `seconds_max`.
+    """
     items, started = 0, time.perf_counter()
     async for response in _responses(target, ""):
         items += len(response.items)
-        if response.caught_up:
-            return items, time.perf_counter() - started, response.cursor
+        seconds = time.perf_counter() - started
+        if response.caught_up or seconds > seconds_max:
+            return items, seconds, response.cursor
     raise AssertionError("the stream has ended")
 
 

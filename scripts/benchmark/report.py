@@ -70,7 +70,7 @@ class Report:
             (
                 *(f"{name:<{width}}  {fact}" for name, fact in facts.items()),
                 "",
-                *_table([_HEAD, *map(_cells, self.lines)]),
+                *table(self.lines),
                 "",
                 _LEGEND,
                 verdicts,
@@ -130,7 +130,9 @@ def _number(value: float, unit: str) -> str:
     return f"{text}{'' if unit == '/s' else ' '}{unit}"
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
+def table(lines: list[Line]) -> list[str]:
+    """Renders measured lines for people, each in one line of text."""
+    rows = [_HEAD, *map(_cells, lines)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
     def written(row: tuple[str, ...]) -> str:

@@ -19,7 +19,7 @@ from benchmark import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from benchmark.lines import Line
     from benchmark.testbed import Testbed
@@ -46,16 +46,15 @@ _APART: Mapping[str, Callable[[Testbed], list[Line]]] = {
 NAMES = (*throughput.ROWS, *_APART)
 
 
-def measure(testbed: Testbed, names: Iterable[str]) -> list[Line]:
-    """Measures rows in the order of the table.
+def measure(testbed: Testbed, names: Iterable[str]) -> Iterator[list[Line]]:
+    """Measures rows in the order of the table, and yields lines as soon as they are known.
 
     Args:
         testbed: what they run on.
         names: of `NAMES`.
     """
     chosen = set(names)
-    lines = throughput.measure(testbed, [name for name in throughput.ROWS if name in chosen])
+    yield throughput.measure(testbed, [name for name in throughput.ROWS if name in chosen])
     for name, row in _APART.items():
         if name in chosen:
-            lines += row(testbed)
-    return lines
+            yield row(testbed)

@@ -1,10 +1,11 @@
 """A database of a test: its users, its faults, its locks."""
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -19,6 +20,36 @@ from credit_service.database.shard_map import Shards
 _ACTIVITY = "citus_stat_activity" if citus.URL in os.environ else "pg_stat_activity"
 
 
+class IdleConnections:
+    """The owner's connections to a database between two uses.
+
+    To connect costs more than most statements of a test, because the server starts a process.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._idle: list[asyncpg.Connection] = []
+
+    def take(self) -> asyncpg.Connection | None:
+        """Returns a connection that works on the running event loop, or None."""
+        while self._idle and asyncio.get_running_loop() is self._loop:
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+        return None
+
+    async def give_back(self, connection: asyncpg.Connection) -> None:
+        usable = not (connection.is_closed() or connection.is_in_transaction())
+        if usable and asyncio.get_running_loop() is self._loop:
+            self._idle.append(connection)
+        else:
+            await connection.close()
+
+    async def close(self) -> None:
+        while self._idle:
+            await self._idle.pop().close()
+
+
 @dataclass(frozen=True)
 class Database:
     """A migrated database for one test alone."""
@@ -27,6 +58,7 @@ class Database:
     owner_url: str
     service_url: str
     connection: asyncpg.Connection | None = None
+    idle: IdleConnections | None = field(default=None, compare=False, repr=False)
 
     async def connect(self) -> asyncpg.Connection:
         """Connects as the owner."""
@@ -37,11 +69,16 @@ class Database:
         if self.connection is not None:
             yield self.connection
             return
-        connection = await self.connect()
+        connection = self.idle.take() if self.idle is not None else None
+        if connection is None:
+            connection = await self.connect()
         try:
             yield connection
         finally:
-            await connection.close()
+            if self.idle is not None:
+                await self.idle.give_back(connection)
+            else:
+                await connection.close()
 
     @asynccontextmanager
     async def kept_open(self) -> AsyncIterator["Database"]:

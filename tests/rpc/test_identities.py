@@ -118,13 +118,13 @@ WHOLE = {"name": '"a"', "role": '"worker"', "token_sha256": f'"{"0" * 64}"'}
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "must hold [[identity]] tables"),
+        ("", "must contain one or more [[identity]] tables"),
         ("[[identity]", "is not TOML"),
         ("n = " + "9" * 5000, "is not TOML"),
-        ("identity = []", "must hold [[identity]] tables"),
-        ('identity = "a"', "must hold [[identity]] tables"),
+        ("identity = []", "must contain one or more [[identity]] tables"),
+        ('identity = "a"', "must contain one or more [[identity]] tables"),
         ("identity = [1]", "identity 1 is not a table"),
-        ("[identity]\nname = 'a'", "must hold [[identity]] tables"),
+        ("[identity]\nname = 'a'", "must contain one or more [[identity]] tables"),
         ("other = 1\n" + table(**WHOLE), "and nothing else"),
         (table(**WHOLE, colour='"red"'), "identity 1 has an unknown key colour"),
         (table(**{**WHOLE, "name": "1"}), "identity 1 has a value that is not a string"),
