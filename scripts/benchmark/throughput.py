@@ -77,8 +77,8 @@ class _Row:
 
 def _spend(samples: Samples) -> list[Line]:
     return [
-        compared("spend", samples, SPREAD_100, _EMPTY_100, target=at_least(0.70)),
-        compared("spend", samples, SPREAD_400, _EMPTY_400, target=at_least(0.70)),
+        compared("spend", samples, SPREAD_100, _EMPTY_100, target=at_least(0.60)),
+        compared("spend", samples, SPREAD_400, _EMPTY_400, target=at_least(0.60)),
         compared("spend", samples, SPREAD_100, _EACH_100, target=at_least(2.0)),
         compared("spend", samples, SPREAD_400, _EACH_400, target=at_least(2.0)),
     ]
@@ -109,8 +109,8 @@ def _batch(samples: Samples) -> list[Line]:
 
 def _reads(samples: Samples) -> list[Line]:
     return [
-        compared("reads", samples, _BALANCE, _EMPTY_100, target=at_least(0.6)),
-        compared("reads", samples, _HISTORY, _EMPTY_100),
+        compared("reads", samples, _BALANCE, _EMPTY_100, target=at_least(0.70)),
+        compared("reads", samples, _HISTORY, _EMPTY_100, target=at_least(0.40)),
     ]
 
 

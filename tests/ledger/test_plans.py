@@ -20,6 +20,7 @@ from credit_service.rules.feed_values import BEGINNING
 
 ENTRIES = 100_000
 OTHERS = 5_000
+FEW_USERS_ENTRIES = 10_000
 # A search by halves in 100,000 entries reads some 70 pages; the whole table has 2,600.
 PAGES_MAX = 100
 JIT_ABOVE_COST = 100_000  # PostgreSQL's default
@@ -175,6 +176,24 @@ async def test_a_generic_plan_searches_indexes_in_a_long_analysed_book(analysed)
     found = []
     async with session(database.service_url, plan_cache_mode="force_generic_plan") as prepared:
         for name, values in lookups(user_id, newcomer, ENTRIES):
+            found += faults(name, await prepared.plan(name, values))
+    assert not found, "\n".join(found)
+
+
+async def test_a_book_of_few_users_is_searched_by_index_too(database):
+    # Where half of all entries are one user's, and lie between those of another, a search for the
+    # newest looks as expensive as reading all of them by another index.
+    users = [await write_granted_book(database, FEW_USERS_ENTRIES) for _ in range(2)]
+    for statement in (
+        "CREATE INDEX alternately ON credit_transactions (seq)",
+        "CLUSTER credit_transactions USING alternately",
+        "DROP INDEX alternately",
+        "ANALYZE",
+    ):
+        await database.execute(statement)
+    found = []
+    async with session(database.service_url) as prepared:
+        for name, values in lookups(users[0], await database.user(), FEW_USERS_ENTRIES):
             found += faults(name, await prepared.plan(name, values))
     assert not found, "\n".join(found)
 

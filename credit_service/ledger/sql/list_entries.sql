@@ -66,17 +66,53 @@ LEFT JOIN LATERAL (
         listed.payment_amount_minor,
         listed.payment_currency,
         listed.hold_seq
-    FROM credit_transactions AS listed
+    -- The limit changes nothing, because the bounds of seq leave no more. It tells the planner that
+    -- the newest entries are wanted, which otherwise reads all entries of a book of few users by
+    -- another index and sorts them.
+    FROM (
+        SELECT
+            looked.user_id,
+            looked.seq,
+            looked.type,
+            looked.call,
+            looked.amount,
+            looked.requested_amount,
+            looked.balance_change,
+            looked.held_change,
+            looked.balance_after,
+            looked.held_after,
+            looked.floor,
+            looked.description,
+            looked.timestamp,
+            looked.operation,
+            looked.quantity,
+            looked.unit_cost,
+            looked.price_version,
+            looked.reference,
+            looked.metadata,
+            looked.related_seq,
+            looked.idempotency_key,
+            looked.caller,
+            looked.payment_ref,
+            looked.payment_amount_minor,
+            looked.payment_currency,
+            looked.hold_seq
+        FROM credit_transactions AS looked
+        WHERE
+            looked.user_id = $1::uuid
+            AND looked.seq <= page.newest
+            AND looked.seq > greatest($3::bigint, page.newest - $8::bigint)
+            -- A plan for these values, as one with a relation gets, compares this with an index.
+            AND CASE WHEN $6::bigint IS NULL THEN TRUE ELSE looked.related_seq = $6::bigint END
+        ORDER BY looked.seq DESC
+        LIMIT $8::bigint
+    ) AS listed
     WHERE
-        listed.user_id = $1::uuid
-        AND listed.seq <= page.newest
-        AND listed.seq > greatest($3::bigint, page.newest - $8::bigint)
-        AND CASE
+        CASE
             WHEN $4::text[] IS NULL THEN listed.balance_change <> 0
             ELSE listed.type = any($4::text[])
         END
         AND ($5::text IS NULL OR listed.reference = $5::text)
-        AND ($6::bigint IS NULL OR listed.related_seq = $6::bigint)
         AND (
             $9::bigint IS NULL
             OR EXISTS (
