@@ -38,7 +38,7 @@ FROM (
     FROM user_credits AS account
     WHERE account.user_id = $1::uuid
 ) AS page
-LEFT JOIN LATERAL (
+LEFT JOIN LATERAL ( -- noqa: ST05
     SELECT
         listed.user_id,
         listed.seq,
