@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from kit.listeners import Listener, listening
 from kit.services import TERMS, running, server_settings
-from kit.waiting import eventually
+from kit.waiting import eventually, patience
 
 from credit_service.errors import Overloaded
 from credit_service.ledger import sweeper
@@ -91,7 +91,7 @@ async def test_an_account_that_stays_locked_delays_no_other(database, service):
     client = await service.client()
     listeners = [Listener(client.watch_user_credit(user_id)) for user_id in users]
     for user_id in users:
-        await client.hold_credits(user_id, amount=60, ttl=SHORT)
+        await client.hold_credits(user_id, amount=60, ttl=patience(2) * SECOND)
     await eventually(lambda: all(heard.last and heard.last.held == 60 for heard in listeners))
     async with database.locked(users[0]):
         for listener in listeners[1:]:
