@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cyclopts import App
 from kit.documents import (
     DECISIONS,
     DEPLOY,
@@ -27,12 +28,14 @@ from credit_service import config, status
 from credit_service.cli import app
 from credit_service.errors import Refusal
 from credit_service.gateway import config as gateway_config
+from credit_service.gateway.cli import app as gateway_app
 from credit_service.ledger import metrics as ledger_metrics
 from credit_service.relay import metrics as relay_metrics
 from credit_service.rpc import access, call_metrics
 from credit_service.runtime import metrics_port
 from credit_service.v1 import credit_service_pb2 as pb
 from stripe_bridge import config as bridge_config
+from stripe_bridge.cli import app as bridge_app
 
 CONFIGS = (config, gateway_config, bridge_config)
 
@@ -125,6 +128,30 @@ def test_every_setting_and_command_a_document_names_exists(document):
     known = {settings.variable(name) for settings in CONFIGS for name in fields_of(settings)}
     assert set(re.findall(r"\bCREDIT_[A-Z_]*[A-Z]\b", text)) <= known
     assert set(re.findall(r"(?:`|^|/)credit-service ([a-z]+)", text, re.MULTILINE)) <= set(app)
+
+
+def commands(program: App) -> set[str]:
+    """The names of all commands, those of a group with the name of the group before them."""
+    found = set()
+    for name in program:
+        if not name.startswith("-"):
+            below = commands(program[name])
+            found |= {name} if program[name].default_command else set()
+            found |= {f"{name} {one}" for one in below}
+    return found
+
+
+@pytest.mark.parametrize(
+    "program", [app, bridge_app, gateway_app], ids=lambda program: program.name[0]
+)
+def test_the_operators_table_has_every_command_of_every_program(program):
+    text = section(ROOT / "scripts" / "README.md", "An operator's day")
+    words = re.findall(rf"`{program.name[0]} ([^`]+)`", text)
+    known = commands(program)
+    named = {" ".join(re.findall(r"^[a-z-]+(?: [a-z-]+)*", word)) for word in words}
+    # An argument may be a word in lower case too, such as what to export.
+    named = {name if name in known else name.rpartition(" ")[0] for name in named}
+    assert named == known
 
 
 def test_the_readme_gives_the_right_defaults():
