@@ -141,7 +141,7 @@ async def test_11_a_call_that_commits_beyond_its_deadline_is_a_503_and_its_repea
     async with (
         line_to(stage.service.port) as line,
         stage.another_bridge(
-            credit_service=Hasty(target=line.target, deadline_seconds=1)
+            credit_service=Hasty(target=line.target, deadline_seconds=patience(1))
         ) as bridge,
     ):
         warming = await stage.events(await stage.fake.purchase(await stage.user()))

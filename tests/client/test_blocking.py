@@ -14,7 +14,7 @@ from kit.held_jobs import SHORT
 from kit.paths import ROOT
 from kit.programs import process
 from kit.services import running, server_settings
-from kit.waiting import eventually
+from kit.waiting import eventually, patience
 from prometheus_client import REGISTRY
 
 from credit_service.client import BlockingCreditClient, held_work
@@ -171,7 +171,9 @@ async def test_a_lost_hold_and_a_lost_service_raise_errors(database, monkeypatch
     monkeypatch.setattr(held_work, "CAPTURE_SECONDS", 0.5)
     user_id = await database.user(10)
     async with running(server_settings(database.service_url)) as service:
-        client = await asyncio.to_thread(BlockingCreditClient, service.target, deadline_seconds=1)
+        client = await asyncio.to_thread(
+            BlockingCreditClient, service.target, deadline_seconds=patience(1)
+        )
 
         def loses():
             with client.hold(user_id, amount=10, job="lost", ttl=timedelta(seconds=1)) as held:
@@ -313,7 +315,7 @@ async def test_an_interrupted_call_is_given_up(database, waiting_service):
         "def strike(*_): raise TimeLimit\n"
         "signal.signal(signal.SIGALRM, strike)\n"
         "with BlockingCreditClient(sys.argv[1], deadline_seconds=30) as client:\n"
-        "    signal.setitimer(signal.ITIMER_REAL, 0.7)\n"
+        "    signal.setitimer(signal.ITIMER_REAL, float(sys.argv[3]))\n"
         "    try:\n"
         "        client.hold(sys.argv[2], amount=10, job='song', ttl=ttl).__enter__()\n"
         "    except TimeLimit:\n"
@@ -326,6 +328,7 @@ async def test_an_interrupted_call_is_given_up(database, waiting_service):
         interrupts,
         waiting_service.target,
         str(user_id),
+        str(patience(0.7)),  # by then the call must have reached the service
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         cwd=ROOT,

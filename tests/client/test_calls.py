@@ -183,7 +183,7 @@ async def test_repeating_the_call_with_its_key_shows_that_an_unanswered_write_ha
     await database.wait_longer_for_locks()
     async with running(server_settings(database.service_url)) as service:
         client = await service.client()
-        hasty = await service.client(deadline_seconds=1)
+        hasty = await service.client(deadline_seconds=patience(1))
         # The account is locked, so the write is under way when its caller stops waiting.
         async with database.locked(user_id):
             spending = asyncio.create_task(hasty.spend_credits(user_id, amount=1))

@@ -270,7 +270,7 @@ async def test_a_service_that_stays_away_leaves_each_outcome_unknown(database):
         "CREDIT_DATABASE_URL": database.service_url,
         "CREDIT_LISTEN": f"127.0.0.1:{port}",
     }
-    async with client_of(f"127.0.0.1:{port}", deadline_seconds=3) as client:
+    async with client_of(f"127.0.0.1:{port}", deadline_seconds=patience(2)) as client:
         with process("serve", **environment) as server:
             await asyncio.to_thread(server.wait_until_listening)
             async with database.locked(*user_ids):

@@ -9,7 +9,7 @@ import pytest
 from kit.held_jobs import SHORT, WorkFailedError, account, lose
 from kit.programs import free_port, process
 from kit.services import running, server_settings
-from kit.waiting import eventually
+from kit.waiting import eventually, patience
 from prometheus_client import REGISTRY
 
 from credit_service.client import CreditClient, held_work
@@ -63,8 +63,9 @@ async def test_an_extension_that_fails_is_followed_by_the_next(database, monkeyp
     user_id = await database.user(25)
     await database.wait_longer_for_locks()
     async with running(server_settings(database.service_url)) as service:
-        client = await service.client(deadline_seconds=1)
-        ttl = timedelta(seconds=8)
+        client = await service.client(deadline_seconds=patience(1))
+        # Eight deadlines, so that one extension without an answer does not lose the hold.
+        ttl = timedelta(seconds=patience(8))
         async with client.hold(user_id, amount=20, job="song-1", ttl=ttl) as work:
             async with stuck(database, "ExtendHold"):
                 pass
@@ -86,7 +87,7 @@ async def test_a_capture_is_repeated_while_no_answer_comes(database):
     user_id = await database.user(25)
     await database.wait_longer_for_locks()
     async with running(server_settings(database.service_url)) as service:
-        client = await service.client(deadline_seconds=1)
+        client = await service.client(deadline_seconds=patience(1))
         work = client.hold(user_id, amount=20, job="song-1")
         await work.__aenter__()
         async with stuck(database, "CaptureHold"):
@@ -198,7 +199,7 @@ async def test_a_service_that_stays_away_leaves_the_outcome_unknown(database, mo
     monkeypatch.setattr(held_work, "CAPTURE_SECONDS", 1.0)
     user_id = await database.user(25)
     async with running(server_settings(database.service_url)) as service:
-        client = CreditClient(service.target, deadline_seconds=1)
+        client = CreditClient(service.target, deadline_seconds=patience(1))
         work = client.hold(user_id, amount=20, job="song-1")
         await work.__aenter__()
     with pytest.raises(OutcomeUnknown) as unknown:
@@ -215,7 +216,7 @@ async def test_a_capture_of_unknown_outcome_in_the_body_does_not_release(databas
     lock = await database.connect()
     async with running(server_settings(database.service_url)) as service:
         other = await service.client()
-        client = await service.client(deadline_seconds=1)
+        client = await service.client(deadline_seconds=patience(1))
         work = client.hold(user_id, amount=20, job="song-1")
 
         async def captures_without_an_answer():

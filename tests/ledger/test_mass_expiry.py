@@ -156,16 +156,16 @@ async def test_commands_that_exceed_the_statement_timeout_are_split_into_smaller
 
 async def test_a_batch_whose_connection_is_lost_because_it_is_slow_is_halved(database, monkeypatch):
     """The server ends a transaction that is idle for too long while the batch is decided."""
-    monkeypatch.setattr(transactions, "_SLOW_SECONDS", 0.2)
+    monkeypatch.setattr(transactions, "_SLOW_SECONDS", patience(0.1))
     user_id = await database.user(1000)
     await database.execute(
         f"ALTER ROLE credit_service IN DATABASE {database.name}"
-        " SET idle_in_transaction_session_timeout = '200ms'"
+        f" SET idle_in_transaction_session_timeout = '{patience(100):.0f}ms'"
     )
     as_ever = decide.decide
 
     def slow(state, command, terms):
-        time.sleep(0.02)  # the test is about a loop that is held up
+        time.sleep(patience(0.01))  # the test is about a loop that is held up
         return as_ever(state, command, terms)
 
     monkeypatch.setattr(decide, "decide", slow)

@@ -175,7 +175,7 @@ async def test_a_silent_line_fails_every_call_in_time_and_heals_by_itself(databa
             return not any(isinstance(answer, grpc.aio.AioRpcError) for answer in again)
 
         await eventually(paid)
-        assert (await _read(stub, users[0], 10)).credit.balance == 94
+        assert (await _read(stub, users[0], patience(10))).credit.balance == 94
     assert set((await entries(database)).values()) == {1}
     assert not await database.faults()
 

@@ -140,7 +140,7 @@ async def test_a_draining_service_does_not_serve(database):
     user_id = await database.user(10)
     await database.wait_longer_for_locks()
     async with running(server_settings(database.service_url)) as service:
-        client = await service.client(deadline_seconds=2)
+        client = await service.client(deadline_seconds=patience(2))
         async with (
             grpc.aio.insecure_channel(service.target) as channel,
             database.locked(user_id),

@@ -28,7 +28,7 @@ async def measured(database):
         CREDIT_DATABASE_URL=database.service_url, CREDIT_METRICS_PORT=str(port)
     ) as running:
         async with CreditClient(
-            f"127.0.0.1:{running.wait_until_listening()}", deadline_seconds=10
+            f"127.0.0.1:{running.wait_until_listening()}", deadline_seconds=patience(10)
         ) as client:
             yield client, lambda: scrape(port)
 
