@@ -1,12 +1,12 @@
 """A live balance: a snapshot, then always the newest state, whichever process wrote it."""
 
 import asyncio
-from datetime import timedelta
 from uuid import UUID, uuid4
 
 import grpc
 import pytest
 from kit.callers import EVERY_ROLE, bearer
+from kit.held_jobs import SHORT
 from kit.listeners import Listener, listening
 from kit.programs import process
 from kit.refusals import refused
@@ -113,7 +113,7 @@ async def test_changes_of_policy_and_the_end_of_holds_are_shown(database, client
         await listener.hears(lambda credit: credit.min_balance == 7)
         await client.set_account_policy(user_id, frozen=False)
         await listener.hears(lambda credit: not credit.frozen)
-        await client.hold_credits(user_id, amount=9, ttl=timedelta(seconds=1))
+        await client.hold_credits(user_id, amount=9, ttl=SHORT)
         await listener.hears(lambda credit: credit.held == 9)
         await listener.hears(lambda credit: credit.held == 0)
 

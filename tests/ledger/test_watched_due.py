@@ -7,9 +7,10 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
+from kit.held_jobs import SHORT
 from kit.listeners import Listener, listening
 from kit.services import TERMS, running, server_settings
-from kit.waiting import eventually, patience
+from kit.waiting import eventually
 
 from credit_service.errors import Overloaded
 from credit_service.ledger import sweeper
@@ -42,8 +43,8 @@ async def test_a_watched_hold_ends_and_credits_lapse_in_time_with_seqs_of_their_
     user_id = await database.user(100)
     async with listening(client, user_id) as listener:
         await listener.hears(lambda credit: credit.seq == 1)
-        await client.grant_credits(user_id, 40, reason="campaign", valid_for=2 * SECOND)
-        await client.hold_credits(user_id, amount=60, ttl=SECOND)
+        await client.grant_credits(user_id, 40, reason="campaign", valid_for=2 * SHORT)
+        await client.hold_credits(user_id, amount=60, ttl=SHORT)
         await listener.hears(lambda credit: (credit.balance, credit.held) == (140, 60))
         await listener.hears(lambda credit: (credit.balance, credit.held) == (100, 0))
         assert listener.last == await client.get_user_credit(user_id)
@@ -91,7 +92,7 @@ async def test_an_account_that_stays_locked_delays_no_other(database, service):
     client = await service.client()
     listeners = [Listener(client.watch_user_credit(user_id)) for user_id in users]
     for user_id in users:
-        await client.hold_credits(user_id, amount=60, ttl=patience(2) * SECOND)
+        await client.hold_credits(user_id, amount=60, ttl=SHORT)
     await eventually(lambda: all(heard.last and heard.last.held == 60 for heard in listeners))
     async with database.locked(users[0]):
         for listener in listeners[1:]:

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, timedelta
 
+from kit.held_jobs import SHORT
 from kit.services import TERMS, running, server_settings
 from kit.waiting import eventually
 
@@ -125,7 +126,7 @@ async def test_credits_that_a_revoked_grant_loses_with_its_hold_are_gone_from_th
     user = await database.user()
     async with two_clients(database, TERMS) as (client, other):
         given = await client.grant_credits(user, 10, reason="test", valid_for=timedelta(minutes=5))
-        held = await client.hold_credits(user, amount=4, ttl=timedelta(seconds=1))
+        held = await client.hold_credits(user, amount=4, ttl=SHORT)
         await client.revoke_grant(user, given.transaction.id, reason="test")
 
         async def ended():

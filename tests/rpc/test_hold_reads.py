@@ -10,6 +10,7 @@ from uuid import uuid4
 import grpc
 import pytest
 from kit.commands import ask, lanes, spend
+from kit.held_jobs import SHORT
 from kit.hold_tables import hold as hold_command
 from kit.refusals import refused
 from kit.services import running, server_settings
@@ -103,7 +104,7 @@ async def test_an_unknown_user_has_no_list_of_holds(client):
 async def test_readers_see_the_end_of_a_hold_that_is_not_yet_recorded(client, database):
     user_id = await database.user(100)
     lasting = (await client.hold_credits(user_id, amount=30)).hold
-    ending = (await client.hold_credits(user_id, amount=60, ttl=SECOND)).hold
+    ending = (await client.hold_credits(user_id, amount=60, ttl=SHORT)).hold
     async with database.locked(user_id):
         await eventually(lambda: shows(client, user_id, ending.id, EXPIRED))
         assert await recorded(database, user_id) == ["held", "held"]
@@ -149,7 +150,7 @@ async def test_a_spend_needs_no_sweeper_to_use_the_credits_of_an_expired_hold(da
 
 async def test_the_past_shows_a_hold_until_its_end_whenever_that_was_recorded(client, database):
     user_id = await database.user(100)
-    hold = (await client.hold_credits(user_id, amount=60, ttl=SECOND)).hold
+    hold = (await client.hold_credits(user_id, amount=60, ttl=SHORT)).hold
     end = hold.expire_time.ToDatetime(tzinfo=UTC)
 
     async def held_around_the_end():
