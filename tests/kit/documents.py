@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kit.paths import ROOT
+from kit.waiting import patience
 
 README = ROOT / "README.md"
 DEPLOY = ROOT / "docs" / "deploy.md"
@@ -102,7 +103,7 @@ class Shell:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             text=True,
-            timeout=seconds,
+            timeout=patience(seconds),
             check=False,
         )
         assert done.returncode == 0, f"{snippet}\nsaid:\n{done.stdout}"

@@ -203,7 +203,7 @@ async def test_an_impossible_export_is_refused_in_one_line(database, tmp_path):
         (("accounts", "--output", str(there)), "exists; name another file"),
         (("accounts", "--output", str(tmp_path / "no" / "file")), "cannot be opened"),
         (("accounts", "--since", "yesterday"), "--since: yesterday is not a time"),
-        (("accounts", "--until", "2026-13-01"), "--until: 2026-13-01 is no time"),
+        (("accounts", "--until", "2026-13-01"), "--until: 2026-13-01 is not a time"),
         (("accounts", "--resume", "x"), "the cursor is damaged"),
         (("accounts", "--resume", "W10"), "the cursor is damaged"),
     ):
