@@ -155,7 +155,9 @@ async def _serve(made: RelaySettings, metrics_host: str, port: int | None) -> No
     metrics_port.serve_metrics(metrics_host, port, setting="CREDIT_METRICS_PORT")
     build_info.expose("credit_build_info")
     async with relaying(made):
-        print(f"credit-service {VERSION} relay sends to {len(made.endpoints.endpoints)} endpoints")
+        count = len(made.endpoints.endpoints)
+        endpoints = "1 endpoint" if count == 1 else f"{count} endpoints"
+        print(f"credit-service {VERSION} relay sends to {endpoints}")
         await stop.wait()
         _log.info("stopping: events in flight are recorded, no new ones sent")
     _log.info("stopped")

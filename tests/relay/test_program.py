@@ -114,7 +114,7 @@ async def test_one_of_two_relays_sends_and_the_other_takes_over_after_a_kill(dat
         with process("relay", **settings(database, file)) as first:
             await sends(first)
             with process("relay", **settings(database, file)) as second:
-                await asyncio.to_thread(second.wait_for, "relay sends to 1 endpoints")
+                await asyncio.to_thread(second.wait_for, "relay sends to 1 endpoint$")
                 users = await spend()
                 await eventually(lambda: len(hook.taken) == 12, 30)
                 assert '"event":"webhooks begin"' not in second.output
