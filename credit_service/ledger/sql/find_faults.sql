@@ -1,6 +1,6 @@
 -- Names every fault of these accounts: an account and a sentence per fault.
--- On a distributed book the accounts are of one shard, and what is recorded of their payments, which
--- is on other shards, comes with them.
+-- On a distributed book the accounts are of one shard, and the records of their payments, which are
+-- on other shards, come with them.
 -- distributed: WITH credit_purchases AS (
 -- distributed:     SELECT *
 -- distributed:     FROM unnest($2::text[], $3::uuid[], $4::bigint[], $5::bigint[])
@@ -9,7 +9,8 @@
 -- distributed: credit_reversals AS (
 -- distributed:     SELECT *
 -- distributed:     FROM unnest(
--- distributed:         $6::text[], $7::bigint[], $8::text[], $9::bigint[], $10::bigint[], $11::bigint[]
+-- distributed:         $6::text[], $7::bigint[], $8::text[], $9::bigint[], $10::bigint[],
+-- distributed:         $11::bigint[]
 -- distributed:     ) AS given (
 -- distributed:         reversal_ref, revision, payment_ref, reversed_minor, paid_minor, counted
 -- distributed:     )

@@ -66,9 +66,9 @@ LEFT JOIN LATERAL ( -- noqa: ST05
         listed.payment_amount_minor,
         listed.payment_currency,
         listed.hold_seq
-    -- The inner limit leaves nothing out, because the bounds of seq allow no more rows. Without it the
-    -- planner expects to need them all, and in a book of few users it scans all entries by another
-    -- index and sorts them.
+    -- The inner limit leaves nothing out, because the bounds of seq allow no more rows. Without it
+    -- the planner expects to need them all, and in a book of few users it scans all entries by
+    -- another index and sorts them.
     FROM (
         SELECT
             looked.user_id,
