@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import structlog
@@ -159,11 +159,16 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 raise
             # The service is stopping. If gRPC cancelled the call, it would have no reason and no
             # details.
-            await _fail(call, LedgerUnavailable(), context)
+            refusal = _failed(call, LedgerUnavailable())
         except Exception as fault:
-            await _fail(call, fault, context)
-        call.answered()
-        return answer
+            refusal = _failed(call, fault)
+        else:
+            call.answered()
+            return answer
+        # Here the fault is gone: gRPC keeps what `abort` raises until the garbage collector runs,
+        # and through its context the fault, its frames and an answer that there was no room for.
+        await _abort(context, refusal)
+        raise AssertionError  # `abort` always raises, which its type does not say
 
     def _identify(self, call: Call, context: Context) -> None:
         """Identifies the caller, and checks that it may make the call."""
@@ -189,21 +194,26 @@ async def _read(context: Context) -> Any:
     return request
 
 
-async def _fail(call: Call, fault: Exception, context: Context) -> NoReturn:
-    """Ends a call with the status of its fault; an unexpected error stays in the log."""
+def _failed(call: Call, fault: Exception) -> status.Rendered:
+    """Records the fault of a call, and returns its status; an unexpected one stays in the log."""
     if isinstance(fault, CreditError):
         error = fault
     else:
         _log.error("call failed", method=call.method, exc_info=fault)
         error = InternalError()
     call.failed(error)
-    answer = status.render(error)
+    # Its frames hold the future that it came from, which holds the fault.
+    fault.__traceback__ = None
+    return status.render(error)
+
+
+async def _abort(context: Context, refusal: status.Rendered) -> None:
+    """Ends a call with a status."""
     try:
-        await context.abort(answer.code, answer.message, answer.trailing_metadata)
+        await context.abort(refusal.code, refusal.message, refusal.trailing_metadata)
     except grpc.aio.InternalError:
         # The caller has just gone. gRPC would log that as an error, with a trace.
         raise asyncio.CancelledError from None
-    raise AssertionError  # `abort` always raises, which its type does not say
 
 
 def _tolerant(deserialize: Any, name: str) -> Callable[[bytes], Any]:

@@ -213,6 +213,9 @@ class OpenCalls:
             call.waits -= 1
 
     def _done(self, call: OpenCall, context: Context) -> None:
+        # The task's context and errors lead back to the call: a circle, which would keep the answer
+        # in memory until the garbage collector finds it.
+        call.task = None
         if call.streams:
             self._streams.discard(call)
             _subtract(self._streams_of, call.peer, 1)
