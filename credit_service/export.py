@@ -24,7 +24,7 @@ from credit_service.database.postgres import absence
 from credit_service.export_files import ExportError, ExportFile, TextFile
 from credit_service.export_rows import Format, What
 from credit_service.ledger import export as book
-from credit_service.ledger.export import Place
+from credit_service.ledger.export import EntryPlace
 from credit_service.rules.model import FIRST_USER
 
 if TYPE_CHECKING:
@@ -57,14 +57,14 @@ class Cursor:
     format: Format
     since: datetime
     until: datetime
-    place: Place | UUID | None
+    place: EntryPlace | UUID | None
     rows: int = 0
     size: int = 0
 
     @classmethod
     def first(cls, what: What, format_: Format, since: datetime, until: datetime) -> Cursor:
         """The beginning of an export."""
-        place = FIRST_USER if what is What.ACCOUNTS else Place(since)
+        place = FIRST_USER if what is What.ACCOUNTS else EntryPlace(since)
         return cls(what, format_, since, until, place)
 
     @property
@@ -89,7 +89,7 @@ class Cursor:
             what, format_, since, until, place, rows, size = parts
             if isinstance(place, list):
                 at, user_id, seq = place
-                place = Place(datetime.fromisoformat(at), UUID(user_id), int(seq))
+                place = EntryPlace(datetime.fromisoformat(at), UUID(user_id), int(seq))
             elif place is not None:
                 place = UUID(place)
             return cls(
@@ -216,10 +216,10 @@ async def run(address: Address, cursor: Cursor, terms: Terms, file: ExportFile) 
 
 async def _pages(
     connection: asyncpg.Connection, cursor: Cursor, terms: Terms
-) -> AsyncGenerator[tuple[list[Row], Place | UUID | None]]:
+) -> AsyncGenerator[tuple[list[Row], EntryPlace | UUID | None]]:
     """Yields pages of rows, each with the place to go on from."""
     place, until = cursor.place, cursor.until
-    if isinstance(place, Place):
+    if isinstance(place, EntryPlace):
         async for entries, onward in book.entries(connection, place, until):
             yield [export_rows.transaction_row(entry) for entry in entries], onward
         return
@@ -254,7 +254,7 @@ class _Progress:
         seconds = time.monotonic() - self._began_at
         rate = round((cursor.rows - self._began_with) / seconds) if seconds else 0
         text = f"{cursor.rows} {cursor.what}, {rate} per second"
-        if isinstance(cursor.place, Place):
+        if isinstance(cursor.place, EntryPlace):
             text += f", at {export_rows.shown_time(cursor.place.time)}"
         if not self._terminal and cursor.can_go_on:
             text += f"; --resume {cursor}"

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from credit_service.gateway import files
 from credit_service.gateway.account_routes import AccountRoutes
 from credit_service.gateway.browsers import Browsers
-from credit_service.gateway.endpoint import Door, PersonalEndpoint, PublicEndpoint
+from credit_service.gateway.handlers import Door, PersonalHandler, PublicHandler
 from credit_service.gateway.mounted_signals import MountedSignals
 from credit_service.gateway.problems import Problem, problem_response
 from credit_service.gateway.purchase_routes import PurchaseRoutes
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from credit_service.client import CreditClient
     from credit_service.gateway.bridge import Bridge
-    from credit_service.gateway.endpoint import Personal, Public
+    from credit_service.gateway.handlers import Personal, Public
     from credit_service.gateway.streams import EventStream
     from credit_service.gateway.users import User, Users
 
@@ -164,11 +164,11 @@ class Gateway:
         method: str = "GET",
     ) -> Route:
         bucket = Bucket(limit) if isinstance(limit, Rate) else limit
-        endpoint = PersonalEndpoint(path, answer, self._door, bucket, logs=self._logs)
-        return Route(path, endpoint, methods=[method])
+        handler = PersonalHandler(path, answer, self._door, bucket, logs=self._logs)
+        return Route(path, handler, methods=[method])
 
     def _public(self, path: str, answer: Public) -> Route:
-        return Route(path, PublicEndpoint(path, answer, logs=False), methods=["GET"])
+        return Route(path, PublicHandler(path, answer, logs=False), methods=["GET"])
 
 
 class _Wrapping:

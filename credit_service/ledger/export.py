@@ -36,7 +36,7 @@ _LOOK_AGAIN_SECONDS = 0.05
 BEGINNING, END = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
 
 
-class Place(NamedTuple):
+class EntryPlace(NamedTuple):
     """A place in the order of entries: right after the entry of this time, user and seq."""
 
     time: datetime
@@ -88,8 +88,8 @@ async def accounts(
 
 
 async def entries(
-    connection: asyncpg.Connection, place: Place, until: datetime
-) -> AsyncGenerator[tuple[list[Entry], Place]]:
+    connection: asyncpg.Connection, place: EntryPlace, until: datetime
+) -> AsyncGenerator[tuple[list[Entry], EntryPlace]]:
     """Goes through the entries after a place and before a time, in the order of time.
 
     Entries of the same time come in the order of users and seqs. A page is read from a stretch of
@@ -112,15 +112,15 @@ async def entries(
         if len(page) == PAGE_ROWS:
             last = page[-1]
             stretch = max(last.timestamp - place.time, _STRETCH_MIN)
-            place = Place(last.timestamp, last.user_id, last.seq)
+            place = EntryPlace(last.timestamp, last.user_id, last.seq)
         else:
             if len(page) < PAGE_ROWS // 2:
                 stretch *= 4
-            place = Place(end)
+            place = EntryPlace(end)
         yield page, place
 
 
-async def _entries(connection: asyncpg.Connection, place: Place, end: datetime) -> list[Entry]:
+async def _entries(connection: asyncpg.Connection, place: EntryPlace, end: datetime) -> list[Entry]:
     async with connection.transaction(readonly=True):
         await connection.execute(f"SET LOCAL statement_timeout = {_PAGE_MS}; {ALL_PLANS}")
         return await store.list_entries_by_time(connection, place, end, PAGE_ROWS)

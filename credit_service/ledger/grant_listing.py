@@ -60,7 +60,7 @@ class Pools(NamedTuple):
     accounts_in_debt: int
 
 
-class Settled(NamedTuple):
+class DueChanges(NamedTuple):
     """The changes that settling an account's due holds and grants makes, in credits.
 
     Attributes:
@@ -122,14 +122,14 @@ async def list_expiring(connection: _Connection, user_id: UUID, limit: int) -> l
 
 async def settled_accounts(
     connection: _Connection, user_ids: Collection[UUID], time: datetime, limit: int
-) -> dict[UUID, Settled]:
+) -> dict[UUID, DueChanges]:
     """Adds up what is due by a time of these users; of what lapses later, `limit` times at most.
 
     Users who have neither open holds nor open grants are missing.
     """
     rows = await connection.fetch(SQL["settled_accounts"], user_ids, time, limit)
     return {
-        user_id: Settled(
+        user_id: DueChanges(
             ended, lapsed, paid, unpinned, closed, tuple(zip(times, credits_, strict=True))
         )
         for user_id, ended, lapsed, paid, unpinned, closed, times, credits_ in rows

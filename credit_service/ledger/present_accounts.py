@@ -128,7 +128,7 @@ async def _settled(
     return [_less(account, due.get(account.user_id)) for account in accounts]
 
 
-def _less(account: Account, due: grant_listing.Settled | None) -> Account:
+def _less(account: Account, due: grant_listing.DueChanges | None) -> Account:
     if due is None:
         return account._replace(expiring=())
     return account._replace(

@@ -10,7 +10,6 @@ from credit_service.ledger.feed import Feed
 from credit_service.relay import parked_store, store
 from credit_service.relay.events import event_time, trial
 from credit_service.relay.relay import reader_name
-from credit_service.relay.sender import Sender
 from credit_service.rules.feed_values import (
     BEGINNING,
     KIND_ADVANCED,
@@ -57,6 +56,8 @@ async def test(endpoint: Endpoint, now: datetime, *, private: bool) -> Attempt:
         now: the time.
         private: whether addresses that are not globally routable are allowed.
     """
+    from credit_service.relay.sender import Sender  # noqa: PLC0415  # as in relay.py
+
     sender = Sender(endpoint, private=private, connections=1)
     try:
         return await sender.send(trial(endpoint.name, now))

@@ -16,7 +16,6 @@ from credit_service.errors import LedgerUnavailable
 from credit_service.ledger.feed import Feed
 from credit_service.ledger.read_connections import ReadPool, StatementOutdatedError
 from credit_service.relay import alerts, metrics
-from credit_service.relay.delivery import Delivery
 from credit_service.relay.lease import Lease, LeaseLostError, Reader
 from credit_service.relay.timing import Timing
 from credit_service.rules.feed_values import BEGINNING
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from credit_service.database.postgres import Address
+    from credit_service.relay.delivery import Delivery
     from credit_service.relay.endpoints import Endpoint, EndpointsFile
     from credit_service.rules.terms import Terms
 
@@ -79,6 +79,11 @@ class Relay:
 
     def __init__(self, settings: RelaySettings) -> None:
         """Connects to nothing yet."""
+        # Imported here because it loads an HTTP client, which takes a seventh of a start, and most
+        # processes send no webhooks.
+        from credit_service.relay.delivery import Delivery  # noqa: PLC0415
+
+        self._delivery = Delivery
         self._settings = settings
         self._pool = ReadPool(settings.address, _CONNECTIONS)
         self._feed = Feed(self._pool)
@@ -181,7 +186,7 @@ class Relay:
         try:
             start = BEGINNING if endpoint.from_beginning else await self._feed.end()
             reader = await Reader.claim(self._pool, reader_name(endpoint.name), lease.fence, start)
-            delivery = Delivery(
+            delivery = self._delivery(
                 endpoint, reader, self._pool, self._feed, settings.timing, private=settings.private
             )
         except (LedgerUnavailable, StatementOutdatedError, OSError) as fault:

@@ -53,7 +53,7 @@ class Door:
         return user
 
 
-class Endpoint(ABC):
+class Handler(ABC):
     """A route: always answers a request, and records it in log and metrics."""
 
     def __init__(self, path: str, *, logs: bool) -> None:
@@ -108,7 +108,7 @@ class Endpoint(ABC):
             _log.log(logging.ERROR, "request failed", path=self._path, problem=problem, **facts)
 
 
-class PublicEndpoint(Endpoint):
+class PublicHandler(Handler):
     """A route with the same answer for all users."""
 
     def __init__(self, path: str, answer: Public, *, logs: bool) -> None:
@@ -119,7 +119,7 @@ class PublicEndpoint(Endpoint):
         return await self._public(request)
 
 
-class PersonalEndpoint(Endpoint):
+class PersonalHandler(Handler):
     """A route that answers one user, within that user's rate."""
 
     def __init__(
