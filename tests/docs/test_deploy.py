@@ -106,7 +106,7 @@ async def installed():
     """A site after the first section, up to its migration."""
     with new_site() as site:
         await site.sql(FORGET)
-        roles, limits, _ = snippets(DEPLOY, OWN, "sql")
+        roles, limits, *_ = snippets(DEPLOY, OWN, "sql")
         await site.sql(roles)
         await site.sql(limits)
         migrate, _ = snippets(DEPLOY, OWN, "sh")
@@ -118,6 +118,17 @@ async def installed():
 def site(installed, tmp_path):
     """The installed service, and a directory for this test alone."""
     return installed.copy(tmp_path / "site")
+
+
+async def test_the_printed_settings_of_the_server_are_taken(site):
+    (settings,) = snippets(DEPLOY, "Memory and WAL", "sql")
+    try:
+        await site.sql(settings)
+        refused = await site.sql("SELECT name FROM pg_file_settings WHERE error IS NOT NULL")
+        # The only one that waits for a restart; PostgreSQL reports that as an error.
+        assert [name for (name,) in refused] in ([], ["shared_buffers"])
+    finally:
+        await site.sql("ALTER SYSTEM RESET ALL")
 
 
 async def test_a_database_of_your_own_is_fully_protected_and_knows_the_users_you_add(site):

@@ -56,6 +56,7 @@ NAMES_OF_OTHERS = {
     "subscription_data",
     "subscription_update",
     "synchronous_commit",
+    "wal_compression",
     "synchronous_standby_names",
 }
 
