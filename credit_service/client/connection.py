@@ -192,6 +192,8 @@ class Connection:
             try:
                 response = await make(method, request, deadline)
             except grpc.aio.AioRpcError as failure:
+                # Its frames hold the item of a coalesced call, which holds the failure.
+                failure.__traceback__ = None
                 if failure.code() not in _REPEATED:
                     self._budget.succeeded(self._calls_in_flight)
                     raise status.typed(failure) from failure

@@ -130,6 +130,7 @@ class Bridge:
             # All callers may have gone; then the task's failure must still be retrieved.
             listing.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._packs = now, listing
+            del listing  # or the frame in its failure's traceback would keep the failure
         try:
             # Shielded, because others may wait for the same answer.
             return await asyncio.shield(self._packs[1])

@@ -314,7 +314,8 @@ def _decide(state: BatchState, command: Command, terms: Terms) -> Outcome | Cred
     try:
         return decide.decide(state, command, terms)
     except Refusal as refusal:
-        return refusal
+        # Its frames lead to the answers of the batch, which hold the refusal.
+        return refusal.with_traceback(None)
 
 
 def _settled(

@@ -63,7 +63,8 @@ class BatchCalls(pb_grpc.CreditServiceServicer):
             try:
                 answers.append(self._ledger.enqueue(spend, seconds))
             except CreditError as error:
-                answers.append(error)
+                # Its frames hold the answers, which hold the error. So do others below.
+                answers.append(error.with_traceback(None))
         # Gathered, because a cancelled gather cancels the spends that have not begun.
         await asyncio.gather(
             *(answer for answer in answers if isinstance(answer, asyncio.Future)),
@@ -88,7 +89,7 @@ class BatchCalls(pb_grpc.CreditServiceServicer):
         try:
             parts = (await requests.submit(self._ledger, command, context)).parts
         except UserNotFound as refusal:
-            first = BatchAborted() if refused else refusal
+            first = BatchAborted() if refused else refusal.with_traceback(None)
             parts = (first, *(BatchAborted() for _ in whole[1:]))
         answered = iter(parts)
         return [s if isinstance(s, Refusal) else next(answered) for s in spends]
@@ -119,7 +120,7 @@ def _spend(item: pb.BatchSpendItem, caller: str) -> Spend | Refusal:
             charge=requests.charge(item),
         )
     except InvalidRequest as refusal:
-        return refusal
+        return refusal.with_traceback(None)
 
 
 def _outcome(answer: asyncio.Future[Outcome]) -> Outcome | CreditError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -165,8 +166,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         else:
             call.answered()
             return answer
-        # Here the fault is gone: gRPC keeps what `abort` raises until the garbage collector runs,
-        # and through its context the fault, its frames and an answer that there was no room for.
+        # Not in `except`, because the fault would be the context of the error that `abort` raises.
         await _abort(context, refusal)
         raise AssertionError  # `abort` always raises, which its type does not say
 
@@ -202,7 +202,7 @@ def _failed(call: Call, fault: Exception) -> status.Rendered:
         _log.error("call failed", method=call.method, exc_info=fault)
         error = InternalError()
     call.failed(error)
-    # Its frames hold the future that it came from, which holds the fault.
+    # Its frames hold what it came from, such as a future, which holds the fault.
     fault.__traceback__ = None
     return status.render(error)
 
@@ -211,9 +211,19 @@ async def _abort(context: Context, refusal: status.Rendered) -> None:
     """Ends a call with a status."""
     try:
         await context.abort(refusal.code, refusal.message, refusal.trailing_metadata)
+    except grpc.aio.AbortError as end:
+        # gRPC keeps the error in the state of the call, which its frames lead to.
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  # gRPC answers every call in a task
+        task.add_done_callback(partial(_drop_frames, end))
+        raise
     except grpc.aio.InternalError:
         # The caller has just gone. gRPC would log that as an error, with a trace.
         raise asyncio.CancelledError from None
+
+
+def _drop_frames(end: BaseException, _task: object) -> None:
+    end.__traceback__ = None
 
 
 def _tolerant(deserialize: Any, name: str) -> Callable[[bytes], Any]:

@@ -250,7 +250,8 @@ def _spend_together(state: BatchState, command: SpendTogether, terms: Terms) -> 
         try:
             parts.append(decide(state, spend, terms))
         except Refusal as refusal:
-            culprit = _final(user, before, spend, refusal, terms)
+            # Without its frames, which lead to these parts.
+            culprit = _final(user, before, spend, refusal.with_traceback(None), terms)
             user.undo(mark)
             parts = [
                 culprit if other is spend else _paid_before(user, other) or BatchAborted()

@@ -1,13 +1,8 @@
 """Callers that do not read their answers: their unsent bytes are bounded, others are served."""
 
 import asyncio
-import contextlib
-import gc
-from collections import Counter
 from pathlib import Path
-from types import FrameType
 
-import pytest
 from kit.http2 import silent_reader
 from kit.metrics import scrape
 from kit.programs import free_port, process
@@ -16,11 +11,8 @@ from kit.waiting import eventually, patience
 from kit.wire import SERVICE
 
 from credit_service.client import CreditClient
-from credit_service.errors import CreditError
 from credit_service.rpc import open_calls
-from credit_service.rpc.call_log import Call
 from credit_service.rpc.open_calls import CONNECTION_UNSENT_BYTES_MAX
-from credit_service.rules.model import Account
 from credit_service.v1 import credit_service_pb2 as pb
 
 CALLS = 300
@@ -88,54 +80,6 @@ async def test_answers_that_are_not_read_take_little_memory_and_others_are_serve
                 return (now.value("credit_open_calls"), now.value("credit_unsent_bytes")) == (0, 0)
 
             await eventually(all_is_given_back)
-
-
-async def test_what_a_call_made_is_freed_without_the_garbage_collector(database):
-    user_id = await database.user(1_000)
-    async with running(server_settings(database.service_url)) as service:
-        client = await service.client()
-
-        async def refused(**facts):
-            with pytest.raises(CreditError):
-                await client.spend_credits(user_id, **facts)
-
-        with collector_stopped():
-            before = made_by_calls()
-            for _ in range(20):
-                await client.get_user_credit(user_id, history_size=10)
-                await client.spend_credits(user_id, amount=1)
-            await eventually(lambda: few_more_than(before))
-            for _ in range(20):
-                await refused(amount=100_000)
-                await refused(amount=-1)
-            # gRPC keeps what it was aborted with, and with it the facts of the log line.
-            before["Call"] += 40
-            await eventually(lambda: few_more_than(before))
-
-
-def few_more_than(before):
-    # What a call starts for others, such as a connection, keeps the call in its context.
-    return all(number < 5 for number in (made_by_calls() - before).values())
-
-
-def made_by_calls():
-    """The numbers of accounts, calls and frames of answers in memory."""
-    return Counter(
-        type(found).__name__
-        for found in gc.get_objects()
-        if isinstance(found, (Account, Call))
-        or (isinstance(found, FrameType) and found.f_code.co_name == "respond")
-    )
-
-
-@contextlib.contextmanager
-def collector_stopped():
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 async def test_a_connection_that_neither_reads_nor_sends_is_closed(database, monkeypatch, capsys):
