@@ -83,7 +83,7 @@ class Relay:
         # processes send no webhooks.
         from credit_service.relay.delivery import Delivery  # noqa: PLC0415
 
-        self._delivery = Delivery
+        self._delivery_class = Delivery
         self._settings = settings
         self._pool = ReadPool(settings.address, _CONNECTIONS)
         self._feed = Feed(self._pool)
@@ -186,7 +186,7 @@ class Relay:
         try:
             start = BEGINNING if endpoint.from_beginning else await self._feed.end()
             reader = await Reader.claim(self._pool, reader_name(endpoint.name), lease.fence, start)
-            delivery = self._delivery(
+            delivery = self._delivery_class(
                 endpoint, reader, self._pool, self._feed, settings.timing, private=settings.private
             )
         except (LedgerUnavailable, StatementOutdatedError, OSError) as fault:

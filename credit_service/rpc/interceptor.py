@@ -202,8 +202,6 @@ def _failed(call: Call, fault: Exception) -> status.Rendered:
         _log.error("call failed", method=call.method, exc_info=fault)
         error = InternalError()
     call.failed(error)
-    # Its frames hold what it came from, such as a future, which holds the fault.
-    fault.__traceback__ = None
     return status.render(error)
 
 

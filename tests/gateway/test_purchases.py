@@ -1,6 +1,7 @@
 """Buying through the gateway, the bridge and the fake Stripe, all on real sockets."""
 
 import asyncio
+import gc
 import hashlib
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ import pytest
 from kit.bridges import bridge_settings, running_bridge
 from kit.databases import Database
 from kit.gateways import Gateway, bearer, gateway_settings, problem, running_gateway
+from kit.programs import free_port
 from kit.services import running, server_settings
 from kit.stripe_fakes import fake_stripe
 from kit.waiting import eventually, patience
 
 from credit_service.client import CreditClient
-from credit_service.gateway import Bridge, bridge
+from credit_service.gateway import Bridge, Problem, bridge
 
 TOKEN = "a token of the gateway"
 SUCCESS = "https://app.example.com/paid?checkout={CHECKOUT_SESSION_ID}"
@@ -106,6 +108,22 @@ async def another_gateway(shop, **changes):
     )
     async with running_gateway(settings) as gateway:
         yield gateway
+
+
+async def test_a_listing_that_failed_is_freed_without_the_garbage_collector():
+    bridge = Bridge(
+        f"http://127.0.0.1:{free_port()}", token="t", success_url="http://s", cancel_url="http://c"
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            with pytest.raises(Problem):
+                await bridge.packs()
+        await bridge.aclose()
+        await eventually(lambda: not [e for e in gc.get_objects() if isinstance(e, Problem)])
+    finally:
+        gc.enable()
 
 
 async def test_a_first_purchase_arrives_on_the_page_although_the_webhook_is_lost(shop):

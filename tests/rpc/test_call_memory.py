@@ -1,9 +1,11 @@
 """What calls made is freed when they end, without the garbage collector, which seldom runs."""
 
+import asyncio
 import contextlib
 import gc
 from collections import Counter
 from types import FrameType
+from uuid import uuid4
 
 import grpc
 import pytest
@@ -62,12 +64,18 @@ async def test_of_answered_calls(database):
 
 
 @pytest.mark.parametrize("coalesce", [False, True])
-@pytest.mark.parametrize("amount", [100_000, -1])
-async def test_of_refused_calls(database, coalesce, amount):
+@pytest.mark.parametrize("why", ["too dear", "malformed", "unknown user"])
+async def test_of_refused_calls(database, coalesce, why):
     async with caller(database, coalesce=coalesce) as (client, user_id), all_is_freed():
-        for _ in range(ROUNDS):
+        spender = uuid4() if why == "unknown user" else user_id
+        amount = {"too dear": 100_000, "malformed": -1, "unknown user": 1}[why]
+
+        async def refused():
             with pytest.raises(CreditError):
-                await client.spend_credits(user_id, amount=amount)
+                await client.spend_credits(spender, amount=amount)
+
+        for _ in range(ROUNDS):
+            await asyncio.gather(*(refused() for _ in range(10)))
 
 
 @pytest.mark.parametrize("refused", ["one too dear", "one malformed", "all of them"])
