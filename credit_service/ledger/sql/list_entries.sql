@@ -105,7 +105,9 @@ LEFT JOIN LATERAL ( -- noqa: ST05
             -- A plan for these values, as one with a relation gets, compares this with an index.
             AND CASE WHEN $6::bigint IS NULL THEN TRUE ELSE looked.related_seq = $6::bigint END
         ORDER BY looked.seq DESC
-        LIMIT $8::bigint
+        -- In a query of its own, so that plans for these values, which Citus makes, do not know
+        -- it. If they expected fewer entries, they would read all of the user's and sort them.
+        LIMIT (SELECT $8::bigint)
     ) AS listed
     WHERE
         CASE
